@@ -1,0 +1,1 @@
+"""The Ray actors: `environment` runs episodes, `coordinator` schedules them."""

@@ -1,0 +1,375 @@
+"""Coordinator: takes collections, keeps every slot busy, hands out finished groups. One per service; an async Ray actor.
+
+Invariant: all decisions are `rollout_service.scheduling`'s; this actor only carries them out. It never touches a
+trajectory's arrays: it reads the episode's summary and passes the trajectory's object reference on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from actors.environment import EnvironmentActor
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError
+from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
+
+_MAX_ACTORS = 64
+_START_SECONDS = 180.0
+"""How long the first environment actor may take to be placed and set up."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRequest:
+    """What is asked of the service. A field that is None takes the configuration's value."""
+
+    n: int | None = None
+    """Episodes; None: every task of the selection once, times the group size."""
+    group_size: int = 1
+    domain: str | dict[str, float] | None = None
+    split: str | None = None
+    ids: list[str] | None = None
+    shuffle: bool | None = None
+    seed: int | None = None
+    """Given: tasks and episodes follow from it alone. None: go on where the last collection of this kind stopped."""
+
+
+@dataclass(slots=True)
+class Group:
+    """A finished group: object references of its trajectories, by sample index."""
+
+    group_id: str
+    trajectories: list[Any]
+    summaries: list[EpisodeSummary]
+
+
+class _Running:
+    """A collection with what Ray gave for it."""
+
+    def __init__(self, collection: Collection, requests: list[Any]) -> None:
+        self.collection = collection
+        self.requests = requests
+        self.results: dict[int, tuple[EpisodeSummary, Any]] = {}
+        self.changed = asyncio.Event()
+        self.error: RolloutError | None = None
+
+
+class Coordinator:
+    """The service's one point of contact."""
+
+    def __init__(self, config: RolloutConfig, application: str) -> None:
+        self._config = config
+        self._application = application
+        self._scheduler = Scheduler()
+        self._actors: dict[str, Any] = {}
+        self._numbers = itertools.count()
+        self._collections: dict[str, _Running] = {}
+        self._samplers: dict[str, tuple[int, Any]] = {}
+        self._planning = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._faults: collections.Counter[str] = collections.Counter()
+        self._finished = 0
+        self._lost_actors = 0
+        self._starting = 0
+        self._start_error: RolloutError | None = None
+        self._settled = asyncio.Event()
+        """Set once an actor is ready, or none of those that were starting came up."""
+
+    async def check(self) -> None:
+        """Everything that can be refused before anything is started: tokenizer, keys, task selection.
+
+        Raises:
+            RolloutError: what cannot be used, and what to do.
+        """
+        await asyncio.get_running_loop().run_in_executor(None, self._check)
+
+    def _check(self) -> None:
+        from rollout_service.chat import ChatCodec
+        from rollout_service.config import secret
+        from rollout_service.tau2 import tasks
+
+        config = self._config
+        ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+        if config.user.resolved_kind == "llm":
+            from rollout_service.tau2.users import check_endpoint
+
+            secret(config.user.api_key_var, "user.api_key_var")
+            check_endpoint(config.user)
+        secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
+        tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
+
+    async def start(self) -> None:
+        """Create the environment actors; returns when the first is ready, the others join as they come.
+
+        Raises:
+            RolloutError: the first actor's own, or none could be placed.
+        """
+        wanted = self._config.service.actors
+        if wanted is None:
+            wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
+        for _ in range(wanted):
+            self._spawn(self._add_actor())
+        try:
+            await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
+        except TimeoutError:
+            free = ray.available_resources().get("CPU", 0)
+            raise ServiceError(
+                f"No environment actor could be started in {_START_SECONDS:.0f} s; the cluster has {free:g} CPUs free.",
+                "Free a CPU, or check the node's logs.",
+            ) from None
+        if self._start_error is not None and not self._scheduler.actors:
+            raise self._start_error
+
+    async def submit(self, request: CollectionRequest) -> tuple[str, int]:
+        """Start a collection. Returns its id and the number of its episodes.
+
+        Raises:
+            TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
+        """
+        async with self._planning:
+            running = await asyncio.get_running_loop().run_in_executor(None, self._plan, request)
+        collection = running.collection
+        self._collections[collection.collection_id] = running
+        self._scheduler.add(collection)
+        self._pump()
+        return collection.collection_id, len(running.requests)
+
+    async def next_group(self, collection_id: str) -> Group | None:
+        """The next finished group, waiting for it; None when the collection has no more.
+
+        Raises:
+            RolloutError: an episode's request turned out to be impossible; the collection is over.
+            ServiceError: unknown collection.
+        """
+        running = self._collections.get(collection_id)
+        if running is None:
+            raise ServiceError(f"There is no collection {collection_id!r}.", "It ended, or the service was restarted.")
+        while True:
+            if running.error is not None:
+                self._forget(collection_id)
+                raise running.error
+            group = running.collection.take()
+            if group is not None:
+                self._pump()
+                return self._group(running, group)
+            if running.collection.exhausted:
+                self._forget(collection_id)
+                return None
+            running.changed.clear()
+            await running.changed.wait()
+
+    async def cancel(self, collection_id: str) -> None:
+        """Start nothing more of the collection and end what runs of it. Finished groups can still be taken."""
+        running = self._collections.get(collection_id)
+        if running is None:
+            return
+        running.collection.cancel()
+        ids = [request.trajectory_id for request in running.requests]
+        for actor in self._actors.values():
+            actor.cancel.remote(ids)
+        running.changed.set()
+
+    async def status(self) -> dict[str, Any]:
+        """Counts of what the service holds and does."""
+        return {
+            "actors": len(self._scheduler.actors),
+            "lost_actors": self._lost_actors,
+            "slots": self._scheduler.slots,
+            "running": self._scheduler.running,
+            "finished": self._finished,
+            "faults": dict(self._faults),
+            "collections": {
+                name: {
+                    "episodes": len(running.requests),
+                    "done": running.collection.delivered,
+                    "waiting": running.collection.waiting,
+                    "retries": running.collection.retries,
+                    "failed": running.collection.failed,
+                }
+                for name, running in self._collections.items()
+            },
+        }
+
+    async def stop(self) -> None:
+        """End every collection and the environment actors."""
+        for collection_id in list(self._collections):
+            await self.cancel(collection_id)
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    async def configuration(self) -> RolloutConfig:
+        """The configuration that the service runs with."""
+        return self._config
+
+    # Planning --------------------------------------------------------------------------------------------------------
+
+    def _plan(self, request: CollectionRequest) -> _Running:
+        from rollout_service.tau2 import agent, tasks
+        from rollout_service.tau2.episode import EpisodeRequest
+
+        if request.group_size < 1:
+            raise TaskError(f"group_size is {request.group_size}.", "It must be at least 1.")
+        seed, sampler = self._sampler(request)
+        n = sampler.epoch_size * request.group_size if request.n is None else request.n
+        if n < 1 or n % request.group_size:
+            raise TaskError(
+                f"n={n} is not a positive multiple of group_size={request.group_size}.",
+                f"Ask for {max(1, round(n / request.group_size)) * request.group_size}, or another group size.",
+            )
+        collection_id = uuid.uuid4().hex[:12]
+        now = time.time()
+        requests = []
+        for group in range(n // request.group_size):
+            draw, task = sampler.drawn, next(sampler)
+            agent.check(self._config.agent, tasks.get(task))
+            group_id = f"{collection_id}-{group:05d}"
+            requests += [
+                EpisodeRequest(
+                    trajectory_id=f"{group_id}-{sample:03d}",
+                    collection_id=collection_id,
+                    group_id=group_id,
+                    sample_index=sample,
+                    task=task,
+                    seed=tasks.episode_seed(seed, task, draw, sample),
+                    requested_at=now,
+                )
+                for sample in range(request.group_size)
+            ]
+        service = self._config.service
+        collection = Collection(
+            collection_id,
+            n // request.group_size,
+            request.group_size,
+            max_attempts=service.max_attempts,
+            max_buffered_groups=service.max_buffered_groups,
+        )
+        return _Running(collection, requests)
+
+    def _sampler(self, request: CollectionRequest) -> tuple[int, Any]:
+        from rollout_service.tau2.tasks import TaskSampler
+
+        defaults = self._config.tasks
+        domain = defaults.domain if request.domain is None else request.domain
+        same_domain = request.domain is None or request.domain == defaults.domain
+        ids = request.ids if request.ids is not None else (defaults.ids if same_domain else None)
+        split = defaults.split if request.split is None else request.split
+        shuffle = defaults.shuffle if request.shuffle is None else request.shuffle
+        seed = defaults.seed if request.seed is None else request.seed
+        if request.seed is not None:
+            return seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
+        key = repr((domain, split, ids, shuffle))
+        if key not in self._samplers:
+            self._samplers[key] = (seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed))
+        return self._samplers[key]
+
+    # Carrying out ----------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while (assignment := self._scheduler.next()) is not None:
+            self._spawn(self._run(assignment))
+
+    async def _run(self, assignment: Assignment) -> None:
+        running = self._collections[assignment.collection_id]
+        request = running.requests[assignment.episode]
+        request = replace(request, attempt=assignment.attempt)
+        summary, trajectory = await self._attempt(running, request, assignment.actor)
+        if summary.fault is not None:
+            self._faults[str(summary.fault.kind)] += 1
+        if self._scheduler.finish(assignment, summary.fault):
+            self._finished += 1
+            running.results[assignment.episode] = summary, trajectory
+            running.changed.set()
+        self._pump()
+
+    async def _attempt(self, running: _Running, request: Any, actor: str) -> tuple[EpisodeSummary, Any]:
+        try:
+            summary_ref, trajectory = self._actors[actor].run_episode.options(num_returns=2).remote(request)
+            return await summary_ref, trajectory
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RolloutError):
+                running.error = cause
+                running.collection.cancel()
+            fault = _service_fault(cause or error, retryable=not isinstance(cause, RolloutError))
+        except (RayActorError, KeyError) as error:
+            self._replace(actor)
+            fault = _service_fault(error, "the environment actor died")
+        except RayError as error:
+            fault = _service_fault(error)
+        from rollout_service.tau2.episode import unfinished
+
+        lost = unfinished(request, fault)
+        return EpisodeSummary.of(lost), ray.put(lost)
+
+    def _group(self, running: _Running, group: int) -> Group:
+        size = running.collection.group_size
+        results = [running.results.pop(episode) for episode in range(group * size, (group + 1) * size)]
+        return Group(
+            group_id=running.requests[group * size].group_id,
+            trajectories=[trajectory for _, trajectory in results],
+            summaries=[summary for summary, _ in results],
+        )
+
+    def _forget(self, collection_id: str) -> None:
+        self._scheduler.drop(collection_id)
+        self._collections.pop(collection_id, None)
+
+    # Actors ----------------------------------------------------------------------------------------------------------
+
+    async def _add_actor(self) -> None:
+        service = self._config.service
+        name = f"{service.name}-environment-{next(self._numbers)}"
+        self._starting += 1
+        try:
+            actor = (
+                ray.remote(EnvironmentActor)
+                .options(name=name, namespace=service.namespace, num_cpus=1, max_concurrency=service.slots + 8)
+                .remote(self._config, self._application)
+            )
+            await actor.setup.remote()
+            self._actors[name] = actor
+            self._scheduler.add_actor(name, service.slots)
+            self._pump()
+        except RayTaskError as error:
+            cause = error.cause
+            self._start_error = cause if isinstance(cause, RolloutError) else _start_failure(cause or error)
+        except RayError as error:
+            self._start_error = _start_failure(error)
+        finally:
+            self._starting -= 1
+        if self._scheduler.actors or not self._starting:
+            self._settled.set()
+        if not self._scheduler.actors and not self._starting:
+            for running in self._collections.values():
+                running.error = self._start_error
+                running.changed.set()
+
+    def _replace(self, actor: str) -> None:
+        """The actor died: offer it no longer, and start another. Called once for each of its episodes."""
+        if self._scheduler.remove_actor(actor):
+            self._actors.pop(actor, None)
+            self._lost_actors += 1
+            self._spawn(self._add_actor())
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _start_failure(error: BaseException) -> ServiceError:
+    text = str(error).strip().splitlines()[-1][:500]
+    return ServiceError(f"No environment actor comes up; the last one failed with: {text}", "See the actor's log.")
+
+
+def _service_fault(error: BaseException, what: str = "", retryable: bool = True) -> Fault:
+    text = what or str(error).strip().splitlines()[-1][:500]
+    return Fault(FaultKind.SERVICE, type(error).__name__, text, retryable)

@@ -1,0 +1,70 @@
+"""EnvironmentActor: slots that each run one episode at a time.
+
+Invariant: the event loop only passes policy calls on; every episode has a thread, and whatever blocks blocks there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rollout_service.config import RolloutConfig
+from rollout_service.scheduling import EpisodeSummary
+from rollout_service.trajectory import Trajectory
+
+
+class EnvironmentActor:
+    """Holds τ² environments and user simulators, and runs whole episodes. An async Ray actor."""
+
+    def __init__(self, config: RolloutConfig, application: str) -> None:
+        """
+        Args:
+            application: name of the Serve application that fronts the policy.
+        """
+        self._config = config
+        self._application = application
+        self._threads = ThreadPoolExecutor(config.service.slots, thread_name_prefix="slot")
+        self._clocks: dict[str, Any] = {}
+        self._runner: Any = None
+
+    async def setup(self) -> None:
+        """Import τ², load and prove the codec, find the policy. Call it once, before the first episode.
+
+        Raises:
+            RolloutError: the configuration cannot be used here (tokenizer, key variable, τ² package).
+        """
+        loop = asyncio.get_running_loop()
+        self._runner = await loop.run_in_executor(self._threads, functools.partial(self._make_runner, loop))
+
+    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> Any:
+        from rollout_service.chat import ChatCodec
+        from rollout_service.policy.serve import ServePolicy
+        from rollout_service.tau2.episode import EpisodeRunner
+
+        policy = self._config.policy
+        codec = ChatCodec.load(policy.tokenizer, tool_parser=policy.tool_parser)
+        return EpisodeRunner(self._config, codec, ServePolicy(self._application), loop)
+
+    async def run_episode(self, request: Any) -> tuple[EpisodeSummary, Trajectory]:
+        """Run one episode (`EpisodeRequest`) in a free slot. Call it with `num_returns=2`.
+
+        Raises:
+            RolloutError: the request cannot be met at all.
+        """
+        from rollout_service.tau2.users import Clock
+
+        clock = self._clocks[request.trajectory_id] = Clock(self._config.limits.wall_seconds)
+        try:
+            loop = asyncio.get_running_loop()
+            trajectory = await loop.run_in_executor(self._threads, self._runner.run, request, clock)
+        finally:
+            del self._clocks[request.trajectory_id]
+        return EpisodeSummary.of(trajectory), trajectory
+
+    async def cancel(self, trajectory_ids: list[str]) -> None:
+        """End these episodes as soon as they notice; they come back as aborted."""
+        for trajectory_id in trajectory_ids:
+            if trajectory_id in self._clocks:
+                self._clocks[trajectory_id].cancelled.set()

@@ -1,0 +1,28 @@
+"""Engines: what samples tokens inside a policy replica. One protocol, `Engine`; each other module is one engine."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.config import RolloutConfig
+from rollout_service.policy.base import Generation, Sampling
+
+
+class Engine(Protocol):
+    """Samples turns. One per replica; its calls run concurrently on the replica's event loop."""
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn; see `rollout_service.policy.base.Policy`. Cancelling it aborts the request."""
+        ...
+
+
+def make(config: RolloutConfig) -> Engine:
+    """The engine that `policy.engine` names."""
+    from deploy.engines.scripted import ScriptedEngine
+
+    return ScriptedEngine(config)

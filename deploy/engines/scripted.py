@@ -1,0 +1,62 @@
+"""The scripted engine: plays a task's gold actions as a model would, in tokens, without a model.
+
+Invariant: stateless and deterministic. A turn follows from the task, the episode's seed and the turn's number alone, so
+any replica can answer any turn. It samples each token with probability 1: the log-probs are 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.chat import ChatCodec
+from rollout_service.config import RolloutConfig
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.tau2 import gold, tasks
+from rollout_service.trajectory import TaskRef
+
+_REASONING = "The next step of the plan."
+
+
+class ScriptedEngine:
+    """Answers token requests with the tokens of the next gold step."""
+
+    def __init__(self, config: RolloutConfig) -> None:
+        self._script = config.policy.script
+        self._codec = ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+        self._steps = functools.lru_cache(maxsize=4096)(self._plan)
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """The episode's turn number `metadata["turn"]`. A turn longer than `max_new_tokens` is cut by length."""
+        seed, turn = metadata["seed"], metadata["turn"]
+        wait = gold.waiting_time(self._script.latency, random.Random(f"latency:{seed}:{turn}"))
+        if wait:
+            await asyncio.sleep(wait)
+        steps = self._steps(metadata["task"], metadata["agent"], seed)
+        tokens = self._written(steps[min(turn, len(steps) - 1)])
+        cut = tokens[: sampling.max_new_tokens]
+        return Generation(
+            token_ids=np.asarray(cut, dtype=np.int32),
+            logprobs=np.zeros(len(cut), dtype=np.float32),
+            weight_versions=np.zeros(len(cut), dtype=np.int32),
+            finish_reason="stop" if len(cut) == len(tokens) else "length",
+            prompt_tokens=len(input_ids),
+        )
+
+    def _plan(self, task: TaskRef, agent: str, seed: int) -> list[gold.Step]:
+        return gold.policy_steps(tasks.get(task), agent, self._script, random.Random(f"policy:{seed}"))
+
+    def _written(self, step: gold.Step) -> list[int]:
+        reasoning = _REASONING if self._codec.supports_reasoning else None
+        if step.kind != gold.BROKEN:
+            return self._codec.encode_turn(step.text, step.calls, reasoning)
+        whole = self._codec.encode_turn("", step.calls, reasoning)
+        broken = self._codec.decode(whole[:-1]).rpartition("}")
+        return [*self._codec.encode_written(broken[0] + broken[2]), whole[-1]]

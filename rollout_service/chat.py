@@ -1,0 +1,380 @@
+"""ChatCodec: chat messages to context tokens, policy tokens to a message.
+
+Invariant: the tokens are those that the tokenizer's own chat template gives. The codec derives everything (opening
+prompt, what follows a turn, how a turn is written) from that template, takes the parser for tool calls from the
+`renderers` package, and `prove()`s all of it on probe conversations before the first episode. What it cannot prove it
+refuses, with the first differing token shown.
+
+Text inside a message never becomes a control token. `<|im_end|>` in a tool result is encoded as the ten characters it
+is: before rendering, every added token's text found inside a message is split by a private character, and the rendered
+text is encoded piece by piece between those characters.
+
+Message format (`ChatMessage`): OpenAI's, with tool-call arguments as dicts (several templates escape strings twice).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rollout_service.errors import CodecError
+
+ChatMessage = dict[str, Any]
+ToolSchema = dict[str, Any]
+
+EMBEDDED_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer"
+"""The small tokenizer that ships with the package; the default where no model is named."""
+
+INVALID_CALL_NAME = "invalid_tool_call"
+"""Stands in for a tool's name when the policy wrote none that can be read."""
+
+MALFORMED_ARGUMENT = "malformed_arguments"
+"""The one argument of a malformed call: no tool has it, so the environment answers with its own error."""
+
+OK = "ok"
+
+_MARKER = "probe-9f41c7"
+_WRITTEN_NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,128})"|<function=([^>\s]{1,128})>')
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCall:
+    """One tool call as the policy wrote it."""
+
+    name: str
+    """The tool's name; for a malformed call the name that can be read in it, or `INVALID_CALL_NAME`."""
+    arguments: dict[str, Any]
+    """Its arguments; for a malformed call `{MALFORMED_ARGUMENT: text}`."""
+    status: str = OK
+    """`ok`, or the `renderers` parser's word for what is wrong (`invalid_json`, `unclosed_block`, …)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedTurn:
+    """A policy turn read back from its tokens."""
+
+    content: str
+    """Text before the first tool call, outer white space stripped."""
+    reasoning: str | None
+    """Text of the thinking block; None when there was none."""
+    calls: list[ParsedCall] = field(default_factory=list)
+    raw: str = ""
+    """All text after the thinking block, as written."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.content and not self.calls
+
+    def as_message(self) -> ChatMessage:
+        """The turn as history for the chat template. A turn with a malformed call is kept as the text it was."""
+        message: ChatMessage = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if any(call.status != OK for call in self.calls):
+            message["content"] = self.raw
+        elif self.calls:
+            message["tool_calls"] = [tool_call(call.name, call.arguments) for call in self.calls]
+        return message
+
+
+def tool_call(name: str, arguments: dict[str, Any], call_id: str = "call_0") -> dict[str, Any]:
+    """A tool call in `ChatMessage` form."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+class ChatCodec:
+    """Encodes and parses the turns of one tokenizer. Thread-safe: it holds no state of a conversation."""
+
+    def __init__(self, tokenizer: Any, *, name: str = "", tool_parser: str = "auto") -> None:
+        """Derive the codec from a fast Hugging Face tokenizer with a chat template, and prove it.
+
+        Args:
+            tokenizer: a `PreTrainedTokenizerFast`.
+            name: how trajectories shall name it.
+            tool_parser: a `renderers` parser's name, or `auto`: the first that reads back what the template writes.
+
+        Raises:
+            CodecError: no chat template, not a fast tokenizer, or something that `prove` could not show.
+        """
+        self.name = name or str(getattr(tokenizer, "name_or_path", ""))
+        if not getattr(tokenizer, "chat_template", None):
+            raise CodecError(
+                f"The tokenizer {self.name!r} has no chat template.",
+                "Use the instruct model's tokenizer, or save one with tokenizer.chat_template set.",
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CodecError(f"The tokenizer {self.name!r} has no fast version.", "Save it with a tokenizer.json.")
+        self._tokenizer = tokenizer
+        self._backend = backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._encode_plain = functools.lru_cache(maxsize=512)(self._encode_uncached)
+        added = sorted((token.content for token in backend.get_added_tokens_decoder().values()), key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(text) for text in added)) if added else None
+        self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn()
+        eos = tokenizer.eos_token_id
+        self.stop_token_ids = sorted({self.end_of_turn_id} | ({eos} if eos is not None else set()))
+        self._think_ids = (self._token_id("<think>"), self._token_id("</think>"))
+        self._opens_reasoning = self._generation_prompt().rstrip().endswith("<think>")
+        self.supports_reasoning = _MARKER in self._text(
+            [_user("hi"), {"role": "assistant", "content": "x", "reasoning_content": _MARKER}]
+        )
+        self.tokenizer_fingerprint = _fingerprint(backend.to_str())
+        self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
+        from rollout_service.codec_proof import choose_parser, prove
+
+        self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)
+        self.rewrites_history = prove(self)
+
+    @classmethod
+    def load(cls, path: str | None = None, *, tool_parser: str = "auto") -> ChatCodec:
+        """Load a tokenizer from a folder (or a hub name that `transformers` can find); None: the embedded one.
+
+        Raises:
+            CodecError: nothing can be loaded from there, or the codec cannot be proved.
+        """
+        import transformers
+
+        source = str(EMBEDDED_TOKENIZER if path is None else path)
+        looks_local = path is not None and (path.startswith((".", "/", "~")) or path.count("/") != 1)
+        if looks_local and not Path(source).expanduser().is_dir():
+            raise CodecError(
+                f"policy.tokenizer: there is no folder {source!r}.", "Give the folder that holds tokenizer.json."
+            )
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(Path(source).expanduser()) if path else source)
+        except Exception as error:
+            raise CodecError(
+                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}",
+                "Give a folder with a tokenizer, or a model name that this machine can download.",
+            ) from error
+        return cls(tokenizer, name="embedded" if path is None else source, tool_parser=tool_parser)
+
+    # Context ---------------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
+        """Token ids of the whole conversation, ending where the policy is to go on."""
+        return self._rendered(messages, tools, generation_prompt=True, after=None)
+
+    def bridge(self, new_messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids that follow a turn's end-of-turn token: `new_messages`, then where the policy is to go on."""
+        calls = [tool_call("probe", {}, m.get("tool_call_id", "call_0")) for m in new_messages if m["role"] == "tool"]
+        turn: ChatMessage = {"role": "assistant", "content": _MARKER}
+        if calls:
+            turn["tool_calls"] = calls
+        return self._rendered([_user("hi"), turn, *new_messages], (), generation_prompt=True, after=_MARKER)
+
+    def encode_turn(
+        self, content: str = "", calls: Sequence[tuple[str, dict[str, Any]]] = (), reasoning: str | None = None
+    ) -> list[int]:
+        """Token ids that a policy writing exactly this would sample, end of turn included.
+
+        `reasoning` is left out where the template has no place for it.
+        """
+        message: ChatMessage = {"role": "assistant", "content": content}
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [tool_call(name, arguments) for name, arguments in calls]
+        shielded, cut = self._shield([message])
+        text = self._text([_user("hi"), *shielded])
+        prompt = self._text([_user("hi")], generation_prompt=True)
+        if not text.startswith(prompt):
+            raise CodecError(
+                f"The chat template of {self.name!r} writes a turn differently from how its generation prompt opens it: "
+                f"{text[:80]!r} does not start with {prompt[-80:]!r}.",
+                "Use a template whose generation prompt is the start of its assistant turn.",
+            )
+        body = text[len(prompt) : text.index(self.end_of_turn, len(prompt))]
+        return [*self._encode(body, cut), self.end_of_turn_id]
+
+    def encode_written(self, text: str) -> list[int]:
+        """Token ids of text as a policy writes it: control tokens in it are control tokens."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    # Turns -----------------------------------------------------------------------------------------------------------
+
+    def parse(self, token_ids: Sequence[int]) -> ParsedTurn:
+        """Read a turn back from the tokens that the policy sampled. Never raises: what is malformed is marked so."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.stop_token_ids:
+            ids.pop()
+        reasoning, ids = self._split_reasoning(ids)
+        content_ids, calls = self._parser.extract(ids)
+        return ParsedTurn(
+            content=self.decode(content_ids).strip(),
+            reasoning=reasoning,
+            calls=[_checked(call) for call in calls],
+            raw=self.decode(ids),
+        )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, control tokens shown as written."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False)) if token_ids else ""
+
+    def _split_reasoning(self, ids: list[int]) -> tuple[str | None, list[int]]:
+        opening, closing = self._think_ids
+        if opening is None or closing is None:
+            return None, ids
+        start = 0
+        if not self._opens_reasoning:
+            if opening not in ids or self.decode(ids[: ids.index(opening)]).strip():
+                return None, ids
+            start = ids.index(opening) + 1
+        end = ids.index(closing, start) if closing in ids[start:] else len(ids)
+        return self.decode(ids[start:end]).strip("\n"), ids[end + 1 :]
+
+    # Rendering -------------------------------------------------------------------------------------------------------
+
+    def _rendered(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema], *, generation_prompt: bool, after: str | None
+    ) -> list[int]:
+        shielded, cut = self._shield(messages)
+        text = self._text(shielded, tools, generation_prompt=generation_prompt)
+        if after is not None:
+            end = text.index(self.end_of_turn, text.index(after)) + len(self.end_of_turn)
+            text = text[end:]
+        return self._encode(text, cut)
+
+    def _text(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = (), *, generation_prompt: bool = False
+    ) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation_prompt
+                )
+            )
+        except Exception as error:
+            roles = [m["role"] for m in messages]
+            raise CodecError(
+                f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
+                "Use a template that supports tools.",
+            ) from error
+
+    def _shield(self, messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], str]:
+        """The messages with every control token's text cut in two, and the character that marks the cuts."""
+        flat = json.dumps(messages, ensure_ascii=False, default=str)
+        cut = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in flat)
+        if self._control is None or not self._control.search(_unescaped(messages)):
+            return list(messages), cut
+        control = self._control
+
+        def shield(value: Any) -> Any:
+            if isinstance(value, str):
+                return control.sub(lambda found: found[0][0] + cut + found[0][1:], value)
+            if isinstance(value, dict):
+                return {shield(k) if isinstance(k, str) else k: shield(v) for k, v in value.items()}
+            if isinstance(value, list):
+                return [shield(item) for item in value]
+            return value
+
+        return [{**{k: shield(v) for k, v in m.items() if k != "role"}, "role": m["role"]} for m in messages], cut
+
+    def _encode(self, text: str, cut: str) -> list[int]:
+        ids: list[int] = []
+        for piece in text.split(cut):
+            for number, part in enumerate(piece.split(self.end_of_turn)):
+                if number:
+                    ids.append(self.end_of_turn_id)
+                if part:
+                    ids.extend(self._encode_plain(part))
+        return ids
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        """The long system prompt of a domain recurs in every episode: hence the cache in front of this."""
+        try:
+            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+        except (UnicodeEncodeError, TypeError):  # a lone surrogate has no UTF-8 form
+            clean = text.encode("utf-8", "replace").decode("utf-8")
+            return tuple(self._backend.encode(clean, add_special_tokens=False).ids)
+
+    def _generation_prompt(self) -> str:
+        opened = self._text([_user("hi")], generation_prompt=True)
+        return opened[len(self._text([_user("hi")])) :]
+
+    def _find_end_of_turn(self) -> tuple[str, int]:
+        text = self._text([_user("hi"), {"role": "assistant", "content": _MARKER}])
+        tail = text[text.index(_MARKER) + len(_MARKER) :] if _MARKER in text else ""
+        found = self._control.search(tail) if self._control else None
+        token = self._token_id(found[0]) if found else None
+        if found is None or token is None:
+            raise CodecError(
+                f"The chat template of {self.name!r} ends an assistant turn with {tail[:40]!r}, which holds no added token.",
+                "Use a template that closes each turn with a special token.",
+            )
+        return found[0], token
+
+    def _token_id(self, text: str) -> int | None:
+        token = self._backend.token_to_id(text)
+        return None if token is None else int(token)
+
+
+class _ParserTokenizer:
+    """What a `renderers` tool parser needs of a tokenizer. Reads the Rust tokenizer directly: the transformers wrapper
+    sets truncation on each call, which is not safe between threads."""
+
+    unk_token_id = None
+
+    def __init__(self, codec: ChatCodec) -> None:
+        self._codec = codec
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        return self._codec._token_id(token)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return self._codec.decode(token_ids)
+
+
+def _checked(call: Any) -> ParsedCall:
+    """A `renderers` call as ours. Strict: a call that is not exactly right is malformed, never repaired."""
+    status = str(call.status)
+    arguments = call.arguments
+    if status == OK and not isinstance(arguments, dict):
+        status = "arguments_not_an_object"
+    if status == OK and not isinstance(call.name, str):
+        status = "missing_name"
+    if status == OK:
+        try:
+            json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
+            call.name.encode("utf-8")
+            return ParsedCall(call.name, arguments)
+        except ValueError:  # NaN, infinity, or half of a surrogate pair: no JSON value
+            status = "invalid_json"
+    written = _WRITTEN_NAME.search(call.raw)
+    name = next((group for group in written.groups() if group), INVALID_CALL_NAME) if written else INVALID_CALL_NAME
+    return ParsedCall(name, {MALFORMED_ARGUMENT: call.raw}, status)
+
+
+def _unescaped(messages: Sequence[ChatMessage]) -> str:
+    """All text of the messages, for one quick search."""
+    found: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(key)
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(list(messages))
+    return "\n".join(found)
+
+
+def _user(content: str) -> ChatMessage:
+    return {"role": "user", "content": content}
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

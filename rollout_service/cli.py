@@ -1,0 +1,229 @@
+"""The command line: `rollout-service collect | tasks | verify | doctor`.
+
+Invariant: results go to stdout, everything else to stderr; an error is one paragraph that says what to do. Exit codes:
+0 all is well; 1 the work was done but something in it failed (aborted episodes, violations, a failed check); 2 it could
+not be done as asked; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from rollout_service import __version__
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import ConfigError, RolloutError, StorageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
+)
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, e.g. --set limits.max_turns=40. Repeat it for more.")
+]
+Domain = Annotated[
+    str | None, typer.Option(help="A domain, or a mix with weights: retail=2,airline=1. Default: tasks.domain.")
+]
+Split = Annotated[str | None, typer.Option(help="train, test, base, … Default: tasks.split.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub name of the policy's tokenizer.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in arguments
+    try:
+        code = app([a for a in arguments if a != "--traceback"], standalone_mode=False)
+    except RolloutError as error:
+        if show_traceback:
+            raise
+        _say(f"Error: {error}")
+        code = 2
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        code = 130
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
+            error.show()
+            code = error.exit_code
+        elif type(error).__name__ == "Abort" or show_traceback:
+            raise
+        else:
+            _say(f"Error: {type(error).__name__}: {error} (Run with --traceback to see where.)")
+            code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def collect(
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Episodes. Default: every task once, times group size.")] = None,
+    group_size: Annotated[int, typer.Option(help="Episodes per task.")] = 1,
+    domain: Domain = None,
+    split: Split = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task id. Repeat it for more.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes tasks and episodes repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to store: .jsonl or .parquet.")] = None,
+    append: Annotated[bool, typer.Option(help="Add to the output if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output if it exists.")] = False,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or its address. Default: embedded.")] = None,
+    start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
+    tokenizer: Tokenizer = None,
+    config: Config = None,
+    settings: Settings = None,
+) -> int:
+    """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
+    from rollout_service.client import RolloutClient
+    from rollout_service.progress import CollectionProgress
+    from rollout_service.report import print_summary
+    from rollout_service.storage import TrajectoryWriter
+
+    loaded = _config(config, settings, domain, split, task, tokenizer)
+    if output is not None and overwrite:
+        _remove(output)
+    writer = TrajectoryWriter(output, append=append) if output is not None else None
+    _say("Starting the service …" if address is None or start else f"Connecting to {address} …")
+    with RolloutClient(address, config=loaded if address is None or start else None) as client:
+        choice: dict[str, Any] = {
+            "domain": loaded.tasks.domain,
+            "split": loaded.tasks.split,
+            "ids": loaded.tasks.ids,
+            "shuffle": loaded.tasks.shuffle if n is not None else False,
+            "seed": seed,
+        }
+        stream = client.stream(n, group_size=group_size, **choice)
+        with CollectionProgress(stream.episodes) as progress:
+            try:
+                for group in stream:
+                    if writer is not None:
+                        writer.append(group)
+                    progress.add(group)
+            finally:
+                stream.close()
+                if writer is not None:
+                    writer.close()
+        status = client.status()
+    summary = progress.summary
+    print_summary(summary, progress.seconds, where=output, retried=status["faults"])
+    return 1 if any(domain.outcomes["aborted"] for domain in summary.domains.values()) else 0
+
+
+@app.command()
+def tasks(
+    domain: Annotated[str | None, typer.Option(help="List its tasks; without it, the domains.")] = None,
+    split: Annotated[str, typer.Option(help="Which split.")] = "base",
+) -> None:
+    """List domains with their splits, or the tasks of one split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rollout_service.tau2 import tasks as tau2_tasks
+
+    if domain is None:
+        table = Table("domain", "splits (tasks)")
+        for name in tau2_tasks.domains():
+            sizes = {key: len(ids) for key, ids in tau2_tasks.splits(name).items()}
+            table.add_row(name, "  ".join(f"{key} ({size})" for key, size in sorted(sizes.items())))
+        Console().print(table)
+        return
+    for reference in tau2_tasks.references(domain, split):
+        print(reference.task_id)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file of trajectories.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer, if it moved.")] = None,
+    check: Annotated[list[str] | None, typer.Option(help="Only this check: tokens, prefix, messages, reward.")] = None,
+    show: Annotated[int, typer.Option(help="Violations to print.")] = 20,
+) -> int:
+    """Audit stored trajectories: tokens, prefixes, messages and rewards. Needs neither Ray nor a GPU."""
+    from rollout_service.report import print_audit
+    from rollout_service.storage import iterate
+    from rollout_service.verify import CHECKS
+    from rollout_service.verify import verify as audit
+
+    unknown = sorted(set(check or []) - set(CHECKS))
+    if unknown:
+        raise ConfigError(f"--check: there is no check {unknown[0]!r}.", f"Choose from {', '.join(CHECKS)}.")
+    audited, violations = 0, []
+    for _, found in audit(iterate(path), tokenizer=tokenizer, checks=check or CHECKS):
+        audited += 1
+        violations += found
+    if not audited:
+        raise StorageError(f"{path} holds no trajectory.", "Collect some first.")
+    print_audit(path, audited, violations, check or list(CHECKS), show)
+    return 1 if violations else 0
+
+
+@app.command()
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Also look at this Ray cluster.")] = None,
+    config: Config = None,
+    settings: Settings = None,
+    tokenizer: Tokenizer = None,
+) -> int:
+    """Check this machine and the settings, one line for each thing that a collection needs."""
+    from rollout_service.doctor import examine
+    from rollout_service.report import print_findings
+
+    findings = examine(_config(config, settings, None, None, None, tokenizer), address)
+    print_findings(findings)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def _config(
+    path: Path | None,
+    settings: list[str] | None,
+    domain: str | None,
+    split: str | None,
+    ids: list[str] | None,
+    tokenizer: str | None,
+) -> RolloutConfig:
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: there is no '='.", "Write --set section.field=value.")
+        overrides[name] = yaml.safe_load(value)
+    if domain is not None:
+        overrides["tasks.domain"] = _mix(domain) if "=" in domain else domain
+    for name, given in (("tasks.split", split), ("tasks.ids", ids or None), ("policy.tokenizer", tokenizer)):
+        if given is not None:
+            overrides[name] = given
+    return RolloutConfig.load(path, overrides)
+
+
+def _mix(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(weight) for name, weight in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise ConfigError(f"--domain {text}: not a mix.", "Write retail=2,airline=1.") from error
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.suffix not in (".jsonl", ".parquet"):
+        return  # the writer refuses it
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

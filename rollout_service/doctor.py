@@ -1,0 +1,125 @@
+"""Looks at a machine and a configuration before a collection does.
+
+Invariant: changes nothing, starts nothing, spends nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+from rollout_service.config import RolloutConfig, secret
+from rollout_service.errors import RolloutError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    text: str
+
+
+def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
+    """Look at everything that a collection with `config` needs; on the cluster at `address`, if given."""
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("machine", _machine),
+        ("packages", _packages),
+        ("τ²-bench", _tau2),
+        ("tasks", lambda: _tasks(config)),
+        ("policy's tokenizer", lambda: _codec(config)),
+        ("user simulator", lambda: _user(config)),
+        ("judge", lambda: _judge(config)),
+    ]
+    if address is not None:
+        looks.append(("cluster", lambda: _cluster(address)))
+    return [_look(what, look) for what, look in looks]
+
+
+def _look(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, look())
+    except RolloutError as error:
+        return Finding(what, False, str(error))
+    except Exception as error:
+        return Finding(what, False, f"{type(error).__name__}: {error}")
+
+
+def _python() -> str:
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        raise RolloutError(f"Python {platform.python_version()} is not supported.", "Use 3.11 to 3.13.")
+    return platform.python_version()
+
+
+def _machine() -> str:
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
+    gigabyte = 2**30
+    return (
+        f"{os.cpu_count()} CPUs, {memory.available / gigabyte:.1f} of {memory.total / gigabyte:.1f} GiB memory free, "
+        f"{disk.free / gigabyte:.1f} GiB disk free"
+    )
+
+
+def _packages() -> str:
+    names = ("ray", "transformers", "renderers", "litellm", "pyarrow")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _tau2() -> str:
+    from rollout_service.tau2 import compat
+
+    return f"{compat.DISTRIBUTION} {compat.VERSION}"
+
+
+def _tasks(config: RolloutConfig) -> str:
+    from rollout_service.tau2.tasks import TaskSampler
+
+    chosen = config.tasks
+    sampler = TaskSampler(chosen.domain, chosen.split, chosen.ids)
+    return f"{chosen.domain}/{chosen.split}: {sampler.epoch_size} tasks"
+
+
+def _codec(config: RolloutConfig) -> str:
+    from rollout_service.chat import ChatCodec
+
+    codec = ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+    history = "rewrites history" if codec.rewrites_history else "extends history"
+    return f"{codec.name}: proved, template {history}, turns end with {codec.end_of_turn}"
+
+
+def _user(config: RolloutConfig) -> str:
+    user = config.user
+    if config.agent == "solo":
+        return "none: the solo agent works alone"
+    if user.resolved_kind == "scripted":
+        return "scripted"
+    from rollout_service.tau2.users import check_endpoint
+
+    secret(user.api_key_var, "user.api_key_var")
+    check_endpoint(user)
+    key = f"key in {user.api_key_var}" if user.api_key_var else "no key variable named"
+    return f"{user.model} at {user.base_url or 'its provider'}, {key}"
+
+
+def _judge(config: RolloutConfig) -> str:
+    if "nl_assertions" not in config.evaluation.type:
+        return f"not needed for evaluation.type {config.evaluation.type}"
+    judge = config.evaluation.judge
+    secret(judge.api_key_var, "evaluation.judge.api_key_var")
+    return f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
+
+
+def _cluster(address: str) -> str:
+    from rollout_service.client import cluster_size
+
+    nodes, cpus, gpus = cluster_size(address)
+    return f"{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs"

@@ -1,0 +1,43 @@
+"""The policy behind a Ray Serve handle.
+
+Invariant: one call per turn, never repeated here: a turn that may have been sampled is not sampled again behind the
+episode's back. A failed call is the episode's fault `policy`, and the whole episode is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.policy.base import Generation, Sampling
+
+
+class ServePolicy:
+    """Reaches the replicas of a Serve application from inside the cluster."""
+
+    def __init__(self, application: str, deployment: str = "policy") -> None:
+        """Names the deployment; it is looked up at the first call, so that it may come up meanwhile."""
+        self._application = application
+        self._deployment = deployment
+
+    @functools.cached_property
+    def _handle(self) -> Any:
+        from ray import serve
+
+        return serve.get_deployment_handle(self._deployment, self._application)
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica."""
+        response = self._handle.options(session_id=session_id).generate.remote(input_ids, sampling, metadata)
+        try:
+            generation: Generation = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return generation

@@ -1,0 +1,223 @@
+"""What runs next, where, and what becomes of it: the coordinator's decisions as pure state machines.
+
+Invariant: every episode of a collection is either waiting, running on exactly one actor, or done; it is done exactly
+once, as delivered or as failed; and a group is handed out exactly once, when all its episodes are done. Nothing here
+knows Ray, time or I/O.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from rollout_service.errors import Fault
+from rollout_service.trajectory import Outcome, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """What the coordinator reads of an episode; the trajectory itself it only passes on."""
+
+    trajectory_id: str
+    outcome: Outcome
+    termination_reason: str
+    reward: float | None
+    fault: Fault | None
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> EpisodeSummary:
+        return cls(
+            trajectory.trajectory_id,
+            trajectory.outcome,
+            trajectory.termination_reason,
+            trajectory.reward,
+            trajectory.fault,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Run this episode there, now."""
+
+    collection_id: str
+    episode: int
+    """Index of the episode in its collection: group × group size + sample."""
+    attempt: int
+    actor: str
+
+
+@dataclass(slots=True)
+class _Episode:
+    attempts: int = 0
+    failed_on: set[str] = field(default_factory=set)
+    done: bool = False
+
+
+class Collection:
+    """One request for groups of episodes: what of it waits, runs and is done."""
+
+    def __init__(
+        self, collection_id: str, groups: int, group_size: int, *, max_attempts: int = 3, max_buffered_groups: int = 64
+    ) -> None:
+        self.collection_id = collection_id
+        self.group_size = group_size
+        self.groups = groups
+        self.retries = 0
+        self.failed = 0
+        self._max_attempts = max_attempts
+        self._max_buffered = max_buffered_groups
+        self._episodes = [_Episode() for _ in range(groups * group_size)]
+        self._open = [group_size] * groups
+        self._next_new = 0
+        self._again: deque[int] = deque()
+        self._ready: deque[int] = deque()
+        self._handed_out = 0
+        self._cancelled = False
+
+    @property
+    def delivered(self) -> int:
+        """Episodes done, the failed ones included."""
+        return sum(self.group_size - left for left in self._open)
+
+    @property
+    def waiting(self) -> int:
+        """Episodes that could start now or later."""
+        return 0 if self._cancelled else len(self._episodes) - self._next_new + len(self._again)
+
+    @property
+    def exhausted(self) -> bool:
+        """True when every group was handed out, or none more will be."""
+        return self._handed_out == self.groups or (self._cancelled and not self._ready)
+
+    def peek(self) -> int | None:
+        """The episode to start next: a repeated one first, else the next of the open or a new group.
+
+        None when there is none, or when too many finished groups wait to be taken (backpressure).
+        """
+        if self._cancelled:
+            return None
+        if self._again:
+            return self._again[0]
+        if self._next_new == len(self._episodes):
+            return None
+        starts_group = self._next_new % self.group_size == 0
+        return None if starts_group and len(self._ready) >= self._max_buffered else self._next_new
+
+    def start(self, episode: int) -> int:
+        """Mark the episode that `peek` gave as running; returns its attempt, from 1."""
+        if self._again and self._again[0] == episode:
+            self._again.popleft()
+        else:
+            self._next_new += 1
+        self._episodes[episode].attempts += 1
+        return self._episodes[episode].attempts
+
+    def avoided(self, episode: int) -> set[str]:
+        """Actors on which the episode failed before."""
+        return self._episodes[episode].failed_on
+
+    def finish(self, episode: int, fault: Fault | None, actor: str) -> bool:
+        """An attempt ended. True: it is the episode's result. False: it will be repeated (infrastructure fault)."""
+        state = self._episodes[episode]
+        if state.done:
+            raise ValueError(f"episode {episode} of {self.collection_id} is done already")
+        if fault is not None and fault.retryable and state.attempts < self._max_attempts and not self._cancelled:
+            state.failed_on.add(actor)
+            self._again.append(episode)
+            self.retries += 1
+            return False
+        state.done = True
+        self.failed += fault is not None
+        group = episode // self.group_size
+        self._open[group] -= 1
+        if self._open[group] == 0:
+            self._ready.append(group)
+        return True
+
+    def take(self) -> int | None:
+        """The next finished group, in order of completion; each is handed out once. None when none is ready."""
+        if not self._ready:
+            return None
+        self._handed_out += 1
+        return self._ready.popleft()
+
+    def cancel(self) -> None:
+        """Start nothing more."""
+        self._cancelled = True
+
+
+class Scheduler:
+    """Matches waiting episodes with free slots."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, int] = {}
+        self._running: dict[str, set[tuple[str, int]]] = {}
+        self._collections: dict[str, Collection] = {}
+        self._turn: deque[str] = deque()
+
+    def add_actor(self, actor: str, slots: int) -> None:
+        """Offer an actor's slots."""
+        self._slots[actor] = slots
+        self._running[actor] = set()
+
+    def remove_actor(self, actor: str) -> bool:
+        """Offer an actor's slots no longer; what runs there is reported through `finish`. False: it was gone already."""
+        return self._slots.pop(actor, None) is not None
+
+    def add(self, collection: Collection) -> None:
+        """Take on a collection; collections share the slots by turns."""
+        self._collections[collection.collection_id] = collection
+        self._turn.append(collection.collection_id)
+
+    def drop(self, collection_id: str) -> None:
+        """Forget a collection."""
+        self._collections.pop(collection_id, None)
+        if collection_id in self._turn:
+            self._turn.remove(collection_id)
+
+    @property
+    def running(self) -> int:
+        """Episodes running now."""
+        return sum(len(episodes) for episodes in self._running.values())
+
+    @property
+    def slots(self) -> int:
+        """Slots of all actors."""
+        return sum(self._slots.values())
+
+    @property
+    def actors(self) -> list[str]:
+        return list(self._slots)
+
+    def next(self) -> Assignment | None:
+        """The next episode to start and the least loaded actor for it; None when nothing can start."""
+        if not any(len(self._running[actor]) < slots for actor, slots in self._slots.items()):
+            return None
+        for _ in range(len(self._turn)):
+            collection = self._collections[self._turn[0]]
+            self._turn.rotate(-1)
+            episode = collection.peek()
+            if episode is None:
+                continue
+            actor = self._place(collection.avoided(episode))
+            if actor is None:
+                continue
+            attempt = collection.start(episode)
+            self._running[actor].add((collection.collection_id, episode))
+            return Assignment(collection.collection_id, episode, attempt, actor)
+        return None
+
+    def finish(self, assignment: Assignment, fault: Fault | None) -> bool:
+        """The assignment ended; see `Collection.finish`. A dropped collection's episodes end without consequence."""
+        self._running[assignment.actor].discard((assignment.collection_id, assignment.episode))
+        if assignment.actor not in self._slots and not self._running[assignment.actor]:
+            del self._running[assignment.actor]
+        collection = self._collections.get(assignment.collection_id)
+        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor)
+
+    def _place(self, avoided: set[str]) -> str | None:
+        """The actor with the largest share of free slots. One where the episode failed is taken only if there is no
+        other at all; if the others are merely full, the episode waits."""
+        candidates = [actor for actor in self._slots if actor not in avoided] or list(self._slots)
+        free = [actor for actor in candidates if len(self._running[actor]) < self._slots[actor]]
+        return min(free, key=lambda actor: len(self._running[actor]) / self._slots[actor], default=None)

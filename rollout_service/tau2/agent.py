@@ -1,0 +1,95 @@
+"""The policy as a τ² agent: the official agents, with the model call handed to the policy.
+
+Invariant: prompts, tools, state and stop rules are the official agents' own. All that is replaced is the one call that
+they would make to a language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rollout_service.chat import ChatMessage, ParsedTurn
+from rollout_service.errors import EpisodeEnd, Tau2Error
+from rollout_service.tau2 import compat, messages
+
+TakeTurn = Callable[[Sequence[ChatMessage]], ParsedTurn]
+"""Given the messages since the last turn, the policy's next turn. Blocks. Raises `EpisodeEnd` at a limit."""
+
+
+class _PolicyTurns:
+    """Mixed into an official agent: its turns come from `take_turn`."""
+
+    take_turn: TakeTurn
+    replies = 0
+    """Turns that became messages."""
+    _sent = 0
+
+    def set_seed(self, seed: int) -> None:
+        """Nothing to do: the seed reaches the policy with each call."""
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[compat.AssistantMessage, Any]:
+        if isinstance(message, compat.MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        elif message is not None:
+            state.messages.append(message)
+        everything = [*state.system_messages, *state.messages]
+        new = [chat for item in everything[self._sent :] for chat in messages.to_chat(item)]
+        turn = self.take_turn(new)
+        if turn.is_empty:
+            raise EpisodeEnd("agent_error")
+        reply = self._reply(messages.from_turn(turn, self.replies))
+        self.replies += 1
+        state.messages.append(reply)
+        self._sent = len(everything) + 1
+        return reply, state
+
+    def _reply(self, reply: compat.AssistantMessage) -> compat.AssistantMessage:
+        return reply
+
+
+class PolicyAgent(_PolicyTurns, compat.LLMAgent):  # type: ignore[misc]
+    """τ²'s `llm_agent`: talks with a user."""
+
+
+class PolicyGTAgent(_PolicyTurns, compat.LLMGTAgent):  # type: ignore[misc]
+    """τ²'s `llm_agent_gt`: has the gold actions in its prompt."""
+
+
+class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
+    """τ²'s `llm_agent_solo`: works alone on a ticket, with tool calls only; text ends the episode as its error."""
+
+    def _reply(self, reply: compat.AssistantMessage) -> compat.AssistantMessage:
+        return self._check_if_stop_toolcall(reply) if reply.tool_calls else reply
+
+
+_OFFICIAL = {"llm": PolicyAgent, "gt": PolicyGTAgent, "solo": PolicySoloAgent}
+
+
+def check(kind: str, task: compat.Task) -> None:
+    """Refuse a task that cannot be given to this kind of agent (`llm`, `gt`, `solo`).
+
+    Raises:
+        Tau2Error: the gt agent needs gold actions, the solo agent a ticket.
+    """
+    if kind != "llm" and not _OFFICIAL[kind].check_valid_task(task):
+        raise Tau2Error(
+            f"agent: task {task.id!r} cannot be given to the {kind} agent.",
+            "The gt agent needs gold actions, the solo agent a ticket; choose other tasks or agent llm.",
+        )
+
+
+def make(kind: str, environment: compat.Environment, task: compat.Task, take_turn: TakeTurn) -> Any:
+    """The agent of `kind` for one episode.
+
+    Raises:
+        Tau2Error: the task cannot be given to this kind of agent.
+    """
+    check(kind, task)
+    tools = environment.get_tools()
+    if kind == "solo" and environment.user_tools is not None:
+        tools = tools + environment.get_user_tools()
+    own = {} if kind == "llm" else {"task": task}
+    agent: Any = _OFFICIAL[kind](tools=tools, domain_policy=environment.get_policy(), llm="policy", **own)
+    agent.take_turn = take_turn
+    return agent

