@@ -218,17 +218,18 @@ class Coordinator:
         if request.group_size < 1:
             raise TaskError(f"group_size is {request.group_size}.", "It must be at least 1.")
         seed, sampler = self._sampler(request)
-        n = sampler.epoch_size * request.group_size if request.n is None else request.n
+        n = len(sampler.whole) * request.group_size if request.n is None else request.n
         if n < 1 or n % request.group_size:
             raise TaskError(
                 f"n={n} is not a positive multiple of group_size={request.group_size}.",
                 f"Ask for {max(1, round(n / request.group_size)) * request.group_size}, or another group size.",
             )
+        chosen = sampler.whole if request.n is None else itertools.islice(sampler, n // request.group_size)
+        first_draw = sampler.drawn
         collection_id = uuid.uuid4().hex[:12]
         now = time.time()
         requests = []
-        for group in range(n // request.group_size):
-            draw, task = sampler.drawn, next(sampler)
+        for group, task in enumerate(chosen):
             agent.check(self._config.agent, tasks.get(task))
             group_id = f"{collection_id}-{group:05d}"
             requests += [
@@ -238,7 +239,7 @@ class Coordinator:
                     group_id=group_id,
                     sample_index=sample,
                     task=task,
-                    seed=tasks.episode_seed(seed, task, draw, sample),
+                    seed=tasks.episode_seed(seed, task, first_draw + group, sample),
                     requested_at=now,
                 )
                 for sample in range(request.group_size)

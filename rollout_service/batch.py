@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service import storage
+import rollout_service.storage as storage
 from rollout_service.errors import ConfigError
 from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Trajectory
 

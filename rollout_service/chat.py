@@ -6,8 +6,8 @@ prompt, what follows a turn, how a turn is written) from that template, takes th
 refuses, with the first differing token shown.
 
 Text inside a message never becomes a control token. `<|im_end|>` in a tool result is encoded as the ten characters it
-is: before rendering, every added token's text found inside a message is split by a private character, and the rendered
-text is encoded piece by piece between those characters.
+is: before rendering, a character that occurs nowhere is put behind the first character of every added token's text
+inside a message, and the rendered text is encoded piece by piece between those cuts.
 
 Message format (`ChatMessage`): OpenAI's, with tool-call arguments as dicts (several templates escape strings twice).
 """
@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ MALFORMED_ARGUMENT = "malformed_arguments"
 """The one argument of a malformed call: no tool has it, so the environment answers with its own error."""
 
 OK = "ok"
+
+MAX_NESTING = 64
+"""Arguments nested deeper are malformed: τ²'s messages (pydantic) cannot be written out beyond 255."""
 
 _MARKER = "probe-9f41c7"
 _WRITTEN_NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,128})"|<function=([^>\s]{1,128})>')
@@ -69,6 +72,7 @@ class ParsedTurn:
 
     @property
     def is_empty(self) -> bool:
+        """True when the turn says nothing and calls nothing: thinking alone is no answer."""
         return not self.content and not self.calls
 
     def as_message(self) -> ChatMessage:
@@ -116,11 +120,15 @@ class ChatCodec:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._encode_plain = functools.lru_cache(maxsize=512)(self._encode_uncached)
-        added = sorted((token.content for token in backend.get_added_tokens_decoder().values()), key=len, reverse=True)
-        self._control = re.compile("|".join(re.escape(text) for text in added)) if added else None
-        self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn()
+        added = backend.get_added_tokens_decoder()
+        self.control_ids = frozenset(added)
+        """Ids of all added tokens: none of them ever comes from text inside a message."""
+        texts = sorted({token.content for token in added.values() if token.content.strip()}, key=len, reverse=True)
+        self._control_start = re.compile("|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in texts) or "(?!)")
+        self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn(texts)
         eos = tokenizer.eos_token_id
         self.stop_token_ids = sorted({self.end_of_turn_id} | ({eos} if eos is not None else set()))
+        self._closing_ids = {*self.stop_token_ids, *(number for number, token in added.items() if token.special)}
         self._think_ids = (self._token_id("<think>"), self._token_id("</think>"))
         self._opens_reasoning = self._generation_prompt().rstrip().endswith("<think>")
         self.supports_reasoning = _MARKER in self._text(
@@ -151,8 +159,9 @@ class ChatCodec:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(Path(source).expanduser()) if path else source)
         except Exception as error:
+            reason = (str(error) or repr(error)).splitlines()[0]
             raise CodecError(
-                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}",
+                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {reason}",
                 "Give a folder with a tokenizer, or a model name that this machine can download.",
             ) from error
         return cls(tokenizer, name="embedded" if path is None else source, tool_parser=tool_parser)
@@ -161,15 +170,19 @@ class ChatCodec:
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids of the whole conversation, ending where the policy is to go on."""
-        return self._rendered(messages, tools, generation_prompt=True, after=None)
+        shielded, cut = self._shield(messages, tools)
+        return self._encode(self._text(shielded, tools, generation_prompt=True), cut)
 
     def bridge(self, new_messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids that follow a turn's end-of-turn token: `new_messages`, then where the policy is to go on."""
-        calls = [tool_call("probe", {}, m.get("tool_call_id", "call_0")) for m in new_messages if m["role"] == "tool"]
+        calls = [tool_call(_MARKER, {}, m.get("tool_call_id", "call_0")) for m in new_messages if m["role"] == "tool"]
         turn: ChatMessage = {"role": "assistant", "content": _MARKER}
         if calls:
             turn["tool_calls"] = calls
-        return self._rendered([_user("hi"), turn, *new_messages], (), generation_prompt=True, after=_MARKER)
+        shielded, cut = self._shield([_user("hi"), turn, *new_messages])
+        text = self._text(shielded, generation_prompt=True)
+        end = self._find_end(text, text.find(_MARKER))
+        return self._encode(text[end + len(self.end_of_turn) :], cut)
 
     def encode_turn(
         self, content: str = "", calls: Sequence[tuple[str, dict[str, Any]]] = (), reasoning: str | None = None
@@ -188,11 +201,11 @@ class ChatCodec:
         prompt = self._text([_user("hi")], generation_prompt=True)
         if not text.startswith(prompt):
             raise CodecError(
-                f"The chat template of {self.name!r} writes a turn differently from how its generation prompt opens it: "
-                f"{text[:80]!r} does not start with {prompt[-80:]!r}.",
+                f"The chat template of {self.name!r} writes a turn differently from how its generation prompt opens "
+                f"it: {text[:80]!r} does not start with {prompt[-80:]!r}.",
                 "Use a template whose generation prompt is the start of its assistant turn.",
             )
-        body = text[len(prompt) : text.index(self.end_of_turn, len(prompt))]
+        body = text[len(prompt) : self._find_end(text, len(prompt))]
         return [*self._encode(body, cut), self.end_of_turn_id]
 
     def encode_written(self, text: str) -> list[int]:
@@ -204,16 +217,15 @@ class ChatCodec:
     def parse(self, token_ids: Sequence[int]) -> ParsedTurn:
         """Read a turn back from the tokens that the policy sampled. Never raises: what is malformed is marked so."""
         ids = list(token_ids)
-        if ids and ids[-1] in self.stop_token_ids:
+        if ids and ids[-1] in self._closing_ids:
             ids.pop()
         reasoning, ids = self._split_reasoning(ids)
-        content_ids, calls = self._parser.extract(ids)
-        return ParsedTurn(
-            content=self.decode(content_ids).strip(),
-            reasoning=reasoning,
-            calls=[_checked(call) for call in calls],
-            raw=self.decode(ids),
-        )
+        raw = self.decode(ids)
+        try:
+            content_ids, calls = self._parser.extract(ids)
+        except (RecursionError, ValueError):  # JSON that Python cannot hold: brackets or digits by the thousand
+            return ParsedTurn("", reasoning, [_malformed(raw, "unreadable")], raw)
+        return ParsedTurn(self.decode(content_ids).strip(), reasoning, [_checked(call) for call in calls], raw)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, control tokens shown as written."""
@@ -233,16 +245,6 @@ class ChatCodec:
 
     # Rendering -------------------------------------------------------------------------------------------------------
 
-    def _rendered(
-        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema], *, generation_prompt: bool, after: str | None
-    ) -> list[int]:
-        shielded, cut = self._shield(messages)
-        text = self._text(shielded, tools, generation_prompt=generation_prompt)
-        if after is not None:
-            end = text.index(self.end_of_turn, text.index(after)) + len(self.end_of_turn)
-            text = text[end:]
-        return self._encode(text, cut)
-
     def _text(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = (), *, generation_prompt: bool = False
     ) -> str:
@@ -256,27 +258,26 @@ class ChatCodec:
             roles = [m["role"] for m in messages]
             raise CodecError(
                 f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
-                "Use a template that supports tools.",
+                "Use a template that renders user, assistant and tool messages, with tools and without.",
             ) from error
 
-    def _shield(self, messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], str]:
-        """The messages with every control token's text cut in two, and the character that marks the cuts."""
-        flat = json.dumps(messages, ensure_ascii=False, default=str)
-        cut = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in flat)
-        if self._control is None or not self._control.search(_unescaped(messages)):
-            return list(messages), cut
-        control = self._control
+    def _shield(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()
+    ) -> tuple[list[ChatMessage], str]:
+        """The messages with a cut in every control token's text, and the character that is the cut."""
+        taken = {str(self._tokenizer.chat_template), *_strings([*messages, *tools])}
+        cut = next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in taken))
 
         def shield(value: Any) -> Any:
             if isinstance(value, str):
-                return control.sub(lambda found: found[0][0] + cut + found[0][1:], value)
+                return self._control_start.sub(rf"\g<0>{cut}", value)
             if isinstance(value, dict):
-                return {shield(k) if isinstance(k, str) else k: shield(v) for k, v in value.items()}
+                return {shield(key): shield(item) for key, item in value.items()}
             if isinstance(value, list):
                 return [shield(item) for item in value]
             return value
 
-        return [{**{k: shield(v) for k, v in m.items() if k != "role"}, "role": m["role"]} for m in messages], cut
+        return [shield(message) for message in messages], cut
 
     def _encode(self, text: str, cut: str) -> list[int]:
         ids: list[int] = []
@@ -300,17 +301,29 @@ class ChatCodec:
         opened = self._text([_user("hi")], generation_prompt=True)
         return opened[len(self._text([_user("hi")])) :]
 
-    def _find_end_of_turn(self) -> tuple[str, int]:
+    def _find_end_of_turn(self, added: Sequence[str]) -> tuple[str, int]:
         text = self._text([_user("hi"), {"role": "assistant", "content": _MARKER}])
         tail = text[text.index(_MARKER) + len(_MARKER) :] if _MARKER in text else ""
-        found = self._control.search(tail) if self._control else None
+        found = re.search("|".join(map(re.escape, added)) or "(?!)", tail)
         token = self._token_id(found[0]) if found else None
         if found is None or token is None:
             raise CodecError(
-                f"The chat template of {self.name!r} ends an assistant turn with {tail[:40]!r}, which holds no added token.",
+                f"The chat template of {self.name!r} ends an assistant turn with {tail[:40]!r}, which holds no added "
+                "token.",
                 "Use a template that closes each turn with a special token.",
             )
         return found[0], token
+
+    def _find_end(self, text: str, start: int) -> int:
+        """Where in the rendered text the turn that `start` lies in ends."""
+        end = text.find(self.end_of_turn, start) if start >= 0 else -1
+        if end < 0:
+            raise CodecError(
+                f"The chat template of {self.name!r} closes a turn with {self.end_of_turn!r}, but not this one: "
+                f"{text[max(start, 0) :][:200]!r}.",
+                "Use a template that writes every turn and closes each with the same token.",
+            )
+        return end
 
     def _token_id(self, text: str) -> int | None:
         token = self._backend.token_to_id(text)
@@ -335,41 +348,50 @@ class _ParserTokenizer:
 
 def _checked(call: Any) -> ParsedCall:
     """A `renderers` call as ours. Strict: a call that is not exactly right is malformed, never repaired."""
-    status = str(call.status)
-    arguments = call.arguments
-    if status == OK and not isinstance(arguments, dict):
-        status = "arguments_not_an_object"
-    if status == OK and not isinstance(call.name, str):
-        status = "missing_name"
+    status, name, arguments = str(call.status), call.name, call.arguments
     if status == OK:
-        try:
-            json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
-            call.name.encode("utf-8")
-            return ParsedCall(call.name, arguments)
-        except ValueError:  # NaN, infinity, or half of a surrogate pair: no JSON value
+        if not isinstance(name, str):
+            status = "missing_name"
+        elif not isinstance(arguments, dict):
+            status = "arguments_not_an_object"
+        elif _is_deeper(arguments, MAX_NESTING):
+            status = "nested_too_deep"
+        elif not _is_json([name, arguments]):
             status = "invalid_json"
-    written = _WRITTEN_NAME.search(call.raw)
-    name = next((group for group in written.groups() if group), INVALID_CALL_NAME) if written else INVALID_CALL_NAME
-    return ParsedCall(name, {MALFORMED_ARGUMENT: call.raw}, status)
+    if status == OK:
+        return ParsedCall(name, arguments)
+    return _malformed(call.raw, status, name if isinstance(name, str) and _is_json(name) else None)
 
 
-def _unescaped(messages: Sequence[ChatMessage]) -> str:
-    """All text of the messages, for one quick search."""
-    found: list[str] = []
+def _malformed(raw: str, status: str, name: str | None = None) -> ParsedCall:
+    """The call that stands for `raw`. Its name is `name`, else what looks like one in `raw`."""
+    written = None if name or status == "missing_name" else _WRITTEN_NAME.search(raw)
+    found = name or (written[1] or written[2] if written else INVALID_CALL_NAME)
+    return ParsedCall(found, {MALFORMED_ARGUMENT: raw}, status)
 
-    def walk(value: Any) -> None:
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(key)
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
 
-    walk(list(messages))
-    return "\n".join(found)
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True when lists and dicts are nested in `value` more than `levels` deep."""
+    if not isinstance(value, dict | list):
+        return False
+    return not levels or any(_is_deeper(v, levels - 1) for v in (value.values() if isinstance(value, dict) else value))
+
+
+def _is_json(value: Any) -> bool:
+    """False for NaN, infinity and half of a surrogate pair: Python reads them, but JSON has no such values."""
+    try:
+        return bool(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"))
+    except ValueError:
+        return False
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a nest of lists and dicts, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value if isinstance(value, list) else (*value, *value.values()):
+            yield from _strings(item)
 
 
 def _user(content: str) -> ChatMessage:

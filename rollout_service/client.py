@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError
 from rollout_service.progress import CollectionProgress
 from rollout_service.trajectory import Outcome, Trajectory
+
+_CONNECT_SECONDS = 10.0
 
 
 class IncompleteCollection(RolloutError):
@@ -232,19 +235,26 @@ def connect(address: str | None, namespace: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's advice, against a warning per process
+    quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray.init(
-                "local", namespace=namespace, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-            )
+            ray.init("local", include_dashboard=False, **quiet)
         else:
-            ray.init(address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            _reach(address)
+            ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
         where = "this machine" if address is None else f"a Ray cluster at {address!r}"
         raise ServiceError(
             f"Cannot connect to {where}: {str(error).splitlines()[0]}",
             "Check `ray status` there; leave the address out for an embedded service.",
         ) from error
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` when nothing listens at host:port: Ray itself would try for minutes, then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def cluster_size(address: str) -> tuple[int, float, float]:

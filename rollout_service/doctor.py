@@ -84,8 +84,8 @@ def _tasks(config: RolloutConfig) -> str:
     from rollout_service.tau2.tasks import TaskSampler
 
     chosen = config.tasks
-    sampler = TaskSampler(chosen.domain, chosen.split, chosen.ids)
-    return f"{chosen.domain}/{chosen.split}: {sampler.epoch_size} tasks"
+    tasks = TaskSampler(chosen.domain, chosen.split, chosen.ids).whole
+    return f"{chosen.domain}/{chosen.split}: {len(tasks)} tasks"
 
 
 def _codec(config: RolloutConfig) -> str:

@@ -44,6 +44,9 @@ _ROW_GROUP = 128
 _PART = 512
 """Trajectories in each part of a `write()`: what is lost at most when the disk fills up."""
 
+_OPENING = b'{"schema_version":'
+"""What every JSONL line starts with."""
+
 
 def _columns(kind: pa.DataType, names: str) -> list[tuple[str, pa.DataType]]:
     return [(name, kind) for name in names.split()]
@@ -174,7 +177,7 @@ class TrajectoryWriter:
         return self._sink.count
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
-        """Write `trajectories` and wait until the disk has them. In Parquet they become one part, all or none.
+        """Write `trajectories` and sync them to the disk. In Parquet they become one part, all or none.
 
         Raises:
             StorageError: the disk is full or failed, or a trajectory cannot be stored. JSONL keeps those before it.
@@ -211,17 +214,29 @@ class _JsonlSink:
         try:
             self.count, self._end = _whole_lines(path)
             self._file.seek(self._end)
-            if _is_json(self._file.read()):  # whole but for its newline: an editor's work, not a crash's
-                self._write(b"\n")
-            self.cut_back()
+            self._mend(self._file.read(), f"{path}, line {self.count + 1}")
         except BaseException:
             self._file.close()
             raise
 
+    def _mend(self, tail: bytes, where: str) -> None:
+        """Complete or cut off `tail`, a last line without its newline, unless it is no line of ours."""
+        if self.count == 0 and tail[: len(_OPENING)] != _OPENING[: len(tail)]:
+            raise StorageError(f"{where} is not a trajectory.", "Choose another path: this one is left as it is.")
+        if _is_json(tail):  # an editor's work, not a crash's
+            _decode_line(tail, where)
+            self._write(b"\n")
+        self.cut_back()
+
     def append(self, trajectories: Sequence[Trajectory]) -> None:
+        before = self.count, self._end
         for trajectory in trajectories:
             self._write(_encode_line(trajectory))
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())  # some file systems say only here that they are full
+        except OSError:
+            self.count, self._end = before
+            raise
 
     def _write(self, line_end: bytes) -> None:
         rest = memoryview(line_end)
@@ -290,7 +305,7 @@ def _check_version(found: object, where: str) -> None:
 def _check_finite(trajectory: Trajectory) -> None:
     numbers = [(f"log-prob of segment {i}", segment.logprobs) for i, segment in enumerate(trajectory.segments)]
     if trajectory.reward is not None:
-        numbers.append(("reward", np.asarray([trajectory.reward], dtype=np.float32)))
+        numbers.append(("reward", np.asarray([trajectory.reward])))
     for what, values in numbers:
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -389,8 +404,8 @@ def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
         _check_finite(trajectory)
     try:
         rows = [_to_row(trajectory) for trajectory in trajectories]
-        scalars = [pa.array([row[item.name] for row in rows], type=item.type) for item in list(SCHEMA)[:-1]]
-        return pa.Table.from_arrays([*scalars, _segments_column(trajectories)], schema=SCHEMA)
+        columns = {item.name: [row[item.name] for row in rows] for item in SCHEMA if item.name != "segments"}
+        return pa.table(columns | {"segments": _segments_column(trajectories)}, schema=SCHEMA)
     except (TypeError, ValueError, OverflowError) as error:
         if len(trajectories) == 1:
             raise _unstorable(trajectories[0], error) from error

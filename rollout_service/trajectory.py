@@ -222,7 +222,7 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON values (arrays become lists), with the schema version."""
-        record = {"schema_version": SCHEMA_VERSION}
+        record: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for item in fields(self):
             record[item.name] = getattr(self, item.name)
         record["segments"] = [_segment_to_dict(segment) for segment in self.segments]

@@ -75,7 +75,7 @@ def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 def _segment_problems(segment: TokenSegment) -> Iterator[str]:
     n = len(segment.token_ids)
-    lengths = {"loss_mask": segment.loss_mask, "logprobs": segment.logprobs, "weight_versions": segment.weight_versions}
+    lengths: dict[str, Any] = {"loss_mask": segment.loss_mask, "logprobs": segment.logprobs, "weight_versions": segment.weight_versions}
     uneven = [f"{name} has {len(array)}" for name, array in lengths.items() if len(array) != n]
     if uneven:
         yield f"{n} tokens, but {', '.join(uneven)}"

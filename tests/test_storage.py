@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -166,6 +167,22 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     assert ids(storage.read(path)) == ["t0", "t1", "t2"]
 
 
+@pytest.mark.parametrize("content", ["my notes", '{"question": 1}', '{"question": 1}\n', '{"schema_version":2}'])
+def test_append_leaves_a_file_of_someone_else_as_it_is(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(StorageError, match=r"not a trajectory|schema version"):
+        storage.write(path, some(1), append=True)
+    assert path.read_text() == content
+
+
+def test_a_line_that_broke_off_at_its_start_is_cut_off_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"sche')
+    storage.write(path, some(1), append=True)
+    assert ids(storage.read(path)) == ["t0"]
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     storage.write(path, some(3))
@@ -176,7 +193,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     record = json.loads(lines[1])
     del record["outcome"]
     path.write_bytes(lines[0] + json.dumps(record).encode() + b"\n")
-    with pytest.raises(StorageError, match="line 2 is not a trajectory.*outcome"):
+    with pytest.raises(StorageError, match=r"line 2 is not a trajectory.*outcome"):
         storage.read(path)
 
 
@@ -212,7 +229,7 @@ def test_another_schema_version_is_refused_with_both_versions_named(ending: str,
     storage.write(path, some(1))
     with_schema_version(path, 2)
     before = sorted((p, p.stat().st_size) for p in tmp_path.rglob("*"))
-    with pytest.raises(StorageError, match="schema version 2.*supports version 1.*release"):
+    with pytest.raises(StorageError, match=r"schema version 2.*supports version 1.*release"):
         storage.read(path)
     with pytest.raises(StorageError, match="schema version 2"):
         storage.write(path, some(1), append=True)
@@ -250,7 +267,9 @@ def test_a_logprob_that_is_not_a_number_is_refused_by_name(ending: str, value: f
         ("parquet", {"task": TaskRef("retail", "train", "\ud800", 0)}),
     ],
 )
-def test_an_unstorable_trajectory_is_named_and_spoils_nothing(ending: str, overrides: dict, tmp_path: Path) -> None:
+def test_an_unstorable_trajectory_is_named_and_spoils_nothing(
+    ending: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
     path = tmp_path / f"x.{ending}"
     with storage.TrajectoryWriter(path) as writer:
         writer.append(some(2))
@@ -315,7 +334,7 @@ import sys
 from rollout_service import storage
 from tests.support.trajectories import make_segment, make_trajectory
 
-segment = make_segment(1, 20_000)
+segment = make_segment(1, 10)
 with storage.TrajectoryWriter(sys.argv[1]) as writer:
     for n in range(10_000):
         writer.append([make_trajectory(trajectory_id=f"t{n}", segments=[segment])])

@@ -43,7 +43,7 @@ class Generation:
     """Of those, taken from the prefix cache."""
 
     def check(self) -> None:
-        """Raise `ValueError` unless the arrays are aligned, not empty, and the finish reason is known."""
+        """Raise `ValueError` unless the arrays are aligned, not empty and finite, and the finish reason is known."""
         lengths = {len(self.token_ids), len(self.logprobs), len(self.weight_versions)}
         if len(lengths) != 1:
             raise ValueError(
@@ -52,6 +52,8 @@ class Generation:
             )
         if len(self.token_ids) == 0:
             raise ValueError("the engine returned no token")
+        if not np.isfinite(self.logprobs).all():
+            raise ValueError("the engine returned a log-prob that is not a finite number")
         if self.finish_reason not in ("stop", "length"):
             raise ValueError(f"finish_reason {self.finish_reason!r} is neither 'stop' nor 'length'")
 

@@ -63,7 +63,7 @@ class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
         return self._check_if_stop_toolcall(reply) if reply.tool_calls else reply
 
 
-_OFFICIAL = {"llm": PolicyAgent, "gt": PolicyGTAgent, "solo": PolicySoloAgent}
+_OFFICIAL: dict[str, Any] = {"llm": PolicyAgent, "gt": PolicyGTAgent, "solo": PolicySoloAgent}
 
 
 def check(kind: str, task: compat.Task) -> None:

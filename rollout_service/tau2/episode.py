@@ -215,15 +215,15 @@ class _Episode:
         while not concurrent.futures.wait([future], timeout=_CANCEL_POLL_SECONDS).done:
             if self._clock.cancelled.is_set():
                 future.cancel()
-        try:
-            with boundary(FaultKind.POLICY):
+        with boundary(FaultKind.POLICY):
+            try:
                 return future.result()
-        except concurrent.futures.CancelledError:
-            raise EpisodeEnd("cancelled") from None
-        except EpisodeFault as error:
-            if error.fault.error == "TimeoutError" and remaining <= config.policy.timeout_seconds:
-                raise EpisodeEnd("wall_time") from None
-            raise
+            except concurrent.futures.CancelledError:
+                raise EpisodeEnd("cancelled") from None
+            except TimeoutError:
+                if remaining <= config.policy.timeout_seconds:
+                    raise EpisodeEnd("wall_time") from None
+                raise TimeoutError(f"the policy gave no answer in {limit:.0f} s") from None
 
     def _evaluate(self, orchestrator: Any, task: compat.Task, reason: str) -> compat.RewardInfo:
         start = time.perf_counter()

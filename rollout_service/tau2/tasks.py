@@ -112,7 +112,8 @@ class TaskSampler:
         self._weights = list(weights.values())
         self._random = random.Random(f"mix:{seed}")
         tasks = {name: references(name, split, ids) for name in weights}
-        self.epoch_size = sum(len(items) for items in tasks.values())
+        self.whole = [task for items in tasks.values() for task in items]
+        """Every task of the selection once, in the split's order."""
         self.drawn = 0
         """Tasks drawn so far."""
         self._streams = {name: _epochs(items, shuffle, f"{seed}:{name}") for name, items in tasks.items()}

@@ -1,13 +1,16 @@
 """The other side of the conversation: the scripted user, and the official LLM user simulator made reliable.
 
-Invariant: a user turn is either a valid message or an `EpisodeFault` of kind `user_simulator`. An API that fails, hangs,
-or answers with nothing, nonsense or a refusal is asked again (waiting as long as it says), and never ends up in the
-conversation.
+Invariant: a user turn is either a valid message or an `EpisodeFault` of kind `user_simulator`. An API that fails,
+hangs, or answers with nothing, nonsense or a refusal is asked again (waiting as long as it says), and never ends up in
+the conversation.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import email.utils
+import functools
+import importlib.util
 import logging
 import random
 import socket
@@ -15,8 +18,9 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import litellm
 
 from rollout_service.config import User, secret
@@ -26,11 +30,25 @@ from rollout_service.trajectory import UserUsage
 
 logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
 litellm.suppress_debug_info = True
+if litellm.client_session is None:
+    # litellm's own pool ends at 100 connections: with more slots than that, a user that hangs would stall others.
+    litellm.client_session = httpx.Client(limits=httpx.Limits(), follow_redirects=True)
+
+_LITELLM_ARGUMENTS: dict[str, Any] = {"num_retries": 0, "max_retries": 0}
+"""Given with every request. The repeating is done here, where it is counted and bounded."""
+if importlib.util.find_spec("litellm.responses.mcp.chat_completions_handler"):
+    # With tools litellm otherwise imports its MCP gateway first, which needs a package that it does not install.
+    _LITELLM_ARGUMENTS["_skip_mcp_handler"] = True
+
+T = TypeVar("T")
 
 _FIRST_WAIT = 0.5
 """Seconds before the first repeated request; doubles with each, with jitter, unless the API names a time."""
 
 _CONNECT_SECONDS = 5.0
+
+_CANCEL_POLL_SECONDS = 1.0
+"""How late a waiting user may notice that its episode was cancelled."""
 
 _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
 """What a chattering scripted user adds: text that must stay text."""
@@ -61,6 +79,31 @@ class Clock:
         self.cancelled.wait(min(seconds, self.remaining()))
         self.remaining()
 
+    def bound(self, work: Callable[[], T], seconds: float) -> T:
+        """What `work` returns. It runs in a thread of its own, which is left behind when it takes too long: an HTTP
+        client's timeout counts from the last byte, so a server that drips would hold the episode for ever.
+
+        Raises:
+            TimeoutError: it took longer than `seconds`.
+            EpisodeEnd: the episode's time ran out first, or the episode was cancelled.
+        """
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        give_up = time.monotonic() + seconds
+        threading.Thread(target=run, name="user-request", daemon=True).start()
+        while True:
+            wait = min(_CANCEL_POLL_SECONDS, self.remaining(), max(0.0, give_up - time.monotonic()))
+            if concurrent.futures.wait([done], wait).done:
+                return done.result()
+            if time.monotonic() >= give_up:
+                raise TimeoutError(f"no answer in {seconds:g} s")
+
 
 class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
     """Speaks the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
@@ -80,6 +123,7 @@ class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
         """Nothing to do: the seed came with the episode."""
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
+        """The next of the script, once its waiting time is over."""
         wait = gold.waiting_time(self._script.latency, self._random)
         if wait:
             self._clock.sleep(wait)
@@ -131,7 +175,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             ConfigError: the key's environment variable is not set.
         """
         self._key = secret(config.api_key_var, "user.api_key_var")
-        arguments: dict[str, Any] = {**config.arguments, "num_retries": 0, "max_retries": 0}
+        arguments = {**config.arguments, **_LITELLM_ARGUMENTS, "timeout": config.timeout_seconds}
         if config.temperature is not None:
             arguments["temperature"] = config.temperature
         if config.base_url:
@@ -145,31 +189,46 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         self._random = random.Random()
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
-        length = len(state.messages)
+        """τ²'s own next message, asked for until it is valid.
+
+        Raises:
+            EpisodeFault: the last of the requests failed too, or one failed that is bound to fail again.
+            EpisodeEnd: the episode's time ran out, or the episode was cancelled.
+        """
         for attempt in range(self._config.retries + 1):
-            self.llm_args["timeout"] = min(self._config.timeout_seconds, self._clock.remaining())
+            self._clock.remaining()
             self._usage.requests += 1
             try:
-                reply, state = super().generate_next_message(message, state)
-                self._account(reply)
-                problem = _problem(reply)
-                if problem is None:
-                    return reply, state
-                raise _BadAnswer(problem)
+                return self._ask(message, state)
             except EpisodeEnd:
                 raise
             except Exception as error:
                 self._usage.failed_requests += 1
-                del state.messages[length:]
                 self._clock.remaining()
-                if attempt == self._config.retries or not _worth_repeating(error):
-                    raise self._fault(error, attempt + 1) from error
+                if attempt == self._config.retries or _is_final(error):
+                    raise self._fault(error, attempt + 1) from None  # the original's text may hold the key
+                if isinstance(error, ValueError) and "seed" in self.llm_args:
+                    self.llm_args["seed"] += 1  # the same question with the same seed may get the same bad answer
                 self._clock.sleep(self._wait(error, attempt))
         raise AssertionError("the last attempt returns or raises")
 
+    def _ask(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
+        """One request. What it makes of the state is kept only when it succeeds."""
+        draft = state.model_copy(update={"messages": list(state.messages)})
+        request = functools.partial(super().generate_next_message, message, draft)
+        reply, draft = self._clock.bound(request, self._config.timeout_seconds)
+        self._account(reply)
+        problem = _problem(reply)
+        if problem is not None:
+            raise _BadAnswer(problem)
+        return reply, draft
+
     def _wait(self, error: Exception, attempt: int) -> float:
         asked = _retry_after(error)
-        wait = asked if asked is not None else _FIRST_WAIT * 2**attempt * self._random.uniform(0.5, 1.5)
+        if asked is not None:
+            wait = asked + _FIRST_WAIT * self._random.random()  # spread, lest all return at the same moment
+        else:
+            wait = _FIRST_WAIT * 2 ** min(attempt, 16) * self._random.uniform(0.5, 1.5)
         return min(wait, self._config.max_retry_wait_seconds)
 
     def _account(self, reply: compat.UserMessage) -> None:
@@ -178,7 +237,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         self._usage.completion_tokens += usage.get("completion_tokens") or 0
         if self._usage.cost_usd is None:
             return
-        if not reply.cost and not _has_price(str(self.llm)):
+        if not reply.cost and _price(str(self.llm)) != 0:  # τ² gives 0 for what litellm cannot price, too
             self._usage.cost_usd = None
         else:
             self._usage.cost_usd += reply.cost or 0.0
@@ -190,16 +249,22 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             FaultKind.USER_SIMULATOR,
             f"{self.llm} gave no usable answer in {requests} requests; the last: {text}",
             error=type(error).__name__,
-            retryable=_worth_repeating(error),
+            retryable=not _is_final(error) or isinstance(error, _ABOUT_THE_CONVERSATION),
         )
 
 
-class _BadAnswer(Exception):
+class _BadAnswer(ValueError):
     """The API answered, but not with a message that a user could have sent."""
 
 
 def make(
-    kind: str, task: compat.Task, environment: compat.Environment, config: User, seed: int, usage: UserUsage, clock: Clock
+    kind: str,
+    task: compat.Task,
+    environment: compat.Environment,
+    config: User,
+    seed: int,
+    usage: UserUsage,
+    clock: Clock,
 ) -> Any:
     """The user of one episode: `dummy` (solo agent), `scripted` or `llm`.
 
@@ -227,8 +292,10 @@ def check_endpoint(config: User) -> None:
         return
     url = urllib.parse.urlsplit(config.base_url)
     try:
+        if not url.hostname:
+            raise ValueError("it has no host; write http://host:port/v1")
         port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise UserSimulatorError(
             f"user.base_url: nothing answers at {config.base_url}: {error}.",
@@ -253,31 +320,41 @@ def timed(user: Any, add_seconds: Callable[[float], None]) -> None:
 def _problem(reply: compat.UserMessage) -> str | None:
     """Why the answer cannot be used; None when it can."""
     raw = reply.raw_data or {}
-    if raw.get("finish_reason") == "content_filter" or (raw.get("message") or {}).get("refusal"):
+    message = raw.get("message") or {}
+    refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
+    if refusal or raw.get("finish_reason") == "content_filter":
         return "the model refused to play the user"
     if reply.tool_calls is not None and not all(call.name for call in reply.tool_calls):
         return "a tool call without a name"
     if not reply.has_text_content() and not reply.tool_calls:
         return "an empty answer"
+    try:
+        reply.model_dump_json(exclude={"raw_data"})
+    except ValueError:
+        return "text that is not Unicode (half of a surrogate pair)"
     return None
 
 
-_HOPELESS = (
-    litellm.exceptions.AuthenticationError,
-    litellm.exceptions.PermissionDeniedError,
-    litellm.exceptions.NotFoundError,
+_ABOUT_THE_CONVERSATION = (
     litellm.exceptions.ContextWindowExceededError,
+    litellm.exceptions.ContentPolicyViolationError,
 )
+"""Client errors that speak of what was said so far: another episode may say something else."""
+
+_PASSING_STATUSES = {408, 409, 425, 429}
+"""Client errors by number, but the same request may succeed later."""
 
 
-def _worth_repeating(error: Exception) -> bool:
-    if isinstance(error, _HOPELESS):
-        return False
-    return not (isinstance(error, litellm.exceptions.BadRequestError) and getattr(error, "status_code", None) == 400)
+def _is_final(error: Exception) -> bool:
+    """Whether the same request is bound to fail again: a wrong key, an unknown model, a missing library."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _PASSING_STATUSES
+    return isinstance(error, ImportError)
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Seconds that the API asked to wait; None when it named none."""
+    """Seconds that the API asked to wait; None when it named no time that can be read."""
     response = getattr(error, "response", None)
     headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
     value = headers.get("retry-after") or headers.get("Retry-After")
@@ -286,13 +363,17 @@ def _retry_after(error: Exception) -> float | None:
     try:
         return max(0.0, float(value))
     except ValueError:
-        date = email.utils.parsedate_to_datetime(value)
-        return max(0.0, date.timestamp() - time.time())
-
-
-def _has_price(model: str) -> bool:
+        pass
     try:
-        info = litellm.get_model_info(model)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _price(model: str) -> float | None:
+    """US dollars per prompt token; None when it is not known."""
+    try:
+        price = litellm.get_model_info(model).get("input_cost_per_token")
     except Exception:  # litellm raises a plain Exception for a model that it does not know
-        return False
-    return info.get("input_cost_per_token") is not None
+        return None
+    return None if price is None else float(price)

@@ -1,8 +1,9 @@
 """A real HTTP server that speaks OpenAI's `/v1/chat/completions` and misbehaves on schedule.
 
-Three parts, each a plain callable. A *brain* writes the assistant's message from messages and tools, as a model would. A
-*behaviour* turns one exchange into an HTTP answer: `ok` sends what the brain wrote, every other one goes wrong in its own
-way. A *schedule* picks the behaviour of each request. The server runs in a thread of its own, and keeps every request.
+Three parts, each a plain callable. A *brain* writes the assistant's message from messages and tools, as a model would.
+A *behaviour* turns one exchange into an HTTP answer: `ok` sends what the brain wrote, every other one goes wrong in its
+own way. A *schedule* picks the behaviour of each request. The server runs in a thread of its own, and keeps every
+request.
 
 Brains and behaviours hold no state of a conversation: requests are repeated, and conversations overlap.
 """
@@ -182,6 +183,7 @@ def failing(status: int, headers: Mapping[str, str] | None = None) -> Behaviour:
     async def fail(exchange: Exchange) -> web.StreamResponse:
         return exchange.error(status, "Something went wrong.", "server_error", headers)
 
+    fail.__name__ = f"status {status}"
     return fail
 
 
@@ -193,6 +195,7 @@ def rate_limited(seconds: float, *, as_date: bool = False) -> Behaviour:
         headers = {"Retry-After": date if as_date else f"{seconds:g}"}
         return exchange.error(429, "Rate limit reached.", "rate_limit_exceeded", headers)
 
+    limit.__name__ = f"wait {seconds:g} s"
     return limit
 
 
@@ -219,6 +222,9 @@ def always(behaviour: Behaviour) -> Schedule:
     return lambda request: behaviour
 
 
+CLEAN = always(ok)
+
+
 def at(numbers: Iterable[int], behaviour: Behaviour) -> Schedule:
     """`behaviour` for the requests of these numbers, `ok` for the others."""
     chosen = set(numbers)
@@ -229,10 +235,11 @@ def at(numbers: Iterable[int], behaviour: Behaviour) -> Schedule:
 
 
 def gold_user(tasks: Sequence[compat.Task]) -> Brain:
-    """Plays the user's side of `rollout_service.tau2.gold` for these tasks. The scenario in the system prompt says which.
+    """Plays the user's side of `rollout_service.tau2.gold` for these tasks; the scenario in the system prompt says
+    which.
 
-    What comes next follows from the messages alone: each thing that the agent says (API role `user`: τ² flips the roles)
-    opens the next run of the user's own actions, and the calls made since then are the run's position.
+    What comes next follows from the messages alone: each thing that the agent says (API role `user`: τ² flips the
+    roles) opens the next run of the user's own actions, and the calls made since then are the position in the run.
     """
     scenarios = [(str(task.user_scenario), task) for task in tasks]
     assert len({scenario for scenario, _ in scenarios}) == len(scenarios), "two of the tasks have the same scenario"
@@ -280,10 +287,9 @@ def judge(verdict: Callable[[str], bool] = lambda outcome: True, *, omit: int = 
 class OpenAIServer:
     """Runs while the `with` block does."""
 
-    def __init__(self, brain: Brain, schedule: Schedule | Behaviour = always(ok)) -> None:
+    def __init__(self, brain: Brain, schedule: Schedule = CLEAN) -> None:
         self._brain = brain
-        self.schedule: Any = schedule
-        """May be replaced while the server runs."""
+        self._schedule = schedule
         self.requests: list[Request] = []
         """In order of arrival."""
         self.base_url = ""
@@ -320,11 +326,14 @@ class OpenAIServer:
     async def _stop(self) -> None:
         self._closing.set()
         await self._runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _answer(self, http: web.Request) -> web.StreamResponse:
         arrived = time.monotonic()
         body = await http.json()
         request = Request(len(self.requests), arrived, dict(http.headers), body)
         self.requests.append(request)
-        behaviour: Behaviour = self.schedule(request)
-        return await behaviour(Exchange(request, http, self._brain, self._closing))
+        return await self._schedule(request)(Exchange(request, http, self._brain, self._closing))

@@ -45,7 +45,9 @@ def make_segment(turns: int = 2, turn_length: int = 4, seed: int = 0) -> TokenSe
     """A prompt of 3 tokens, then `turns` times sampled tokens, with 2 of context between them."""
     ledger = TokenLedger([1, 2, 3])
     for turn in range(turns):
-        ledger.append_policy(make_generation(turn_length, version=turn, seed=seed + turn), tool_calls=["ok"], seconds=0.5)
+        ledger.append_policy(
+            make_generation(turn_length, version=turn, seed=seed + turn), tool_calls=["ok"], seconds=0.5
+        )
         ledger.append_context([4, 5])
     return ledger.to_segment()
 

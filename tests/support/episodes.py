@@ -1,0 +1,63 @@
+"""Runs episodes in this process: real τ², real codec, the scripted engine, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from typing import Any
+
+from deploy.engines.scripted import ScriptedEngine
+from rollout_service.chat import ChatCodec
+from rollout_service.config import RolloutConfig
+from rollout_service.policy.base import Generation, Policy
+from rollout_service.tau2 import tasks
+from rollout_service.tau2.episode import EpisodeRequest, EpisodeRunner
+from rollout_service.trajectory import TaskRef, Trajectory
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """A running loop in a thread of its own, as an actor has one."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+@functools.cache
+def codec(tokenizer: str | None = None) -> ChatCodec:
+    return ChatCodec.load(tokenizer)
+
+
+class LocalPolicy:
+    """An engine, called directly."""
+
+    def __init__(self, config: RolloutConfig) -> None:
+        self.engine = ScriptedEngine(config)
+        self.prompts: list[list[int]] = []
+
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
+        self.prompts.append(input_ids.tolist())
+        return await self.engine.generate(input_ids, sampling, metadata)
+
+
+def settings(**overrides: Any) -> RolloutConfig:
+    """A configuration; `limits__max_turns=3` sets limits.max_turns."""
+    return RolloutConfig.load(overrides={k.replace("__", "."): v for k, v in overrides.items()}, environ={})
+
+
+def runner(config: RolloutConfig, policy: Policy | None = None) -> EpisodeRunner:
+    return EpisodeRunner(config, codec(config.policy.tokenizer), policy or LocalPolicy(config), event_loop())
+
+
+def request(task: TaskRef, seed: int = 0, name: str = "t", sample: int = 0) -> EpisodeRequest:
+    return EpisodeRequest(f"{name}-{sample}", "c", name, sample, task, seed)
+
+
+def task(domain: str, position: int = 0, split: str = "base") -> TaskRef:
+    return tasks.references(domain, split)[position]
+
+
+def run(domain: str, position: int = 0, seed: int = 0, **overrides: Any) -> Trajectory:
+    """One scripted episode of the domain's task at `position`."""
+    return runner(settings(**overrides)).run(request(task(domain, position), seed))

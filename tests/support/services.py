@@ -1,0 +1,34 @@
+"""Fixtures with a real Ray cluster and real services on it. Starting them takes seconds, so tests share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from rollout_service.client import RolloutClient
+from tests.support.episodes import settings
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """This process is connected to a Ray cluster of its own, with more CPUs on paper than the machine has: several
+    services share it."""
+    ray.init("local", num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def start(name: str, **overrides: Any) -> RolloutClient:
+    """A service of its own on the shared cluster. Close it: its actors hold CPUs."""
+    overrides = {"service__actors": 1, "tasks__domain": "mock"} | overrides
+    return RolloutClient(config=settings(service__name=name, **overrides))
+
+
+@pytest.fixture(scope="module")
+def client(cluster: None) -> Iterator[RolloutClient]:
+    """The embedded default on the mock domain."""
+    with start("shared") as service:
+        yield service

@@ -1,0 +1,502 @@
+"""The official LLM user simulator and NL judge over real HTTP: real τ², real litellm, a server that misbehaves."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import socket
+import threading
+import time
+import traceback
+from typing import Any
+
+import litellm
+import pytest
+from aiohttp import web
+from loguru import logger
+
+from rollout_service.config import User
+from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
+from rollout_service.tau2 import compat, environment, tasks, users
+from rollout_service.trajectory import Outcome, TaskRef, Trajectory, UserUsage
+from tests.support import episodes
+from tests.support import openai_server as server
+from tests.support.openai_server import Exchange, OpenAIServer, Schedule, always, at
+
+LOCAL_MODEL = "openai/some-local-model"
+PRICED_MODEL = "openai/gpt-4.1-mini"
+KEY = "correct-horse-battery-staple"
+
+RETAIL = tasks.references("retail", "base", ["0"])[0]
+TELECOM = tasks.references(
+    "telecom",
+    "base",
+    ["[mobile_data_issue]bad_network_preference|bad_vpn|user_abroad_roaming_disabled_off[PERSONA:Hard]"],
+)[0]
+"""The user acts twice, the agent once, the user once more: seven user turns, three of them tool calls."""
+TELECOM_TURNS = 7
+JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users, "_FIRST_WAIT", 0.02)
+
+
+@functools.cache
+def policy() -> episodes.LocalPolicy:
+    return episodes.LocalPolicy(episodes.settings())
+
+
+def run(
+    api: OpenAIServer | None, task: TaskRef = TELECOM, clock: users.Clock | None = None, **overrides: Any
+) -> Trajectory:
+    """One episode: scripted policy, and the API's user, or without an API the scripted one."""
+    if api is not None:
+        overrides = {"user__model": LOCAL_MODEL, "user__base_url": api.base_url, **overrides}
+    runner = episodes.runner(episodes.settings(**overrides), policy())
+    return runner.run(episodes.request(task, seed=1), clock)
+
+
+def gold_server(schedule: Schedule = server.CLEAN, *played: TaskRef) -> OpenAIServer:
+    return OpenAIServer(server.gold_user([tasks.get(task) for task in played or (TELECOM,)]), schedule)
+
+
+@functools.cache
+def clean_run() -> Trajectory:
+    with gold_server() as api:
+        return run(api)
+
+
+def said(trajectory: Trajectory) -> list[dict[str, Any]]:
+    return [{k: v for k, v in message.items() if k != "timestamp"} for message in trajectory.messages]
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+# Clean conversations -------------------------------------------------------------------------------------------------
+
+
+def test_retail_scores_one_and_usage_is_what_the_api_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with gold_server(server.CLEAN, RETAIL) as api:
+        trajectory = run(api, RETAIL, user__api_key_var="SOME_KEY")
+    assert (trajectory.outcome, trajectory.reward, trajectory.fault) == (Outcome.COMPLETED, 1.0, None)
+    assert trajectory.provenance.user == LOCAL_MODEL
+    reported = [request.usage for request in api.requests]
+    usage = trajectory.user_usage
+    assert usage.prompt_tokens == sum(entry["prompt_tokens"] for entry in reported if entry) > 0
+    assert usage.completion_tokens == sum(entry["completion_tokens"] for entry in reported if entry) > 0
+    assert (usage.requests, usage.failed_requests) == (len(api.requests), 0)
+    assert usage.cost_usd is None
+    assert {request.key for request in api.requests} == {KEY}
+
+
+def test_telecom_user_calls_its_tools_and_scores_one() -> None:
+    trajectory = clean_run()
+    assert (trajectory.outcome, trajectory.termination_reason, trajectory.reward) == (
+        Outcome.COMPLETED,
+        "user_stop",
+        1.0,
+    )
+    called = [call["name"] for m in trajectory.messages if m["role"] == "user" for call in m.get("tool_calls") or []]
+    assert called == ["set_network_mode_preference", "disconnect_vpn", "toggle_roaming"]
+    assert trajectory.user_usage.requests == TELECOM_TURNS
+
+
+def test_requests_hold_openai_parameters_only() -> None:
+    with gold_server() as api:
+        run(api)
+    known = {"model", "messages", "tools", "tool_choice", "temperature", "seed"}
+    assert {name for request in api.requests for name in request.body} == known
+
+
+def test_priced_model_has_its_cost() -> None:
+    with gold_server() as api:
+        trajectory = run(api, user__model=PRICED_MODEL)
+    price = litellm.get_model_info(PRICED_MODEL)
+    usage = trajectory.user_usage
+    expected = (
+        usage.prompt_tokens * price["input_cost_per_token"] + usage.completion_tokens * price["output_cost_per_token"]
+    )
+    assert usage.cost_usd == pytest.approx(expected)
+    assert expected > 0
+
+
+def test_cost_is_unknown_when_the_server_answers_with_a_model_that_has_no_price() -> None:
+    async def other_model(exchange: Exchange) -> web.StreamResponse:
+        return web.json_response(exchange.completion(exchange.reply()) | {"model": "my-finetune"})
+
+    with gold_server(always(other_model)) as api:
+        trajectory = run(api, user__model=PRICED_MODEL)
+    assert (trajectory.reward, trajectory.user_usage.cost_usd) == (1.0, None)
+
+
+# Failures that pass --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        server.rate_limited(0.05),
+        server.failing(429, {"Retry-After": "soon"}),
+        server.failing(408),
+        server.failing(409),
+        server.failing(500),
+        server.failing(503, {"Retry-After": "0"}),
+        server.failing(529),
+        server.truncated,
+        server.cut_json,
+        server.web_page,
+        server.empty,
+        server.malformed_tool_call,
+        server.arguments_not_an_object,
+        server.refusal,
+        server.content_filter,
+        server.lone_surrogate,
+    ],
+    ids=lambda behaviour: behaviour.__name__,
+)
+def test_failed_requests_leave_no_trace_in_the_conversation(behaviour: server.Behaviour) -> None:
+    with gold_server(at({0, 2, 5}, behaviour)) as api:
+        trajectory = run(api)
+    assert said(trajectory) == said(clean_run())
+    assert trajectory.reward == 1.0
+    assert trajectory.user_usage.failed_requests == 3
+    assert trajectory.user_usage.requests == len(api.requests) == TELECOM_TURNS + 3
+
+
+@pytest.mark.parametrize("behaviour", [server.hang, server.drip], ids=lambda behaviour: behaviour.__name__)
+def test_answer_that_never_ends_is_asked_for_again_after_the_timeout(behaviour: server.Behaviour) -> None:
+    with gold_server(at({2}, behaviour)) as api:
+        trajectory = run(api, user__timeout_seconds=2.0)
+    assert said(trajectory) == said(clean_run())
+    assert trajectory.user_usage.failed_requests == 1
+    assert 2.0 <= api.requests[3].arrived - api.requests[2].arrived < 6.0
+
+
+def test_retail_survives_several_kinds_of_failure() -> None:
+    answers = {0: server.failing(500), 1: server.empty, 2: server.truncated, 4: server.refusal}
+    with gold_server(lambda request: answers.get(request.number, server.ok), RETAIL) as api:
+        trajectory = run(api, RETAIL)
+    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 4)
+
+
+def test_answers_that_cannot_be_used_still_count_as_consumed() -> None:
+    with gold_server(at({1}, server.empty)) as api:
+        usage = run(api).user_usage
+    assert usage.prompt_tokens == sum(request.usage["prompt_tokens"] for request in api.requests if request.usage)
+
+
+def test_bad_answer_is_asked_for_with_another_seed_but_a_failure_of_the_server_with_the_same() -> None:
+    answers = {1: server.failing(500), 3: server.empty}
+    with gold_server(lambda request: answers.get(request.number, server.ok)) as api:
+        run(api)
+    seeds = [request.body["seed"] for request in api.requests]
+    assert seeds[1] == seeds[2]
+    assert seeds[3] != seeds[4]
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_waited_for(as_date: bool) -> None:
+    with gold_server(at({1}, server.rate_limited(1.0, as_date=as_date))) as api:
+        trajectory = run(api)
+    assert 1.0 <= api.requests[2].arrived - api.requests[1].arrived < 5.0
+    assert trajectory.timing.user_seconds >= 1.0
+    assert trajectory.reward == 1.0
+
+
+def test_retry_after_is_kept_to_the_limit() -> None:
+    with gold_server(at({1}, server.rate_limited(3600.0))) as api:
+        trajectory = run(api, user__max_retry_wait_seconds=0.3)
+    assert 0.3 <= api.requests[2].arrived - api.requests[1].arrived < 4.0
+    assert trajectory.reward == 1.0
+
+
+# Failures that stay --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [server.failing(500), server.rate_limited(0.01), server.empty, server.refusal, server.hang, server.drip],
+    ids=lambda behaviour: behaviour.__name__,
+)
+def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour: server.Behaviour) -> None:
+    start = time.monotonic()
+    with gold_server(always(behaviour)) as api:
+        trajectory = run(api, user__retries=2, user__timeout_seconds=0.4)
+    assert time.monotonic() - start < 10
+    assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
+    assert (trajectory.reward, trajectory.reward_info) == (None, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert [message["role"] for message in trajectory.messages] == ["assistant"]
+    usage = trajectory.user_usage
+    assert (usage.requests, usage.failed_requests, len(api.requests)) == (3, 3, 3)
+
+
+def test_api_that_goes_away_amid_a_conversation_keeps_what_was_said() -> None:
+    with gold_server(lambda request: server.ok if request.number < 3 else server.failing(502)) as api:
+        trajectory = run(api, user__retries=1)
+    assert trajectory.reward is None
+    assert len(trajectory.messages) > 3
+    assert said(trajectory) == said(clean_run())[: len(trajectory.messages)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "retryable"),
+    [
+        (server.unauthorized, False),
+        (server.forbidden, False),
+        (server.failing(404), False),
+        (server.failing(400), False),
+        (server.context_too_long, True),
+    ],
+    ids=["401", "403", "404", "400", "context window"],
+)
+def test_request_that_cannot_succeed_is_sent_once(behaviour: server.Behaviour, retryable: bool) -> None:
+    with gold_server(always(behaviour)) as api:
+        trajectory = run(api)
+    assert len(api.requests) == 1
+    assert trajectory.reward is None
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, retryable)
+
+
+def test_missing_library_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr("tau2.user.user_simulator.generate", missing)
+    with gold_server() as api:
+        trajectory = run(api)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.retryable, trajectory.user_usage.requests) == (False, 1)
+    assert "boto3" in trajectory.fault.message
+
+
+# Limits and neighbours -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "behaviour", [server.hang, server.drip, server.rate_limited(30.0)], ids=["hang", "drip", "told to wait"]
+)
+def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Behaviour) -> None:
+    start = time.monotonic()
+    with gold_server(at({2}, behaviour)) as api:
+        trajectory = run(api, limits__wall_seconds=1.5, user__timeout_seconds=30.0)
+    assert time.monotonic() - start < 6
+    assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.TRUNCATED, "wall_time")
+    assert (trajectory.reward, trajectory.fault) == (None, None)
+
+
+def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
+    clock = users.Clock(60.0)
+    threading.Timer(0.5, clock.cancelled.set).start()
+    start = time.monotonic()
+    with gold_server(always(server.hang)) as api:
+        trajectory = run(api, clock=clock, user__timeout_seconds=30.0)
+    assert time.monotonic() - start < 5
+    assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "cancelled")
+
+
+def test_hanging_user_does_not_stall_its_neighbour() -> None:
+    clean_run()
+    ended: dict[str, float] = {}
+    scenario = str(tasks.get(RETAIL).user_scenario)
+
+    def retail_hangs(request: server.Request) -> server.Behaviour:
+        return server.hang if scenario in request.body["messages"][0]["content"] else server.ok
+
+    def play(task: TaskRef) -> None:
+        trajectory = run(api, task, user__timeout_seconds=4.0, user__retries=0)
+        ended[task.domain] = time.monotonic()
+        rewards[task.domain] = trajectory.reward
+
+    rewards: dict[str, float | None] = {}
+    with gold_server(retail_hangs, RETAIL, TELECOM) as api:
+        threads = [threading.Thread(target=play, args=(task,)) for task in (RETAIL, TELECOM)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert rewards == {"retail": None, "telecom": 1.0}
+    assert ended["retail"] - ended["telecom"] > 2.0
+
+
+def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default() -> None:
+    count = 105
+    task, world = tasks.get(RETAIL), environment.make("retail")
+    greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
+    usages = [UserUsage() for _ in range(count)]
+
+    def speak(usage: UserUsage) -> None:
+        config = User(model=LOCAL_MODEL, base_url=api.base_url, retries=0, timeout_seconds=20.0)
+        user = users.make("llm", task, world, config, 0, usage, users.Clock(60.0))
+        user.generate_next_message(greeting, user.get_init_state())
+
+    with gold_server(always(server.together(count)), RETAIL) as api:
+        threads = [threading.Thread(target=speak, args=(usage,)) for usage in usages]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(api.requests) == count
+    assert sum(usage.failed_requests for usage in usages) == 0
+
+
+# Keys and addresses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "behaviour", [server.unauthorized, server.failing(500)], ids=lambda behaviour: behaviour.__name__
+)
+def test_key_shows_nowhere_even_when_the_server_repeats_it(
+    behaviour: server.Behaviour,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    logged: list[str] = []
+    sink = logger.add(logged.append, level=0)
+    try:
+        with caplog.at_level(logging.DEBUG), gold_server(at({1, 2}, behaviour)) as api:
+            trajectory = run(api, user__api_key_var="SOME_KEY", user__retries=1)
+    finally:
+        logger.remove(sink)
+    assert api.requests[-1].key == KEY
+    assert trajectory.fault is not None
+    assert "your key is [redacted]" in trajectory.fault.message
+    assert KEY not in json.dumps(trajectory.to_dict())
+    printed = capfd.readouterr()
+    assert KEY not in caplog.text + "".join(logged) + printed.out + printed.err
+
+
+def test_key_is_not_in_the_traceback_of_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    task, world = tasks.get(RETAIL), environment.make("retail")
+    greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
+    with gold_server(always(server.unauthorized), RETAIL) as api:
+        config = User(model=LOCAL_MODEL, base_url=api.base_url, api_key_var="SOME_KEY")
+        user = users.make("llm", task, world, config, 0, UserUsage(), users.Clock(60.0))
+        with pytest.raises(EpisodeFault) as caught:
+            user.generate_next_message(greeting, user.get_init_state())
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_missing_key_variable_is_named_before_anything_is_sent() -> None:
+    with gold_server() as api, pytest.raises(ConfigError, match="NO_SUCH_KEY_HERE"):
+        run(api, user__api_key_var="NO_SUCH_KEY_HERE")
+    assert api.requests == []
+
+
+def test_own_endpoint_does_not_get_the_key_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with gold_server() as api:
+        run(api)
+    assert KEY not in {request.key for request in api.requests}
+
+
+@pytest.mark.parametrize("address", [closed_port(), "127.0.0.1:8000/v1", "http://no-such-host.invalid/v1"])
+def test_unusable_endpoint_is_refused_at_once_with_its_address(address: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserSimulatorError) as caught:
+        users.check_endpoint(User(model=LOCAL_MODEL, base_url=address))
+    assert time.monotonic() - start < 3
+    assert address in str(caught.value)
+
+
+def test_endpoint_that_listens_passes_without_a_request() -> None:
+    with gold_server() as api:
+        users.check_endpoint(User(model=LOCAL_MODEL, base_url=api.base_url))
+    assert api.requests == []
+
+
+# The judge of NL assertions ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge_settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings for a judged episode. τ² keeps its judge in module constants: they are put back afterwards."""
+    module = compat.evaluator_nl_assertions
+    for name in ("DEFAULT_LLM_NL_ASSERTIONS", "DEFAULT_LLM_NL_ASSERTIONS_ARGS"):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    return {
+        "evaluation__type": "all_with_nl_assertions",
+        "evaluation__judge__model": "openai/some-judge",
+        "evaluation__judge__api_key_var": "JUDGE_KEY",
+        "evaluation__judge__arguments": {"temperature": 0.0, "max_retries": 0},
+    }
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+def test_verdict_of_the_judge_is_recorded(judge_settings: dict[str, Any], verdict: bool) -> None:
+    with OpenAIServer(server.judge(lambda outcome: verdict)) as api:
+        trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings)
+    assert trajectory.reward_info is not None
+    wanted = tasks.get(JUDGED).evaluation_criteria.nl_assertions
+    checks = trajectory.reward_info["nl_assertions"]
+    assert [(check["nl_assertion"], check["met"]) for check in checks] == [(text, verdict) for text in wanted]
+    assert [(request.body["model"], request.key) for request in api.requests] == [("some-judge", KEY)]
+
+
+@pytest.mark.parametrize(("verdict", "reward"), [(True, 1.0), (False, 0.0)])
+def test_reward_is_the_judges_where_it_alone_scores(
+    judge_settings: dict[str, Any], verdict: bool, reward: float
+) -> None:
+    settings = judge_settings | {"evaluation__type": "nl_assertions"}
+    with OpenAIServer(server.judge(lambda outcome: verdict)) as api:
+        trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **settings)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.COMPLETED, reward)
+
+
+def assert_unscored(trajectory: Trajectory) -> None:
+    assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
+    assert (trajectory.reward, trajectory.reward_info) == (None, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.EVALUATOR, True)
+    assert compat.STOP in trajectory.messages[-1]["content"]
+    assert KEY not in json.dumps(trajectory.to_dict())
+
+
+def test_judge_that_is_down_leaves_the_episode_unscored(judge_settings: dict[str, Any]) -> None:
+    assert_unscored(run(None, JUDGED, evaluation__judge__base_url=closed_port(), **judge_settings))
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [server.failing(500), server.empty, server.cut_json, server.hang],
+    ids=lambda behaviour: behaviour.__name__,
+)
+def test_judge_that_fails_leaves_the_episode_unscored(
+    judge_settings: dict[str, Any], behaviour: server.Behaviour
+) -> None:
+    judge_settings["evaluation__judge__arguments"] |= {"timeout": 0.5}
+    with OpenAIServer(server.judge(), always(behaviour)) as api:
+        assert_unscored(run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings))
+
+
+def test_judge_that_forgets_an_assertion_leaves_the_episode_unscored(judge_settings: dict[str, Any]) -> None:
+    with OpenAIServer(server.judge(omit=1)) as api:
+        assert_unscored(run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings))
+
+
+def test_judge_that_fails_once_is_asked_again(judge_settings: dict[str, Any]) -> None:
+    del judge_settings["evaluation__judge__arguments"]
+    with OpenAIServer(server.judge(), at({0}, server.failing(500))) as api:
+        trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings)
+    assert (trajectory.reward, len(api.requests)) == (1.0, 2)
+
+
+def test_missing_key_variable_of_the_judge_is_named(
+    judge_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(ConfigError, match="JUDGE_KEY"):
+        run(None, JUDGED, **judge_settings)

@@ -1,0 +1,85 @@
+"""Task selection: what exists, what is refused, and what samplers promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from rollout_service.errors import TaskError
+from rollout_service.tau2 import tasks
+
+
+@pytest.mark.parametrize(
+    ("domain", "split", "count"),
+    [
+        ("mock", "base", 9),
+        ("airline", "base", 50),
+        ("airline", "train", 30),
+        ("airline", "test", 20),
+        ("retail", "base", 114),
+        ("telecom", "base", 114),
+        ("telecom", "small", 20),
+        ("telecom-workflow", "test", 40),
+    ],
+)
+def test_the_official_splits_have_their_official_sizes(domain, split, count):
+    references = tasks.references(domain, split)
+    assert len(references) == count == len({r.task_id for r in references})
+    assert [r.index for r in references] == list(range(count))
+
+
+def test_an_unknown_domain_is_refused_with_the_known_ones():
+    with pytest.raises(TaskError, match=r"'retial'.*mock, airline, retail, telecom"):
+        tasks.references("retial")
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones():
+    with pytest.raises(TaskError, match=r"'dev'.*base, test, train"):
+        tasks.references("retail", "dev")
+
+
+def test_unknown_task_ids_are_refused_with_valid_ones():
+    with pytest.raises(TaskError, match=r"'999999'.*Valid: 0, 1, 2"):
+        tasks.references("retail", "base", ["0", "999999"])
+
+
+def test_chosen_ids_keep_the_order_they_were_given_in():
+    chosen = tasks.references("retail", "base", ["7", "3"])
+    assert [(r.task_id, r.index) for r in chosen] == [("7", 7), ("3", 3)]
+
+
+def test_each_epoch_has_every_task_once_in_another_order():
+    sampler = tasks.TaskSampler("mock", seed=1)
+    first, second = (list(itertools.islice(sampler, 9)) for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(tasks.references("mock"))
+    assert first != second
+
+
+def test_without_shuffling_the_order_is_the_split_s():
+    sampler = tasks.TaskSampler("mock", shuffle=False)
+    assert list(itertools.islice(sampler, 18)) == tasks.references("mock") * 2
+
+
+def test_a_sampler_is_a_function_of_its_seed():
+    def draw(seed: int):
+        return list(itertools.islice(tasks.TaskSampler({"mock": 1, "airline": 2}, seed=seed), 40))
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_a_mix_follows_its_weights_and_serves_each_domain_in_epochs():
+    sampler = tasks.TaskSampler({"mock": 1, "airline": 3}, seed=0)
+    drawn = list(itertools.islice(sampler, 400))
+    airline = [r for r in drawn if r.domain == "airline"]
+    assert 260 <= len(airline) <= 340
+    assert len(set(airline[:50])) == 50
+    assert sampler.drawn == 400
+
+
+def test_episode_seeds_differ_by_draw_and_sample_and_do_not_change_between_versions():
+    task = tasks.references("retail")[0]
+    seeds = {tasks.episode_seed(0, task, draw, sample) for draw in range(20) for sample in range(20)}
+    assert len(seeds) == 400
+    assert tasks.episode_seed(0, task, 0, 0) == 1154290198

