@@ -1,4 +1,4 @@
-"""Coordinator: takes collections, keeps every slot busy, hands out finished groups. One per service; an async Ray actor.
+"""Coordinator: takes collections, keeps every slot busy, hands out finished groups. One per service.
 
 Invariant: all decisions are `rollout_service.scheduling`'s; this actor only carries them out. It never touches a
 trajectory's arrays: it reads the episode's summary and passes the trajectory's object reference on.

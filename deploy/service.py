@@ -37,9 +37,7 @@ def start(config: RolloutConfig) -> Any:
     try:
         coordinator = (
             ray.remote(Coordinator)
-            .options(
-                name=coordinator_name(service.name), namespace=service.namespace, num_cpus=0, max_concurrency=1000
-            )
+            .options(name=coordinator_name(service.name), namespace=service.namespace, num_cpus=0, max_concurrency=1000)
             .remote(config, application)
         )
     except ValueError as error:  # Ray's word for a name that is taken

@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 @app.command()
 def collect(
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Episodes. Default: every task once, times group size.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", help="Episodes. Default: every task once, times group size.")
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Episodes per task.")] = 1,
     domain: Domain = None,
     split: Split = None,
@@ -159,7 +161,7 @@ def verify(
         violations += found
     if not audited:
         raise StorageError(f"{path} holds no trajectory.", "Collect some first.")
-    print_audit(path, audited, violations, check or list(CHECKS), show)
+    print_audit(audited, violations, check or list(CHECKS), show)
     return 1 if violations else 0
 
 
@@ -201,9 +203,8 @@ def _config(
         overrides[name] = yaml.safe_load(value)
     if domain is not None:
         overrides["tasks.domain"] = _mix(domain) if "=" in domain else domain
-    for name, given in (("tasks.split", split), ("tasks.ids", ids or None), ("policy.tokenizer", tokenizer)):
-        if given is not None:
-            overrides[name] = given
+    given = {"tasks.split": split, "tasks.ids": ids or None, "policy.tokenizer": tokenizer}
+    overrides |= {name: value for name, value in given.items() if value is not None}
     return RolloutConfig.load(path, overrides)
 
 

@@ -111,6 +111,7 @@ class User(_Section):
 
     @property
     def resolved_kind(self) -> Literal["scripted", "llm"]:
+        """`kind`, or what follows from the model when it is null."""
         return self.kind or ("llm" if self.model else "scripted")
 
 
@@ -136,7 +137,9 @@ class Limits(_Section):
     max_steps: int = Field(200, ge=1, description="τ²'s steps: messages and tool results")
     max_errors: int = Field(10, ge=1, description="tool errors, agent's and user's together")
     max_turns: int = Field(30, ge=1, description="policy turns")
-    wall_seconds: float = Field(1800.0, gt=0, description="an episode cut by it has no reward: slowness is not its fault")
+    wall_seconds: float = Field(
+        1800.0, gt=0, description="an episode cut by it has no reward: slowness is not its fault"
+    )
 
 
 class Service(_Section):
@@ -144,7 +147,9 @@ class Service(_Section):
 
     name: str = Field("rollout", min_length=1, description="of the coordinator actor; one service per name and cluster")
     namespace: str = Field("rollout_service", min_length=1, description="Ray namespace")
-    actors: int | None = Field(None, ge=1, description="environment actors; null: one per CPU of the cluster, at most 64")
+    actors: int | None = Field(
+        None, ge=1, description="environment actors; null: one per CPU of the cluster, at most 64"
+    )
     slots: int = Field(16, ge=1, le=1024, description="episodes that one actor runs at a time")
     max_attempts: int = Field(3, ge=1, description="tries of an episode that infrastructure faults stop")
     max_buffered_groups: int = Field(

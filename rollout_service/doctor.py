@@ -111,11 +111,10 @@ def _user(config: RolloutConfig) -> str:
 
 
 def _judge(config: RolloutConfig) -> str:
-    if "nl_assertions" not in config.evaluation.type:
-        return f"not needed for evaluation.type {config.evaluation.type}"
     judge = config.evaluation.judge
     secret(judge.api_key_var, "evaluation.judge.api_key_var")
-    return f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
+    where = f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
+    return f"{where}, asked only about tasks with NL assertions (evaluation.type {config.evaluation.type})"
 
 
 def _cluster(address: str) -> str:

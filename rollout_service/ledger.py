@@ -39,6 +39,7 @@ class TokenLedger:
 
     @property
     def last_token(self) -> int:
+        """The newest token's id."""
         return self._ids[-1]
 
     @property

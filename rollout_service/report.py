@@ -62,10 +62,10 @@ def _totals(summary: Summary, seconds: float, retried: Mapping[str, int]) -> Ite
         yield "aborted by", _counts(summary.faults)
 
 
-def print_audit(path: Path, audited: int, violations: Sequence[Violation], checks: Sequence[str], show: int) -> None:
+def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[str], show: int) -> None:
     """The result of an audit: a line a check, then the first `show` violations."""
     console = Console()
-    table = Table("check", "violations", title=f"{path}: {audited} trajectories")
+    table = Table("check", "violations", title=f"{audited} trajectories")
     by_check = Counter(violation.check for violation in violations)
     for check in checks:
         table.add_row(check, str(by_check[check]) if by_check[check] else "none")

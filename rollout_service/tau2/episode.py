@@ -1,7 +1,7 @@
 """One episode, from a task to its trajectory.
 
-Invariant: `EpisodeRunner.run` always returns a trajectory. The official orchestrator runs in the calling thread; only the
-policy's calls go to the event loop. What the policy did is in the outcome, what others did to it is in the fault, and
+Invariant: `EpisodeRunner.run` always returns a trajectory. The official orchestrator runs in the calling thread; only
+the policy's calls go to the event loop. What the policy did is in the outcome, what others did to it in the fault, and
 only an episode that ended by its own doing has a reward.
 """
 
@@ -91,9 +91,7 @@ class EpisodeRunner:
         self._loop = loop
         self._solo = config.agent == "solo"
         self._user_kind = "dummy" if self._solo else config.user.resolved_kind
-        self._judge_secrets: list[str] = []
-        if "nl_assertions" in config.evaluation.type:
-            self._judge_secrets = evaluation.configure_judge(config.evaluation)
+        self._judge_secrets = evaluation.configure_judge(config.evaluation)
 
     def run(self, request: EpisodeRequest, clock: users.Clock | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.
@@ -163,9 +161,7 @@ class _Episode:
     def _orchestrator(self, task: compat.Task) -> Any:
         runner, request = self._runner, self._request
         world = environment.make(request.task.domain, solo=runner._solo)
-        user = users.make(
-            runner._user_kind, task, world, self._config.user, request.seed, self._usage, self._clock
-        )
+        user = users.make(runner._user_kind, task, world, self._config.user, request.seed, self._usage, self._clock)
         users.timed(user, self._add_user_seconds)
         return compat.Orchestrator(
             domain=request.task.domain,

@@ -61,8 +61,8 @@ def policy_steps(task: compat.Task, agent: str, script: Script, rng: random.Rand
     run: list[tuple[str, dict[str, Any]]] = []
 
     def flush() -> None:
-        for start in range(0, len(run), script.calls_per_turn):
-            steps.append(Step(CALLS, calls=tuple(run[start : start + script.calls_per_turn])))
+        size = script.calls_per_turn
+        steps.extend(Step(CALLS, calls=tuple(run[start : start + size])) for start in range(0, len(run), size))
         run.clear()
 
     for action in _until_early_stop(task, script, rng):

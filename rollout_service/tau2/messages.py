@@ -29,9 +29,7 @@ def from_turn(turn: ParsedTurn, turn_number: int) -> compat.AssistantMessage:
         compat.ToolCall(id=f"call_{turn_number}_{position}", name=call.name, arguments=call.arguments)
         for position, call in enumerate(turn.calls)
     ]
-    return compat.AssistantMessage(
-        role="assistant", content=turn.content or None, tool_calls=calls or None, cost=0.0
-    )
+    return compat.AssistantMessage(role="assistant", content=turn.content or None, tool_calls=calls or None, cost=0.0)
 
 
 def to_record(message: compat.Message) -> dict[str, Any]:

@@ -5,11 +5,17 @@ Invariant: independent of how the trajectory was made: only its task and its mes
 
 from __future__ import annotations
 
+from typing import Any
+
 from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
 from rollout_service.trajectory import Trajectory
 
-_JUDGED = {"all_with_nl_assertions": "all", "nl_assertions": None}
-"""Evaluation types that ask a language model, and what of them can be computed without it."""
+_PARTS = {
+    "env": ("db_check", "env_assertions"),
+    "action": ("action_checks",),
+    "communicate": ("communicate_checks",),
+}
+"""What each evaluation type that needs no language model adds to a `RewardInfo`."""
 
 
 def differences(trajectory: Trajectory) -> list[str]:
@@ -34,25 +40,36 @@ def differences(trajectory: Trajectory) -> list[str]:
         found.append(f"the databases end as {hashes}, recorded {trajectory.database_hashes}")
     if trajectory.reward is None:
         return found
-    kind = _JUDGED.get(made.evaluation, made.evaluation)
-    if kind is None:
-        return found
-    again = evaluation.evaluate(
-        conversation, task, trajectory.task.domain, trajectory.termination_reason, evaluation_type=kind, solo=solo
-    ).model_dump(mode="json")
     recorded = trajectory.reward_info or {}
-    parts = ["db_check", "env_assertions", "action_checks", "communicate_checks"]
-    if kind == made.evaluation:
-        parts += ["reward", "reward_breakdown"]
-        if trajectory.reward != again["reward"]:
-            found.append(f"the reward is {again['reward']}, recorded {trajectory.reward}")
-    found += [f"{part} is {again[part]}, recorded {recorded.get(part)}" for part in parts if again[part] != recorded.get(part)]
-    return found
+
+    def again(kind: str) -> dict[str, Any]:
+        return evaluation.evaluate(
+            conversation, task, trajectory.task.domain, trajectory.termination_reason, evaluation_type=kind, solo=solo
+        ).model_dump(mode="json")
+
+    if _is_judged(task, made.evaluation):
+        if made.evaluation != "nl_assertions":
+            found += [text for kind, parts in _PARTS.items() for text in _compare(again(kind), recorded, parts)]
+        return found
+    scored = again(made.evaluation)
+    if trajectory.reward != scored["reward"]:
+        found.append(f"the reward is {scored['reward']}, recorded {trajectory.reward}")
+    return found + _compare(scored, recorded, tuple(scored))
 
 
-def _hashes(
-    task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool
-) -> dict[str, str | None]:
+def _is_judged(task: compat.Task, kind: str) -> bool:
+    """Whether a language model had a say in the score: asking it again would cost money and might differ."""
+    criteria = task.evaluation_criteria
+    basis = [str(part.value) for part in criteria.reward_basis] if criteria and criteria.reward_basis else []
+    return "nl_assertions" in kind or (kind == "all" and "NL_ASSERTION" in basis)
+
+
+def _compare(scored: dict[str, Any], recorded: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
+    differing = [part for part in parts if scored[part] != recorded.get(part)]
+    return [f"{part} is {scored[part]}, recorded {recorded.get(part)}" for part in differing]
+
+
+def _hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
     world = environment.make(domain, solo=solo)
     initial = task.initial_state
     world.set_state(

@@ -50,9 +50,7 @@ def splits(domain: str) -> dict[str, list[str]]:
 def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
     known = splits(domain)
     if split not in known:
-        raise TaskError(
-            f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}."
-        )
+        raise TaskError(f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}.")
     loader = compat.registry.get_tasks_loader(domain)
     tasks = loader() if compat.task_splits(domain) is None else loader(split)
     return {str(task.id): task for task in tasks}

@@ -47,7 +47,15 @@ def dashboard(tmp_path_factory) -> Iterator[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "ROLLOUT_", "TAU2_"))}
     with log.open("w") as output:
         head = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", "--include-dashboard=true", "--disable-usage-stats", *arguments],
+            [
+                BIN / "ray",
+                "start",
+                "--head",
+                "--block",
+                "--include-dashboard=true",
+                "--disable-usage-stats",
+                *arguments,
+            ],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -80,7 +88,18 @@ def _answers(address: str) -> bool:
 
 
 def submit(dashboard: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [BIN / "ray", "job", "submit", "--address", dashboard, "--", sys.executable, "-m", "deploy.job", *arguments]
+    command = [
+        BIN / "ray",
+        "job",
+        "submit",
+        "--address",
+        dashboard,
+        "--",
+        sys.executable,
+        "-m",
+        "deploy.job",
+        *arguments,
+    ]
     environment = os.environ | {"RAY_AUTH_MODE": "token"}  # a new cluster asks for the token that `ray start` made
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
 

@@ -74,9 +74,7 @@ def test_wrong_arguments_score_what_the_official_evaluator_says_of_the_same_mess
     for position in (0, 13, 26, 39):
         trajectory = episodes.run(domain, position, policy__script={"wrong_argument": 1.0})
         conversation = [messages.from_record(m) for m in trajectory.messages]
-        official = evaluation.evaluate(
-            conversation, tasks.get(trajectory.task), domain, trajectory.termination_reason
-        )
+        official = evaluation.evaluate(conversation, tasks.get(trajectory.task), domain, trajectory.termination_reason)
         assert trajectory.reward == official.reward
         assert trajectory.reward_info == official.model_dump(mode="json")
         rewards.append(trajectory.reward)
@@ -307,7 +305,9 @@ def test_every_evaluation_type_is_the_official_one(kind):
     assert violations(trajectory) == []
 
 
-@pytest.mark.parametrize("name", ["Qwen2.5-7B-Instruct", "Qwen3-0.6B", "Qwen3-4B-Instruct-2507", "Qwen3-4B-Thinking-2507"])
+@pytest.mark.parametrize(
+    "name", ["Qwen2.5-7B-Instruct", "Qwen3-0.6B", "Qwen3-4B-Instruct-2507", "Qwen3-4B-Thinking-2507"]
+)
 @pytest.mark.parametrize("history", ["append", "template"])
 @pytest.mark.parametrize("domain", ["retail", "telecom"])
 def test_episodes_with_a_real_tokenizer_are_what_its_own_template_gives(name, history, domain):
