@@ -159,7 +159,9 @@ class ChatCodec:
                 f"policy.tokenizer: there is no folder {source!r}.", "Give the folder that holds tokenizer.json."
             )
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(Path(source).expanduser()) if path else source)
+            # AutoTokenizer imports torch where it is installed, which costs each process seconds and 180 MB.
+            loader = transformers.PreTrainedTokenizerFast if path is None else transformers.AutoTokenizer
+            tokenizer = loader.from_pretrained(str(Path(source).expanduser()))
         except Exception as error:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise CodecError(

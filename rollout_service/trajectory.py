@@ -118,7 +118,8 @@ class Timing:
 
 @dataclass(slots=True)
 class UserUsage:
-    """What the user simulator consumed over the episode, failed requests included where the API reported them."""
+    """What the user simulator consumed over the episode. An answer that could not be used counts where the API reported
+    its usage and it could be read at all."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

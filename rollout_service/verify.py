@@ -173,8 +173,10 @@ def _essence(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_message(sent: dict[str, Any], got: dict[str, Any], agent: str) -> bool:
-    if agent == "solo" and any(call["name"] == "done" for call in sent.get("tool_calls", [])):
-        return got.get("content") == "###STOP###" and not got.get("tool_calls")  # how τ²'s solo agent says it is done
+    from rollout_service.tau2.agent import says_done
+
+    if agent == "solo" and says_done(sent):
+        return got.get("content") == "###STOP###" and not got.get("tool_calls")  # what τ²'s solo agent makes of it
     return _essence(sent) == _essence(got)
 
 

@@ -16,7 +16,14 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 """Real tokenizers and chat templates, which may lie beside the checkout."""
 
 EXTENDING = ("Qwen2.5-7B-Instruct", "Qwen3-4B-Instruct-2507")
+"""Real models whose chat template only ever adds to history."""
+
 REWRITING = ("Qwen3-0.6B", "Qwen3-4B-Thinking-2507")
+"""Real models whose chat template drops earlier thinking."""
+
+FORGETFUL = {"forgetful": "message.reasoning_content is defined", "opening": "message.role == 'assistant'"}
+"""The embedded tokenizer made to show thinking in the newest message only, and when. As the Qwen Thinking models do,
+`opening` opens the thinking in its generation prompt."""
 
 
 def _shared(path: str) -> Path:
@@ -25,8 +32,27 @@ def _shared(path: str) -> Path:
     return SHARED / path
 
 
+def _forgetful(name: str) -> ChatCodec:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
+    content, generation = "{{- message.content or '' -}}", "{{- '<|im_start|>assistant\\n' -}}"
+    thinking = (
+        f"{{%- if loop.last and {FORGETFUL[name]} -%}}"
+        "{{- '<think>\\n' ~ (message.reasoning_content or '') ~ '\\n</think>\\n' -}}{%- endif -%}"
+    )
+    assert content in tokenizer.chat_template
+    assert generation in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(content, thinking + content)
+    if name == "opening":
+        tokenizer.chat_template = tokenizer.chat_template.replace(generation, generation + "{{- '<think>\\n' -}}")
+    return ChatCodec(tokenizer, name=name)
+
+
 @functools.cache
 def _load_codec(name: str) -> ChatCodec:
+    if name in FORGETFUL:
+        return _forgetful(name)
     return ChatCodec.load(None if name == "embedded" else str(_shared(f"tokenizers/{name}")))
 
 
@@ -38,7 +64,7 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def load_codec() -> Callable[[str], ChatCodec]:
-    """Gives the codec of `embedded` or of a real model, loaded once."""
+    """Gives the codec of that name, loaded once."""
     return _load_codec
 
 
@@ -48,34 +74,19 @@ def embedded() -> ChatCodec:
     return _load_codec("embedded")
 
 
-@pytest.fixture(scope="session")
-def forgetful() -> ChatCodec:
-    """The embedded tokenizer with a template that shows thinking in the newest message only."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
-    content = "{{- message.content or '' -}}"
-    thinking = "{{- '<think>\n' ~ message.reasoning_content ~ '\n</think>\n' -}}"
-    assert content in tokenizer.chat_template
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        content, "{%- if message.reasoning_content is defined and loop.last -%}" + thinking + "{%- endif -%}" + content
-    )
-    return ChatCodec(tokenizer, name="forgetful")
-
-
-@pytest.fixture(scope="session", params=["embedded", *EXTENDING, *REWRITING])
+@pytest.fixture(scope="session", params=["embedded", *FORGETFUL, *EXTENDING, *REWRITING])
 def codec(request: pytest.FixtureRequest) -> ChatCodec:
-    """Each codec in turn: the embedded one and the real ones."""
+    """Each codec in turn."""
     return _load_codec(request.param)
 
 
-@pytest.fixture(scope="session", params=EXTENDING)
+@pytest.fixture(scope="session", params=["embedded", *EXTENDING])
 def extending(request: pytest.FixtureRequest) -> ChatCodec:
-    """A real codec whose template only ever adds to history."""
+    """A codec whose template only ever adds to history."""
     return _load_codec(request.param)
 
 
-@pytest.fixture(scope="session", params=REWRITING)
+@pytest.fixture(scope="session", params=[*FORGETFUL, *REWRITING])
 def rewriting(request: pytest.FixtureRequest) -> ChatCodec:
-    """A real codec whose template drops earlier thinking."""
+    """A codec whose template drops earlier thinking."""
     return _load_codec(request.param)

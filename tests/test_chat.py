@@ -44,7 +44,7 @@ TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "A 
 
 def normalized(codec: ChatCodec, text: str) -> str:
     """`text` as the tokenizer takes it: the Qwen ones normalise to NFC."""
-    return text if codec.name == "embedded" else unicodedata.normalize("NFC", text)
+    return text if codec._backend.normalizer is None else unicodedata.normalize("NFC", text)
 
 
 def plain(value: Any) -> str:
@@ -63,6 +63,10 @@ def rendered_text(codec: ChatCodec, messages: list[ChatMessage], tools: Any = No
 
 def template_ids(codec: ChatCodec, messages: list[ChatMessage], tools: Any = None) -> list[int]:
     return codec.encode_written(rendered_text(codec, messages, tools))
+
+
+def opens_thinking(codec: ChatCodec) -> bool:
+    return rendered_text(codec, [user("hi")]).endswith("<think>\n")
 
 
 def user(content: str) -> ChatMessage:
@@ -103,8 +107,7 @@ def test_a_turn_ends_with_one_end_of_turn(codec: ChatCodec) -> None:
 @pytest.mark.parametrize("closing", ["<|im_end|>", "<|endoftext|>", ""])
 def test_the_token_that_ended_a_turn_is_no_part_of_its_text(codec: ChatCodec, closing: str) -> None:
     turn = codec.parse(codec.encode_written(f"Done.{closing}"))
-    opens_thinking = rendered_text(codec, [user("hi")]).endswith("<think>\n")
-    assert (turn.reasoning if opens_thinking else turn.content) == "Done."
+    assert (turn.reasoning if opens_thinking(codec) else turn.content) == "Done."
 
 
 def test_a_turn_of_nothing_is_empty(codec: ChatCodec) -> None:
@@ -140,7 +143,7 @@ def test_unfinished_thinking_is_thinking(rewriting: ChatCodec) -> None:
 
 
 def test_a_call_written_inside_the_thinking_is_not_made(rewriting: ChatCodec) -> None:
-    opening = "" if rewriting.name.endswith("Thinking-2507") else "<think>\n"
+    opening = "" if opens_thinking(rewriting) else "<think>\n"
     thought = 'I could <tool_call>\n{"name": "change", "arguments": {}}\n</tool_call>'
     turn = rewriting.parse(rewriting.encode_written(f"{opening}{thought}\n</think>\n\nNo.<|im_end|>"))
     assert (turn.content, turn.calls, turn.reasoning) == ("No.", [], thought)
@@ -215,7 +218,7 @@ def test_absent_arguments_are_no_arguments(embedded: ChatCodec) -> None:
 def test_a_malformed_call_spares_its_neighbours(codec: ChatCodec) -> None:
     good = '<tool_call>\n{"name": "look_up", "arguments": {"id": "1"}}\n</tool_call>'
     bad = '<tool_call>\n{"name": "change", "arguments": {\n</tool_call>'
-    thought = "</think>" if rendered_text(codec, [user("hi")]).endswith("<think>\n") else ""
+    thought = "</think>" if opens_thinking(codec) else ""
     turn = codec.parse(codec.encode_written(f"{thought}Text.\n{good}\n{bad}\n{good}<|im_end|>"))
     assert turn.content == "Text."
     assert [(call.name, call.status) for call in turn.calls] == [
@@ -425,11 +428,11 @@ def test_two_loads_have_the_same_fingerprints(load_codec: Callable[[str], ChatCo
 def test_a_change_of_template_or_vocabulary_changes_its_fingerprint_alone(embedded: ChatCodec) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
     tokenizer.chat_template += "{#- a comment -#}"
-    commented = ChatCodec(tokenizer)
+    commented = ChatCodec(tokenizer, name=embedded.name)
     assert commented.tokenizer_fingerprint == embedded.tokenizer_fingerprint
     assert commented.template_fingerprint != embedded.template_fingerprint
     tokenizer.add_tokens(["<more>"])
-    grown = ChatCodec(tokenizer)
+    grown = ChatCodec(tokenizer, name="of another name")
     assert grown.tokenizer_fingerprint != commented.tokenizer_fingerprint
     assert grown.template_fingerprint == commented.template_fingerprint
 

@@ -11,7 +11,9 @@ import ray
 
 from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
+from rollout_service.tau2 import tasks
 from rollout_service.verify import verify
+from tests.support import openai_server
 from tests.support.services import start
 
 
@@ -213,6 +215,38 @@ def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
     assert all(t.reward is not None for t in batch)
     assert all(t.reward is None and t.fault.kind is FaultKind.POLICY for t in failures)
     assert f"{len(failures)} of 27 episodes failed" in str(caught.value)
+
+
+def test_a_user_simulator_that_misbehaves_changes_no_reward_and_stalls_no_neighbour(cluster):
+    chosen = tasks.references("telecom", "small")[:2] + tasks.references("retail", "base", ["0", "1"])
+    # Every third request fails, in turn with each kind of failure.
+    kinds = [
+        openai_server.rate_limited(0.2),
+        openai_server.failing(500),
+        openai_server.empty,
+        openai_server.hang,
+        openai_server.truncated,
+        openai_server.malformed_tool_call,
+    ]
+
+    def schedule(request: openai_server.Request) -> openai_server.Behaviour:
+        return kinds[request.number // 3 % len(kinds)] if request.number % 3 == 2 else openai_server.ok
+
+    api = openai_server.OpenAIServer(openai_server.gold_user([tasks.get(t) for t in chosen]), schedule)
+    with (
+        api,
+        start("llm-user", user__model="openai/m", user__base_url=api.base_url, user__timeout_seconds=2.0) as client,
+    ):
+        telecom = client.collect(
+            domain="telecom", split="small", ids=[t.task_id for t in chosen[:2]], group_size=2, progress=False
+        )
+        retail = client.collect(domain="retail", ids=["0", "1"], group_size=2, progress=False)
+        assert client.status()["faults"] == {}
+    trajectories = [*telecom, *retail]
+    assert [(t.outcome, t.reward) for t in trajectories] == [("completed", 1.0)] * 8
+    assert sum(t.user_usage.failed_requests for t in trajectories) > 4
+    assert any(m["role"] == "user" and m.get("tool_calls") for t in telecom for m in t.messages)
+    assert violations(trajectories) == []
 
 
 def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(cluster):

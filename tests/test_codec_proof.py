@@ -42,21 +42,12 @@ def refusal(*arguments: Any, **options: Any) -> str:
 # Templates that can be followed --------------------------------------------------------------------------------------
 
 
-def test_the_embedded_template_extends_history(embedded: ChatCodec) -> None:
-    assert not embedded.rewrites_history
-    assert not embedded.supports_reasoning
-
-
-def test_qwen_templates_without_thinking_extend_history(extending: ChatCodec) -> None:
+def test_templates_without_thinking_extend_history(extending: ChatCodec) -> None:
     assert (extending.rewrites_history, extending.supports_reasoning) == (False, False)
 
 
-def test_qwen_templates_with_thinking_rewrite_history(rewriting: ChatCodec) -> None:
+def test_templates_that_drop_earlier_thinking_rewrite_history(rewriting: ChatCodec) -> None:
     assert (rewriting.rewrites_history, rewriting.supports_reasoning) == (True, True)
-
-
-def test_a_template_that_drops_earlier_thinking_rewrites_history(forgetful: ChatCodec) -> None:
-    assert (forgetful.rewrites_history, forgetful.supports_reasoning) == (True, True)
 
 
 def test_a_template_that_keeps_thinking_extends_history() -> None:
@@ -73,9 +64,15 @@ def test_a_template_without_text_beside_calls_is_followed() -> None:
 
 # Templates that cannot -----------------------------------------------------------------------------------------------
 
+NUMBERED = TURN.replace("message.role -", "message.role ~ (loop.index if message.role == 'user' else '') -")
 DRIFTS = {
-    "numbers the user's messages": (
-        {"TURN": TURN.replace("message.role -", "message.role ~ (loop.index if message.role == 'user' else '') -")},
+    "numbers the user's messages": ({"TURN": NUMBERED}, "3", "4"),
+    "numbers the user's messages and forgets thinking": (
+        {
+            "TURN": NUMBERED.replace(
+                "{{- message.content", THINKING.replace(" -%}", " and loop.last -%}", 1) + "{{- message.content"
+            )
+        },
         "3",
         "4",
     ),
@@ -126,6 +123,10 @@ REFUSED = {
         "but not this one",
     ),
     "writes calls that no parser reads": ({"CALL": CALL.replace("message.tool_calls", "none")}, "No tool-call parser"),
+    "writes thinking in tags of its own": (
+        {"TURN": TURN.replace("{{- message.content", THINKING.replace("think>", "thought>") + "{{- message.content")},
+        "does not read back a text turn",
+    ),
     "takes characters out of a message": (
         {"RESULT": RESULT.replace("message.content", "message.content | replace('|', '')")},
         "does not stay the text it is",

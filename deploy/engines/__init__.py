@@ -24,5 +24,7 @@ class Engine(Protocol):
 def make(config: RolloutConfig) -> Engine:
     """The engine that `policy.engine` names."""
     from deploy.engines.scripted import ScriptedEngine
+    from rollout_service.chat import ChatCodec
 
-    return ScriptedEngine(config)
+    policy = config.policy
+    return ScriptedEngine(policy.script, ChatCodec.load(policy.tokenizer, tool_parser=policy.tool_parser))

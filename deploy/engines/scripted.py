@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_service.chat import ChatCodec
-from rollout_service.config import RolloutConfig
+from rollout_service.config import Script
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.tau2 import gold, tasks
 from rollout_service.trajectory import TaskRef
@@ -26,9 +26,9 @@ _REASONING = "The next step of the plan."
 class ScriptedEngine:
     """Answers token requests with the tokens of the next gold step."""
 
-    def __init__(self, config: RolloutConfig) -> None:
-        self._script = config.policy.script
-        self._codec = ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+    def __init__(self, script: Script, codec: ChatCodec) -> None:
+        self._script = script
+        self._codec = codec
         self._steps = functools.lru_cache(maxsize=4096)(self._plan)
 
     async def generate(

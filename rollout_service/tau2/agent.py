@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rollout_service.chat import ChatMessage, ParsedTurn
+from rollout_service.chat import MALFORMED_ARGUMENT, ChatMessage, ParsedTurn
 from rollout_service.errors import EpisodeEnd, Tau2Error
 from rollout_service.tau2 import compat, messages
 
@@ -60,7 +60,7 @@ class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
     """τ²'s `llm_agent_solo`: works alone on a ticket, with tool calls only; text ends the episode as its error."""
 
     def _reply(self, reply: compat.AssistantMessage) -> compat.AssistantMessage:
-        return self._check_if_stop_toolcall(reply) if reply.tool_calls else reply
+        return self._check_if_stop_toolcall(reply) if says_done(messages.to_record(reply)) else reply
 
 
 _OFFICIAL: dict[str, Any] = {"llm": PolicyAgent, "gt": PolicyGTAgent, "solo": PolicySoloAgent}
@@ -77,6 +77,13 @@ def check(kind: str, task: compat.Task) -> None:
             f"agent: task {task.id!r} cannot be given to the {kind} agent.",
             "The gt agent needs gold actions, the solo agent a ticket; choose other tasks or agent llm.",
         )
+
+
+def says_done(record: dict[str, Any]) -> bool:
+    """Whether the message ends a solo episode: a well-formed call of the solo agent's stop tool."""
+    stop = compat.LLMSoloAgent.STOP_FUNCTION_NAME
+    calls = record.get("tool_calls") or []
+    return any(call["name"] == stop and MALFORMED_ARGUMENT not in call["arguments"] for call in calls)
 
 
 def make(kind: str, environment: compat.Environment, task: compat.Task, take_turn: TakeTurn) -> Any:

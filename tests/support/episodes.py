@@ -33,7 +33,7 @@ class LocalPolicy:
     """An engine, called directly."""
 
     def __init__(self, config: RolloutConfig) -> None:
-        self.engine = ScriptedEngine(config)
+        self.engine = ScriptedEngine(config.policy.script, codec(config.policy.tokenizer))
         self.prompts: list[list[int]] = []
 
     async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:

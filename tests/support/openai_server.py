@@ -245,7 +245,9 @@ def gold_user(tasks: Sequence[compat.Task]) -> Brain:
     assert len({scenario for scenario, _ in scenarios}) == len(scenarios), "two of the tasks have the same scenario"
 
     def brain(messages: list[Message], tools: list[dict[str, Any]]) -> Message:
-        task = next(task for scenario, task in scenarios if scenario in messages[0]["content"])
+        # A task with a persona holds the whole scenario of the same task without one: the longest match is the task's.
+        matching = [(len(scenario), task) for scenario, task in scenarios if scenario in messages[0]["content"]]
+        task = max(matching, key=lambda match: match[0])[1]
         spoken = [index for index, message in enumerate(messages) if message["role"] == "user"]
         if len(spoken) == 1:
             return {"content": gold.opening(task)}

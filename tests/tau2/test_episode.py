@@ -159,8 +159,8 @@ def test_the_wall_time_limit_also_holds_while_the_scripted_user_waits():
     assert time.monotonic() - start < 20
 
 
-class EmptyTurns:
-    """A policy whose turns say nothing."""
+class FixedTurns:
+    """A policy whose turns are all the same."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = np.asarray(ids, dtype=np.int32)
@@ -171,7 +171,7 @@ class EmptyTurns:
 
 
 def test_an_empty_turn_is_the_policy_s_error_with_the_official_reward_of_0():
-    policy = EmptyTurns([episodes.codec().end_of_turn_id])
+    policy = FixedTurns([episodes.codec().end_of_turn_id])
     trajectory = episodes.runner(episodes.settings(), policy).run(episodes.request(episodes.task("retail")))
     assert (trajectory.outcome, trajectory.termination_reason, trajectory.reward) == ("agent_error", "agent_error", 0.0)
     assert trajectory.fault is None
@@ -261,10 +261,20 @@ def test_the_solo_agent_works_alone_to_reward_1(domain):
 
 
 def test_text_from_the_solo_agent_is_its_error():
-    text = EmptyTurns(episodes.codec().encode_turn("Hello?"))
+    text = FixedTurns(episodes.codec().encode_turn("Hello?"))
     config = episodes.settings(agent="solo")
     trajectory = episodes.runner(config, text).run(episodes.request(episodes.task("mock", 1)))
     assert (trajectory.outcome, trajectory.reward) == (Outcome.AGENT_ERROR, 0.0)
+    assert violations(trajectory) == []
+
+
+def test_a_malformed_call_of_the_stop_tool_does_not_end_a_solo_episode():
+    whole = episodes.codec().encode_turn("", [("done", {})])
+    broken = episodes.codec().encode_written(episodes.codec().decode(whole[:-1]).replace("}}", "}"))
+    config = episodes.settings(agent="solo", limits__max_turns=3)
+    policy = FixedTurns([*broken, whole[-1]])
+    trajectory = episodes.runner(config, policy).run(episodes.request(episodes.task("mock", 1)))
+    assert (trajectory.termination_reason, trajectory.malformed_call_count) == ("max_turns", 3)
     assert violations(trajectory) == []
 
 

@@ -228,7 +228,7 @@ def test_retry_after_is_kept_to_the_limit() -> None:
 def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour: server.Behaviour) -> None:
     start = time.monotonic()
     with gold_server(always(behaviour)) as api:
-        trajectory = run(api, user__retries=2, user__timeout_seconds=0.4)
+        trajectory = run(api, user__retries=2, user__timeout_seconds=0.7)
     assert time.monotonic() - start < 10
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
     assert (trajectory.reward, trajectory.reward_info) == (None, None)
@@ -333,19 +333,21 @@ def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default(
     task, world = tasks.get(RETAIL), environment.make("retail")
     greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
     usages = [UserUsage() for _ in range(count)]
+    gather = server.together(count)
 
     def speak(usage: UserUsage) -> None:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, retries=0, timeout_seconds=20.0)
         user = users.make("llm", task, world, config, 0, usage, users.Clock(60.0))
         user.generate_next_message(greeting, user.get_init_state())
 
-    with gold_server(always(server.together(count)), RETAIL) as api:
+    with gold_server(lambda request: gather if request.number else server.ok, RETAIL) as api:
+        speak(UserUsage())  # litellm makes its client now, once
         threads = [threading.Thread(target=speak, args=(usage,)) for usage in usages]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(api.requests) == count
+    assert len(api.requests) == count + 1
     assert sum(usage.failed_requests for usage in usages) == 0
 
 
@@ -402,13 +404,18 @@ def test_own_endpoint_does_not_get_the_key_of_a_provider(monkeypatch: pytest.Mon
     assert KEY not in {request.key for request in api.requests}
 
 
-@pytest.mark.parametrize("address", [closed_port(), "127.0.0.1:8000/v1", "http://no-such-host.invalid/v1"])
+@pytest.mark.parametrize("address", [closed_port(), "http://no-such-host.invalid/v1"])
 def test_unusable_endpoint_is_refused_at_once_with_its_address(address: str) -> None:
     start = time.monotonic()
     with pytest.raises(UserSimulatorError) as caught:
         users.check_endpoint(User(model=LOCAL_MODEL, base_url=address))
     assert time.monotonic() - start < 3
     assert address in str(caught.value)
+
+
+def test_address_without_scheme_is_refused_with_its_remedy() -> None:
+    with pytest.raises(UserSimulatorError, match="http://host:port/v1"):
+        users.check_endpoint(User(model=LOCAL_MODEL, base_url="127.0.0.1:8000/v1"))
 
 
 def test_endpoint_that_listens_passes_without_a_request() -> None:
