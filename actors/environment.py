@@ -53,7 +53,7 @@ class EnvironmentActor:
         Raises:
             RolloutError: the request cannot be met at all.
         """
-        from rollout_service.tau2.users import Clock
+        from rollout_service.tau2.clock import Clock
 
         clock = self._clocks[request.trajectory_id] = Clock(self._config.limits.wall_seconds)
         try:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rollout_service.chat import ChatCodec, ChatMessage, ParsedCall, ParsedTurn, tool_call
+from rollout_service.chat import ChatCodec
 from rollout_service.errors import CodecError
+from rollout_service.parsed_turn import ChatMessage, ParsedCall, ParsedTurn, tool_call
 
 _ARGUMENTS: dict[str, Any] = {
     "order_id": "#W0123",

@@ -5,7 +5,7 @@ happens to the next one; every array (log-probs bit for bit), None and text retu
 
 * `name.jsonl`: one JSON object (`Trajectory.to_dict`) a line, UTF-8.
 * `name.parquet`: a directory with one `part-00000.parquet` per `append()`, written under a hidden name and moved into
-  place when complete. Columns as `SCHEMA` says; pandas, pyarrow, DuckDB and Hugging Face `datasets` read the directory.
+  place when complete, see `rollout_service.parquet`; pandas, pyarrow, DuckDB and Hugging Face `datasets` read it.
 
 Free-form values (messages, the evaluator's record, a fault) are kept as JSON in both formats. Their text may hold lone
 surrogates, which UTF-8 cannot carry but a JSON escape can; such a value is escaped to ASCII, every other stays
@@ -20,85 +20,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
-from itertools import islice, pairwise
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rollout_service.errors import StorageError
-from rollout_service.trajectory import SCHEMA_VERSION, Trajectory
-
-VERSION_KEY = "rollout_service.schema_version"
-"""Key of the schema version in the metadata of a Parquet part."""
-
-_ROW_GROUP = 128
-"""Trajectories that are built, or read, at once: about 35 MB of arrays at 20,000 tokens each."""
+from rollout_service.parquet import ParquetSink, check_version, parquet_records, to_json, unstorable
+from rollout_service.trajectory import Trajectory
 
 _PART = 512
 """Trajectories in each part of a `write()`: what is lost at most when the disk fills up."""
 
 _OPENING = b'{"schema_version":'
 """What every JSONL line starts with."""
-
-
-def _columns(kind: pa.DataType, names: str) -> list[tuple[str, pa.DataType]]:
-    return [(name, kind) for name in names.split()]
-
-
-_TURN = [
-    *_columns(pa.int32(), "start end cached_tokens message_index"),
-    *_columns(pa.string(), "finish_reason"),
-    *_columns(pa.list_(pa.string()), "tool_calls"),
-    *_columns(pa.float64(), "policy_seconds"),
-]
-_TOKENS = [
-    *_columns(pa.list_(pa.int32()), "token_ids weight_versions"),
-    *_columns(pa.list_(pa.uint8()), "loss_mask"),
-    *_columns(pa.list_(pa.float32()), "logprobs"),
-]
-_SEGMENT = [*_TOKENS, ("prompt_length", pa.int32()), ("turns", pa.list_(pa.struct(_TURN)))]
-_TIMING = "queue_seconds policy_seconds user_seconds environment_seconds evaluation_seconds"
-_USER_USAGE = [
-    *_columns(pa.int64(), "prompt_tokens completion_tokens requests failed_requests"),
-    *_columns(pa.float64(), "cost_usd"),
-]
-_PROVENANCE = (
-    "model tokenizer tokenizer_fingerprint template_fingerprint history sampling agent user evaluation "
-    "tau2_distribution tau2_version service_version"
-)
-_TASK = {"domain": "task_domain", "split": "task_split", "task_id": "task_id", "index": "task_index"}
-_JSON = ("messages", "reward_info", "fault", "database_hashes")
-
-SCHEMA = pa.schema(
-    [
-        *_columns(pa.string(), "trajectory_id collection_id group_id"),
-        *_columns(pa.int32(), "sample_index"),
-        *_columns(pa.string(), "task_domain task_split task_id"),
-        *_columns(pa.int32(), "task_index"),
-        *_columns(pa.int64(), "seed"),
-        *_columns(pa.int32(), "attempt"),
-        *_columns(pa.string(), "outcome termination_reason"),
-        *_columns(pa.float64(), "reward"),
-        *_columns(pa.string(), "messages reward_info fault database_hashes"),
-        ("timing", pa.struct(_columns(pa.float64(), _TIMING))),
-        ("user_usage", pa.struct(_USER_USAGE)),
-        ("provenance", pa.struct(_columns(pa.string(), _PROVENANCE))),
-        ("segments", pa.list_(pa.struct(_SEGMENT))),
-    ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
-)
-"""The Parquet columns: the fields of `Trajectory`, meaning what they mean there, with `task` flattened.
-
-`messages`, `reward_info`, `fault`, `database_hashes` and `provenance.sampling` are JSON text. Null stands for None, in
-`reward`, `reward_info`, `fault`, `user_usage.cost_usd` and a turn's `message_index`, and occurs nowhere else.
-"""
 
 
 def write(path: str | Path, trajectories: Iterable[Trajectory], *, append: bool = False) -> None:
@@ -133,7 +70,7 @@ def iterate(path: str | Path) -> Iterator[Trajectory]:
             that precedes it, when a line or part is damaged, unfinished, or of another schema version.
     """
     path = Path(path)
-    records = _parquet_records if _is_parquet(path) else _jsonl_records
+    records = parquet_records if _is_parquet(path) else _jsonl_records
     if not path.exists():
         raise StorageError(f"{path} does not exist.", "Check the path.")
     return (_decode(record, where) for where, record in records(path))
@@ -158,14 +95,14 @@ class TrajectoryWriter:
                 another schema version, or it cannot be opened.
         """
         self.path = Path(path)
-        sink = _ParquetSink if _is_parquet(self.path) else _JsonlSink
+        sink = ParquetSink if _is_parquet(self.path) else _JsonlSink
         if self.path.exists() and not append:
             raise StorageError(
                 f"{self.path} exists already.", "Choose another path, or pass append=True to go on where it ends."
             )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink: _ParquetSink | _JsonlSink = sink(self.path)
+            self._sink: ParquetSink | _JsonlSink = sink(self.path)
         except OSError as error:
             raise StorageError(
                 f"{self.path} cannot be opened for writing: {error}.", "Choose a path that can be written."
@@ -184,7 +121,7 @@ class TrajectoryWriter:
         """
         batch = list(trajectories)
         try:
-            self._sink.append(batch)
+            self._sink.append(_finite(batch))
         except BaseException as error:
             self._sink.cut_back()
             if isinstance(error, OSError):
@@ -210,11 +147,10 @@ class _JsonlSink:
 
     def __init__(self, path: Path) -> None:
         # Unbuffered: a buffer would keep the rest of a line that failed, and write it when the file is closed.
-        self._file = open(path, "r+b" if path.exists() else "x+b", buffering=0)  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         try:
-            self.count, self._end = _whole_lines(path)
-            self._file.seek(self._end)
-            self._mend(self._file.read(), f"{path}, line {self.count + 1}")
+            self.count, self._end, tail = _survey(path)
+            self._mend(tail, f"{path}, line {self.count + 1}")
         except BaseException:
             self._file.close()
             raise
@@ -228,7 +164,7 @@ class _JsonlSink:
             self._write(b"\n")
         self.cut_back()
 
-    def append(self, trajectories: Sequence[Trajectory]) -> None:
+    def append(self, trajectories: Iterable[Trajectory]) -> None:
         before = self.count, self._end
         for trajectory in trajectories:
             self._write(_encode_line(trajectory))
@@ -248,42 +184,9 @@ class _JsonlSink:
     def cut_back(self) -> None:
         """Remove what follows the last whole line."""
         self._file.truncate(self._end)
-        self._file.seek(self._end)
 
     def close(self) -> None:
         self._file.close()
-
-
-class _ParquetSink:
-    """Adds parts to a directory."""
-
-    def __init__(self, path: Path) -> None:
-        if path.is_file():
-            raise StorageError(
-                f"{path} is a single Parquet file, which cannot grow.",
-                "Append to a directory instead: make one named *.parquet and move the file into it.",
-            )
-        path.mkdir(exist_ok=True)
-        parts = _parts(path)
-        self._path = path
-        self._unfinished = path / ".unfinished"  # readers of datasets pass over names with a leading dot
-        self.count = sum(_row_count(part) for part in parts)
-        numbers = [part.stem.removeprefix("part-") for part in parts]
-        self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-
-    def append(self, trajectories: Sequence[Trajectory]) -> None:
-        if not trajectories:
-            return
-        _write_part(self._unfinished, trajectories)
-        os.replace(self._unfinished, self._path / f"part-{self._next:05d}.parquet")
-        self._next += 1
-        self.count += len(trajectories)
-
-    def cut_back(self) -> None:
-        self._unfinished.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """A directory holds nothing open."""
 
 
 def _is_parquet(path: Path) -> bool:
@@ -292,14 +195,11 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
 
 
-def _check_version(found: object, where: str) -> None:
-    if not found:
-        raise StorageError(f"{where} has no schema version.", "Only what rollout_service wrote can be read.")
-    if str(found) != str(SCHEMA_VERSION):
-        raise StorageError(
-            f"{where} has schema version {found}; this release supports version {SCHEMA_VERSION}.",
-            "Use the release of tau2-rollout-service that wrote it.",
-        )
+def _finite(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    """`trajectories`, each checked as it is taken."""
+    for trajectory in trajectories:
+        _check_finite(trajectory)
+        yield trajectory
 
 
 def _check_finite(trajectory: Trajectory) -> None:
@@ -315,26 +215,11 @@ def _check_finite(trajectory: Trajectory) -> None:
             )
 
 
-def _unstorable(trajectory: Trajectory, error: Exception) -> StorageError:
-    return StorageError(
-        f"Trajectory {trajectory.trajectory_id!r} cannot be stored: {error}.",
-        "Give its fields the types that rollout_service.trajectory names, and plain JSON values inside.",
-    )
-
-
 def _decode(record: dict[str, Any], where: str) -> Trajectory:
     try:
         return Trajectory.from_dict(record)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StorageError(f"{where} is not a trajectory: {error!r}.", "Leave it out, or restore the file.") from error
-
-
-def _json(value: object) -> bytes:
-    """JSON as UTF-8; as ASCII where a lone surrogate rules UTF-8 out."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _is_json(text: bytes) -> bool:
@@ -346,11 +231,10 @@ def _is_json(text: bytes) -> bool:
 
 
 def _encode_line(trajectory: Trajectory) -> bytes:
-    _check_finite(trajectory)
     try:
-        return _json(trajectory.to_dict()) + b"\n"
+        return to_json(trajectory.to_dict()) + b"\n"
     except (TypeError, ValueError) as error:
-        raise _unstorable(trajectory, error) from error
+        raise unstorable(trajectory, error) from error
 
 
 def _decode_line(line: bytes, where: str) -> dict[str, Any]:
@@ -363,7 +247,7 @@ def _decode_line(line: bytes, where: str) -> dict[str, Any]:
             f"{where} is unfinished: the process that wrote it was stopped there.",
             "iterate() gives the trajectories before it; TrajectoryWriter(path, append=True) cuts it off and goes on.",
         ) from error
-    _check_version(record.get("schema_version") if isinstance(record, dict) else None, where)
+    check_version(record.get("schema_version") if isinstance(record, dict) else None, where)
     return record
 
 
@@ -377,126 +261,15 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise StorageError(f"{path} cannot be read: {error}.", "Check that it is a file and yours to read.") from error
 
 
-def _whole_lines(path: Path) -> tuple[int, int]:
-    """How many lines end in a newline, and the bytes that they take. The first one's version is checked."""
+def _survey(path: Path) -> tuple[int, int, bytes]:
+    """How many lines end in a newline, the bytes that they take, what follows. The first one's version is checked."""
     count = end = 0
     with path.open("rb") as lines:
         for line in lines:
-            if line.endswith(b"\n"):
-                if count == 0:
-                    _decode_line(line, f"{path}, line 1")
-                count += 1
-                end += len(line)
-    return count, end
-
-
-def _write_part(path: Path, trajectories: Sequence[Trajectory]) -> None:
-    with path.open("wb") as file:
-        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as part:
-            for start in range(0, len(trajectories), _ROW_GROUP):
-                part.write_table(_to_table(trajectories[start : start + _ROW_GROUP]))
-        file.flush()
-        os.fsync(file.fileno())  # a name must not become visible before its content is on the disk
-
-
-def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
-    for trajectory in trajectories:
-        _check_finite(trajectory)
-    try:
-        rows = [_to_row(trajectory) for trajectory in trajectories]
-        columns = {item.name: [row[item.name] for row in rows] for item in SCHEMA if item.name != "segments"}
-        return pa.table(columns | {"segments": _segments_column(trajectories)}, schema=SCHEMA)
-    except (TypeError, ValueError, OverflowError) as error:
-        if len(trajectories) == 1:
-            raise _unstorable(trajectories[0], error) from error
-        for trajectory in trajectories:  # one of them raises again, by its name
-            _to_table([trajectory])
-        raise
-
-
-def _to_row(trajectory: Trajectory) -> dict[str, Any]:
-    """Every column but `segments`."""
-    row: dict[str, Any] = {item.name: getattr(trajectory, item.name) for item in fields(trajectory)}
-    row |= {column: getattr(trajectory.task, name) for name, column in _TASK.items()}
-    row |= {name: asdict(row[name]) for name in ("timing", "user_usage", "provenance")}
-    row["fault"] = None if trajectory.fault is None else asdict(trajectory.fault)
-    row |= {name: None if row[name] is None else _json(row[name]) for name in _JSON}
-    row["provenance"]["sampling"] = _json(trajectory.provenance.sampling)
-    return row
-
-
-def _segments_column(trajectories: Sequence[Trajectory]) -> pa.ListArray:
-    segments = [segment for trajectory in trajectories for segment in trajectory.segments]
-    children = [_token_lists([getattr(segment, name) for segment in segments], kind) for name, kind in _TOKENS]
-    children.append(pa.array([segment.prompt_length for segment in segments], type=pa.int32()))
-    turns = [[asdict(turn) for turn in segment.turns] for segment in segments]
-    children.append(pa.array(turns, type=pa.list_(pa.struct(_TURN))))
-    structs = pa.StructArray.from_arrays(children, names=[name for name, _ in _SEGMENT])
-    return pa.ListArray.from_arrays(_offsets([len(trajectory.segments) for trajectory in trajectories]), structs)
-
-
-def _token_lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
-    values = np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *arrays])
-    return pa.ListArray.from_arrays(_offsets([len(a) for a in arrays]), pa.array(values, type=kind.value_type))
-
-
-def _offsets(lengths: Sequence[int]) -> pa.Int32Array:
-    return pa.array(np.cumsum([0, *lengths]), type=pa.int32())
-
-
-def _parts(path: Path) -> list[Path]:
-    """The Parquet files at `path`, in the order in which they were written."""
-    if path.is_file():
-        return [path]
-    # By length first: part-100000 follows part-99999.
-    return sorted(path.glob("[!._]*.parquet"), key=lambda part: (len(part.name), part.name))
-
-
-def _row_count(part: Path) -> int:
-    with _open_part(part) as file:
-        return file.metadata.num_rows
-
-
-@contextmanager
-def _open_part(part: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(part) as file:
-            _check_version((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"").decode(), str(part))
-            yield file
-    except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are among them
-        raise StorageError(f"{part} is damaged: {error}.", "Move it away; the other parts are whole.") from error
-
-
-def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for part in _parts(path):
-        row = 0
-        with _open_part(part) as file:
-            for group in range(file.num_row_groups):
-                for record in _to_records(file.read_row_group(group)):
-                    yield f"{part}, row {row}", record
-                    row += 1
-
-
-def _to_records(table: pa.Table) -> list[dict[str, Any]]:
-    """The inverse of `_to_table`, in the form of `Trajectory.to_dict`, but with arrays."""
-    records = table.drop_columns("segments").to_pylist()
-    for record, segments in zip(records, _segment_records(table["segments"].combine_chunks()), strict=True):
-        record["segments"] = segments
-        record["task"] = {name: record[column] for name, column in _TASK.items()}
-        record |= {name: json.loads(record[name]) for name in _JSON if record[name] is not None}
-        record["provenance"]["sampling"] = json.loads(record["provenance"]["sampling"])
-    return records
-
-
-def _segment_records(column: pa.ListArray) -> list[list[dict[str, Any]]]:
-    structs = column.values
-    columns: dict[str, list[Any]] = {name: _token_arrays(structs.field(name)) for name, _ in _TOKENS}
-    columns |= {name: structs.field(name).to_pylist() for name in ("prompt_length", "turns")}
-    flat = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [flat[start:end] for start, end in pairwise(column.offsets.to_pylist())]
-
-
-def _token_arrays(lists: pa.ListArray) -> list[npt.NDArray[Any]]:
-    """One array per list. Copies: a view would be read-only and keep its whole row group in memory."""
-    values = lists.values.to_numpy()
-    return [values[start:end].copy() for start, end in pairwise(lists.offsets.to_pylist())]
+            if not line.endswith(b"\n"):
+                return count, end, line
+            if count == 0:
+                _decode_line(line, f"{path}, line 1")
+            count += 1
+            end += len(line)
+    return count, end, b""

@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.chat import ChatCodec, ChatMessage, ParsedTurn, ToolSchema
+from rollout_service.chat import ChatCodec, ToolSchema
 from rollout_service.ledger import TokenLedger
+from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation
 from rollout_service.trajectory import TokenSegment, Turn
 

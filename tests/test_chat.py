@@ -13,14 +13,12 @@ import transformers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rollout_service.chat import (
-    _MARKER,
-    EMBEDDED_TOKENIZER,
+from rollout_service.chat import _MARKER, EMBEDDED_TOKENIZER, ChatCodec
+from rollout_service.parsed_turn import (
     INVALID_CALL_NAME,
     MALFORMED_ARGUMENT,
     MAX_NESTING,
     OK,
-    ChatCodec,
     ChatMessage,
     ParsedTurn,
     tool_call,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rollout_service import storage
+from rollout_service import parquet, storage
 from rollout_service.errors import StorageError
 from rollout_service.trajectory import TaskRef, Trajectory
 from tests.support.trajectories import as_text, make_segment, make_trajectory, trajectories
@@ -84,7 +84,7 @@ def test_parquet_is_a_dataset_of_documented_columns(tmp_path: Path) -> None:
         writer.append(some(1, start=2))
     assert sorted(os.listdir(tmp_path / "x.parquet")) == ["part-00000.parquet", "part-00001.parquet"]
     table = pq.read_table(tmp_path / "x.parquet")
-    assert table.schema.equals(storage.SCHEMA)
+    assert table.schema.equals(parquet.SCHEMA)
     assert table["task_domain"].to_pylist() == ["retail"] * 3
     assert table["segments"][0].as_py()[0]["token_ids"] == make_segment().token_ids.tolist()
     assert table["fault"].null_count == 3
@@ -218,7 +218,7 @@ def with_schema_version(path: Path, version: int | None) -> None:
         path.write_text(json.dumps(record) + "\n")
     else:
         (part,) = path.iterdir()
-        metadata = {} if version is None else {storage.VERSION_KEY: str(version)}
+        metadata = {} if version is None else {parquet.VERSION_KEY: str(version)}
         table = pq.read_table(part).append_column("novelty", pa.array([1])).replace_schema_metadata(metadata)
         pq.write_table(table, part)
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rollout_service.chat import OK, ChatCodec, ChatMessage
+from rollout_service.chat import ChatCodec
+from rollout_service.parsed_turn import OK, ChatMessage
 from rollout_service.policy.base import Generation
 from rollout_service.trajectory import TokenSegment
 from rollout_service.transcript import History, Transcript

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_service import __version__
-from rollout_service.chat import ChatCodec, ChatMessage, ParsedTurn
+from rollout_service.chat import ChatCodec
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, RolloutError, boundary
+from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
 from rollout_service.tau2 import agent, compat, environment, evaluation, messages, tasks, users
+from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import (
     Outcome,
     Provenance,
@@ -93,13 +95,13 @@ class EpisodeRunner:
         self._user_kind = "dummy" if self._solo else config.user.resolved_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
 
-    def run(self, request: EpisodeRequest, clock: users.Clock | None = None) -> Trajectory:
+    def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.
 
         Raises:
             RolloutError: the request itself cannot be met (unknown task, task unfit for the agent).
         """
-        return _Episode(self, request, clock or users.Clock(self._config.limits.wall_seconds)).run()
+        return _Episode(self, request, clock or Clock(self._config.limits.wall_seconds)).run()
 
     def provenance(self) -> Provenance:
         """What every trajectory of this runner shares."""
@@ -123,7 +125,7 @@ class EpisodeRunner:
 class _Episode:
     """The state of one episode while it runs."""
 
-    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, clock: users.Clock) -> None:
+    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, clock: Clock) -> None:
         self._runner = runner
         self._config = runner._config
         self._request = request

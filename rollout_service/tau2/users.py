@@ -1,4 +1,4 @@
-"""The other side of the conversation: the scripted user, and the official LLM user simulator made reliable.
+"""The other side of the conversation: whom the agent talks with, and the official LLM user simulator made reliable.
 
 Invariant: a user turn is either a valid message or an `EpisodeFault` of kind `user_simulator`. An API that fails,
 hangs, or answers with nothing, nonsense or a refusal is asked again (waiting as long as it says), and never ends up in
@@ -7,25 +7,25 @@ the conversation.
 
 from __future__ import annotations
 
-import concurrent.futures
 import email.utils
 import functools
 import importlib.util
 import logging
 import random
 import socket
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import litellm
 
 from rollout_service.config import User, secret
 from rollout_service.errors import EpisodeEnd, EpisodeFault, FaultKind, Tau2Error, UserSimulatorError, redact
-from rollout_service.tau2 import compat, gold
+from rollout_service.tau2 import compat
+from rollout_service.tau2.clock import Clock
+from rollout_service.tau2.scripted_user import ScriptedUser
 from rollout_service.trajectory import UserUsage
 
 logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
@@ -40,128 +40,10 @@ if importlib.util.find_spec("litellm.responses.mcp.chat_completions_handler"):
     # With tools litellm otherwise imports its MCP gateway first, which needs a package that it does not install.
     _LITELLM_ARGUMENTS["_skip_mcp_handler"] = True
 
-T = TypeVar("T")
-
 _FIRST_WAIT = 0.5
 """Seconds before the first repeated request; doubles with each, with jitter, unless the API names a time."""
 
 _CONNECT_SECONDS = 5.0
-
-_CANCEL_POLL_SECONDS = 1.0
-"""How late a waiting user may notice that its episode was cancelled."""
-
-_NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
-"""What a chattering scripted user adds: text that must stay text."""
-
-
-class Clock:
-    """The episode's deadline and cancellation, as the user's side needs them."""
-
-    def __init__(self, wall_seconds: float) -> None:
-        self._deadline = time.monotonic() + wall_seconds
-        self.cancelled = threading.Event()
-
-    def remaining(self) -> float:
-        """Seconds left.
-
-        Raises:
-            EpisodeEnd: none is left, or the episode was cancelled.
-        """
-        if self.cancelled.is_set():
-            raise EpisodeEnd("cancelled")
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise EpisodeEnd("wall_time")
-        return left
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not beyond the deadline or a cancellation."""
-        self.cancelled.wait(min(seconds, self.remaining()))
-        self.remaining()
-
-    def bound(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns. It runs in a thread of its own, which is left behind when it takes too long: an HTTP
-        client's timeout counts from the last byte, so a server that drips would hold the episode for ever.
-
-        Raises:
-            TimeoutError: it took longer than `seconds`.
-            EpisodeEnd: the episode's time ran out first, or the episode was cancelled.
-        """
-        done: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:
-                done.set_exception(error)
-
-        give_up = time.monotonic() + seconds
-        threading.Thread(target=run, name="user-request", daemon=True).start()
-        while True:
-            wait = min(_CANCEL_POLL_SECONDS, self.remaining(), max(0.0, give_up - time.monotonic()))
-            if concurrent.futures.wait([done], wait).done:
-                return done.result()
-            if time.monotonic() >= give_up:
-                raise TimeoutError(f"no answer in {seconds:g} s")
-
-
-class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
-    """Speaks the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
-
-    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Clock) -> None:
-        super().__init__(tools=tools, instructions=str(task.user_scenario), llm="scripted")
-        self._task = task
-        self._script = config.script
-        self._random = random.Random(f"user:{seed}")
-        self._blocks = gold.user_blocks(task)
-        self._actions: list[compat.Action] = []
-        self._clock = clock
-        self._calls = 0
-        self._spoke = False
-
-    def set_seed(self, seed: int) -> None:
-        """Nothing to do: the seed came with the episode."""
-
-    def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
-        """The next of the script, once its waiting time is over."""
-        wait = gold.waiting_time(self._script.latency, self._random)
-        if wait:
-            self._clock.sleep(wait)
-        if isinstance(message, compat.MultiToolMessage):
-            state.messages.extend(message.tool_messages)
-        else:
-            state.messages.append(message)
-        reply = self._reply(message, state)
-        state.messages.append(reply)
-        return reply, state
-
-    def _reply(self, message: Any, state: Any) -> compat.UserMessage:
-        if isinstance(message, compat.AssistantMessage):
-            if not self._spoke:
-                self._spoke = True
-                resumed = any(isinstance(earlier, compat.UserMessage) for earlier in state.messages)
-                return self._say("Please go on." if resumed else gold.opening(self._task))
-            if message.content and gold.CHATTER in message.content:
-                return self._say("Okay.")
-            if not self._blocks or self._random.random() < self._script.early_stop:
-                return self._say(compat.STOP)
-            self._actions = list(self._blocks.pop(0))
-        if not self._actions:
-            return self._say("Done.")
-        action = self._actions.pop(0)
-        self._calls += 1
-        call = compat.ToolCall(
-            id=f"user_call_{self._calls}",
-            name=action.name,
-            arguments=gold.imperfect(action.arguments, self._script, self._random),
-            requestor="user",
-        )
-        return compat.UserMessage(role="user", tool_calls=[call], cost=0.0)
-
-    def _say(self, text: str) -> compat.UserMessage:
-        if self._random.random() < self._script.chatter:
-            text = self._random.choice(_NOISE) + text
-        return compat.UserMessage(role="user", content=text, cost=0.0)
 
 
 class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout_service.chat import MALFORMED_ARGUMENT
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
+from rollout_service.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.policy.base import Generation
 from rollout_service.tau2 import compat, evaluation, messages, tasks
-from rollout_service.tau2.users import Clock
+from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import Outcome, Trajectory
 from rollout_service.verify import verify
 from tests.support import episodes

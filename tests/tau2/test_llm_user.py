@@ -19,6 +19,7 @@ from loguru import logger
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.tau2 import compat, environment, tasks, users
+from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -49,9 +50,7 @@ def policy() -> episodes.LocalPolicy:
     return episodes.LocalPolicy(episodes.settings())
 
 
-def run(
-    api: OpenAIServer | None, task: TaskRef = TELECOM, clock: users.Clock | None = None, **overrides: Any
-) -> Trajectory:
+def run(api: OpenAIServer | None, task: TaskRef = TELECOM, clock: Clock | None = None, **overrides: Any) -> Trajectory:
     """One episode: scripted policy, and the API's user, or without an API the scripted one."""
     if api is not None:
         overrides = {"user__model": LOCAL_MODEL, "user__base_url": api.base_url, **overrides}
@@ -295,7 +294,7 @@ def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Beh
 
 
 def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
-    clock = users.Clock(60.0)
+    clock = Clock(60.0)
     threading.Timer(0.5, clock.cancelled.set).start()
     start = time.monotonic()
     with gold_server(always(server.hang)) as api:
@@ -337,7 +336,7 @@ def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default(
 
     def speak(usage: UserUsage) -> None:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, retries=0, timeout_seconds=20.0)
-        user = users.make("llm", task, world, config, 0, usage, users.Clock(60.0))
+        user = users.make("llm", task, world, config, 0, usage, Clock(60.0))
         user.generate_next_message(greeting, user.get_init_state())
 
     with gold_server(lambda request: gather if request.number else server.ok, RETAIL) as api:
@@ -385,7 +384,7 @@ def test_key_is_not_in_the_traceback_of_the_fault(monkeypatch: pytest.MonkeyPatc
     greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
     with gold_server(always(server.unauthorized), RETAIL) as api:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, api_key_var="SOME_KEY")
-        user = users.make("llm", task, world, config, 0, UserUsage(), users.Clock(60.0))
+        user = users.make("llm", task, world, config, 0, UserUsage(), Clock(60.0))
         with pytest.raises(EpisodeFault) as caught:
             user.generate_next_message(greeting, user.get_init_state())
     assert KEY not in "".join(traceback.format_exception(caught.value))

@@ -1,0 +1,75 @@
+"""ScriptedUser: the user's side of `rollout_service.tau2.gold`, without a model.
+
+Invariant: what it says follows from the task, the episode's seed and the conversation; it always stops in the end.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from rollout_service.config import User
+from rollout_service.tau2 import compat, gold
+from rollout_service.tau2.clock import Clock
+
+_NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
+"""What a chattering user adds: text that must stay text."""
+
+
+class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
+    """Speaks the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
+
+    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Clock) -> None:
+        super().__init__(tools=tools, instructions=str(task.user_scenario), llm="scripted")
+        self._task = task
+        self._script = config.script
+        self._random = random.Random(f"user:{seed}")
+        self._blocks = gold.user_blocks(task)
+        self._actions: list[compat.Action] = []
+        self._clock = clock
+        self._calls = 0
+        self._spoke = False
+
+    def set_seed(self, seed: int) -> None:
+        """Nothing to do: the seed came with the episode."""
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
+        """The next of the script, once its waiting time is over."""
+        wait = gold.waiting_time(self._script.latency, self._random)
+        if wait:
+            self._clock.sleep(wait)
+        if isinstance(message, compat.MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        else:
+            state.messages.append(message)
+        reply = self._reply(message, state)
+        state.messages.append(reply)
+        return reply, state
+
+    def _reply(self, message: Any, state: Any) -> compat.UserMessage:
+        if isinstance(message, compat.AssistantMessage):
+            if not self._spoke:
+                self._spoke = True
+                resumed = any(isinstance(earlier, compat.UserMessage) for earlier in state.messages)
+                return self._say("Please go on." if resumed else gold.opening(self._task))
+            if message.content and gold.CHATTER in message.content:
+                return self._say("Okay.")
+            if not self._blocks or self._random.random() < self._script.early_stop:
+                return self._say(compat.STOP)
+            self._actions = list(self._blocks.pop(0))
+        if not self._actions:
+            return self._say("Done.")
+        action = self._actions.pop(0)
+        self._calls += 1
+        call = compat.ToolCall(
+            id=f"user_call_{self._calls}",
+            name=action.name,
+            arguments=gold.imperfect(action.arguments, self._script, self._random),
+            requestor="user",
+        )
+        return compat.UserMessage(role="user", tool_calls=[call], cost=0.0)
+
+    def _say(self, text: str) -> compat.UserMessage:
+        if self._random.random() < self._script.chatter:
+            text = self._random.choice(_NOISE) + text
+        return compat.UserMessage(role="user", content=text, cost=0.0)
