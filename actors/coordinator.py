@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.environment import EnvironmentActor
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
 
 _MAX_ACTORS = 64
@@ -112,11 +112,7 @@ class Coordinator:
         Raises:
             RolloutError: the first actor's own, or none could be placed.
         """
-        wanted = self._config.service.actors
-        if wanted is None:
-            wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
-        for _ in range(wanted):
-            self._spawn(self._add_actor())
+        self._fill_up()
         try:
             await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
         except TimeoutError:
@@ -139,6 +135,7 @@ class Coordinator:
         collection = running.collection
         self._collections[collection.collection_id] = running
         self._scheduler.add(collection)
+        self._fill_up()
         self._pump()
         return collection.collection_id, len(running.requests)
 
@@ -167,10 +164,11 @@ class Coordinator:
             await running.changed.wait()
 
     async def cancel(self, collection_id: str) -> None:
-        """Start nothing more of the collection and end what runs of it. Finished groups can still be taken."""
+        """Forget the collection: start nothing more of it, end what runs, drop what finished."""
         running = self._collections.get(collection_id)
         if running is None:
             return
+        self._forget(collection_id)
         running.collection.cancel()
         ids = [request.trajectory_id for request in running.requests]
         for actor in self._actors.values():
@@ -275,10 +273,9 @@ class Coordinator:
 
     def _pump(self) -> None:
         while (assignment := self._scheduler.next()) is not None:
-            self._spawn(self._run(assignment))
+            self._spawn(self._run(assignment, self._collections[assignment.collection_id]))
 
-    async def _run(self, assignment: Assignment) -> None:
-        running = self._collections[assignment.collection_id]
+    async def _run(self, assignment: Assignment, running: _Running) -> None:
         request = running.requests[assignment.episode]
         request = replace(request, attempt=assignment.attempt)
         summary, trajectory = await self._attempt(running, request, assignment.actor)
@@ -303,7 +300,7 @@ class Coordinator:
         except (RayActorError, KeyError) as error:
             self._replace(actor)
             fault = _service_fault(error, "the environment actor died")
-        except RayError as error:
+        except Exception as error:  # whatever it was: an episode that nobody finishes would hold its slot for ever
             fault = _service_fault(error)
         from rollout_service.tau2.episode import unfinished
 
@@ -325,10 +322,18 @@ class Coordinator:
 
     # Actors ----------------------------------------------------------------------------------------------------------
 
+    def _fill_up(self) -> None:
+        """Start the actors that are missing."""
+        wanted = self._config.service.actors
+        if wanted is None:
+            wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
+        for _ in range(wanted - len(self._actors) - self._starting):
+            self._starting += 1
+            self._spawn(self._add_actor())
+
     async def _add_actor(self) -> None:
         service = self._config.service
         name = f"{service.name}-environment-{next(self._numbers)}"
-        self._starting += 1
         try:
             actor = (
                 ray.remote(EnvironmentActor)
@@ -354,11 +359,11 @@ class Coordinator:
                 running.changed.set()
 
     def _replace(self, actor: str) -> None:
-        """The actor died: offer it no longer, and start another. Called once for each of its episodes."""
+        """The actor died or cannot be reached: give it up and start another. Called for each of its episodes."""
         if self._scheduler.remove_actor(actor):
-            self._actors.pop(actor, None)
+            ray.kill(self._actors.pop(actor))  # one that is only out of reach must not keep its CPU
             self._lost_actors += 1
-            self._spawn(self._add_actor())
+            self._fill_up()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -367,10 +372,10 @@ class Coordinator:
 
 
 def _start_failure(error: BaseException) -> ServiceError:
-    text = str(error).strip().splitlines()[-1][:500]
+    text = redact((str(error).strip() or repr(error)).splitlines()[-1], limit=500)
     return ServiceError(f"No environment actor comes up; the last one failed with: {text}", "See the actor's log.")
 
 
 def _service_fault(error: BaseException, what: str = "", retryable: bool = True) -> Fault:
-    text = what or str(error).strip().splitlines()[-1][:500]
+    text = what or redact((str(error).strip() or repr(error)).splitlines()[-1], limit=500)
     return Fault(FaultKind.SERVICE, type(error).__name__, text, retryable)

@@ -107,6 +107,10 @@ def collect(
                     if writer is not None:
                         writer.append(group)
                     progress.add(group)
+            except KeyboardInterrupt:
+                if writer is not None:
+                    _say(f"{writer.count} trajectories are in {output}.")
+                raise
             finally:
                 stream.close()
                 if writer is not None:

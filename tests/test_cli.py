@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,24 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
     kept = storage.read(path)
     assert 0 < len(kept) < 18
     assert f"{len(kept)} trajectories" in failed.stderr
+
+
+def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_path):
+    path = tmp_path / "part.jsonl"
+    command = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
+    slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1"}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow)
+    deadline = time.monotonic() + 200
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    kept = storage.read(path)
+    assert 0 < len(kept) < 2000
+    assert f"{len(kept)} trajectories are in {path}" in said
+    assert "Traceback" not in said
 
 
 def test_doctor_says_ok_or_what_to_do():
