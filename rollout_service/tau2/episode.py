@@ -62,11 +62,15 @@ class EpisodeRequest:
     requested_at: float = field(default_factory=time.time)
     """Unix time at which the collection was asked for."""
 
+    def identity(self) -> dict[str, Any]:
+        """The fields that its trajectory takes over as they are."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "requested_at"}
+
 
 def unfinished(request: EpisodeRequest, fault: Fault) -> Trajectory:
     """The trajectory of an episode of which nothing came back."""
     return Trajectory(
-        **{f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "requested_at"},
+        **request.identity(),
         outcome=Outcome.ABORTED,
         termination_reason="fault",
         reward=None,
@@ -250,15 +254,8 @@ class _Episode:
         record = [messages.to_record(message) for message in conversation]
         if orchestrator is not None:
             self._locate_turns(record, orchestrator.agent.replies)
-        request = self._request
         return Trajectory(
-            trajectory_id=request.trajectory_id,
-            collection_id=request.collection_id,
-            group_id=request.group_id,
-            sample_index=request.sample_index,
-            task=request.task,
-            seed=request.seed,
-            attempt=request.attempt,
+            **self._request.identity(),
             outcome=_OUTCOMES.get(reason, Outcome.TRUNCATED),
             termination_reason=reason,
             reward=None if reward_info is None else float(reward_info.reward),
