@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import time
 import uuid
@@ -15,46 +16,39 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.environment import EnvironmentActor
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
+from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
 
 _MAX_ACTORS = 64
+_RETRY_SECONDS = 1.0
+"""Before the second attempt of an episode; doubles with each. What just broke may need a moment."""
+
+_START_TRIES = 6
+"""Actors that may fail to start, one after the other, before the service gives up."""
+
 _START_SECONDS = 180.0
 """How long the first environment actor may take to be placed and set up."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollectionRequest:
-    """What is asked of the service. A field that is None takes the configuration's value."""
-
-    n: int | None = None
-    """Episodes; None: every task of the selection once, times the group size."""
-    group_size: int = 1
-    domain: str | dict[str, float] | None = None
-    split: str | None = None
-    ids: list[str] | None = None
-    shuffle: bool | None = None
-    seed: int | None = None
-    """Given: tasks and episodes follow from it alone. None: go on where the last collection of this kind stopped."""
-
-
 @dataclass(slots=True)
 class Group:
-    """A finished group: object references of its trajectories, by sample index."""
+    """A finished group, by sample index."""
 
-    group_id: str
-    trajectories: list[Any]
+    requests: list[EpisodeRequest]
     summaries: list[EpisodeSummary]
+    trajectories: list[Any]
+    """Object references."""
 
 
 class _Running:
     """A collection with what Ray gave for it."""
 
-    def __init__(self, collection: Collection, requests: list[Any]) -> None:
+    def __init__(self, collection: Collection, requests: list[EpisodeRequest]) -> None:
         self.collection = collection
         self.requests = requests
         self.results: dict[int, tuple[EpisodeSummary, Any]] = {}
@@ -79,6 +73,8 @@ class Coordinator:
         self._finished = 0
         self._lost_actors = 0
         self._starting = 0
+        self._failed_starts = 0
+        """In a row."""
         self._start_error: RolloutError | None = None
         self._settled = asyncio.Event()
         """Set once an actor is ready, or none of those that were starting came up."""
@@ -98,7 +94,7 @@ class Coordinator:
 
         config = self._config
         ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
-        if config.user.resolved_kind == "llm":
+        if config.user_kind == "llm":
             from rollout_service.tau2.users import check_endpoint
 
             secret(config.user.api_key_var, "user.api_key_var")
@@ -113,16 +109,15 @@ class Coordinator:
             RolloutError: the first actor's own, or none could be placed.
         """
         self._fill_up()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
-        except TimeoutError:
-            free = ray.available_resources().get("CPU", 0)
-            raise ServiceError(
-                f"No environment actor could be started in {_START_SECONDS:.0f} s; the cluster has {free:g} CPUs free.",
-                "Free a CPU, or check the node's logs.",
-            ) from None
-        if self._start_error is not None and not self._scheduler.actors:
-            raise self._start_error
+        if self._scheduler.actors:
+            return
+        free = ray.available_resources().get("CPU", 0)
+        raise self._start_error or ServiceError(
+            f"No environment actor could be started in {_START_SECONDS:.0f} s; the cluster has {free:g} CPUs free.",
+            "Free a CPU, or check the node's logs.",
+        )
 
     async def submit(self, request: CollectionRequest) -> tuple[str, int]:
         """Start a collection. Returns its id and the number of its episodes.
@@ -143,20 +138,21 @@ class Coordinator:
         """The next finished group, waiting for it; None when the collection has no more.
 
         Raises:
-            RolloutError: an episode's request turned out to be impossible; the collection is over.
+            RolloutError: the collection cannot go on: an episode's request is impossible, no actor comes up, it was
+                cancelled. Every group that was finished by then was given before.
             ServiceError: unknown collection.
         """
         running = self._collections.get(collection_id)
         if running is None:
             raise ServiceError(f"There is no collection {collection_id!r}.", "It ended, or the service was restarted.")
         while True:
-            if running.error is not None:
-                self._forget(collection_id)
-                raise running.error
             group = running.collection.take()
             if group is not None:
                 self._pump()
                 return self._group(running, group)
+            if running.error is not None:
+                self._forget(collection_id)
+                raise running.error
             if running.collection.exhausted:
                 self._forget(collection_id)
                 return None
@@ -168,12 +164,8 @@ class Coordinator:
         running = self._collections.get(collection_id)
         if running is None:
             return
+        self._end(running, ServiceError("The collection was cancelled.", "Ask for it again."))
         self._forget(collection_id)
-        running.collection.cancel()
-        ids = [request.trajectory_id for request in running.requests]
-        for actor in self._actors.values():
-            actor.cancel.remote(ids)
-        running.changed.set()
 
     async def status(self) -> dict[str, Any]:
         """Counts of what the service holds and does."""
@@ -211,7 +203,6 @@ class Coordinator:
 
     def _plan(self, request: CollectionRequest) -> _Running:
         from rollout_service.tau2 import agent, tasks
-        from rollout_service.tau2.episode import EpisodeRequest
 
         if request.group_size < 1:
             raise TaskError(f"group_size is {request.group_size}.", "It must be at least 1.")
@@ -224,6 +215,8 @@ class Coordinator:
             )
         chosen = sampler.whole if request.n is None else itertools.islice(sampler, n // request.group_size)
         first_draw = sampler.drawn
+        if request.n is None:
+            sampler.drawn += len(sampler.whole)  # so that the next pass over the whole set has seeds of its own
         collection_id = uuid.uuid4().hex[:12]
         now = time.time()
         requests = []
@@ -281,6 +274,8 @@ class Coordinator:
         summary, trajectory = await self._attempt(running, request, assignment.actor)
         if summary.fault is not None:
             self._faults[str(summary.fault.kind)] += 1
+            if summary.fault.retryable and assignment.attempt < self._config.service.max_attempts:
+                await asyncio.sleep(_RETRY_SECONDS * 2 ** min(assignment.attempt - 1, 5))
         if self._scheduler.finish(assignment, summary.fault):
             self._finished += 1
             running.results[assignment.episode] = summary, trajectory
@@ -294,16 +289,13 @@ class Coordinator:
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RolloutError):
-                running.error = cause
-                running.collection.cancel()
+                self._end(running, cause)
             fault = _service_fault(cause or error, retryable=not isinstance(cause, RolloutError))
         except (RayActorError, KeyError) as error:
             self._replace(actor)
             fault = _service_fault(error, "the environment actor died")
         except Exception as error:  # whatever it was: an episode that nobody finishes would hold its slot for ever
             fault = _service_fault(error)
-        from rollout_service.tau2.episode import unfinished
-
         lost = unfinished(request, fault)
         return EpisodeSummary.of(lost), ray.put(lost)
 
@@ -311,10 +303,19 @@ class Coordinator:
         size = running.collection.group_size
         results = [running.results.pop(episode) for episode in range(group * size, (group + 1) * size)]
         return Group(
-            group_id=running.requests[group * size].group_id,
-            trajectories=[trajectory for _, trajectory in results],
+            requests=running.requests[group * size : (group + 1) * size],
             summaries=[summary for summary, _ in results],
+            trajectories=[trajectory for _, trajectory in results],
         )
+
+    def _end(self, running: _Running, error: RolloutError) -> None:
+        """Start nothing more of the collection, end what runs of it, and let whoever waits for it know why."""
+        running.error = error
+        running.collection.cancel()
+        ids = [request.trajectory_id for request in running.requests]
+        for actor in self._actors.values():
+            actor.cancel.remote(ids)
+        running.changed.set()
 
     def _forget(self, collection_id: str) -> None:
         self._scheduler.drop(collection_id)
@@ -344,19 +345,25 @@ class Coordinator:
             self._actors[name] = actor
             self._scheduler.add_actor(name, service.slots)
             self._pump()
-        except RayTaskError as error:
-            cause = error.cause
+            self._failed_starts = 0
+        except Exception as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            self._failed_starts += 1
             self._start_error = cause if isinstance(cause, RolloutError) else _start_failure(cause or error)
-        except RayError as error:
-            self._start_error = _start_failure(error)
         finally:
             self._starting -= 1
-        if self._scheduler.actors or not self._starting:
+        if self._scheduler.actors:
             self._settled.set()
-        if not self._scheduler.actors and not self._starting:
-            for running in self._collections.values():
-                running.error = self._start_error
-                running.changed.set()
+        elif isinstance(self._start_error, RolloutError) and not isinstance(self._start_error, ServiceError):
+            self._settled.set()  # the configuration cannot be used: the other actors would say the same
+        if self._scheduler.actors or self._starting:
+            return
+        if self._failed_starts < _START_TRIES:
+            self._fill_up()
+            return
+        self._settled.set()
+        for running in list(self._collections.values()):
+            self._end(running, self._start_error or _start_failure(RuntimeError("unknown")))
 
     def _replace(self, actor: str) -> None:
         """The actor died or cannot be reached: give it up and start another. Called for each of its episodes."""

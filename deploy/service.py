@@ -5,12 +5,14 @@ Invariant: what can be refused is refused before anything that costs time or GPU
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from actors.coordinator import Coordinator
 from deploy import policy
@@ -24,7 +26,8 @@ def coordinator_name(service: str) -> str:
 
 
 def start(config: RolloutConfig) -> Any:
-    """Start coordinator, policy replicas and environment actors; they live as long as this process.
+    """Start coordinator, policy replicas and environment actors; they run until `stop`; the actors also end with
+    this process.
 
     Returns:
         The coordinator's actor handle, ready for collections.
@@ -33,7 +36,7 @@ def start(config: RolloutConfig) -> Any:
         RolloutError: the configuration cannot be used, or something did not come up.
     """
     service = config.service
-    application = f"{service.name}-policy"
+    application = _application(config)
     try:
         coordinator = (
             ray.remote(Coordinator)
@@ -52,7 +55,7 @@ def start(config: RolloutConfig) -> Any:
         _deploy(config, application)
         call(actors_started)
     except BaseException:
-        ray.kill(coordinator)
+        stop(config, coordinator)
         raise
     return coordinator
 
@@ -69,17 +72,34 @@ def _deploy(config: RolloutConfig, application: str) -> None:
 
 
 def stop(config: RolloutConfig, coordinator: Any) -> None:
-    """Stop what `start` started, on a cluster that goes on."""
-    call(coordinator.stop.remote())
+    """Stop what `start` started, as far as it came, on a cluster that goes on."""
+    with contextlib.suppress(RayError, ServiceError):
+        call(coordinator.stop.remote())
     ray.kill(coordinator)
-    serve.delete(f"{config.service.name}-policy")
+    with contextlib.suppress(RayServeException, RayError):
+        serve.delete(_application(config))
+
+
+def _application(config: RolloutConfig) -> str:
+    return f"{config.service.name}-policy"
 
 
 def call(reference: Any) -> Any:
-    """Wait for an actor's answer; the service's own errors come out as themselves, not wrapped by Ray."""
+    """Wait for an actor's answer; the service's own errors come out as themselves, not wrapped by Ray.
+
+    Raises:
+        ServiceError: the actor is gone.
+    """
     try:
         return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RolloutError):
-            raise error.cause from None
-        raise
+    except RayError as error:
+        raise translated(error) from None
+
+
+def translated(error: RayError) -> BaseException:
+    """What a caller of the service should see for an error that Ray raised."""
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, RolloutError) else error
+    if isinstance(error, RayActorError):
+        return ServiceError("The service's coordinator is gone.", "Start the service again; see the cluster's logs.")
+    return error

@@ -7,13 +7,13 @@ first used.
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from rollout_service.batch import TrajectoryBatch
+from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
 from rollout_service.trajectory import Outcome, TaskRef, TokenSegment, Trajectory, Turn
 
 if TYPE_CHECKING:
-    from rollout_service.client import IncompleteCollection, RolloutClient
+    from rollout_service.client import RolloutClient
 
 try:
     __version__ = version("tau2-rollout-service")
@@ -36,8 +36,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("RolloutClient", "IncompleteCollection"):
-        from rollout_service import client
+    if name == "RolloutClient":
+        from rollout_service.client import RolloutClient
 
-        return getattr(client, name)
+        return RolloutClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rollout_service.storage as storage
-from rollout_service.errors import ConfigError
+from rollout_service.errors import ConfigError, RolloutError
 from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Trajectory
 
 if TYPE_CHECKING:
@@ -264,3 +264,23 @@ class TrajectoryBatch(Sequence[Trajectory]):
 
 def _concatenate(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+class IncompleteCollection(RolloutError):
+    """A collection did not come back whole. `batch` holds every scored or truncated trajectory that did, `failures`
+    the aborted ones, `missing` counts the episodes of which nothing came."""
+
+    def __init__(self, batch: TrajectoryBatch, failures: list[Trajectory], missing: int = 0, reason: str = "") -> None:
+        total = len(batch) + len(failures) + missing
+        faults = sorted({f"{t.fault.kind}: {t.fault.message}" for t in failures if t.fault is not None})
+        parts = [f"{len(failures)} of {total} episodes failed after all attempts ({'; '.join(faults[:3])})."]
+        if missing:
+            parts.append(f"{missing} of {total} episodes never came{': ' + reason if reason else '.'}")
+        super().__init__(" ".join(parts[not failures :]), "What came is in .batch; .failures has each fault.")
+        self.batch = batch
+        self.failures = failures
+        self.missing = missing
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.batch, self.failures, self.missing, self.reason)

@@ -7,16 +7,16 @@ not be done as asked; 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from rollout_service import __version__
-from rollout_service.config import RolloutConfig
-from rollout_service.errors import ConfigError, RolloutError, StorageError
+from rollout_service.config import RolloutConfig, parse_value
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, StorageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,9 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _say(f"Error: {error}")
         code = 2
-    except KeyboardInterrupt:
-        _say("Interrupted.")
-        code = 130
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
             error.show()
@@ -85,40 +82,40 @@ def collect(
     from rollout_service.client import RolloutClient
     from rollout_service.progress import CollectionProgress
     from rollout_service.report import print_summary
-    from rollout_service.storage import TrajectoryWriter
+    from rollout_service.storage import check_path
 
     loaded = _config(config, settings, domain, split, task, tokenizer)
-    if output is not None and overwrite:
-        _remove(output)
-    writer = TrajectoryWriter(output, append=append) if output is not None else None
+    if output is not None:
+        check_path(output, may_exist=append or overwrite)
     _say("Starting the service …" if address is None or start else f"Connecting to {address} …")
-    with RolloutClient(address, config=loaded if address is None or start else None) as client:
-        choice: dict[str, Any] = {
-            "domain": loaded.tasks.domain,
-            "split": loaded.tasks.split,
-            "ids": loaded.tasks.ids,
-            "shuffle": loaded.tasks.shuffle if n is not None else False,
-            "seed": seed,
-        }
-        stream = client.stream(n, group_size=group_size, **choice)
-        with CollectionProgress(stream.episodes) as progress:
-            try:
-                for group in stream:
-                    if writer is not None:
-                        writer.append(group)
-                    progress.add(group)
-            except KeyboardInterrupt:
+    with (
+        RolloutClient(address, config=loaded, start=start) as client,
+        contextlib.closing(client.stream(n, group_size=group_size, seed=seed)) as stream,
+        _writer(output, append, overwrite) as writer,
+        CollectionProgress(stream.episodes) as progress,
+    ):
+        try:
+            for group in stream:
                 if writer is not None:
-                    _say(f"{writer.count} trajectories are in {output}.")
-                raise
-            finally:
-                stream.close()
-                if writer is not None:
-                    writer.close()
-        status = client.status()
-    summary = progress.summary
-    print_summary(summary, progress.seconds, where=output, retried=status["faults"])
-    return 1 if any(domain.outcomes["aborted"] for domain in summary.domains.values()) else 0
+                    writer.append(group)
+                progress.add(group)
+        except (KeyboardInterrupt, ServiceError):
+            if writer is not None:
+                _say(f"{writer.count} trajectories are in {output}.")
+            raise
+    print_summary(progress.summary, progress.seconds, where=output)
+    return 1 if any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
+
+
+def _writer(output: Path | None, append: bool, overwrite: bool) -> contextlib.AbstractContextManager[Any]:
+    """Opened only once the collection was accepted: what is refused must not cost the file that is there."""
+    from rollout_service.storage import TrajectoryWriter
+
+    if output is None:
+        return contextlib.nullcontext()
+    if overwrite:
+        _remove(output)
+    return TrajectoryWriter(output, append=append)
 
 
 @app.command()
@@ -160,12 +157,15 @@ def verify(
     if unknown:
         raise ConfigError(f"--check: there is no check {unknown[0]!r}.", f"Choose from {', '.join(CHECKS)}.")
     audited, violations = 0, []
-    for _, found in audit(iterate(path), tokenizer=tokenizer, checks=check or CHECKS):
-        audited += 1
-        violations += found
+    try:
+        for _, found in audit(iterate(path), tokenizer=tokenizer, checks=check or CHECKS):
+            audited += 1
+            violations += found
+    finally:  # what was found before a damaged line is worth knowing too
+        if audited:
+            print_audit(audited, violations, check or list(CHECKS), show)
     if not audited:
         raise StorageError(f"{path} holds no trajectory.", "Collect some first.")
-    print_audit(audited, violations, check or list(CHECKS), show)
     return 1 if violations else 0
 
 
@@ -204,9 +204,10 @@ def _config(
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting}: there is no '='.", "Write --set section.field=value.")
-        overrides[name] = yaml.safe_load(value)
+        overrides[name] = parse_value(value, f"value of --set {name}")
     if domain is not None:
         overrides["tasks.domain"] = _mix(domain) if "=" in domain else domain
+        overrides["tasks.ids"] = None  # those of a file were meant for its own domain
     given = {"tasks.split": split, "tasks.ids": ids or None, "policy.tokenizer": tokenizer}
     overrides |= {name: value for name, value in given.items() if value is not None}
     return RolloutConfig.load(path, overrides)
@@ -222,8 +223,6 @@ def _mix(text: str) -> dict[str, float]:
 def _remove(path: Path) -> None:
     import shutil
 
-    if path.suffix not in (".jsonl", ".parquet"):
-        return  # the writer refuses it
     if path.is_dir():
         shutil.rmtree(path)
     else:

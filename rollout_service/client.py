@@ -1,7 +1,7 @@
 """RolloutClient: the service in a trainer's hands.
 
 Invariant: `collect` returns everything that was asked for, or raises with what is missing and keeps what arrived.
-Every method has an async twin with the prefix `a`; neither blocks more than it waits.
+Every method that waits has an async twin with the prefix `a`.
 """
 
 from __future__ import annotations
@@ -13,45 +13,35 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self
 
-from rollout_service.batch import TrajectoryBatch
+from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.progress import CollectionProgress
+from rollout_service.request import SELECTION, CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.trajectory import Outcome, Trajectory
 
 _CONNECT_SECONDS = 10.0
 
 
-class IncompleteCollection(RolloutError):
-    """Some episodes of a collection failed for good. `batch` holds all that succeeded, `failures` the aborted ones."""
-
-    def __init__(self, batch: TrajectoryBatch, failures: list[Trajectory]) -> None:
-        faults = {f"{t.fault.kind}: {t.fault.message}" for t in failures if t.fault is not None}
-        super().__init__(
-            f"{len(failures)} of {len(failures) + len(batch)} episodes failed after all attempts "
-            f"({'; '.join(sorted(faults)[:3]) or 'cancelled'}).",
-            "The others are in .batch; see .failures for each fault.",
-        )
-        self.batch = batch
-        self.failures = failures
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.batch, self.failures)
-
-
 class RolloutClient:
     """Starts a service, or attaches to one, and collects trajectories from it."""
 
-    def __init__(self, address: str | None = None, *, config: RolloutConfig | None = None) -> None:
-        """
+    def __init__(
+        self, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
+    ) -> None:
+        """Blocks until the service is ready: seconds when it has to be started.
+
         Args:
-            address: None starts an embedded service in a Ray of its own on this machine. "auto", or the address of a
-                Ray cluster, uses that cluster: a service of the configured name is attached to if it runs there;
-                otherwise, if `config` is given, it is started there and lives as long as this client.
+            address: None starts a service of this client's own, in a Ray of its own on this machine unless this
+                process is connected to one. "auto", or the address of a Ray cluster, uses that cluster: a service of
+                the configured name is attached to if it runs there.
             config: all settings; None: `RolloutConfig.load()`, which reads the environment.
+            start: with an address: whether to start the service if it does not run there. It then lives as long as
+                this client. None: only if `config` is given.
 
         Raises:
-            RolloutError: bad settings, no cluster at the address, no service there and no config to start one.
+            RolloutError: bad settings, no cluster at the address, no service there that may be attached to, or one
+                that runs with other settings than `config` sets.
         """
         import ray
 
@@ -59,34 +49,56 @@ class RolloutClient:
 
         self._ray = ray
         self._service = service
-        self._embedded = address is None
+        self._settings = config if config is not None else RolloutConfig.load()
         self._owner = False
-        settings = config if config is not None else RolloutConfig.load()
-        connected_before = ray.is_initialized()
+        self._disconnects = not ray.is_initialized()
+        self._embedded = address is None and self._disconnects
+        may_start = (config is not None) if start is None else start
         try:
-            if not connected_before:
-                connect(address, settings.service.namespace)
-            self._coordinator = self._attach(settings, may_start=self._embedded or config is not None)
+            if self._disconnects:
+                connect(address, self._settings.service.namespace)
+            if address is None:
+                self._coordinator = self._start()
+            else:
+                self._coordinator = self._attach() or self._start_if(may_start)
             self.config: RolloutConfig = service.call(self._coordinator.configuration.remote())
+            self._refuse_other_settings()
         except BaseException:
-            if not connected_before:
-                ray.shutdown()
+            self.close()
             raise
-        self._disconnects = not connected_before
 
-    def _attach(self, config: RolloutConfig, may_start: bool) -> Any:
-        name = self._service.coordinator_name(config.service.name)
-        try:
-            return self._ray.get_actor(name, namespace=config.service.namespace)
-        except ValueError:
-            if not may_start:
-                raise ServiceError(
-                    f"No service named {config.service.name!r} runs on this cluster.",
-                    "Start one with RolloutClient(address, config=...), or set ROLLOUT_SERVICE__NAME to its name.",
-                ) from None
-        coordinator = self._service.start(config)
+    def _attach(self) -> Any:
+        name, namespace = self._settings.service.name, self._settings.service.namespace
+        with contextlib.suppress(ValueError):
+            return self._ray.get_actor(self._service.coordinator_name(name), namespace=namespace)
+        return None
+
+    def _start(self) -> Any:
+        coordinator = self._service.start(self._settings)
         self._owner = True
         return coordinator
+
+    def _start_if(self, may_start: bool) -> Any:
+        if may_start:
+            return self._start()
+        raise ServiceError(
+            f"No service named {self._settings.service.name!r} runs on this cluster.",
+            "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
+        )
+
+    def _refuse_other_settings(self) -> None:
+        """What a collection may choose for itself (`tasks`), and the size of the service, may differ."""
+        running = self.config.model_dump()
+        for dotted, value in self._settings.explicit().items():
+            section, _, _ = dotted.partition(".")
+            there: Any = running
+            for part in dotted.split("."):
+                there = there[part]
+            if section not in ("tasks", "service") and there != value:
+                raise ServiceError(
+                    f"{dotted}: the running service {self.config.service.name!r} has {there!r}, not {value!r}.",
+                    "Attach without this setting, or start a service of another service.name.",
+                )
 
     # Collections -----------------------------------------------------------------------------------------------------
 
@@ -105,25 +117,13 @@ class RolloutClient:
         Raises:
             TaskError: unknown domain, split or task id, or n is not divisible by the group size.
         """
-        submission = self._coordinator.submit.remote(_request(n, group_size, selection))
-        return GroupStream(self._coordinator, *self._service.call(submission))
+        stream = self._submit(n, group_size, selection)
+        stream.open()
+        return stream
 
-    async def astream(
-        self, n: int | None = None, *, group_size: int = 1, **selection: Any
-    ) -> AsyncIterator[list[Trajectory]]:
-        """`stream` for an event loop."""
-        collection_id, _ = await self._await(self._coordinator.submit.remote(_request(n, group_size, selection)))
-        finished = False
-        try:
-            while True:
-                group = await self._await(self._coordinator.next_group.remote(collection_id))
-                if group is None:
-                    finished = True
-                    return
-                yield list(await asyncio.gather(*(self._await(reference) for reference in group.trajectories)))
-        finally:
-            if not finished:
-                self._coordinator.cancel.remote(collection_id)
+    def astream(self, n: int | None = None, *, group_size: int = 1, **selection: Any) -> GroupStream:
+        """`stream` for an event loop: `async for group in client.astream(...)`. Errors come with the first group."""
+        return self._submit(n, group_size, selection)
 
     def collect(
         self, n: int | None = None, *, group_size: int = 1, progress: bool = True, **selection: Any
@@ -134,21 +134,34 @@ class RolloutClient:
             progress: show progress on stderr.
 
         Raises:
-            IncompleteCollection: episodes failed after all attempts; holds those that did not.
+            IncompleteCollection: episodes failed after all attempts, or the service went away in the middle; holds
+                what came.
             TaskError: as `stream`.
         """
-        stream = self.stream(n, group_size=group_size, **selection)
-        trajectories: list[Trajectory] = []
-        with CollectionProgress(stream.episodes, enabled=progress) as bar:
-            for group in stream:
-                trajectories.extend(group)
-                bar.add(group)
-        return _complete(trajectories)
+        came: list[Trajectory] = []
+        with (
+            contextlib.closing(self.stream(n, group_size=group_size, **selection)) as stream,
+            CollectionProgress(stream.episodes, enabled=progress) as bar,
+        ):
+            try:
+                for group in stream:
+                    came.extend(group)
+                    bar.add(group)
+            except RolloutError as error:
+                raise _incomplete(came, stream.episodes, str(error)) from error
+        return _complete(came, stream.episodes)
 
     async def acollect(self, n: int | None = None, *, group_size: int = 1, **selection: Any) -> TrajectoryBatch:
-        """`collect` for an event loop, without a progress bar."""
-        groups = [group async for group in self.astream(n, group_size=group_size, **selection)]
-        return _complete([trajectory for group in groups for trajectory in group])
+        """`collect` for an event loop, without progress."""
+        came: list[Trajectory] = []
+        with contextlib.closing(self.astream(n, group_size=group_size, **selection)) as stream:
+            await stream.aopen()
+            try:
+                async for group in stream:
+                    came.extend(group)
+            except RolloutError as error:
+                raise _incomplete(came, stream.episodes, str(error)) from error
+        return _complete(came, stream.episodes)
 
     def status(self) -> dict[str, Any]:
         """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
@@ -157,19 +170,27 @@ class RolloutClient:
 
     async def astatus(self) -> dict[str, Any]:
         """`status` for an event loop."""
-        status: dict[str, Any] = await self._await(self._coordinator.status.remote())
+        status: dict[str, Any] = await _answer(self._coordinator.status.remote())
         return status
 
     # Life ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop the service if this client started it, and disconnect if this client connected."""
+        """Stop the service if this client started it, and disconnect if this client connected. Twice is once."""
+        owner, self._owner = self._owner, False
+        disconnects, self._disconnects = self._disconnects, False
         if not self._ray.is_initialized():
             return
-        if self._owner and not (self._embedded and self._disconnects):
-            self._service.stop(self.config, self._coordinator)
-        if self._disconnects:
-            self._ray.shutdown()
+        try:
+            if owner and not self._embedded:  # an embedded Ray takes everything with it
+                self._service.stop(self._settings, self._coordinator)
+        finally:
+            if disconnects:
+                self._ray.shutdown()
+
+    async def aclose(self) -> None:
+        """`close` for an event loop."""
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -181,49 +202,130 @@ class RolloutClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.close)
+        await self.aclose()
 
-    async def _await(self, reference: Any) -> Any:
-        try:
-            return await reference
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RolloutError):
-                raise error.cause from None
-            raise
+    def _submit(self, n: int | None, group_size: int, selection: dict[str, Any]) -> GroupStream:
+        unknown = sorted(set(selection) - set(SELECTION))
+        if unknown:
+            raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
+        if not self._ray.is_initialized():
+            raise ServiceError("This client is closed.", "Make another.")
+        own = {name.removeprefix("tasks."): v for name, v in self._settings.explicit().items() if name[:6] == "tasks."}
+        own.pop("seed", None)  # the service's sampler has it already; as an argument it would start the epoch anew
+        if "domain" in selection:
+            own.pop("ids", None)
+        request = CollectionRequest(n=n, group_size=group_size, **own | selection)
+        return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
 
 
-class GroupStream(Iterator[list[Trajectory]]):
-    """The groups of one collection, in order of completion."""
+class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
+    """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
-    def __init__(self, coordinator: Any, collection_id: str, episodes: int) -> None:
+    def __init__(self, coordinator: Any, submission: Any) -> None:
         self._coordinator = coordinator
+        self._submission = submission
+        self._pending: Any = None
         self._finished = False
-        self.collection_id = collection_id
-        self.episodes = episodes
-        """Episodes that the whole collection has."""
+        self.collection_id = ""
+        self.episodes = 0
+        """Episodes that the whole collection has; known once it is open."""
+
+    def open(self) -> None:
+        """Wait until the collection was accepted.
+
+        Raises:
+            TaskError: it was not.
+        """
+        from deploy.service import call
+
+        if not self.collection_id:
+            self.collection_id, self.episodes = call(self._submission)
+
+    async def aopen(self) -> None:
+        """`open` for an event loop."""
+        if not self.collection_id:
+            self.collection_id, self.episodes = await _answer(self._submission)
+
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> list[Trajectory]:
         import ray
 
         from deploy.service import call
 
-        if self._finished:
-            raise StopIteration
-        group = call(self._coordinator.next_group.remote(self.collection_id))
+        self.open()
+        group = call(self._next())
         if group is None:
             self._finished = True
+        if self._finished:
             raise StopIteration
-        return list(ray.get(group.trajectories))
+        try:
+            trajectories = list(ray.get(group.trajectories))
+        except ray.exceptions.RayError:
+            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+        self._pending = None
+        return trajectories
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Trajectory]:
+        import ray
+
+        await self.aopen()
+        group = await _answer(self._next())
+        if group is None:
+            self._finished = True
+        if self._finished:
+            raise StopAsyncIteration
+        try:
+            trajectories = list(await asyncio.gather(*group.trajectories))
+        except ray.exceptions.RayError:
+            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+        self._pending = None
+        return trajectories
+
+    def _next(self) -> Any:
+        """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
+        if self._pending is None:
+            self._pending = self._coordinator.next_group.remote(self.collection_id)
+        return self._pending
 
     def close(self) -> None:
         """Cancel what has not finished yet."""
-        if not self._finished:
-            self._finished = True
+        import ray
+
+        if not self._finished and self.collection_id and ray.is_initialized():  # else a call would start a new cluster
             self._coordinator.cancel.remote(self.collection_id)
+        self._finished = True
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the cluster may be gone by now
+        with contextlib.suppress(Exception):  # the interpreter may be on its way out
             self.close()
+
+
+def _fetched(request: EpisodeRequest, reference: Any) -> Trajectory:
+    """The trajectory, or what stands for it when its object went down with a node."""
+    import ray
+
+    try:
+        trajectory: Trajectory = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        text = f"the finished trajectory was lost: {type(error).__name__}"
+        return unfinished(request, Fault(FaultKind.SERVICE, type(error).__name__, text, retryable=True))
+    return trajectory
+
+
+async def _answer(reference: Any) -> Any:
+    from ray.exceptions import RayError
+
+    from deploy.service import translated
+
+    try:
+        return await reference
+    except RayError as error:
+        raise translated(error) from None
 
 
 def connect(address: str | None, namespace: str) -> None:
@@ -246,7 +348,8 @@ def connect(address: str | None, namespace: str) -> None:
         where = "this machine" if address is None else f"a Ray cluster at {address!r}"
         raise ServiceError(
             f"Cannot connect to {where}: {str(error).splitlines()[0]}",
-            "Check `ray status` there; leave the address out for an embedded service.",
+            "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token and its token in "
+            "~/.ray/auth_token. Leave the address out for an embedded service.",
         ) from error
 
 
@@ -273,20 +376,14 @@ def cluster_size(address: str) -> tuple[int, float, float]:
         ray.shutdown()
 
 
-def _request(n: int | None, group_size: int, selection: dict[str, Any]) -> Any:
-    from actors.coordinator import CollectionRequest
-
-    try:
-        return CollectionRequest(n=n, group_size=group_size, **selection)
-    except TypeError:
-        known = [name for name in CollectionRequest.__dataclass_fields__ if name not in ("n", "group_size")]
-        unknown = sorted(set(selection) - set(known))
-        raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(known)}.") from None
+def _complete(came: Sequence[Trajectory], episodes: int) -> TrajectoryBatch:
+    incomplete = _incomplete(came, episodes)
+    if incomplete.failures or incomplete.missing:
+        raise incomplete
+    return incomplete.batch
 
 
-def _complete(trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
-    failures = [t for t in trajectories if t.outcome is Outcome.ABORTED]
-    batch = TrajectoryBatch([t for t in trajectories if t.outcome is not Outcome.ABORTED])
-    if failures:
-        raise IncompleteCollection(batch, failures)
-    return batch
+def _incomplete(came: Sequence[Trajectory], episodes: int, reason: str = "") -> IncompleteCollection:
+    failures = [t for t in came if t.outcome is Outcome.ABORTED]
+    batch = TrajectoryBatch([t for t in came if t.outcome is not Outcome.ABORTED])
+    return IncompleteCollection(batch, failures, episodes - len(came), reason)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -37,6 +37,8 @@ class _Section(BaseModel):
 
 class Tasks(_Section):
     """Which τ²-bench tasks a collection draws when the call does not say."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     domain: str | dict[str, float] = Field("retail", description="a domain, or a mix {domain: weight}")
     split: str = Field("base", description="train, test, base; telecom also has small and full")
@@ -170,6 +172,15 @@ class RolloutConfig(_Section):
     limits: Limits = Limits()
     service: Service = Service()
 
+    @property
+    def user_kind(self) -> Literal["dummy", "scripted", "llm"]:
+        """Whom the agent talks with; `dummy`: nobody, the solo agent works alone."""
+        return "dummy" if self.agent == "solo" else self.user.resolved_kind
+
+    def explicit(self) -> dict[str, Any]:
+        """The fields that were set rather than left at their default, by dotted name."""
+        return dict(_explicit(self))
+
     @classmethod
     def load(
         cls,
@@ -231,6 +242,27 @@ def secret(variable: str | None, field: str, environ: Mapping[str, str] | None =
     return value
 
 
+def parse_value(text: str, source: str) -> Any:
+    """The value that `text` is in YAML: `3`, `true`, `{retail: 2}`, …
+
+    Raises:
+        ConfigError: it is not YAML; names the source.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The {source} is {text!r}, which is not YAML.", "Quote it, or mend it.") from error
+
+
+def _explicit(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _explicit(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text())
@@ -275,7 +307,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
     for name in sorted(environ):
         if name.startswith("ROLLOUT_") and "__" in name:
             dotted = name.removeprefix("ROLLOUT_").lower().replace("__", ".")
-            found.append((name, dotted, yaml.safe_load(environ[name])))
+            found.append((name, dotted, parse_value(environ[name], f"environment variable {name}")))
         elif name == "ROLLOUT_AGENT":
             found.append((name, "agent", environ[name]))
     return found

@@ -98,9 +98,9 @@ def _codec(config: RolloutConfig) -> str:
 
 def _user(config: RolloutConfig) -> str:
     user = config.user
-    if config.agent == "solo":
+    if config.user_kind == "dummy":
         return "none: the solo agent works alone"
-    if user.resolved_kind == "scripted":
+    if config.user_kind == "scripted":
         return "scripted"
     from rollout_service.tau2.users import check_endpoint
 

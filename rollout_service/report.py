@@ -19,9 +19,7 @@ from rollout_service.statistics import Summary
 from rollout_service.verify import Violation
 
 
-def print_summary(
-    summary: Summary, seconds: float, *, where: Path | None = None, retried: Mapping[str, int] | None = None
-) -> None:
+def print_summary(summary: Summary, seconds: float, *, where: Path | None = None) -> None:
     """The closing tables of a collection that took `seconds`: rewards and outcomes by domain, then the totals."""
     console = Console()
     table = Table("domain", "episodes", "reward", "95% interval", "outcomes", title="Episodes")
@@ -31,14 +29,14 @@ def print_summary(
         table.add_row(domain.domain, str(domain.episodes), reward, interval, _counts(domain.outcomes))
     console.print(table)
     totals = Table(show_header=False, title="Totals")
-    for name, value in _totals(summary, seconds, retried or {}):
+    for name, value in _totals(summary, seconds):
         totals.add_row(name, value)
     if where is not None:
         totals.add_row("stored in", str(where))
     console.print(totals)
 
 
-def _totals(summary: Summary, seconds: float, retried: Mapping[str, int]) -> Iterable[tuple[str, str]]:
+def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:
     timing = summary.timing
     spent = {
         "policy": timing.policy_seconds,
@@ -56,8 +54,8 @@ def _totals(summary: Summary, seconds: float, retried: Mapping[str, int]) -> Ite
     yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {summary.cached_tokens:,} of them cached"
     yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
     yield "user simulator", cost
-    if retried:
-        yield "faults met", _counts(retried)
+    if summary.retries:
+        yield "attempts made again", str(summary.retries)
     if summary.faults:
         yield "aborted by", _counts(summary.faults)
 

@@ -90,22 +90,22 @@ class Collection:
         """True when every group was handed out, or none more will be."""
         return self._handed_out == self.groups or (self._cancelled and not self._ready)
 
-    def peek(self) -> int | None:
-        """The episode to start next: a repeated one first, else the next of the open or a new group.
+    def offers(self) -> list[int]:
+        """Episodes that may start next, the preferred first: a repeated one, then the next of the open or a new group.
 
-        None when there is none, or when too many finished groups wait to be taken (backpressure).
+        No new group while too many finished ones wait to be taken (backpressure).
         """
         if self._cancelled:
-            return None
-        if self._again:
-            return self._again[0]
-        if self._next_new == len(self._episodes):
-            return None
+            return []
+        offers = [self._again[0]] if self._again else []
         starts_group = self._next_new % self.group_size == 0
-        return None if starts_group and len(self._ready) >= self._max_buffered else self._next_new
+        held_back = starts_group and len(self._ready) >= self._max_buffered
+        if self._next_new < len(self._episodes) and not held_back:
+            offers.append(self._next_new)
+        return offers
 
     def start(self, episode: int) -> int:
-        """Mark the episode that `peek` gave as running; returns its attempt, from 1."""
+        """Mark an episode that `offers` gave as running; returns its attempt, from 1."""
         if self._again and self._again[0] == episode:
             self._again.popleft()
         else:
@@ -198,15 +198,12 @@ class Scheduler:
         for _ in range(len(self._turn)):
             collection = self._collections[self._turn[0]]
             self._turn.rotate(-1)
-            episode = collection.peek()
-            if episode is None:
-                continue
-            actor = self._place(collection.avoided(episode))
-            if actor is None:
-                continue
-            attempt = collection.start(episode)
-            self._running[actor].add((collection.collection_id, episode))
-            return Assignment(collection.collection_id, episode, attempt, actor)
+            for episode in collection.offers():
+                actor = self._place(collection.avoided(episode))
+                if actor is not None:
+                    attempt = collection.start(episode)
+                    self._running[actor].add((collection.collection_id, episode))
+                    return Assignment(collection.collection_id, episode, attempt, actor)
         return None
 
     def finish(self, assignment: Assignment, fault: Fault | None) -> bool:

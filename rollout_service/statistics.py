@@ -55,7 +55,9 @@ class Summary:
     termination_reasons: Counter[str] = field(default_factory=Counter)
     """Episodes by `termination_reason`."""
     faults: Counter[str] = field(default_factory=Counter)
-    """Episodes that a fault stopped, by its kind."""
+    """Episodes that a fault stopped for good, by its kind."""
+    retries: int = 0
+    """Attempts that a fault stopped and that were made again."""
     policy_tokens: int = 0
     """Tokens that the policy sampled."""
     prompt_tokens: int = 0
@@ -78,6 +80,7 @@ class Summary:
         self.termination_reasons[trajectory.termination_reason] += 1
         if trajectory.fault is not None:
             self.faults[str(trajectory.fault.kind)] += 1
+        self.retries += trajectory.attempt - 1
         self.policy_tokens += trajectory.policy_token_count
         self.prompt_tokens += trajectory.prompt_token_count
         self.cached_tokens += trajectory.cached_token_count

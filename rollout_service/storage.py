@@ -95,11 +95,7 @@ class TrajectoryWriter:
                 another schema version, or it cannot be opened.
         """
         self.path = Path(path)
-        sink = ParquetSink if _is_parquet(self.path) else _JsonlSink
-        if self.path.exists() and not append:
-            raise StorageError(
-                f"{self.path} exists already.", "Choose another path, or pass append=True to go on where it ends."
-            )
+        sink = ParquetSink if check_path(self.path, may_exist=append) else _JsonlSink
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._sink: ParquetSink | _JsonlSink = sink(self.path)
@@ -187,6 +183,17 @@ class _JsonlSink:
 
     def close(self) -> None:
         self._file.close()
+
+
+def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
+    """Whether trajectories at `path` are Parquet; otherwise they are JSONL. Touches nothing.
+
+    Raises:
+        StorageError: the ending is neither, or the path exists though it must not.
+    """
+    if Path(path).exists() and not may_exist:
+        raise StorageError(f"{path} exists already.", "Choose another path, or append to it, or overwrite it.")
+    return _is_parquet(Path(path))
 
 
 def _is_parquet(path: Path) -> bool:

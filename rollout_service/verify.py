@@ -137,6 +137,8 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     Raises:
         CodecError: no tokenizer, or another one than the recorded.
     """
+    if not trajectory.turns:
+        return
     from rollout_service.tau2 import messages
 
     made = trajectory.provenance

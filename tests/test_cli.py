@@ -78,6 +78,16 @@ def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
     assert str(path) in again.stderr
 
 
+def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_one(stored, tmp_path):
+    old = tmp_path / "old.jsonl"
+    old.write_bytes(stored.read_bytes())
+    assert cli("collect", "--domain", "retial", "--overwrite", "-o", old).returncode == 2
+    assert old.read_bytes() == stored.read_bytes()
+    new = tmp_path / "new.jsonl"
+    assert cli("collect", "--domain", "retial", "-o", new).returncode == 2
+    assert not new.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -86,6 +96,7 @@ def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
         (["collect", "--domain", "mock", "--tokenizer", "/no/such"], "there is no folder '/no/such'"),
         (["collect", "--set", "limits.max_turn=3"], "Did you mean limits.max_turns?"),
         (["collect", "--set", "limits"], "there is no '='"),
+        (["collect", "--set", "limits.max_turns=["], "is not YAML"),
         (["collect", "--config", "/no/such.yaml"], "/no/such.yaml cannot be read"),
         (["collect", "-o", "out.csv"], "out.csv"),
         (["collect", "--address", "127.0.0.1:1"], "Cannot connect to a Ray cluster"),

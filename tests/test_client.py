@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 
@@ -148,6 +149,76 @@ def test_a_service_that_cannot_work_is_refused_at_start_and_leaves_nothing(clust
     with pytest.raises(error, match=message):
         start("refused", **overrides)
     wait_until(lambda: "refused-coordinator" not in ray.util.list_named_actors())
+
+
+def test_a_collection_that_somebody_cancels_is_reported_with_what_came(client):
+    stream = client.stream(9, seed=0)
+    came = [next(stream)]
+    ray.get(client._coordinator.cancel.remote(stream.collection_id))
+    with pytest.raises(ServiceError, match=r"cancelled|no collection"):
+        came.extend(stream)
+    assert len(came) < 9
+
+
+def test_an_interrupted_wait_loses_no_group(cluster):
+    with start("interrupted", policy__script={"latency": {"mean": 0.3}}) as client:
+        stream = client.stream(12, seed=0)
+
+        async def impatient():
+            came = []
+            while len(came) < 12:
+                try:
+                    came.extend(await asyncio.wait_for(anext(stream), 0.2))
+                except TimeoutError:
+                    continue
+            return came
+
+        trajectories = asyncio.run(impatient())
+    assert len({t.trajectory_id for t in trajectories}) == 12
+
+
+def test_losing_the_coordinator_keeps_what_came_and_says_so(cluster):
+    client = start("headless", policy__script={"latency": {"mean": 0.5}}, service__slots=2)
+    try:
+        coordinator = ray.get_actor("headless-coordinator", namespace="rollout_service")
+        threading.Thread(target=lambda: (wait_until(lambda: _finished(client) >= 2), ray.kill(coordinator))).start()
+        with pytest.raises(IncompleteCollection, match=r"never came: The service's coordinator is gone") as caught:
+            client.collect(40, seed=0, progress=False)
+    finally:
+        client.close()
+    assert len(caught.value.batch) + caught.value.missing == 40
+    assert caught.value.batch
+
+
+def _finished(client: RolloutClient) -> int:
+    return int(client.status()["finished"])
+
+
+def test_closing_twice_is_closing_once_and_a_closed_client_says_so(cluster):
+    with start("twice") as client:
+        client.close()
+    with pytest.raises(RolloutError):
+        client.collect(1)
+
+
+def test_attaching_with_other_settings_than_the_service_has_is_refused(client):
+    other = client.config.with_overrides({"limits.max_turns": 3})
+    with pytest.raises(ServiceError, match=r"limits\.max_turns: the running service 'shared' has 30, not 3"):
+        RolloutClient("auto", config=other)
+
+
+def test_an_attached_client_chooses_its_own_tasks(client):
+    own = RolloutConfig.load(
+        overrides={"service.name": "shared", "tasks.domain": "telecom", "tasks.split": "small"}, environ={}
+    )
+    attached = RolloutClient("auto", config=own)
+    assert [t.task.domain for t in attached.collect(2, progress=False)] == ["telecom"] * 2
+
+
+def test_whole_passes_without_a_seed_differ_in_their_episode_seeds(client):
+    first, second = (client.collect(progress=False) for _ in range(2))
+    assert {t.task for t in first} == {t.task for t in second}
+    assert not {t.seed for t in first} & {t.seed for t in second}
 
 
 def test_leaving_a_stream_early_cancels_the_rest(cluster):

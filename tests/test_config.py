@@ -108,6 +108,27 @@ def test_overrides_of_a_loaded_config_are_checked_too():
         config.with_overrides({"limits.max_turns": -1})
 
 
+def test_only_what_was_set_counts_as_explicit():
+    assert load({"limits.max_turns": 7, "policy.script.latency.mean": 1.0}).explicit() == {
+        "limits.max_turns": 7,
+        "policy.script.latency.mean": 1.0,
+    }
+    assert load().explicit() == {}
+
+
+def test_task_ids_may_be_written_as_numbers():
+    assert load({"tasks.ids": [0, 7]}).tasks.ids == ["0", "7"]
+
+
+def test_an_environment_variable_that_is_no_yaml_is_refused_by_name():
+    with pytest.raises(ConfigError, match="ROLLOUT_LIMITS__MAX_TURNS"):
+        load(environ={"ROLLOUT_LIMITS__MAX_TURNS": "["})
+
+
+def test_the_solo_agent_has_no_user_to_check():
+    assert load({"agent": "solo", "user.model": "openai/m"}).user_kind == "dummy"
+
+
 def test_a_secret_is_read_from_the_variable_that_is_named():
     assert secret("KEY", "user.api_key_var", {"KEY": "v"}) == "v"
     assert secret(None, "user.api_key_var", {}) is None

@@ -82,6 +82,17 @@ def test_a_repeated_episode_waits_for_another_actor_rather_than_return_to_the_on
     assert scheduler.next().actor == second.actor
 
 
+def test_a_repeated_episode_that_waits_does_not_hold_back_the_others():
+    scheduler = scheduler_with({"a": 1, "b": 1}, Collection("c", 3, 1))
+    first, second = scheduler.next(), scheduler.next()
+    assert not scheduler.finish(first, FAULT)
+    third = scheduler.next()
+    assert (third.episode, third.actor) == (2, first.actor)
+    scheduler.finish(second, None)
+    again = scheduler.next()
+    assert (again.episode, again.attempt, again.actor) == (first.episode, 2, second.actor)
+
+
 def test_a_repeated_episode_returns_to_the_only_actor_there_is():
     scheduler = scheduler_with({"a": 1}, Collection("c", 1, 1))
     scheduler.finish(scheduler.next(), FAULT)
@@ -161,7 +172,7 @@ def test_an_episode_of_a_dropped_collection_ends_without_consequence():
 
 def test_finishing_an_episode_twice_is_an_error():
     collection = Collection("c", 1, 1)
-    collection.start(collection.peek())
+    collection.start(collection.offers()[0])
     collection.finish(0, None, "a")
     with pytest.raises(ValueError, match="done already"):
         collection.finish(0, None, "a")

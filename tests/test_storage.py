@@ -115,7 +115,7 @@ def test_nothing_written_reads_as_nothing(ending: str, tmp_path: Path) -> None:
 def test_an_existing_path_is_refused_unless_appended_to(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{ending}"
     storage.write(path, some(2))
-    with pytest.raises(StorageError, match="append=True"):
+    with pytest.raises(StorageError, match="exists already"):
         storage.write(path, some(1))
     with storage.TrajectoryWriter(path, append=True) as writer:
         assert writer.count == 2

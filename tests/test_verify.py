@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rollout_service.errors import CodecError
+from rollout_service.errors import CodecError, Fault, FaultKind
+from rollout_service.request import unfinished
 from rollout_service.trajectory import Outcome, Trajectory
 from rollout_service.verify import verify
 from tests.support import episodes
@@ -141,6 +142,11 @@ def test_each_kind_of_damage_is_found_by_its_check(sound, check: str, damage: Ca
     found = audit(damaged)
     assert check in {name for name, _ in found}, found
     assert all(sound.trajectory_id in text for _, text in found)
+
+
+def test_an_episode_of_which_nothing_came_back_can_be_audited():
+    fault = Fault(FaultKind.SERVICE, "RayActorError", "the actor died", retryable=True)
+    assert audit(unfinished(episodes.request(episodes.task("mock")), fault)) == []
 
 
 def test_an_aborted_episode_with_a_reward_is_found(sound):

@@ -39,7 +39,10 @@ class ScriptedEngine:
         wait = gold.waiting_time(self._script.latency, random.Random(f"latency:{seed}:{turn}"))
         if wait:
             await asyncio.sleep(wait)
-        steps = self._steps(metadata["task"], metadata["agent"], seed)
+        plan = metadata["task"], metadata["agent"], seed
+        if turn == 0:
+            await asyncio.to_thread(self._steps, *plan)  # the first of a domain parses its task set, up to a second
+        steps = self._steps(*plan)
         tokens = self._written(steps[min(turn, len(steps) - 1)])
         cut = tokens[: sampling.max_new_tokens]
         return Generation(

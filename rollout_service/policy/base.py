@@ -69,7 +69,7 @@ class Policy(Protocol):
         Args:
             input_ids: int32[n], everything that the engine is to see.
             sampling: how to sample; the engine adds its own stop tokens.
-            session_id: one episode's calls share it, so that a replica's prefix cache serves them.
+            session_id: one episode's calls share it; a router may keep them on one replica for its prefix cache.
             metadata: what the episode knows of itself (`task`, `agent`, `seed`, `turn`); a model-backed engine
                 ignores it, the scripted one acts on it.
 

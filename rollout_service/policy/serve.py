@@ -21,14 +21,13 @@ class ServePolicy:
 
     def __init__(self, application: str, deployment: str = "policy") -> None:
         """Names the deployment; it is looked up at the first call, so that it may come up meanwhile."""
-        self._application = application
-        self._deployment = deployment
+        from ray import serve  # here, in one thread: threads that import it at once can find it half made
+
+        self._find = functools.partial(serve.get_deployment_handle, deployment, application)
 
     @functools.cached_property
     def _handle(self) -> Any:
-        from ray import serve
-
-        return serve.get_deployment_handle(self._deployment, self._application)
+        return self._find()
 
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import dataclasses
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_service import __version__
 from rollout_service.chat import ChatCodec
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, RolloutError, boundary
+from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
+from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, environment, evaluation, messages, tasks, users
 from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import (
     Outcome,
     Provenance,
-    TaskRef,
     Timing,
     Trajectory,
     UserUsage,
@@ -48,36 +46,6 @@ _CANCEL_POLL_SECONDS = 1.0
 """How late a waiting episode may notice that it was cancelled."""
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeRequest:
-    """Everything that tells one episode from another."""
-
-    trajectory_id: str
-    collection_id: str
-    group_id: str
-    sample_index: int
-    task: TaskRef
-    seed: int
-    attempt: int = 1
-    requested_at: float = field(default_factory=time.time)
-    """Unix time at which the collection was asked for."""
-
-    def identity(self) -> dict[str, Any]:
-        """The fields that its trajectory takes over as they are."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "requested_at"}
-
-
-def unfinished(request: EpisodeRequest, fault: Fault) -> Trajectory:
-    """The trajectory of an episode of which nothing came back."""
-    return Trajectory(
-        **request.identity(),
-        outcome=Outcome.ABORTED,
-        termination_reason="fault",
-        reward=None,
-        fault=fault,
-    )
-
-
 class EpisodeRunner:
     """Runs episodes of one configuration. Shared by all slots of a process; each `run` takes a thread of its own."""
 
@@ -96,7 +64,7 @@ class EpisodeRunner:
         self._policy = policy
         self._loop = loop
         self._solo = config.agent == "solo"
-        self._user_kind = "dummy" if self._solo else config.user.resolved_kind
+        self._user_kind = config.user_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
 
     def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
@@ -275,6 +243,3 @@ class _Episode:
         spoken = [index for index, message in enumerate(record) if message["role"] == "assistant"]
         for turn, index in zip(self._transcript.turns, spoken[len(spoken) - replies :], strict=False):
             turn.message_index = index
-
-
-__all__ = ["EpisodeRequest", "EpisodeRunner", "RolloutError", "unfinished"]

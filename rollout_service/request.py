@@ -1,0 +1,59 @@
+"""What is asked of the service: a collection, and each of its episodes.
+
+Invariant: plain values, cheap to send. An episode keeps its identity and its seed through every attempt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollout_service.errors import Fault
+from rollout_service.trajectory import Outcome, TaskRef, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRequest:
+    """A request for episodes. A field that is None takes the service's own setting."""
+
+    n: int | None = None
+    """Episodes; None: every task of the selection once, times the group size."""
+    group_size: int = 1
+    domain: str | dict[str, float] | None = None
+    split: str | None = None
+    ids: list[str] | None = None
+    shuffle: bool | None = None
+    seed: int | None = None
+    """Given: tasks and episodes follow from it alone. None: go on where the last collection of this kind stopped."""
+
+
+SELECTION = tuple(item.name for item in dataclasses.fields(CollectionRequest) if item.name not in ("n", "group_size"))
+"""Names of the fields that choose tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRequest:
+    """Everything that tells one episode from another."""
+
+    trajectory_id: str
+    collection_id: str
+    group_id: str
+    sample_index: int
+    task: TaskRef
+    seed: int
+    attempt: int = 1
+    requested_at: float = field(default_factory=time.time)
+    """Unix time at which the collection was asked for."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that its trajectory takes over as they are."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "requested_at"}
+
+
+def unfinished(request: EpisodeRequest, fault: Fault) -> Trajectory:
+    """The trajectory of an episode of which nothing came back."""
+    return Trajectory(
+        **request.identity(), outcome=Outcome.ABORTED, termination_reason="fault", reward=None, fault=fault
+    )
