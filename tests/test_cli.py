@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -153,7 +154,9 @@ def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_pat
     path = tmp_path / "part.jsonl"
     command = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
     slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1"}
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow)
+    # A shell that started this in the background has SIGINT ignored, which children inherit: a terminal has not.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
     deadline = time.monotonic() + 200
     while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline
