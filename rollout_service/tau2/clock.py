@@ -20,7 +20,7 @@ _CANCEL_POLL_SECONDS = 1.0
 
 
 class Clock:
-    """The episode's deadline and cancellation, as the user's side needs them."""
+    """Says how long is left, waits no longer than that, and carries the cancellation."""
 
     def __init__(self, wall_seconds: float) -> None:
         self._deadline = time.monotonic() + wall_seconds
