@@ -5,7 +5,7 @@ happens to the next one; every array (log-probs bit for bit), None and text retu
 
 * `name.jsonl`: one JSON object (`Trajectory.to_dict`) a line, UTF-8.
 * `name.parquet`: a directory with one `part-00000.parquet` per `append()`, written under a hidden name and moved into
-  place when complete, see `rollout_service.parquet`; pandas, pyarrow, DuckDB and Hugging Face `datasets` read it.
+  place when complete, see `rollout_service.parquet`; pandas and pyarrow read it.
 
 Free-form values (messages, the evaluator's record, a fault) are kept as JSON in both formats. Their text may hold lone
 surrogates, which UTF-8 cannot carry but a JSON escape can; such a value is escaped to ASCII, every other stays
