@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.environment import EnvironmentActor
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
+from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
 
@@ -338,7 +339,13 @@ class Coordinator:
         try:
             actor = (
                 ray.remote(EnvironmentActor)
-                .options(name=name, namespace=service.namespace, num_cpus=1, max_concurrency=service.slots + 8)
+                .options(
+                    name=name,
+                    namespace=service.namespace,
+                    num_cpus=1,
+                    max_concurrency=service.slots + 8,
+                    runtime_env={"env_vars": SERVE_ENVIRONMENT},
+                )
                 .remote(self._config, self._application)
             )
             await actor.setup.remote()

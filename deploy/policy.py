@@ -14,6 +14,7 @@ from ray import serve
 from deploy import engines
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.serve import SERVE_ENVIRONMENT
 
 _MAX_ONGOING_REQUESTS = 1024
 """Per replica. An episode waits for its turn inside the engine, which batches, not in front of it."""
@@ -38,7 +39,7 @@ def app(config: RolloutConfig) -> serve.Application:
         name="policy",
         num_replicas=config.policy.replicas,
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": SERVE_ENVIRONMENT}},
         max_constructor_retry_count=3,
         logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line per turn would be megabytes
     )(PolicyReplica)

@@ -140,7 +140,7 @@ class ChatCodec:
             message["tool_calls"] = [tool_call(name, arguments) for name, arguments in calls]
         shielded, cut = self._shield([message])
         text = self._text([_user("hi"), *shielded])
-        prompt = self._text([_user("hi")], generation_prompt=True)
+        prompt = self._turn_opening
         if not text.startswith(prompt):
             raise CodecError(
                 f"The chat template of {self.name!r} writes a turn differently from how its generation prompt opens "
@@ -149,6 +149,10 @@ class ChatCodec:
             )
         body = text[len(prompt) : self._find_end(text, len(prompt))]
         return [*self._encode(body, cut), self.end_of_turn_id]
+
+    @functools.cached_property
+    def _turn_opening(self) -> str:
+        return self._text([_user("hi")], generation_prompt=True)
 
     def encode_written(self, text: str) -> list[int]:
         """Token ids of text as a policy writes it: control tokens in it are control tokens."""

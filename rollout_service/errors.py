@@ -63,6 +63,11 @@ def _rebuild_episode_fault(fault: Fault) -> EpisodeFault:
     return EpisodeFault(fault.kind, fault.message, error=fault.error, retryable=fault.retryable)
 
 
+class SharedWriteError(BaseException):
+    """An episode wrote to the data that all episodes of its process share. Not an `Exception`, because τ² makes a
+    tool's answer of every one of those, and then the episode would go on."""
+
+
 @contextmanager
 def boundary(kind: FaultKind, *, secrets: Iterable[str] = ()) -> Iterator[None]:
     """Turn any exception that crosses this boundary into an `EpisodeFault` of `kind`.
@@ -74,7 +79,7 @@ def boundary(kind: FaultKind, *, secrets: Iterable[str] = ()) -> Iterator[None]:
         yield
     except (EpisodeFault, RolloutError, EpisodeEnd):
         raise
-    except Exception as error:
+    except (Exception, SharedWriteError) as error:
         message = redact(f"{error}" or repr(error), secrets)
         raise EpisodeFault(kind, message, error=type(error).__name__) from error
 

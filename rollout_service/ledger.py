@@ -6,7 +6,9 @@ there. Nothing is ever removed, replaced, or encoded a second time, so what is t
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,17 @@ class TokenLedger:
         """Open the segment with its prompt, int[n], n > 0; all of it context."""
         if len(prompt_ids) == 0:
             raise ValueError("a segment needs a prompt of at least one token")
-        self._ids = list(prompt_ids)
-        self._mask = [0] * len(self._ids)
-        self._logprobs = [0.0] * len(self._ids)
-        self._versions = [CONTEXT_VERSION] * len(self._ids)
+        self._ids, self._mask, self._logprobs, self._versions = array("i"), array("B"), array("f"), array("i")
+        self.append_context(prompt_ids)
         self._prompt_length = len(self._ids)
         self._turns: list[Turn] = []
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens so far. Read it, don't write to it."""
-        return self._ids
+    def is_start_of(self, token_ids: Sequence[int]) -> bool:
+        """Whether `token_ids` starts with the tokens so far."""
+        return array("i", token_ids[: len(self._ids)]) == self._ids
 
     @property
     def last_token(self) -> int:
@@ -49,14 +48,11 @@ class TokenLedger:
 
     def input_ids(self) -> npt.NDArray[np.int32]:
         """What the engine is sent for the next turn: int32[n], a copy."""
-        return np.asarray(self._ids, dtype=np.int32)
+        return np.array(self._ids, dtype=np.int32)
 
     def append_context(self, token_ids: Sequence[int]) -> None:
         """Append tokens that the policy did not sample (mask 0)."""
-        self._ids.extend(token_ids)
-        self._mask.extend([0] * len(token_ids))
-        self._logprobs.extend([0.0] * len(token_ids))
-        self._versions.extend([CONTEXT_VERSION] * len(token_ids))
+        self._append(token_ids, 0, 0.0, CONTEXT_VERSION)
 
     def append_policy(self, generation: Generation, tool_calls: Sequence[str] = (), seconds: float = 0.0) -> Turn:
         """Append one turn's sampled tokens (mask 1) with the log-probs and versions that the engine gave for them.
@@ -66,10 +62,7 @@ class TokenLedger:
         """
         generation.check()
         start = len(self._ids)
-        self._ids.extend(generation.token_ids.tolist())
-        self._mask.extend([1] * len(generation.token_ids))
-        self._logprobs.extend(generation.logprobs.tolist())
-        self._versions.extend(generation.weight_versions.tolist())
+        self._append(generation.token_ids, 1, generation.logprobs, generation.weight_versions)
         turn = Turn(
             start=start,
             end=len(self._ids),
@@ -93,10 +86,22 @@ class TokenLedger:
             raise ValueError("a segment needs at least one turn")
         end = self._turns[-1].end
         return TokenSegment(
-            token_ids=np.asarray(self._ids[:end], dtype=np.int32),
-            loss_mask=np.asarray(self._mask[:end], dtype=np.uint8),
-            logprobs=np.asarray(self._logprobs[:end], dtype=np.float32),
-            weight_versions=np.asarray(self._versions[:end], dtype=np.int32),
+            token_ids=np.array(self._ids[:end], dtype=np.int32),
+            loss_mask=np.array(self._mask[:end], dtype=np.uint8),
+            logprobs=np.array(self._logprobs[:end], dtype=np.float32),
+            weight_versions=np.array(self._versions[:end], dtype=np.int32),
             prompt_length=self._prompt_length,
             turns=list(self._turns),
         )
+
+    def _append(
+        self, token_ids: Sequence[int] | npt.NDArray[np.int32], mask: int, logprobs: Any, versions: Any
+    ) -> None:
+        n = len(token_ids)
+        for kept, values in (
+            (self._ids, token_ids),
+            (self._mask, mask),
+            (self._logprobs, logprobs),
+            (self._versions, versions),
+        ):
+            kept.frombytes(np.broadcast_to(np.asarray(values, dtype=kept.typecode), n).tobytes())

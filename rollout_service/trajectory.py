@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rollout_service.errors import Fault, FaultKind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a reader of the previous version would misread a record."""
 
 CONTEXT_VERSION = -1
@@ -150,6 +150,8 @@ class Provenance:
     """`scripted`, `dummy`, or the user simulator's model name."""
     evaluation: str = "all"
     """τ²'s evaluation type."""
+    evaluator: str = ""
+    """What scored this trajectory: `official` or `fast`; empty where nothing did."""
     tau2_distribution: str = ""
     tau2_version: str = ""
     service_version: str = ""

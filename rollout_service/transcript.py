@@ -51,9 +51,9 @@ class Transcript:
             ledger.append_context(self._codec.bridge(new_messages))
         else:
             rendered = self._codec.render(self._messages, self._tools)
-            seen = self._ledgers[-1].token_ids
-            if rendered[: len(seen)] == seen:
-                self._ledgers[-1].append_context(rendered[len(seen) :])
+            ledger = self._ledgers[-1]
+            if ledger.is_start_of(rendered):
+                ledger.append_context(rendered[len(ledger) :])
             else:
                 self._ledgers.append(TokenLedger(rendered))
         return self._ledgers[-1].input_ids()

@@ -102,5 +102,5 @@ def test_a_broken_generation_leaves_the_ledger_as_it_was() -> None:
     ]:
         with pytest.raises(ValueError, match=problem):
             ledger.append_policy(generation)
-    assert ledger.token_ids == [1, 2]
+    assert ledger.input_ids().tolist() == [1, 2]
     assert ledger.turns == []

@@ -86,17 +86,14 @@ def says_done(record: dict[str, Any]) -> bool:
     return any(call["name"] == stop and MALFORMED_ARGUMENT not in call["arguments"] for call in calls)
 
 
-def make(kind: str, environment: compat.Environment, task: compat.Task, take_turn: TakeTurn) -> Any:
-    """The agent of `kind` for one episode.
+def make(kind: str, tools: list[Any], policy: str, task: compat.Task, take_turn: TakeTurn) -> Any:
+    """The agent of `kind` for one episode; `policy` is the domain's, in words.
 
     Raises:
         Tau2Error: the task cannot be given to this kind of agent.
     """
     check(kind, task)
-    tools = environment.get_tools()
-    if kind == "solo" and environment.user_tools is not None:
-        tools = tools + environment.get_user_tools()
     own = {} if kind == "llm" else {"task": task}
-    agent: Any = _OFFICIAL[kind](tools=tools, domain_policy=environment.get_policy(), llm="policy", **own)
+    agent: Any = _OFFICIAL[kind](tools=tools, domain_policy=policy, llm="policy", **own)
     agent.take_turn = take_turn
     return agent

@@ -81,12 +81,12 @@ except ImportError as error:
     raise Tau2Error(f"{DISTRIBUTION} {VERSION} cannot be imported: {error}.", _REMEDY) from error
 
 
-def user_tools(environment: Environment, task: Task) -> list[Any] | None:
-    """The tools that the user simulator holds in this task; None where the domain gives it none."""
+def user_tools(environment: Environment, names: list[str] | None) -> list[Any] | None:
+    """The tools that the user simulator holds, of `names` where a task names them; None where there are none."""
     if environment.user_tools is None:
         return None
     if UPSTREAM:
-        return environment.get_user_tools(include=task.user_tools) or None
+        return environment.get_user_tools(include=names) or None
     return list(environment.get_user_tools())
 
 

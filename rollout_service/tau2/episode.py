@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, b
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
 from rollout_service.request import EpisodeRequest
-from rollout_service.tau2 import agent, compat, environment, evaluation, messages, tasks, users
+from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
 from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import (
     Outcome,
@@ -67,6 +68,13 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
 
+    def prepare(self) -> None:
+        """Read what the configured domains' episodes share, so that the first of them need not."""
+        domains = self._config.tasks.domain
+        for name in [domains] if isinstance(domains, str) else domains:
+            domain.get(name).tool_schemas(self._solo)
+            tasks.references(name, self._config.tasks.split)
+
     def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.
 
@@ -75,8 +83,8 @@ class EpisodeRunner:
         """
         return _Episode(self, request, clock or Clock(self._config.limits.wall_seconds)).run()
 
-    def provenance(self) -> Provenance:
-        """What every trajectory of this runner shares."""
+    def provenance(self, evaluator: str = "") -> Provenance:
+        """What made a trajectory that `evaluator` scored."""
         codec, config = self._codec, self._config
         return Provenance(
             model=f"{config.policy.engine}",
@@ -88,6 +96,7 @@ class EpisodeRunner:
             agent=config.agent,
             user=str(config.user.model) if self._user_kind == "llm" else self._user_kind,
             evaluation=config.evaluation.type,
+            evaluator=evaluator,
             tau2_distribution=compat.DISTRIBUTION,
             tau2_version=compat.VERSION,
             service_version=__version__,
@@ -104,8 +113,9 @@ class _Episode:
         self._clock = clock
         self._timing = Timing(queue_seconds=max(0.0, time.time() - request.requested_at))
         self._usage = UserUsage()
+        self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
-            runner._codec, environment.tool_schemas(request.task.domain, runner._solo), self._config.policy.history
+            runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
         )
 
     def run(self) -> Trajectory:
@@ -113,40 +123,45 @@ class _Episode:
         task = tasks.get(self._request.task)
         fault: Fault | None = None
         orchestrator: Any = None
-        reward_info: compat.RewardInfo | None = None
+        conversation: list[compat.Message] = []
+        score: evaluation.Score | None = None
         hashes: dict[str, str | None] = {}
         try:
             with boundary(FaultKind.ENVIRONMENT):
                 orchestrator = self._orchestrator(task)
-                try:
-                    reason = str(orchestrator.run().termination_reason.value)
-                except EpisodeEnd as end:
-                    reason = end.reason
-                hashes = environment.database_hashes(orchestrator.environment)
+                reason, conversation = _converse(orchestrator)
+                end = self._domain.end_state(orchestrator.environment)
+                hashes = end.hashes
             if reason not in _UNSCORED:
-                reward_info = self._evaluate(orchestrator, task, reason)
+                score = self._score(orchestrator.environment, end, conversation, task, reason)
         except EpisodeFault as error:
             reason, fault = "fault", error.fault
+            if orchestrator is not None:
+                conversation = orchestrator.get_trajectory()
         timing = self._timing
         others = timing.policy_seconds + timing.user_seconds + timing.evaluation_seconds
         timing.environment_seconds = max(0.0, time.perf_counter() - start - others)
-        return self._trajectory(orchestrator, reason, reward_info, fault, hashes)
+        replies = 0 if orchestrator is None else orchestrator.agent.replies
+        return self._trajectory(conversation, replies, reason, score, fault, hashes)
 
     def _orchestrator(self, task: compat.Task) -> Any:
-        runner, request = self._runner, self._request
-        world = environment.make(request.task.domain, solo=runner._solo)
-        user = users.make(runner._user_kind, task, world, self._config.user, request.seed, self._usage, self._clock)
+        runner, request, solo = self._runner, self._request, self._runner._solo
+        world = self._domain.environment(solo=solo)
+        tools, user_tools = self._domain.agent_tools(solo), self._domain.user_tools(task)
+        user = users.make(
+            runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._clock
+        )
         users.timed(user, self._add_user_seconds)
         return compat.Orchestrator(
             domain=request.task.domain,
-            agent=agent.make(self._config.agent, world, task, self._take_turn),
+            agent=agent.make(self._config.agent, tools, world.get_policy(), task, self._take_turn),
             user=user,
             environment=world,
             task=task,
             max_steps=self._config.limits.max_steps,
             max_errors=self._config.limits.max_errors,
             seed=request.seed,
-            solo_mode=runner._solo,
+            solo_mode=solo,
         )
 
     def _add_user_seconds(self, seconds: float) -> None:
@@ -182,12 +197,15 @@ class _Episode:
         )
         limit = min(remaining, config.policy.timeout_seconds)
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(call, limit), self._runner._loop)
-        while not concurrent.futures.wait([future], timeout=_CANCEL_POLL_SECONDS).done:
-            if self._clock.cancelled.is_set():
-                future.cancel()
         with boundary(FaultKind.POLICY):
             try:
-                return future.result()
+                while True:
+                    with contextlib.suppress(concurrent.futures.TimeoutError):
+                        return future.result(_CANCEL_POLL_SECONDS)
+                    if future.done():
+                        return future.result()
+                    if self._clock.cancelled.is_set():
+                        future.cancel()
             except concurrent.futures.CancelledError:
                 raise EpisodeEnd("cancelled") from None
             except TimeoutError:
@@ -195,46 +213,48 @@ class _Episode:
                     raise EpisodeEnd("wall_time") from None
                 raise TimeoutError(f"the policy gave no answer in {limit:.0f} s") from None
 
-    def _evaluate(self, orchestrator: Any, task: compat.Task, reason: str) -> compat.RewardInfo:
+    def _score(
+        self,
+        world: compat.Environment,
+        end: domain.EndState,
+        conversation: list[compat.Message],
+        task: compat.Task,
+        reason: str,
+    ) -> evaluation.Score:
         start = time.perf_counter()
+        runner = self._runner
         try:
-            with boundary(FaultKind.EVALUATOR, secrets=self._runner._judge_secrets):
-                return evaluation.evaluate(
-                    orchestrator.get_trajectory(),
-                    task,
-                    self._request.task.domain,
-                    reason,
-                    evaluation_type=self._config.evaluation.type,
-                    solo=self._runner._solo,
+            with boundary(FaultKind.EVALUATOR, secrets=runner._judge_secrets):
+                return evaluation.score(
+                    world, end, conversation, task, self._domain, reason, self._config.evaluation, solo=runner._solo
                 )
         finally:
             self._timing.evaluation_seconds = time.perf_counter() - start
 
     def _trajectory(
         self,
-        orchestrator: Any,
+        conversation: list[compat.Message],
+        replies: int,
         reason: str,
-        reward_info: compat.RewardInfo | None,
+        score: evaluation.Score | None,
         fault: Fault | None,
         hashes: dict[str, str | None],
     ) -> Trajectory:
-        conversation = orchestrator.get_trajectory() if orchestrator is not None else []
         record = [messages.to_record(message) for message in conversation]
-        if orchestrator is not None:
-            self._locate_turns(record, orchestrator.agent.replies)
+        self._locate_turns(record, replies)
         return Trajectory(
             **self._request.identity(),
             outcome=_OUTCOMES.get(reason, Outcome.TRUNCATED),
             termination_reason=reason,
-            reward=None if reward_info is None else float(reward_info.reward),
+            reward=None if score is None else float(score.reward_info.reward),
             segments=self._transcript.segments(),
             messages=record,
-            reward_info=None if reward_info is None else reward_info.model_dump(mode="json"),
+            reward_info=None if score is None else score.reward_info.model_dump(mode="json"),
             fault=fault,
             database_hashes=hashes,
             timing=self._timing,
             user_usage=self._usage,
-            provenance=self._runner.provenance(),
+            provenance=self._runner.provenance("" if score is None else score.evaluator),
         )
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:
@@ -243,3 +263,12 @@ class _Episode:
         spoken = [index for index, message in enumerate(record) if message["role"] == "assistant"]
         for turn, index in zip(self._transcript.turns, spoken[len(spoken) - replies :], strict=False):
             turn.message_index = index
+
+
+def _converse(orchestrator: Any) -> tuple[str, list[compat.Message]]:
+    """Run the official orchestrator; why it ended, and the messages."""
+    try:
+        simulation = orchestrator.run()
+    except EpisodeEnd as end:
+        return end.reason, orchestrator.get_trajectory()
+    return str(simulation.termination_reason.value), simulation.messages

@@ -1,12 +1,17 @@
 """Scoring with the official evaluator.
 
 Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages; nothing is added, clipped or defaulted.
+`official` has it replay the messages; `fast` lets it see the episode's own environment, see `rollout_service.tau2.played`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rollout_service.config import Evaluation, secret
-from rollout_service.tau2 import compat
+from rollout_service.errors import Tau2Error
+from rollout_service.tau2 import compat, played
+from rollout_service.tau2.domain import Domain, EndState
 
 _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
 """Of each request to the judge; `judge.arguments` may say otherwise. litellm would wait ten minutes, three times."""
@@ -33,6 +38,58 @@ def configure_judge(evaluation: Evaluation) -> list[str]:
         module.DEFAULT_LLM_NL_ASSERTIONS = judge.model
     module.DEFAULT_LLM_NL_ASSERTIONS_ARGS = arguments
     return [key] if key else []
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How an episode was scored."""
+
+    reward_info: compat.RewardInfo
+    evaluator: str
+    """`official` or `fast`."""
+
+
+def score(
+    world: compat.Environment,
+    end: EndState,
+    messages: list[compat.Message],
+    task: compat.Task,
+    domain: Domain,
+    termination_reason: str,
+    config: Evaluation,
+    *,
+    solo: bool = False,
+) -> Score:
+    """Score an episode as `config.mode` says.
+
+    Args:
+        world: the episode's environment at its end; `end` is the state that it is in.
+        termination_reason: as for `evaluate`.
+
+    Raises:
+        Tau2Error: in mode `check` fast and official differ; or the domain's files changed, and official would score
+            with others than those that the episode was played on.
+        ValueError: as `evaluate`.
+    """
+    fast = None
+    if config.mode != "official" and domain.is_fast and played.is_replay_of(end, messages, solo=solo):
+        token = played.case.set(played.Case(world, end.hashes, played.gold_hashes(domain, task), messages))
+        try:
+            fast = evaluate(messages, task, played.DOMAIN, termination_reason, evaluation_type=config.type, solo=solo)
+        finally:
+            played.case.reset(token)
+        if config.mode == "fast":
+            return Score(fast, "fast")
+    domain.files.check()
+    official = evaluate(messages, task, domain.name, termination_reason, evaluation_type=config.type, solo=solo)
+    if fast is not None and fast != official:
+        differing = [name for name in type(fast).model_fields if getattr(fast, name) != getattr(official, name)]
+        shown = "; ".join(f"{name} is {getattr(fast, name)}, officially {getattr(official, name)}" for name in differing)
+        raise Tau2Error(
+            f"evaluation.mode check: fast and official evaluation differ on task {task.id!r} of {domain.name}: {shown}.",
+            "Set evaluation.mode to official, and report the task and its messages.",
+        )
+    return Score(official, "official")
 
 
 def evaluate(

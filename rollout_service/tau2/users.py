@@ -142,7 +142,7 @@ class _BadAnswer(ValueError):
 def make(
     kind: str,
     task: compat.Task,
-    environment: compat.Environment,
+    tools: list[Any] | None,
     config: User,
     seed: int,
     usage: UserUsage,
@@ -154,7 +154,6 @@ def make(
         ConfigError: the key's environment variable is not set.
         Tau2Error: unknown kind.
     """
-    tools = compat.user_tools(environment, task)
     if kind == "dummy":
         return compat.dummy_user()
     if kind == "scripted":

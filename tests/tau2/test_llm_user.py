@@ -18,7 +18,7 @@ from loguru import logger
 
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
-from rollout_service.tau2 import compat, environment, tasks, users
+from rollout_service.tau2 import compat, tasks, users
 from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from tests.support import episodes
@@ -329,14 +329,14 @@ def test_hanging_user_does_not_stall_its_neighbour() -> None:
 
 def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default() -> None:
     count = 105
-    task, world = tasks.get(RETAIL), environment.make("retail")
+    task = tasks.get(RETAIL)
     greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
     usages = [UserUsage() for _ in range(count)]
     gather = server.together(count)
 
     def speak(usage: UserUsage) -> None:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, retries=0, timeout_seconds=20.0)
-        user = users.make("llm", task, world, config, 0, usage, Clock(60.0))
+        user = users.make("llm", task, None, config, 0, usage, Clock(60.0))
         user.generate_next_message(greeting, user.get_init_state())
 
     with gold_server(lambda request: gather if request.number else server.ok, RETAIL) as api:
@@ -380,11 +380,11 @@ def test_key_shows_nowhere_even_when_the_server_repeats_it(
 
 def test_key_is_not_in_the_traceback_of_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", KEY)
-    task, world = tasks.get(RETAIL), environment.make("retail")
+    task = tasks.get(RETAIL)
     greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
     with gold_server(always(server.unauthorized), RETAIL) as api:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, api_key_var="SOME_KEY")
-        user = users.make("llm", task, world, config, 0, UserUsage(), Clock(60.0))
+        user = users.make("llm", task, None, config, 0, UserUsage(), Clock(60.0))
         with pytest.raises(EpisodeFault) as caught:
             user.generate_next_message(greeting, user.get_init_state())
     assert KEY not in "".join(traceback.format_exception(caught.value))

@@ -1,0 +1,156 @@
+"""Domain: what all episodes of one τ² domain share in a process.
+
+Invariant: the domain's files are parsed once. Each episode's environment is built by the official constructor, on
+overlays of the parsed databases. A domain for which that cannot be shown to be the same gets official environments.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from rollout_service.errors import Tau2Error
+from rollout_service.tau2 import compat, environment
+from rollout_service.tau2.base_database import BaseDatabase
+from rollout_service.tau2.source_files import SourceFiles
+
+_SHOWN = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
+"""Domains for which `tests/parity.py` shows that fast and official evaluation agree."""
+
+_logger = logging.getLogger(__name__)
+_making = threading.Lock()
+
+
+def get(name: str) -> Domain:
+    """The domain, parsed at the first call of the process."""
+    with _making:
+        return _get(name)
+
+
+@functools.cache
+def _get(name: str) -> Domain:
+    return Domain(name)
+
+
+@dataclass(frozen=True, slots=True)
+class EndState:
+    """The state of an environment when its episode is over."""
+
+    hashes: dict[str, str | None]
+    """τ²'s own hashes of the two databases, `assistant` and `user`."""
+    own: list[Any]
+    """What of the databases came about in the episode: all that may hold objects of its messages."""
+
+
+class Domain:
+    """A domain's parsed databases, tools and data files. Thread-safe."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.files = SourceFiles.of(compat.registry.get_env_constructor(name))
+        self._bases: dict[str, BaseDatabase] = {}
+        try:
+            self._bases = self._parse()
+        except TypeError as error:
+            _logger.warning(
+                "τ² domain %s: its environments are built and scored the official way, which is slow: %s.", name, error
+            )
+        self.is_fast = bool(self._bases)
+        """Whether episodes get overlays; otherwise everything is official."""
+
+    def _parse(self) -> dict[str, BaseDatabase]:
+        """The base databases by the name under which the constructor takes them.
+
+        Raises:
+            TypeError: says why this domain's databases cannot be shared.
+        """
+        if self.name not in _SHOWN:
+            raise TypeError("that its tools follow from database and arguments alone was not shown")
+        official = environment.make(self.name)
+        takes = inspect.signature(compat.registry.get_env_constructor(self.name)).parameters
+        kits = {"db": official.tools, "user_db": official.user_tools}
+        databases = {name: kit.db for name, kit in kits.items() if kit is not None and kit.db is not None}
+        for name, database in databases.items():
+            if name not in takes:
+                raise TypeError(f"its constructor takes no {name}")
+            if not isinstance(database, BaseModel):
+                raise TypeError(f"its {name} is a {type(database).__name__}")
+        hashes = environment.database_hashes(official)
+        bases = {name: BaseDatabase(database) for name, database in databases.items()}
+        if not bases:
+            raise TypeError("it has no database")
+        fast = environment.make(self.name, **{name: base.overlay() for name, base in bases.items()})
+        if environment.database_hashes(fast) != hashes:
+            raise TypeError("an environment on shared databases starts in another state")
+        return bases
+
+    def environment(self, *, solo: bool = False) -> compat.Environment:
+        """A new environment for one episode.
+
+        Raises:
+            Tau2Error: solo mode in a domain that has none, or the domain's files changed.
+        """
+        self.files.check()
+        return environment.make(self.name, solo=solo, **{name: base.overlay() for name, base in self._bases.items()})
+
+    def end_state(self, world: compat.Environment) -> EndState:
+        """The state that the environment is in."""
+        assistant, user = self._look_at(world.tools, "db"), self._look_at(world.user_tools, "user_db")
+        return EndState({"assistant": assistant[0], "user": user[0]}, [assistant[1], user[1]])
+
+    def _look_at(self, kit: Any, name: str) -> tuple[str | None, Any]:
+        """The hash of the kit's database, and what of it is not shared."""
+        if kit is None:
+            return None, None
+        changes = self._bases[name].changes(kit.db) if name in self._bases else None
+        if changes is None:
+            return kit.get_db_hash(), kit.db
+        return self._bases[name].digest(kit.db, changes), [changes.tables, changes.fields]
+
+    @functools.cache  # noqa: B019 - a domain lives as long as the process
+    def agent_tools(self, solo: bool = False) -> list[Any]:
+        """The tools that the agent holds. Shared, for their schemas: they act on a database of no episode."""
+        world = self.environment(solo=solo)
+        tools = world.get_tools()
+        return tools + world.get_user_tools() if solo and world.user_tools is not None else tools
+
+    def user_tools(self, task: compat.Task) -> list[Any] | None:
+        """The tools that the user simulator holds in this task; None where the domain gives it none. Shared as
+        `agent_tools` are."""
+        named = getattr(task, "user_tools", None)
+        return self._user_tools(None if named is None else tuple(named))
+
+    @functools.cache  # noqa: B019
+    def _user_tools(self, names: tuple[str, ...] | None) -> list[Any] | None:
+        return compat.user_tools(self.environment(), None if names is None else list(names))
+
+    @functools.cache  # noqa: B019
+    def tool_schemas(self, solo: bool = False) -> list[dict[str, Any]]:
+        """OpenAI schemas of the tools that the agent holds, solo agent's `done` included. Shared: don't change them."""
+        schemas = [tool.openai_schema for tool in self.agent_tools(solo)]
+        if solo:
+            holder = compat.LLMSoloAgent.__new__(compat.LLMSoloAgent)
+            holder.tools = []
+            holder.add_stop_tool()
+            schemas += [tool.openai_schema for tool in holder.tools]
+        return schemas
+
+
+def check_same(fingerprints: dict[str, str]) -> None:
+    """See that this process reads the same data as another one did; `fingerprints` of its domains, by name.
+
+    Raises:
+        Tau2Error: it does not.
+    """
+    for name, fingerprint in fingerprints.items():
+        if get(name).files.fingerprint != fingerprint:
+            raise Tau2Error(
+                f"τ²-bench's data files of the domain {name} differ between the service's processes.",
+                "Install the same τ²-bench data on every node and start the service again.",
+            )

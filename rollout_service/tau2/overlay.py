@@ -1,0 +1,232 @@
+"""Overlays: private, writable views of one shared pydantic model, which copy only what is reached through them.
+
+Invariant: what an overlay gives out is its own, unless it is immutable, so a write to it is seen by no other overlay.
+The shared model itself is frozen: whoever got hold of one of its parts by another way (only code in C that reads a
+dict's storage can) and writes to it raises `SharedWriteError`, which no tool can swallow.
+
+A τ² database is megabytes and an episode touches a few records of it: an overlay costs kilobytes and microseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, NoReturn, TypeVar, cast
+
+from pydantic import BaseModel
+
+from rollout_service.errors import SharedWriteError
+
+M = TypeVar("M", bound=BaseModel)
+
+_IMMUTABLE = frozenset({str, int, float, bool, type(None), bytes, date, datetime, time, timedelta, Decimal})
+
+
+def _is_immutable(value: Any) -> bool:
+    return type(value) in _IMMUTABLE or isinstance(value, Enum)
+
+
+# The shared model -----------------------------------------------------------------------------------------------------
+
+
+def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+    raise SharedWriteError(f"a write to the {type(self).__name__} that all episodes share was stopped")
+
+
+class FrozenDict(dict[Any, Any]):
+    """A dict of the shared model."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+class FrozenList(list[Any]):
+    """A list of the shared model."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = clear = extend = insert = pop = remove = _refuse
+    reverse = sort = _refuse
+
+
+@functools.cache
+def _frozen_class(kind: type[BaseModel]) -> type[BaseModel]:
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return cast(
+        "type[BaseModel]", type(kind)(kind.__name__, (kind,), {**names, "__setattr__": _refuse, "__delattr__": _refuse})
+    )
+
+
+def freeze(model: M) -> M:
+    """Make the model and all below it read-only, in place.
+
+    Raises:
+        TypeError: it holds something that cannot be frozen, or one mutable object in two places: overlays would
+            make two of it.
+    """
+    _freeze(model, set())
+    return model
+
+
+def _freeze(value: Any, seen: set[int]) -> Any:
+    if _is_immutable(value):
+        return value
+    if id(value) in seen:
+        raise TypeError(f"one {type(value).__name__} is in two places")
+    seen.add(id(value))
+    if type(value) is dict:
+        return FrozenDict({key: _freeze(item, seen) for key, item in value.items()})
+    if type(value) is list:
+        return FrozenList(_freeze(item, seen) for item in value)
+    if isinstance(value, BaseModel) and not value.__pydantic_extra__ and not value.__pydantic_private__:
+        for name, item in value.__dict__.items():
+            value.__dict__[name] = _freeze(item, seen)
+        _set(value, "__class__", _frozen_class(type(value)))
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be shared")
+
+
+# Overlays -------------------------------------------------------------------------------------------------------------
+
+
+def overlay(shared: M) -> M:
+    """A private view of a frozen model, of the class that it had before it was frozen."""
+    kind = type(shared).__base__
+    view = kind.__new__(kind)
+    # What pydantic's own __copy__ sets. A search through a table makes hundreds of these: hence the test in line.
+    values = shared.__dict__.items()
+    _set(view, "__dict__", {name: value if type(value) in _IMMUTABLE else _private(value) for name, value in values})
+    _set(view, "__pydantic_fields_set__", shared.__pydantic_fields_set__.copy())
+    _set(view, "__pydantic_extra__", shared.__pydantic_extra__)
+    _set(view, "__pydantic_private__", shared.__pydantic_private__)
+    return cast("M", view)
+
+
+_set = object.__setattr__
+
+
+def _private(value: Any) -> Any:
+    kind = type(value)
+    if kind is FrozenList:
+        return [item if type(item) in _IMMUTABLE else _private(item) for item in value]
+    if kind is FrozenDict:
+        return dict(value) if all(map(_is_immutable, value.values())) else OverlayDict(value)
+    return overlay(value) if isinstance(value, BaseModel) else value
+
+
+class OverlayDict(dict[Any, Any]):
+    """A private view of a frozen dict: each value becomes this view's own when it is first reached.
+
+    Until then the storage holds the shared value itself, which reads alike: pydantic and `json`, which read a dict's
+    storage directly, see the right contents.
+    """
+
+    __slots__ = ("shared", "touched")
+
+    def __init__(self, shared: FrozenDict) -> None:
+        super().__init__(shared)
+        self.shared = shared
+        """What it is a view of."""
+        self.touched: set[Any] = set()
+        """The keys that were reached, written or removed: every other value is the shared one."""
+
+    def __getitem__(self, key: Any) -> Any:
+        value = dict.__getitem__(self, key)
+        if key not in self.touched:
+            value = _private(value)
+            dict.__setitem__(self, key, value)
+            self.touched.add(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.touched.add(key)
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(key)
+        self.touched.add(key)
+
+    def __iter__(self) -> Iterator[Any]:  # its own, so that dict(view) and {**view} come through __getitem__
+        return super().__iter__()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[Any, Any]:  # type: ignore[override]
+        return ItemsView(self)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        if key not in self:
+            return {}.pop(key, *default)
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        key = next(reversed(self), None)
+        return {}.popitem() if key is None else (key, self.pop(key))
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *others: Any, **named: Any) -> None:
+        for key, value in dict(*others, **named).items():
+            self[key] = value
+
+    def clear(self) -> None:
+        self.touched.update(self)
+        super().clear()
+
+    def copy(self) -> dict[Any, Any]:
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | dict(self)
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    __copy__ = copy
+
+    def __reduce_ex__(self, _: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return dict, (dict(self),)
+
+
+def is_unchanged(value: Any, shared: Any) -> bool:
+    """Whether the overlay (or a part of one) still reads, to the type of each value, as what it is a view of. May
+    answer False for a part that was replaced by an equal one."""
+    if value is shared:
+        return True
+    if isinstance(value, BaseModel):
+        return type(value) is type(shared).__base__ and _are_unchanged(value.__dict__, shared.__dict__)
+    if isinstance(value, OverlayDict) and value.shared is shared:
+        return len(value) == len(shared) and all(
+            key in value and key in shared and is_unchanged(dict.__getitem__(value, key), shared[key])
+            for key in value.touched
+        )
+    if isinstance(value, dict):
+        return isinstance(shared, dict) and _are_unchanged(value, shared)
+    if isinstance(value, list):
+        return isinstance(shared, list) and len(value) == len(shared) and all(map(is_unchanged, value, shared))
+    return type(value) is type(shared) and repr(value) == repr(shared)  # 1, 1.0 and True are equal, -0.0 and 0.0 too
+
+
+def _are_unchanged(values: Mapping[Any, Any], shared: Mapping[Any, Any]) -> bool:
+    if values.keys() != shared.keys():
+        return False
+    for name, value in values.items():
+        other = shared[name]
+        if value is not other and not is_unchanged(value, other):
+            return False
+    return True

@@ -1,0 +1,136 @@
+"""Fast evaluation: the official evaluator, on environments that are already in the states that it would replay.
+
+Invariant: every rule of scoring is the official evaluator's own code. It is spared two things only: replaying the
+conversation in a fresh environment, because the episode's own environment is in the state that this leads to, and
+playing the task's gold actions, whose end state is the same for every episode of the task. Where the first cannot be
+shown, `is_replay_of` says so, and the caller evaluates the official way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from rollout_service.tau2 import compat
+from rollout_service.tau2.domain import Domain, EndState
+from rollout_service.tau2.overlay import OverlayDict
+
+DOMAIN = "rollout_service:played"
+"""Under this name the official evaluator finds the environments that `case` gave it."""
+
+Hashes = dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One conversation to be scored."""
+
+    environment: compat.Environment
+    """The episode's own, at its end."""
+    hashes: Hashes
+    """Of its databases."""
+    gold: Hashes
+    """Of the databases after the task's gold actions."""
+    messages: list[compat.Message]
+
+
+case: ContextVar[Case] = ContextVar("case")
+
+
+class _Played:
+    """Both of the environments that the official evaluator asks for: which one it is, is seen from what is replayed."""
+
+    def __init__(self, **_: Any) -> None:
+        self._case = case.get()
+        self._hashes = self._case.gold
+        self.tools = self._case.environment.tools
+        self.user_tools = self._case.environment.user_tools
+
+    def set_state(self, initialization_data: Any, initialization_actions: Any, message_history: Any, **_: Any) -> None:
+        if list(map(id, message_history)) == list(map(id, self._case.messages)):
+            self._hashes = self._case.hashes
+
+    def make_tool_call(self, **_: Any) -> None:
+        """A gold action: played already."""
+
+    def get_db_hash(self) -> str | None:
+        return self._hashes["assistant"]
+
+    def get_user_db_hash(self) -> str | None:
+        return self._hashes["user"]
+
+    def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
+        return bool(self._case.environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
+
+
+compat.registry.register_domain(_Played, DOMAIN)
+
+_gold: dict[tuple[str, int], tuple[compat.Task, Hashes]] = {}
+"""By domain and the task's identity; the task is kept, so that its identity stays its own."""
+
+
+def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
+    """Hashes of the databases in the state that the official evaluator wants to see for this task."""
+    key = domain.name, id(task)
+    if key not in _gold:
+        _gold[key] = task, domain.end_state(_play_gold(domain, task)).hashes
+    return _gold[key][1]
+
+
+def _play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
+    world = domain.environment()
+    initial = task.initial_state
+    world.set_state(
+        initialization_data=initial.initialization_data if initial else None,
+        initialization_actions=initial.initialization_actions if initial else None,
+        message_history=(initial.message_history or []) if initial else [],
+    )
+    for action in (task.evaluation_criteria.actions or []) if task.evaluation_criteria else []:
+        try:
+            world.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
+        except Exception:  # as the official evaluator does: an action that fails leaves the state as it is
+            continue
+    return world
+
+
+def is_replay_of(end: EndState, messages: list[compat.Message], *, solo: bool) -> bool:
+    """Whether replaying the messages is bound to lead to this state, in which the episode ended.
+
+    It is when each call is followed by its result, and no argument of a call became part of the database: what is
+    changed there later would change what the message says.
+    """
+    calls: list[compat.ToolCall] = []
+    waiting: list[str] = []
+    for message in messages:
+        if isinstance(message, compat.ToolMessage):
+            if not waiting or waiting.pop(0) != message.id:
+                return False
+        elif waiting or (solo and isinstance(message, compat.UserMessage)):
+            return False
+        elif message.is_tool_call():
+            calls += message.tool_calls
+            waiting = [call.id for call in message.tool_calls]
+    arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
+    return not waiting and (not arguments or arguments.isdisjoint(map(id, _containers(end.own))))
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """Every list, dict and model in it that may be changed; not what an overlay still shares."""
+    parts: Iterable[Any]
+    if isinstance(value, OverlayDict):
+        parts = [dict.__getitem__(value, key) for key in value.touched if key in value]
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, BaseModel):
+        parts = value.__dict__.values()
+    elif isinstance(value, list | tuple | set):
+        parts = value
+    else:
+        return
+    yield value
+    for part in parts:
+        yield from _containers(part)
