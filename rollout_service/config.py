@@ -55,6 +55,11 @@ class Tasks(_Section):
                 raise ValueError("tasks.ids goes with one domain, not with a mix")
         return self
 
+    @property
+    def domains(self) -> list[str]:
+        """The domain, or those of the mix."""
+        return [self.domain] if isinstance(self.domain, str) else list(self.domain)
+
 
 class Latency(_Section):
     """A waiting time that the scripted policy or user adds to each of its turns, in seconds."""

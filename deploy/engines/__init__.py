@@ -25,6 +25,9 @@ def make(config: RolloutConfig) -> Engine:
     """The engine that `policy.engine` names."""
     from deploy.engines.scripted import ScriptedEngine
     from rollout_service.chat import ChatCodec
+    from rollout_service.tau2 import tasks
 
     policy = config.policy
+    for domain in config.tasks.domains:
+        tasks.references(domain, config.tasks.split)  # parsed now, not in the first turn
     return ScriptedEngine(policy.script, ChatCodec.load(policy.tokenizer, tool_parser=policy.tool_parser))

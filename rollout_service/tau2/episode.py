@@ -70,10 +70,16 @@ class EpisodeRunner:
 
     def prepare(self) -> None:
         """Read what the configured domains' episodes share, so that the first of them need not."""
-        domains = self._config.tasks.domain
-        for name in [domains] if isinstance(domains, str) else domains:
-            domain.get(name).tool_schemas(self._solo)
-            tasks.references(name, self._config.tasks.split)
+        chosen = self._config.tasks
+        for name in chosen.domains:
+            shared = domain.get(name)
+            tasks.references(name, chosen.split)
+            schemas = shared.tool_schemas(self._solo)
+            if self._config.agent == "llm":  # the others have a prompt of each task's own
+                world = shared.environment()
+                talker = compat.LLMAgent(tools=shared.agent_tools(), domain_policy=world.get_policy(), llm="policy")
+                opening = [{"role": "system", "content": talker.system_prompt}, {"role": "user", "content": "hi"}]
+                self._codec.render(opening, schemas)  # the codec remembers the tokens of such long parts
 
     def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.

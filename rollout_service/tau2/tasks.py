@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import threading
 from collections.abc import Iterator, Mapping
 
 from rollout_service.errors import TaskError
@@ -31,13 +32,22 @@ def domains() -> list[str]:
     ]
 
 
-@functools.cache
+_reading = threading.RLock()
+"""So that threads that ask for a task set at once wait for one parse, and do not all parse it."""
+
+
 def splits(domain: str) -> dict[str, list[str]]:
     """Split name to task ids, in τ²'s order.
 
     Raises:
         TaskError: unknown domain; lists the known ones.
     """
+    with _reading:
+        return _splits(domain)
+
+
+@functools.cache
+def _splits(domain: str) -> dict[str, list[str]]:
     if domain not in domains():
         raise TaskError(f"tasks.domain: there is no domain {domain!r}.", f"Choose one of {', '.join(domains())}.")
     named = compat.task_splits(domain)
@@ -46,8 +56,13 @@ def splits(domain: str) -> dict[str, list[str]]:
     return {name: [str(task_id) for task_id in ids] for name, ids in named.items()}
 
 
-@functools.cache
 def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
+    with _reading:
+        return _parse(domain, split)
+
+
+@functools.cache
+def _parse(domain: str, split: str) -> dict[str, compat.Task]:
     known = splits(domain)
     if split not in known:
         raise TaskError(f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}.")
