@@ -137,7 +137,7 @@ class Evaluation(_Section):
     type: Literal["env", "communicate", "action", "all", "nl_assertions", "all_with_nl_assertions"] = "all"
     mode: Literal["official", "fast", "check"] = Field(
         "fast",
-        description="official: τ²'s evaluator replays the conversation; fast: it is shown the episode's own environment "
+        description="official: τ²'s evaluator replays the conversation; fast: it sees the episode's own environment "
         "instead; check: both, and a difference ends the collection",
     )
     judge: Judge = Judge()

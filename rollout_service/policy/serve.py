@@ -15,15 +15,14 @@ import numpy.typing as npt
 
 from rollout_service.policy.base import Generation, Sampling
 
-
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
-"""For replicas and for the actors that call them: most of what `RAY_SERVE_THROUGHPUT_OPTIMIZED` sets. One hop between
-threads and Ray's task machinery fewer on each side: a call takes half of the CPU time. Nothing here may block a loop."""
+"""For replicas and for the actors that call them: most of what `RAY_SERVE_THROUGHPUT_OPTIMIZED` sets. A hop between
+threads and Ray's task machinery fewer on each side: a call takes half of the CPU time. Nothing may block the loops."""
 
 
 class ServePolicy:

@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from rollout_service.tau2 import overlay
 
-
 _REMOVED = object()
 
 
@@ -99,10 +98,11 @@ class BaseDatabase:
         for key, record in changes.tables[name].items():
             if record is _REMOVED:
                 records.pop(key, None)
-        in_order = records.values() if dumped.keys() <= self._records[name].keys() else map(records.get, sorted(records))
-        return b"{" + b", ".join(in_order) + b"}"
+        if not dumped.keys() <= self._records[name].keys():
+            records = {key: records[key] for key in sorted(records)}
+        return b"{" + b", ".join(records.values()) + b"}"
 
-    def _assemble(self, fields: Mapping[str, bytes]) -> str:
+    def _assemble(self, fields: dict[str, bytes]) -> str:
         """The hash of the whole, with these fields' JSON in place of their own."""
         texts = self._whole | fields
         return hashlib.sha256(b"{" + b", ".join(_entry(name, texts[name]) for name in sorted(texts)) + b"}").hexdigest()

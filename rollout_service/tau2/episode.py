@@ -139,7 +139,7 @@ class _Episode:
                 end = self._domain.end_state(orchestrator.environment)
                 hashes = end.hashes
             if reason not in _UNSCORED:
-                score = self._score(orchestrator.environment, end, conversation, task, reason)
+                score = self._score(orchestrator, end, conversation, task, reason)
         except EpisodeFault as error:
             reason, fault = "fault", error.fault
             if orchestrator is not None:
@@ -221,7 +221,7 @@ class _Episode:
 
     def _score(
         self,
-        world: compat.Environment,
+        orchestrator: compat.Orchestrator,
         end: domain.EndState,
         conversation: list[compat.Message],
         task: compat.Task,
@@ -232,7 +232,14 @@ class _Episode:
         try:
             with boundary(FaultKind.EVALUATOR, secrets=runner._judge_secrets):
                 return evaluation.score(
-                    world, end, conversation, task, self._domain, reason, self._config.evaluation, solo=runner._solo
+                    orchestrator,
+                    end,
+                    conversation,
+                    task,
+                    self._domain,
+                    reason,
+                    self._config.evaluation,
+                    solo=runner._solo,
                 )
         finally:
             self._timing.evaluation_seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Scoring with the official evaluator.
 
 Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages; nothing is added, clipped or defaulted.
-`official` has it replay the messages; `fast` lets it see the episode's own environment, see `rollout_service.tau2.played`.
+`official` has it replay the messages; `fast` shows it the episode's own environment (`rollout_service.tau2.played`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Score:
 
 
 def score(
-    world: compat.Environment,
+    orchestrator: compat.Orchestrator,
     end: EndState,
     messages: list[compat.Message],
     task: compat.Task,
@@ -63,7 +63,8 @@ def score(
     """Score an episode as `config.mode` says.
 
     Args:
-        world: the episode's environment at its end; `end` is the state that it is in.
+        orchestrator: the episode's, after its run; `end` is the state that its environment is in.
+        messages: copies of its messages, as they go into the record.
         termination_reason: as for `evaluate`.
 
     Raises:
@@ -72,8 +73,14 @@ def score(
         ValueError: as `evaluate`.
     """
     fast = None
-    if config.mode != "official" and domain.is_fast and played.is_replay_of(end, messages, solo=solo):
-        token = played.case.set(played.Case(world, end.hashes, played.gold_hashes(domain, task), messages))
+    if (
+        config.mode != "official"
+        and domain.is_fast
+        and played.leads_to(messages, end, orchestrator.trajectory, solo=solo)
+    ):
+        token = played.case.set(
+            played.Case(orchestrator.environment, end.hashes, played.gold_hashes(domain, task), messages)
+        )
         try:
             fast = evaluate(messages, task, played.DOMAIN, termination_reason, evaluation_type=config.type, solo=solo)
         finally:
@@ -84,9 +91,11 @@ def score(
     official = evaluate(messages, task, domain.name, termination_reason, evaluation_type=config.type, solo=solo)
     if fast is not None and fast != official:
         differing = [name for name in type(fast).model_fields if getattr(fast, name) != getattr(official, name)]
-        shown = "; ".join(f"{name} is {getattr(fast, name)}, officially {getattr(official, name)}" for name in differing)
+        shown = "; ".join(
+            f"{name} is {getattr(fast, name)}, officially {getattr(official, name)}" for name in differing
+        )
         raise Tau2Error(
-            f"evaluation.mode check: fast and official evaluation differ on task {task.id!r} of {domain.name}: {shown}.",
+            f"evaluation.mode check: fast and official scores differ on task {task.id!r} of {domain.name}: {shown}.",
             "Set evaluation.mode to official, and report the task and its messages.",
         )
     return Score(official, "official")

@@ -10,6 +10,7 @@ A τ² database is megabytes and an episode touches a few records of it: an over
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -53,10 +54,11 @@ class FrozenList(list[Any]):
 
 @functools.cache
 def _frozen_class(kind: type[BaseModel]) -> type[BaseModel]:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return cast(
-        "type[BaseModel]", type(kind)(kind.__name__, (kind,), {**names, "__setattr__": _refuse, "__delattr__": _refuse})
+    body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    frozen: type[BaseModel] = types.new_class(
+        kind.__name__, (kind,), exec_body=lambda names: names.update(body, __setattr__=_refuse, __delattr__=_refuse)
     )
+    return frozen
 
 
 def freeze(model: M) -> M:
@@ -93,7 +95,7 @@ def _freeze(value: Any, seen: set[int]) -> Any:
 
 def overlay(shared: M) -> M:
     """A private view of a frozen model, of the class that it had before it was frozen."""
-    kind = type(shared).__base__
+    kind = cast("type[M]", type(shared).__base__)
     view = kind.__new__(kind)
     # What pydantic's own __copy__ sets. A search through a table makes hundreds of these: hence the test in line.
     values = shared.__dict__.items()
@@ -101,7 +103,7 @@ def overlay(shared: M) -> M:
     _set(view, "__pydantic_fields_set__", shared.__pydantic_fields_set__.copy())
     _set(view, "__pydantic_extra__", shared.__pydantic_extra__)
     _set(view, "__pydantic_private__", shared.__pydantic_private__)
-    return cast("M", view)
+    return view
 
 
 _set = object.__setattr__
@@ -152,7 +154,7 @@ class OverlayDict(dict[Any, Any]):
         return super().__iter__()
 
     def get(self, key: Any, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - this is get
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
         return ValuesView(self)

@@ -3,7 +3,7 @@
 Invariant: every rule of scoring is the official evaluator's own code. It is spared two things only: replaying the
 conversation in a fresh environment, because the episode's own environment is in the state that this leads to, and
 playing the task's gold actions, whose end state is the same for every episode of the task. Where the first cannot be
-shown, `is_replay_of` says so, and the caller evaluates the official way.
+shown, `leads_to` says so, and the caller evaluates the official way.
 """
 
 from __future__ import annotations
@@ -97,13 +97,15 @@ def _play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
     return world
 
 
-def is_replay_of(end: EndState, messages: list[compat.Message], *, solo: bool) -> bool:
-    """Whether replaying the messages is bound to lead to this state, in which the episode ended.
+def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Message], *, solo: bool) -> bool:
+    """Whether replaying the messages is bound to lead to the state in which the episode ended.
 
     It is when each call is followed by its result, and no argument of a call became part of the database: what is
     changed there later would change what the message says.
+
+    Args:
+        live: the orchestrator's own messages, of which `messages` are copies.
     """
-    calls: list[compat.ToolCall] = []
     waiting: list[str] = []
     for message in messages:
         if isinstance(message, compat.ToolMessage):
@@ -112,8 +114,10 @@ def is_replay_of(end: EndState, messages: list[compat.Message], *, solo: bool) -
         elif waiting or (solo and isinstance(message, compat.UserMessage)):
             return False
         elif message.is_tool_call():
-            calls += message.tool_calls
             waiting = [call.id for call in message.tool_calls]
+    calls = [
+        call for message in live if not isinstance(message, compat.ToolMessage) for call in message.tool_calls or []
+    ]
     arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
     return not waiting and (not arguments or arguments.isdisjoint(map(id, _containers(end.own))))
 
