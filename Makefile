@@ -8,7 +8,7 @@ EXTRA ?=
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types tokenizer clean
+.PHONY: demo test lint types parity bench tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -23,6 +23,12 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+parity: $(VENV)/.installed-test
+	$(BIN)/python -m tests.parity $(ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 tokenizer: $(VENV)/.installed
 	$(BIN)/python -m rollout_service.assets.train_tokenizer

@@ -38,30 +38,33 @@ class EnvironmentActor:
         self._runner: Any = None
         self._next_start = 0.0
 
-    async def setup(self) -> None:
-        """Import τ², load and prove the codec, find the policy. Call it once, before the first episode.
+    async def setup(self) -> dict[str, str]:
+        """Import τ², read its data, load and prove the codec, find the policy. Call it once, before the first episode.
+
+        Returns:
+            A fingerprint of each configured domain's data.
 
         Raises:
             RolloutError: the configuration cannot be used here (tokenizer, key variable, τ² package).
         """
         loop = asyncio.get_running_loop()
-        self._runner = await loop.run_in_executor(self._threads, functools.partial(self._make_runner, loop))
+        return await loop.run_in_executor(self._threads, functools.partial(self._make_runner, loop))
 
-    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> Any:
+    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
         from rollout_service.chat import ChatCodec
         from rollout_service.policy.serve import ServePolicy
         from rollout_service.tau2.episode import EpisodeRunner
 
         policy = self._config.policy
         codec = ChatCodec.load(policy.tokenizer, tool_parser=policy.tool_parser)
-        runner = EpisodeRunner(self._config, codec, ServePolicy(self._application), loop)
-        runner.prepare()
+        self._runner = EpisodeRunner(self._config, codec, ServePolicy(self._application), loop)
+        fingerprints: dict[str, str] = self._runner.prepare()
         # What is here by now stays: the collector need not look at its million objects again and again, which stops
         # every thread for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
-        return runner
+        return fingerprints
 
     async def run_episode(self, request: Any) -> tuple[EpisodeSummary, Trajectory]:
         """Run one episode (`EpisodeRequest`) in a free slot. Call it with `num_returns=2`.

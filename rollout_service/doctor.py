@@ -37,6 +37,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("policy's tokenizer", lambda: _codec(config)),
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
+        ("memory", lambda: _memory(config)),
     ]
     if address is not None:
         looks.append(("cluster", lambda: _cluster(address)))
@@ -115,6 +116,28 @@ def _judge(config: RolloutConfig) -> str:
     secret(judge.api_key_var, "evaluation.judge.api_key_var")
     where = f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
     return f"{where}, asked only about tasks with NL assertions (evaluation.type {config.evaluation.type})"
+
+
+def _memory(config: RolloutConfig) -> str:
+    """What an episode keeps while it runs: its environment after gold actions is measured, the tokens are bounded."""
+    import tracemalloc
+
+    from rollout_service.ledger import BYTES_PER_TOKEN
+    from rollout_service.tau2 import domain, played, tasks
+
+    chosen, count = config.tasks, 8
+    sizes = {}
+    for name in chosen.domains:
+        shared = domain.get(name)
+        references = tasks.references(name, chosen.split)[:count]
+        played.play_gold(shared, tasks.get(references[0]))
+        tracemalloc.start()
+        kept = [played.play_gold(shared, tasks.get(reference)) for reference in references]
+        sizes[name] = tracemalloc.get_traced_memory()[0] / len(kept) / 1024
+        tracemalloc.stop()
+    environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
+    tokens = config.policy.context_length * BYTES_PER_TOKEN / 1024
+    return f"KiB per concurrent episode: environment {environments}; tokens at most {tokens:,.0f}"
 
 
 def _cluster(address: str) -> str:

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from rollout_service.policy.base import Generation
 from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Turn
 
+BYTES_PER_TOKEN = 13
+"""Of memory: id, loss mask, log-prob and weight version."""
+
 
 class TokenLedger:
     """Collects context and policy tokens of one segment, in the order in which the engine sees them."""

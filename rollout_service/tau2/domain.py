@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollout_service.errors import Tau2Error
 from rollout_service.tau2 import compat, environment
 from rollout_service.tau2.base_database import BaseDatabase
 from rollout_service.tau2.source_files import SourceFiles
@@ -140,17 +139,3 @@ class Domain:
             holder.add_stop_tool()
             schemas += [tool.openai_schema for tool in holder.tools]
         return schemas
-
-
-def check_same(fingerprints: dict[str, str]) -> None:
-    """See that this process reads the same data as another one did; `fingerprints` of its domains, by name.
-
-    Raises:
-        Tau2Error: it does not.
-    """
-    for name, fingerprint in fingerprints.items():
-        if get(name).files.fingerprint != fingerprint:
-            raise Tau2Error(
-                f"τ²-bench's data files of the domain {name} differ between the service's processes.",
-                "Install the same τ²-bench data on every node and start the service again.",
-            )

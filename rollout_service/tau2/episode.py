@@ -68,8 +68,12 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
 
-    def prepare(self) -> None:
-        """Read what the configured domains' episodes share, so that the first of them need not."""
+    def prepare(self) -> dict[str, str]:
+        """Read what the configured domains' episodes share, so that the first of them need not.
+
+        Returns:
+            A fingerprint of each domain's data: every process of a service must have the same.
+        """
         chosen = self._config.tasks
         for name in chosen.domains:
             shared = domain.get(name)
@@ -80,6 +84,7 @@ class EpisodeRunner:
                 talker = compat.LLMAgent(tools=shared.agent_tools(), domain_policy=world.get_policy(), llm="policy")
                 opening = [{"role": "system", "content": talker.system_prompt}, {"role": "user", "content": "hi"}]
                 self._codec.render(opening, schemas)  # the codec remembers the tokens of such long parts
+        return {name: domain.get(name).files.fingerprint for name in chosen.domains}
 
     def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.

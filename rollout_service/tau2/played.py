@@ -77,11 +77,12 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
     """Hashes of the databases in the state that the official evaluator wants to see for this task."""
     key = domain.name, id(task)
     if key not in _gold:
-        _gold[key] = task, domain.end_state(_play_gold(domain, task)).hashes
+        _gold[key] = task, domain.end_state(play_gold(domain, task)).hashes
     return _gold[key][1]
 
 
-def _play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
+def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
+    """An environment in which the task's gold actions were played, as the official evaluator plays them."""
     world = domain.environment()
     initial = task.initial_state
     world.set_state(

@@ -1,0 +1,15 @@
+"""`python -m tests.benchmarks [name …]`: all benchmarks, or those named. Exit code 1 when a target is missed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("environments", "episodes", "starvation", "slots", "scale")
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or NAMES
+    if not set(chosen) <= set(NAMES):
+        sys.exit(f"There are the benchmarks {', '.join(NAMES)}.")
+    met = [importlib.import_module(f"tests.benchmarks.{name}").run() for name in chosen]
+    sys.exit(not all(met))
