@@ -10,7 +10,7 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -204,8 +204,9 @@ def _made_of(evaluate: Callable[[], compat.RewardInfo]) -> dict[str, Any]:
         return {"error": repr(error)}
 
 
-def _compare_all(domain_name: str, kinds: Iterable[str], seed: int, part: int, parts: int) -> list[Comparison]:
-    return [compare(task, kind, seed) for task in tasks.references(domain_name)[part::parts] for kind in kinds]
+def _compare_all(domain_name: str, every: int, seed: int, part: int, parts: int) -> list[Comparison]:
+    chosen = tasks.references(domain_name)[::every][part::parts]
+    return [compare(task, kind, seed) for task in chosen for kind in KINDS]
 
 
 def main() -> None:
@@ -215,12 +216,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth task")
     parser.add_argument("--domain", choices=DOMAINS, action="append")
     arguments = parser.parse_args()
     found: list[Comparison] = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         jobs = [
-            processes.submit(_compare_all, name, list(KINDS), arguments.seed, part, 8)
+            processes.submit(_compare_all, name, arguments.every, arguments.seed, part, 8)
             for name in arguments.domain or DOMAINS
             for part in range(8)
         ]
