@@ -62,7 +62,7 @@ class Tasks(_Section):
 
 
 class Latency(_Section):
-    """A waiting time that the scripted policy or user adds to each of its turns, in seconds."""
+    """How long each turn of the scripted policy or user takes, in seconds."""
 
     distribution: Literal["constant", "uniform", "exponential"] = "constant"
     mean: float = Field(0.0, ge=0.0)

@@ -36,15 +36,17 @@ class ScriptedEngine:
     ) -> Generation:
         """The episode's turn number `metadata["turn"]`. A turn longer than `max_new_tokens` is cut by length."""
         seed, turn = metadata["seed"], metadata["turn"]
+        loop = asyncio.get_running_loop()
         wait = gold.waiting_time(self._script.latency, random.Random(f"latency:{seed}:{turn}"))
-        if wait:
-            await asyncio.sleep(wait)
+        ready = loop.time() + wait  # a turn takes as long as the script says, this engine's own work included
         plan = metadata["task"], metadata["agent"], seed
         if turn == 0:
             await asyncio.to_thread(self._steps, *plan)  # the first of a domain parses its task set, up to a second
         steps = self._steps(*plan)
         tokens = self._written(steps[min(turn, len(steps) - 1)])
         cut = tokens[: sampling.max_new_tokens]
+        if wait:
+            await asyncio.sleep(ready - loop.time())
         return Generation(
             token_ids=np.asarray(cut, dtype=np.int32),
             logprobs=np.zeros(len(cut), dtype=np.float32),

@@ -7,6 +7,7 @@ same import name and is refused. Importing this module takes seconds and hundred
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rollout_service.errors import Tau2Error
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 from loguru import logger
+from pydantic import BaseModel
 
 # tau2 logs every message of every episode; whoever wants that calls logger.enable("tau2").
 logger.disable("tau2")
@@ -67,6 +69,7 @@ try:
     from tau2.data_model.simulation import RewardInfo, SimulationRun, TerminationReason
     from tau2.data_model.tasks import Action, Task
     from tau2.environment.environment import Environment
+    from tau2.environment.toolkit import ToolKitBase
     from tau2.evaluator import evaluator_nl_assertions
     from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
     from tau2.orchestrator.orchestrator import Orchestrator
@@ -88,6 +91,35 @@ def user_tools(environment: Environment, names: list[str] | None) -> list[Any] |
     if UPSTREAM:
         return environment.get_user_tools(include=names) or None
     return list(environment.get_user_tools())
+
+
+class _OfEachInstance:
+    """A class attribute of which every instance has a copy of its own."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self._name, self._value = name, value
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._value
+        return vars(instance).setdefault(self._name, copy.deepcopy(self._value))
+
+
+def _isolate(toolkit: type) -> None:
+    """Give every instance of a toolkit's class its own copy of what the class holds for all of them.
+
+    Telecom's user tools keep the details of a VPN connection there, and a task that begins with a bad VPN changes them:
+    without this, for every conversation of the process from then on, those that the evaluator replays included.
+    """
+    for name, value in list(vars(toolkit).items()):
+        if not name.startswith("__") and isinstance(value, BaseModel | dict | list | set):
+            setattr(toolkit, name, _OfEachInstance(name, value))
+    subclasses: list[type] = toolkit.__subclasses__()
+    for below in subclasses:
+        _isolate(below)
+
+
+_isolate(ToolKitBase)
 
 
 def dummy_user() -> DummyUser:

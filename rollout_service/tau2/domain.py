@@ -15,9 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollout_service.tau2 import compat, environment
+from rollout_service.tau2 import compat, environment, source_files
 from rollout_service.tau2.base_database import BaseDatabase
-from rollout_service.tau2.source_files import SourceFiles
 
 _SHOWN = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
 """Domains for which `tests/parity.py` shows that fast and official evaluation agree."""
@@ -52,7 +51,7 @@ class Domain:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.files = SourceFiles.of(compat.registry.get_env_constructor(name))
+        self.files = source_files.of(name)
         self._bases: dict[str, BaseDatabase] = {}
         try:
             self._bases = self._parse()
@@ -96,6 +95,10 @@ class Domain:
             Tau2Error: solo mode in a domain that has none, or the domain's files changed.
         """
         self.files.check()
+        return self.original(solo=solo)
+
+    def original(self, *, solo: bool = False) -> compat.Environment:
+        """An environment on the data as it was read, whatever became of the files since."""
         return environment.make(self.name, solo=solo, **{name: base.overlay() for name, base in self._bases.items()})
 
     def end_state(self, world: compat.Environment) -> EndState:

@@ -6,6 +6,7 @@ Invariant: the reward is what τ²'s `evaluate_simulation` gives for the message
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from rollout_service.config import Evaluation, secret
@@ -72,25 +73,35 @@ def score(
             with others than those that the episode was played on.
         ValueError: as `evaluate`.
     """
-    fast = None
-    if (
-        config.mode != "official"
-        and domain.is_fast
-        and played.leads_to(messages, end, orchestrator.trajectory, solo=solo)
-    ):
-        token = played.case.set(
-            played.Case(orchestrator.environment, end.hashes, played.gold_hashes(domain, task), messages)
-        )
+
+    def official(kind: str) -> compat.RewardInfo:
+        domain.files.check()
+        return evaluate(messages, task, domain.name, termination_reason, evaluation_type=kind, solo=solo)
+
+    def fast(kind: str) -> compat.RewardInfo:
+        gold = functools.partial(played.gold_hashes, domain, task)
+        token = played.case.set(played.Case(orchestrator.environment, end.hashes, gold, messages))
         try:
-            fast = evaluate(messages, task, played.DOMAIN, termination_reason, evaluation_type=config.type, solo=solo)
+            return evaluate(messages, task, played.DOMAIN, termination_reason, evaluation_type=kind, solo=solo)
         finally:
             played.case.reset(token)
-        if config.mode == "fast":
-            return Score(fast, "fast")
-    domain.files.check()
-    official = evaluate(messages, task, domain.name, termination_reason, evaluation_type=config.type, solo=solo)
-    if fast is not None and fast != official:
-        differing = [name for name in type(fast).model_fields if getattr(fast, name) != getattr(official, name)]
+
+    may_be_fast = domain.is_fast and played.leads_to(messages, end, orchestrator.trajectory, solo=solo)
+    if config.mode == "official" or not may_be_fast:
+        return Score(official(config.type), "official")
+    if config.mode == "fast":
+        return Score(fast(config.type), "fast")
+    # A judge is asked once: it does not say the same twice, and the two evaluators differ in the environment only.
+    judged = is_judged(task, config.type)
+    kind = "env" if judged else config.type
+    ours, theirs = fast(kind), official(kind)
+    _refuse_difference(ours, theirs, task, domain)
+    return Score(official(config.type) if judged else theirs, "official")
+
+
+def _refuse_difference(fast: compat.RewardInfo, official: compat.RewardInfo, task: compat.Task, domain: Domain) -> None:
+    differing = [name for name in type(fast).model_fields if getattr(fast, name) != getattr(official, name)]
+    if differing:
         shown = "; ".join(
             f"{name} is {getattr(fast, name)}, officially {getattr(official, name)}" for name in differing
         )
@@ -98,7 +109,13 @@ def score(
             f"evaluation.mode check: fast and official scores differ on task {task.id!r} of {domain.name}: {shown}.",
             "Set evaluation.mode to official, and report the task and its messages.",
         )
-    return Score(official, "official")
+
+
+def is_judged(task: compat.Task, kind: str) -> bool:
+    """Whether a language model has a say in the score: asking it again would cost money and might differ."""
+    criteria = task.evaluation_criteria
+    basis = [str(part.value) for part in criteria.reward_basis] if criteria and criteria.reward_basis else []
+    return "nl_assertions" in kind or (kind == "all" and "NL_ASSERTION" in basis)
 
 
 def evaluate(

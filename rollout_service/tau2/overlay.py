@@ -65,8 +65,8 @@ def freeze(model: M) -> M:
     """Make the model and all below it read-only, in place.
 
     Raises:
-        TypeError: it holds something that cannot be frozen, or one mutable object in two places: overlays would
-            make two of it.
+        TypeError: it holds something that cannot be frozen, or one mutable object in two places, of which overlays
+            would make two.
     """
     _freeze(model, set())
     return model
@@ -78,11 +78,11 @@ def _freeze(value: Any, seen: set[int]) -> Any:
     if id(value) in seen:
         raise TypeError(f"one {type(value).__name__} is in two places")
     seen.add(id(value))
-    if type(value) is dict:
+    if type(value) is dict and all(type(key) is str or isinstance(key, Enum) for key in value):
         return FrozenDict({key: _freeze(item, seen) for key, item in value.items()})
     if type(value) is list:
         return FrozenList(_freeze(item, seen) for item in value)
-    if isinstance(value, BaseModel) and not value.__pydantic_extra__ and not value.__pydantic_private__:
+    if isinstance(value, BaseModel) and value.__pydantic_extra__ is None and value.__pydantic_private__ is None:
         for name, item in value.__dict__.items():
             value.__dict__[name] = _freeze(item, seen)
         _set(value, "__class__", _frozen_class(type(value)))
@@ -170,8 +170,10 @@ class OverlayDict(dict[Any, Any]):
         return value
 
     def popitem(self) -> tuple[Any, Any]:
-        key = next(reversed(self), None)
-        return {}.popitem() if key is None else (key, self.pop(key))
+        if not self:
+            return {}.popitem()
+        key = next(reversed(self))
+        return key, self.pop(key)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if key not in self:
@@ -188,6 +190,11 @@ class OverlayDict(dict[Any, Any]):
 
     def copy(self) -> dict[Any, Any]:
         return dict(self)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == other
+
+    __hash__ = None
 
     def __or__(self, other: Any) -> Any:
         return dict(self) | other

@@ -8,7 +8,7 @@ shown, `leads_to` says so, and the caller evaluates the official way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ from rollout_service.tau2.overlay import OverlayDict
 DOMAIN = "rollout_service:played"
 """Under this name the official evaluator finds the environments that `case` gave it."""
 
+_DRAWS_LOTS = {"refuel_data"}
+"""Tools that do not do the same when repeated: telecom's may make up the id of a new bill."""
+
 Hashes = dict[str, str | None]
 
 
@@ -33,8 +36,8 @@ class Case:
     """The episode's own, at its end."""
     hashes: Hashes
     """Of its databases."""
-    gold: Hashes
-    """Of the databases after the task's gold actions."""
+    gold: Callable[[], Hashes]
+    """Gives those of the databases after the task's gold actions."""
     messages: list[compat.Message]
 
 
@@ -46,22 +49,25 @@ class _Played:
 
     def __init__(self, **_: Any) -> None:
         self._case = case.get()
-        self._hashes = self._case.gold
+        self._is_gold = True
         self.tools = self._case.environment.tools
         self.user_tools = self._case.environment.user_tools
 
     def set_state(self, initialization_data: Any, initialization_actions: Any, message_history: Any, **_: Any) -> None:
         if list(map(id, message_history)) == list(map(id, self._case.messages)):
-            self._hashes = self._case.hashes
+            self._is_gold = False
 
     def make_tool_call(self, **_: Any) -> None:
         """A gold action: played already."""
 
     def get_db_hash(self) -> str | None:
-        return self._hashes["assistant"]
+        return self._hashes()["assistant"]
 
     def get_user_db_hash(self) -> str | None:
-        return self._hashes["user"]
+        return self._hashes()["user"]
+
+    def _hashes(self) -> Hashes:
+        return self._case.gold() if self._is_gold else self._case.hashes
 
     def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
         return bool(self._case.environment.run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
@@ -83,7 +89,7 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
 
 def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
     """An environment in which the task's gold actions were played, as the official evaluator plays them."""
-    world = domain.environment()
+    world = domain.original()
     initial = task.initial_state
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,
@@ -101,8 +107,8 @@ def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
 def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Message], *, solo: bool) -> bool:
     """Whether replaying the messages is bound to lead to the state in which the episode ended.
 
-    It is when each call is followed by its result, and no argument of a call became part of the database: what is
-    changed there later would change what the message says.
+    It is when each call is followed by its result, no call draws lots, and no argument of a call became part of the
+    database: what is changed there later would change what the message says.
 
     Args:
         live: the orchestrator's own messages, of which `messages` are copies.
@@ -120,7 +126,8 @@ def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Me
         call for message in live if not isinstance(message, compat.ToolMessage) for call in message.tool_calls or []
     ]
     arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
-    return not waiting and (not arguments or arguments.isdisjoint(map(id, _containers(end.own))))
+    repeatable = not any(call.name in _DRAWS_LOTS for call in calls)
+    return not waiting and repeatable and (not arguments or arguments.isdisjoint(map(id, _containers(end.own))))
 
 
 def _containers(value: Any) -> Iterator[Any]:

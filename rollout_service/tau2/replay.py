@@ -47,7 +47,7 @@ def differences(trajectory: Trajectory) -> list[str]:
             conversation, task, trajectory.task.domain, trajectory.termination_reason, evaluation_type=kind, solo=solo
         ).model_dump(mode="json")
 
-    if _is_judged(task, made.evaluation):
+    if evaluation.is_judged(task, made.evaluation):
         if made.evaluation != "nl_assertions":
             found += [text for kind, parts in _PARTS.items() for text in _compare(again(kind), recorded, parts)]
         return found
@@ -55,13 +55,6 @@ def differences(trajectory: Trajectory) -> list[str]:
     if trajectory.reward != scored["reward"]:
         found.append(f"the reward is {scored['reward']}, recorded {trajectory.reward}")
     return found + _compare(scored, recorded, tuple(scored))
-
-
-def _is_judged(task: compat.Task, kind: str) -> bool:
-    """Whether a language model had a say in the score: asking it again would cost money and might differ."""
-    criteria = task.evaluation_criteria
-    basis = [str(part.value) for part in criteria.reward_basis] if criteria and criteria.reward_basis else []
-    return "nl_assertions" in kind or (kind == "all" and "NL_ASSERTION" in basis)
 
 
 def _compare(scored: dict[str, Any], recorded: dict[str, Any], parts: tuple[str, ...]) -> list[str]:

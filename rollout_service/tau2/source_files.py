@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rollout_service.errors import Tau2Error
+from rollout_service.tau2 import compat
 
 _Stamp = tuple[int, int, int]
 
@@ -23,16 +22,9 @@ class SourceFiles:
     def __init__(self, paths: list[Path]) -> None:
         self._stamps = {path: _stamp(path) for path in paths}
         self._contents = {path: _content(path) for path in paths}
-        self.fingerprint = hashlib.sha256("".join(self._contents[path] for path in sorted(paths)).encode()).hexdigest()
-        """Of the contents, whatever the files' places."""
-
-    @classmethod
-    def of(cls, constructor: Callable[..., Any]) -> SourceFiles:
-        """The data files that the domain of this environment constructor names: each `*_PATH` of its `utils` module."""
-        function = constructor.func if isinstance(constructor, functools.partial) else constructor
-        package = function.__module__.rpartition(".")[0]
-        names = vars(sys.modules.get(f"{package}.utils", object()) or object()) if package else {}
-        return cls([Path(value) for name, value in names.items() if name.endswith("_PATH") and Path(value).is_file()])
+        named = sorted((path.name, self._contents[path]) for path in paths)
+        self.fingerprint = hashlib.sha256(repr(named).encode()).hexdigest()
+        """Of names and contents, wherever the files lie."""
 
     def check(self) -> None:
         """See that nothing changed since. Costs a look at each file's size and time.
@@ -50,6 +42,20 @@ class SourceFiles:
                     "Start the service again, so that all episodes are of the same data; what is finished is kept.",
                 )
             self._stamps[path] = now  # touched, but the same
+
+
+@functools.cache
+def of(domain: str) -> SourceFiles:
+    """The data files of a domain, as they were at the first call of the process: call it before reading them.
+
+    They are those that τ²'s own domains name, each `*_PATH` of the `utils` module, and the splits beside the tasks.
+    """
+    constructor = compat.registry.get_env_constructor(domain)
+    function = constructor.func if isinstance(constructor, functools.partial) else constructor
+    module = sys.modules.get(f"{function.__module__.rpartition('.')[0]}.utils")
+    named = [Path(value) for name, value in vars(module).items() if name.endswith("_PATH")] if module else []
+    splits = [path.parent / f"split_{path.stem}.json" for path in named]
+    return SourceFiles([path for path in dict.fromkeys([*named, *splits]) if path.is_file()])
 
 
 def _stamp(path: Path) -> _Stamp | None:

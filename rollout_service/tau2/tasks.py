@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from rollout_service.errors import TaskError
-from rollout_service.tau2 import compat
+from rollout_service.tau2 import compat, source_files
 from rollout_service.trajectory import TaskRef
 
 WHOLE_SET = "base"
@@ -50,6 +50,7 @@ def splits(domain: str) -> dict[str, list[str]]:
 def _splits(domain: str) -> dict[str, list[str]]:
     if domain not in domains():
         raise TaskError(f"tasks.domain: there is no domain {domain!r}.", f"Choose one of {', '.join(domains())}.")
+    source_files.of(domain)
     named = compat.task_splits(domain)
     if not named:
         return {WHOLE_SET: [str(task.id) for task in compat.registry.get_tasks_loader(domain)()]}

@@ -70,10 +70,8 @@ def family_memory() -> dict[str, int]:
             size = process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        kind = (
-            name.split(":")[2]
-            if name.startswith("ray::")
-            else ("this process" if process.pid == os.getpid() else "Ray")
-        )
+        kind = "this process" if process.pid == os.getpid() else "Ray"
+        if name.startswith("ray::"):
+            kind = name.removeprefix("ray::").split(":")[0].split(".")[0].strip()
         found[kind] = found.get(kind, 0) + size
     return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ray
+
 from tests.benchmarks.measure import Row, show
 from tests.benchmarks.starvation import IN_FLIGHT, steady_state
 
 
 def run() -> bool:
     """Measure 1, 2, 4 and 8 actors."""
+    ray.init("local", num_cpus=9, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
     rows = []
     for actors in (1, 2, 4, 8):
         it = steady_state("retail", 250, actors)
@@ -21,4 +24,5 @@ def run() -> bool:
                 True,
             )
         )
+    ray.shutdown()
     return show("Actors and slots", rows)

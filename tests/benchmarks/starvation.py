@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import ray
 
 from rollout_service.client import RolloutClient
 from rollout_service.config import Latency
@@ -76,8 +75,6 @@ def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
         service__slots=IN_FLIGHT // actors,
         service__max_buffered_groups=episodes,
     )
-    if not ray.is_initialized():
-        ray.init("local", num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
     with RolloutClient(config=config) as client:
         while client.status()["actors"] < actors:
             time.sleep(0.2)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rollout_service.errors import Tau2Error
-from rollout_service.tau2 import compat, domain, environment, tasks
+from rollout_service.tau2 import compat, domain, environment, source_files, tasks
 from rollout_service.tau2.source_files import SourceFiles
 from tests.support import episodes
 
@@ -39,6 +39,10 @@ def keys(place: Any) -> list[Any]:
     if isinstance(place, BaseModel):
         return list(type(place).model_fields)
     return list(place) if isinstance(place, dict) else list(range(len(place)))
+
+
+def at(place: Any, key: Any) -> Any:
+    return getattr(place, key) if isinstance(place, BaseModel) else place[key]
 
 
 def changed(value: Any) -> Any:
@@ -57,25 +61,24 @@ def changed(value: Any) -> Any:
 
 def write(database: BaseModel, kind: str, path: list[int]) -> None:
     """Do something of this kind to the part of the database at the end of the path."""
-    holder, key, value = None, None, database
-    for number in path:
+    holder, key = database, keys(database)[path[0] % len(keys(database))]
+    for number in path[1:]:
+        value = at(holder, key)
         if not isinstance(value, BaseModel | dict | list) or not keys(value):
             break
-        holder = value
-        key = keys(holder)[number % len(keys(holder))]
-        value = getattr(holder, key) if isinstance(holder, BaseModel) else holder[key]
+        holder, key = value, keys(value)[number % len(keys(value))]
     if kind == "read":
-        return
-    if isinstance(holder, BaseModel):
-        setattr(holder, key, changed(value))
+        at(holder, key)
+    elif isinstance(holder, BaseModel):
+        setattr(holder, key, changed(at(holder, key)))
     elif kind == "set":
-        holder[key] = changed(value)
+        holder[key] = changed(holder[key])
     elif kind == "remove":
         del holder[key]
     elif kind == "add" and isinstance(holder, list):
-        holder.append(copy.deepcopy(value))
+        holder.append(copy.deepcopy(holder[key]))
     elif kind == "add" and type(key) is str:
-        holder[f"{key} é"] = copy.deepcopy(value)
+        holder[f" {key}"] = copy.deepcopy(holder[key])
     elif kind == "move" and isinstance(holder, dict):
         holder[key] = holder.pop(key)
     elif kind == "clear":
@@ -85,11 +88,15 @@ def write(database: BaseModel, kind: str, path: list[int]) -> None:
 def write_all(world: compat.Environment, writes: list[tuple[str, list[int]]]) -> None:
     kits = [kit for kit in (world.tools, world.user_tools) if kit is not None]
     for kind, path in writes:
-        write(kits[path[0] % len(kits)].db, kind, path)
+        write(kits[path[-1] % len(kits)].db, kind, path)
 
 
+odd_values = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+
+
+@odd_values
 @pytest.mark.parametrize("name", ["mock", "telecom"])
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WRITES)
 def test_after_any_writes_the_hashes_are_those_of_an_official_environment_after_the_same(name, writes):
     shared, official = domain.get(name), environment.make(name)
@@ -99,8 +106,9 @@ def test_after_any_writes_the_hashes_are_those_of_an_official_environment_after_
     assert shared.end_state(world).hashes == environment.database_hashes(official)
 
 
+@odd_values
 @pytest.mark.parametrize("name", ["retail", "airline"])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WRITES)
 def test_after_any_writes_to_a_large_database_the_hashes_are_tau2_s_own(name, writes):
     shared = domain.get(name)
@@ -109,6 +117,7 @@ def test_after_any_writes_to_a_large_database_the_hashes_are_tau2_s_own(name, wr
     assert shared.end_state(world).hashes == environment.database_hashes(world)
 
 
+@odd_values
 @pytest.mark.parametrize("kind", KINDS[2:])
 def test_each_kind_of_write_to_a_record_is_hashed_as_tau2_does(kind):
     shared = domain.get("mock")
@@ -307,9 +316,33 @@ def test_a_domain_s_files_are_those_that_its_utils_module_names(files, monkeypat
 
     constructor.__module__ = "somewhere.environment"
     for each in (constructor, functools.partial(constructor)):
-        assert SourceFiles.of(each).fingerprint == SourceFiles(files).fingerprint
+        name = uuid.uuid4().hex
+        compat.registry.register_domain(each, name)
+        assert source_files.of(name).fingerprint == SourceFiles(files).fingerprint
+
+
+def test_a_domain_whose_package_has_no_utils_module_has_no_files_to_watch():
+    def constructor() -> None:
+        pass
+
+    constructor.__module__ = "nowhere.environment"
+    name = uuid.uuid4().hex
+    compat.registry.register_domain(constructor, name)
+    assert source_files.of(name).fingerprint == SourceFiles([]).fingerprint
 
 
 @pytest.mark.parametrize("name", [*PLAYED, "telecom-workflow"])
 def test_each_official_domain_has_files_that_are_watched(name):
     assert domain.get(name).files.fingerprint != SourceFiles([]).fingerprint
+
+
+def test_a_bad_vpn_in_one_telecom_episode_is_bad_in_no_other():
+    shared = domain.get("telecom")
+    connected, after = shared.environment(), shared.environment()
+    connected.get_response(compat.ToolCall(id="1", name="connect_vpn", arguments={}, requestor="user"))
+    before = shared.end_state(connected).hashes
+    shared.environment().user_tools.break_vpn()
+    environment.make("telecom").user_tools.break_vpn()
+    assert shared.end_state(connected).hashes == before
+    after.get_response(compat.ToolCall(id="1", name="connect_vpn", arguments={}, requestor="user"))
+    assert shared.end_state(after).hashes == before

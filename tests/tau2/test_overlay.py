@@ -345,7 +345,7 @@ def _written(draw: st.DrawFn) -> tuple[Box, Box]:
     return shared, view
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(_written())
 def test_unchanged_is_only_what_reads_the_same_to_the_letter(boxes):
     shared, view = boxes
