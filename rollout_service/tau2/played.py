@@ -8,6 +8,7 @@ shown, `leads_to` says so, and the caller evaluates the official way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from rollout_service.tau2.overlay import OverlayDict
 DOMAIN = "rollout_service:played"
 """Under this name the official evaluator finds the environments that `case` gave it."""
 
-_DRAWS_LOTS = {"refuel_data"}
-"""Tools that do not do the same when repeated: telecom's may make up the id of a new bill."""
+_MADE_UP = re.compile("B[0-9a-f]{8}")
+"""The id that telecom's `refuel_data` draws for a new bill: the one effect of a τ² tool that is not repeatable."""
 
 Hashes = dict[str, str | None]
 
@@ -107,7 +108,7 @@ def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
 def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Message], *, solo: bool) -> bool:
     """Whether replaying the messages is bound to lead to the state in which the episode ended.
 
-    It is when each call is followed by its result, no call draws lots, and no argument of a call became part of the
+    It is when each call is followed by its result, no call drew lots, and no argument of a call became part of the
     database: what is changed there later would change what the message says.
 
     Args:
@@ -126,8 +127,9 @@ def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Me
         call for message in live if not isinstance(message, compat.ToolMessage) for call in message.tool_calls or []
     ]
     arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
-    repeatable = not any(call.name in _DRAWS_LOTS for call in calls)
-    return not waiting and repeatable and (not arguments or arguments.isdisjoint(map(id, _containers(end.own))))
+    own = list(_containers(end.own))
+    made_up = any(_MADE_UP.fullmatch(str(getattr(part, "bill_id", ""))) for part in own)
+    return not waiting and not made_up and arguments.isdisjoint(map(id, own))
 
 
 def _containers(value: Any) -> Iterator[Any]:

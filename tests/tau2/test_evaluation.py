@@ -21,7 +21,7 @@ def test_fast_and_official_reward_info_are_equal(name, kind):
     references = tasks.references(name)
     compared = [compare(references[position], kind, seed=1) for position in SAMPLE[name]]
     assert [c.difference for c in compared] == [""] * len(compared)
-    if kind != "malformed" and name != "telecom":  # there a call may draw lots
+    if kind != "malformed":
         assert {c.evaluator for c in compared} == {"fast"}
 
 
@@ -71,14 +71,16 @@ def test_a_call_whose_argument_became_part_of_the_database_is_left_to_the_offici
     assert score.evaluator == "official"
 
 
-def test_a_call_that_makes_up_an_id_is_left_to_the_official_evaluator():
-    reference = next(
-        task
-        for task in tasks.references("telecom")
-        if any(action.name == "refuel_data" for action in tasks.get(task).evaluation_criteria.actions)
+def test_a_call_that_made_up_an_id_is_left_to_the_official_evaluator():
+    shared, task = domain.get("telecom"), tasks.get(episodes.task("telecom", 5))
+    script = task.model_copy(deep=True)
+    refuel = {"customer_id": "C1002", "line_id": "L1004", "gb_amount": 1.0}
+    script.evaluation_criteria.actions.append(
+        compat.Action(action_id="odd", name="refuel_data", requestor="assistant", arguments=refuel)
     )
-    compared = compare(reference, "gold")
-    assert (compared.evaluator, compared.reward, compared.difference) == ("official", 1.0, "")
+    orchestrator = play(shared.environment(), task, script)
+    end, messages = shared.end_state(orchestrator.environment), orchestrator.get_trajectory()
+    assert not played.leads_to(messages, end, orchestrator.trajectory, solo=False)
 
 
 def test_check_asks_a_judge_once(monkeypatch):
