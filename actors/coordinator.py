@@ -18,9 +18,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.environment import EnvironmentActor
+from actors.environment import EnvironmentActor, refuse_other_data
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, Tau2Error, redact
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
@@ -77,7 +77,7 @@ class Coordinator:
         self._failed_starts = 0
         """In a row."""
         self._start_error: RolloutError | None = None
-        self._data: dict[str, str] | None = None
+        self._data: dict[str, str] = {}
         """Fingerprints of the domains' data, of the first actor."""
         self._settled = asyncio.Event()
         """Set once an actor is ready, or none of those that were starting came up."""
@@ -351,7 +351,9 @@ class Coordinator:
                 )
                 .remote(self._config, self._application)
             )
-            self._compare_data(await actor.setup.remote())
+            data = await actor.setup.remote()
+            self._data = self._data or data
+            refuse_other_data(self._data, data)
             self._actors[name] = actor
             self._scheduler.add_actor(name, service.slots)
             self._pump()
@@ -374,16 +376,6 @@ class Coordinator:
         self._settled.set()
         for running in list(self._collections.values()):
             self._end(running, self._start_error or _start_failure(RuntimeError("unknown")))
-
-    def _compare_data(self, fingerprints: dict[str, str]) -> None:
-        if self._data is None:
-            self._data = fingerprints
-        differing = [name for name, fingerprint in self._data.items() if fingerprints[name] != fingerprint]
-        if differing:
-            raise Tau2Error(
-                f"τ²-bench's data files of {', '.join(differing)} are not the same in all environment actors.",
-                "Install the same data on every node; if it changed meanwhile, start the service again.",
-            )
 
     def _replace(self, actor: str) -> None:
         """The actor died or cannot be reached: give it up and start another. Called for each of its episodes."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rollout_service.config import RolloutConfig
+from rollout_service.errors import Tau2Error
 from rollout_service.scheduling import EpisodeSummary
 from rollout_service.trajectory import Trajectory
 
@@ -89,3 +90,17 @@ class EnvironmentActor:
         for trajectory_id in trajectory_ids:
             if trajectory_id in self._clocks:
                 self._clocks[trajectory_id].cancelled.set()
+
+
+def refuse_other_data(first: dict[str, str], data: dict[str, str]) -> None:
+    """See that an actor read the same data as the first one, by the fingerprints that `setup` returned.
+
+    Raises:
+        Tau2Error: it did not.
+    """
+    differing = [name for name, fingerprint in first.items() if data[name] != fingerprint]
+    if differing:
+        raise Tau2Error(
+            f"τ²-bench's data files of {', '.join(differing)} are not the same in all environment actors.",
+            "Install the same data on every node; if it changed meanwhile, start the service again.",
+        )

@@ -21,7 +21,7 @@ from rollout_service.tau2 import compat, domain, evaluation, gold, played, scrip
 from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import TaskRef
 
-DOMAINS = ("mock", "retail", "airline", "telecom")
+DOMAINS = ("mock", "retail", "airline", "telecom", "telecom-workflow")
 
 Actions = list[compat.Action]
 Perturb = Callable[[Actions, Actions, random.Random], Actions]

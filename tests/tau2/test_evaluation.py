@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from actors.environment import refuse_other_data
 from rollout_service.config import Evaluation
 from rollout_service.errors import ConfigError, RolloutError, Tau2Error
 from rollout_service.tau2 import compat, domain, evaluation, played, tasks
@@ -147,3 +148,9 @@ def test_an_episode_that_began_before_the_data_changed_is_scored_on_what_it_was_
     else:
         with pytest.raises(Tau2Error, match="changed while the service was running"):
             runner.run(request)
+
+
+def test_an_actor_on_other_data_than_the_first_is_refused():
+    refuse_other_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "b"})
+    with pytest.raises(Tau2Error, match=r"data files of mock are not the same in all environment actors.*every node"):
+        refuse_other_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "c"})
