@@ -14,7 +14,7 @@ import pytest
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
 from rollout_service.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.policy.base import Generation
-from rollout_service.tau2 import compat, evaluation, messages, tasks
+from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
 from rollout_service.tau2.clock import Clock
 from rollout_service.trajectory import Outcome, Trajectory
 from rollout_service.verify import verify
@@ -298,11 +298,11 @@ def test_the_prompt_is_the_official_agent_s():
     config = episodes.settings()
     policy = episodes.LocalPolicy(config)
     episodes.runner(config, policy).run(episodes.request(episodes.task("retail", 1)))
-    environment = compat.registry.get_env_constructor("retail")()
-    official = compat.LLMAgent(tools=environment.get_tools(), domain_policy=environment.get_policy(), llm="x")
+    world = environment.make("retail")
+    official = compat.LLMAgent(tools=world.get_tools(), domain_policy=world.get_policy(), llm="x")
     prompt = episodes.codec().decode(policy.prompts[0])
     assert official.system_prompt in prompt
-    assert all(tool.name in prompt for tool in environment.get_tools())
+    assert all(tool.name in prompt for tool in world.get_tools())
 
 
 @pytest.mark.parametrize("kind", ["env", "communicate", "action", "all"])
@@ -341,10 +341,8 @@ def test_episodes_with_a_real_tokenizer_are_what_its_own_template_gives(name, hi
 
 def _rendered_by_the_template(codec, trajectory: Trajectory, turn) -> list[int]:
     """The tokenizer's own rendering of everything before the turn's message, from the recorded messages."""
-    from rollout_service.tau2 import agent, environment
-
     world = environment.make(trajectory.task.domain)
-    official = agent.make("llm", world, tasks.get(trajectory.task), lambda _: None)
+    official = compat.LLMAgent(tools=world.get_tools(), domain_policy=world.get_policy(), llm="x")
     history = [{"role": "system", "content": official.system_prompt}]
     spoken = {t.message_index: t for t in trajectory.turns}
     for index, record in enumerate(trajectory.messages[: turn.message_index]):
@@ -357,7 +355,7 @@ def _rendered_by_the_template(codec, trajectory: Trajectory, turn) -> list[int]:
                 chat["reasoning_content"] = "The next step of the plan."
             history.append(chat)
     ids = codec._tokenizer.apply_chat_template(
-        history, tools=environment.tool_schemas(trajectory.task.domain), add_generation_prompt=True, return_dict=False
+        history, tools=[t.openai_schema for t in world.get_tools()], add_generation_prompt=True, return_dict=False
     )
     return list(ids)
 
