@@ -75,11 +75,12 @@ class EnvironmentActor:
         """
         from rollout_service.tau2.clock import Clock
 
-        clock = self._clocks[request.trajectory_id] = Clock(self._config.limits.wall_seconds)
+        loop = asyncio.get_running_loop()
+        self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
+        delay = self._next_start - loop.time()
+        clock = self._clocks[request.trajectory_id] = Clock(delay + self._config.limits.wall_seconds)
         try:
-            loop = asyncio.get_running_loop()
-            self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
-            await asyncio.sleep(self._next_start - loop.time())
+            await asyncio.sleep(delay)
             trajectory = await loop.run_in_executor(self._threads, self._runner.run, request, clock)
         finally:
             del self._clocks[request.trajectory_id]

@@ -244,8 +244,7 @@ class ChatCodec:
             return tuple(self._backend.encode(clean, add_special_tokens=False).ids)
 
     def _generation_prompt(self) -> str:
-        opened = self._text([_user("hi")], generation_prompt=True)
-        return opened[len(self._text([_user("hi")])) :]
+        return self._turn_opening[len(self._text([_user("hi")])) :]
 
     def _find_end_of_turn(self, added: Sequence[str]) -> tuple[str, int]:
         text = self._text([_user("hi"), {"role": "assistant", "content": _MARKER}])

@@ -72,7 +72,7 @@ class BaseDatabase:
         fields: dict[str, Any] = {}
         for name, value in database.__dict__.items():
             if isinstance(value, overlay.OverlayDict) and value.shared is shared[name] and name in self._records:
-                keys = [key for key in value.touched if not _is_record_unchanged(value, key)]
+                keys = value.changed()
                 if not all(type(key) is str for key in keys):
                     return None
                 if keys:
@@ -106,12 +106,6 @@ class BaseDatabase:
         """The hash of the whole, with these fields' JSON in place of their own."""
         texts = self._whole | fields
         return hashlib.sha256(b"{" + b", ".join(_entry(name, texts[name]) for name in sorted(texts)) + b"}").hexdigest()
-
-
-def _is_record_unchanged(table: overlay.OverlayDict, key: Any) -> bool:
-    return (
-        key in table and key in table.shared and overlay.is_unchanged(dict.__getitem__(table, key), table.shared[key])
-    )
 
 
 def _entry(key: str, value: Any) -> bytes:

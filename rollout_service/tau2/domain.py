@@ -6,10 +6,8 @@ overlays of the parsed databases. A domain for which that cannot be shown to be 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +15,17 @@ from pydantic import BaseModel
 
 from rollout_service.tau2 import compat, environment, source_files
 from rollout_service.tau2.base_database import BaseDatabase
+from rollout_service.tau2.once import once
 
 _SHOWN = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
 """Domains for which `tests/parity.py` shows that fast and official evaluation agree."""
 
 _logger = logging.getLogger(__name__)
-_making = threading.Lock()
 
 
+@once
 def get(name: str) -> Domain:
     """The domain, parsed at the first call of the process."""
-    with _making:
-        return _get(name)
-
-
-@functools.cache
-def _get(name: str) -> Domain:
     return Domain(name)
 
 
@@ -59,8 +52,11 @@ class Domain:
             _logger.warning(
                 "τ² domain %s: its environments are built and scored the official way, which is slow: %s.", name, error
             )
-        self.is_fast = bool(self._bases)
+
+    @property
+    def is_fast(self) -> bool:
         """Whether episodes get overlays; otherwise everything is official."""
+        return bool(self._bases)
 
     def _parse(self) -> dict[str, BaseDatabase]:
         """The base databases by the name under which the constructor takes them.
@@ -115,8 +111,8 @@ class Domain:
             return kit.get_db_hash(), kit.db
         return self._bases[name].digest(kit.db, changes), [changes.tables, changes.fields]
 
-    @functools.cache  # noqa: B019 - a domain lives as long as the process
-    def agent_tools(self, solo: bool = False) -> list[Any]:
+    @once
+    def agent_tools(self, solo: bool) -> list[Any]:
         """The tools that the agent holds. Shared, for their schemas: they act on a database of no episode."""
         world = self.environment(solo=solo)
         tools = world.get_tools()
@@ -128,12 +124,12 @@ class Domain:
         named = getattr(task, "user_tools", None)
         return self._user_tools(None if named is None else tuple(named))
 
-    @functools.cache  # noqa: B019
+    @once
     def _user_tools(self, names: tuple[str, ...] | None) -> list[Any] | None:
         return compat.user_tools(self.environment(), None if names is None else list(names))
 
-    @functools.cache  # noqa: B019
-    def tool_schemas(self, solo: bool = False) -> list[dict[str, Any]]:
+    @once
+    def tool_schemas(self, solo: bool) -> list[dict[str, Any]]:
         """OpenAI schemas of the tools that the agent holds, solo agent's `done` included. Shared: don't change them."""
         schemas = [tool.openai_schema for tool in self.agent_tools(solo)]
         if solo:

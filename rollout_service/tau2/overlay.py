@@ -101,8 +101,8 @@ def overlay(shared: M) -> M:
     values = shared.__dict__.items()
     _set(view, "__dict__", {name: value if type(value) in _IMMUTABLE else _private(value) for name, value in values})
     _set(view, "__pydantic_fields_set__", shared.__pydantic_fields_set__.copy())
-    _set(view, "__pydantic_extra__", shared.__pydantic_extra__)
-    _set(view, "__pydantic_private__", shared.__pydantic_private__)
+    _set(view, "__pydantic_extra__", None)
+    _set(view, "__pydantic_private__", None)
     return view
 
 
@@ -133,6 +133,15 @@ class OverlayDict(dict[Any, Any]):
         """What it is a view of."""
         self.touched: set[Any] = set()
         """The keys that were reached, written or removed: every other value is the shared one."""
+
+    def changed(self) -> list[Any]:
+        """The keys whose values no longer read as the shared ones: changed, added or removed."""
+        own, shared = dict.__getitem__, self.shared
+        return [
+            key
+            for key in self.touched
+            if key not in self or key not in shared or not is_unchanged(own(self, key), shared[key])
+        ]
 
     def __getitem__(self, key: Any) -> Any:
         value = dict.__getitem__(self, key)
@@ -194,8 +203,6 @@ class OverlayDict(dict[Any, Any]):
     def __eq__(self, other: object) -> bool:
         return dict(self) == other
 
-    __hash__ = None
-
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
@@ -220,10 +227,7 @@ def is_unchanged(value: Any, shared: Any) -> bool:
     if isinstance(value, BaseModel):
         return type(value) is type(shared).__base__ and _are_unchanged(value.__dict__, shared.__dict__)
     if isinstance(value, OverlayDict) and value.shared is shared:
-        return len(value) == len(shared) and all(
-            key in value and key in shared and is_unchanged(dict.__getitem__(value, key), shared[key])
-            for key in value.touched
-        )
+        return not value.changed()
     if isinstance(value, dict):
         return isinstance(shared, dict) and _are_unchanged(value, shared)
     if isinstance(value, list):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rollout_service.errors import Tau2Error
 from rollout_service.tau2 import compat
+from rollout_service.tau2.once import once
 
 _Stamp = tuple[int, int, int]
 
@@ -44,7 +45,7 @@ class SourceFiles:
             self._stamps[path] = now  # touched, but the same
 
 
-@functools.cache
+@once
 def of(domain: str) -> SourceFiles:
     """The data files of a domain, as they were at the first call of the process: call it before reading them.
 

@@ -6,14 +6,13 @@ give the same endless sequence, epoch by epoch, with every task of a split once 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import random
-import threading
 from collections.abc import Iterator, Mapping
 
 from rollout_service.errors import TaskError
 from rollout_service.tau2 import compat, source_files
+from rollout_service.tau2.once import once
 from rollout_service.trajectory import TaskRef
 
 WHOLE_SET = "base"
@@ -32,22 +31,13 @@ def domains() -> list[str]:
     ]
 
 
-_reading = threading.RLock()
-"""So that threads that ask for a task set at once wait for one parse, and do not all parse it."""
-
-
+@once
 def splits(domain: str) -> dict[str, list[str]]:
     """Split name to task ids, in τ²'s order.
 
     Raises:
         TaskError: unknown domain; lists the known ones.
     """
-    with _reading:
-        return _splits(domain)
-
-
-@functools.cache
-def _splits(domain: str) -> dict[str, list[str]]:
     if domain not in domains():
         raise TaskError(f"tasks.domain: there is no domain {domain!r}.", f"Choose one of {', '.join(domains())}.")
     source_files.of(domain)
@@ -57,13 +47,8 @@ def _splits(domain: str) -> dict[str, list[str]]:
     return {name: [str(task_id) for task_id in ids] for name, ids in named.items()}
 
 
+@once
 def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
-    with _reading:
-        return _parse(domain, split)
-
-
-@functools.cache
-def _parse(domain: str, split: str) -> dict[str, compat.Task]:
     known = splits(domain)
     if split not in known:
         raise TaskError(f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}.")

@@ -62,9 +62,11 @@ def _evaluation(name: str) -> tuple[float, float]:
         orchestrator = play(shared.environment(), task, task)
         messages, reason = orchestrator.get_trajectory(), orchestrator.termination_reason.value
 
-        def score(orchestrator: Any = orchestrator, messages: Any = messages, task: Any = task) -> None:
+        def score(
+            orchestrator: Any = orchestrator, messages: Any = messages, task: Any = task, reason: str = reason
+        ) -> None:
             end = shared.end_state(orchestrator.environment)
-            scored = evaluation.score(orchestrator, end, messages, task, shared, "user_stop", Evaluation())
+            scored = evaluation.score(orchestrator, end, messages, task, shared, reason, Evaluation())
             assert (scored.evaluator, scored.reward_info.reward) == ("fast", 1.0)
 
         ours += cpu_seconds(score, GROUP)
