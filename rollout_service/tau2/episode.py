@@ -80,8 +80,8 @@ class EpisodeRunner:
             tasks.references(name, chosen.split)
             schemas = shared.tool_schemas(self._solo)
             if self._config.agent == "llm":  # the others have a prompt of each task's own
-                world = shared.environment()
-                talker = compat.LLMAgent(tools=shared.agent_tools(self._solo), domain_policy=world.get_policy(), llm="policy")
+                policy = shared.environment().get_policy()
+                talker = compat.LLMAgent(tools=shared.agent_tools(self._solo), domain_policy=policy, llm="policy")
                 opening = [{"role": "system", "content": talker.system_prompt}, {"role": "user", "content": "hi"}]
                 self._codec.render(opening, schemas)  # the codec remembers the tokens of such long parts
         return {name: domain.get(name).files.fingerprint for name in chosen.domains}
