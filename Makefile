@@ -43,6 +43,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	# SGLang lies beside the environment, not in it: only the replicas that tests start on the CPU see it, and torchvision,
+	# which no other program can import where torch has no CUDA.
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/sglang sglang==0.5.23 torchvision==0.28.0
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test

@@ -19,11 +19,14 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.environment import EnvironmentActor, refuse_other_data
+from actors.fleet import Fleet, UpdateReport
+from deploy.replica import ReplicaState
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
+from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
-from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Scheduler
+from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler, Staleness
 
 _MAX_ACTORS = 64
 _RETRY_SECONDS = 1.0
@@ -60,9 +63,14 @@ class _Running:
 class Coordinator:
     """The service's one point of contact."""
 
-    def __init__(self, config: RolloutConfig, application: str) -> None:
+    def __init__(self, config: RolloutConfig, application: str | None) -> None:
+        """
+        Args:
+            application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
+        """
         self._config = config
         self._application = application
+        self._fleet = Fleet(config.policy, application)
         self._scheduler = Scheduler()
         self._actors: dict[str, Any] = {}
         self._numbers = itertools.count()
@@ -72,6 +80,9 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: collections.Counter[str] = collections.Counter()
         self._finished = 0
+        self._late = 0
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
         self._lost_actors = 0
         self._starting = 0
         self._failed_starts = 0
@@ -96,7 +107,7 @@ class Coordinator:
         from rollout_service.tau2 import tasks
 
         config = self._config
-        ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+        ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
         if config.user_kind == "llm":
             from rollout_service.tau2.users import check_endpoint
 
@@ -149,10 +160,10 @@ class Coordinator:
         if running is None:
             raise ServiceError(f"There is no collection {collection_id!r}.", "It ended, or the service was restarted.")
         while True:
-            group = running.collection.take()
-            if group is not None:
-                self._pump()
-                return self._group(running, group)
+            handout = running.collection.take()
+            self._pump()  # there is room for another group, or an episode of this one is made again
+            if handout is not None:
+                return self._group(running, handout)
             if running.error is not None:
                 self._forget(collection_id)
                 raise running.error
@@ -180,6 +191,10 @@ class Coordinator:
             "running": self._scheduler.running,
             "finished": self._finished,
             "faults": dict(self._faults),
+            "late": self._late + sum(running.collection.late for running in self._collections.values()),
+            "weight_version": self._fleet.version,
+            "prompt_tokens": self._prompt_tokens,
+            "cached_tokens": self._cached_tokens,
             "collections": {
                 name: {
                     "episodes": len(running.requests),
@@ -187,6 +202,7 @@ class Coordinator:
                     "waiting": running.collection.waiting,
                     "retries": running.collection.retries,
                     "failed": running.collection.failed,
+                    "late": running.collection.late,
                 }
                 for name, running in self._collections.items()
             },
@@ -203,13 +219,60 @@ class Coordinator:
         """The configuration that the service runs with."""
         return self._config
 
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    async def check_update(self, update: WeightUpdate) -> None:
+        """See whether this update could be made now, see `Fleet.check`."""
+        await self._fleet.check(update)
+
+    async def update_weights(self, update: WeightUpdate) -> UpdateReport:
+        """Bring new weights to every replica, see `Fleet.update`."""
+        report = await self._fleet.update(update)
+        self._scheduler.updated(report.version)
+        self._pump()
+        return report
+
+    async def newest_weights(self) -> WeightUpdate | None:
+        """What a replica that starts now should load, see `Fleet.newest_weights`."""
+        return self._fleet.newest_weights()
+
+    async def weight_version(self) -> int:
+        """Of the weights that the trainer gave last."""
+        return self._fleet.version
+
+    async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
+        """Sample nothing more until `resume`."""
+        return await self._fleet.pause(mode)
+
+    async def resume(self) -> list[ReplicaState]:
+        """Go on after `pause`."""
+        return await self._fleet.resume()
+
+    async def replicas(self) -> list[ReplicaState]:
+        """What each policy replica says of itself; none where an endpoint of others serves the policy."""
+        return [] if self._application is None else await self._fleet.states()
+
+    async def group_size(self) -> int:
+        """Ranks that a process group with every replica and the trainer has."""
+        return await self._fleet.group_size()
+
+    async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
+        """Every replica joins a process group for weight updates, see `Fleet.join`."""
+        return await self._fleet.join(rendezvous)
+
+    async def leave_group(self, group: str) -> None:
+        """Every replica leaves the process group."""
+        await self._fleet.leave(group)
+
     # Planning --------------------------------------------------------------------------------------------------------
 
     def _plan(self, request: CollectionRequest) -> _Running:
         from rollout_service.tau2 import agent, tasks
 
-        if request.group_size < 1:
-            raise TaskError(f"group_size is {request.group_size}.", "It must be at least 1.")
+        for name in ("group_size", "groups_per_update"):
+            value = getattr(request, name)
+            if value is not None and value < 1:
+                raise TaskError(f"{name} is {value}.", "It must be at least 1.")
         seed, sampler = self._sampler(request)
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
         if n < 1 or n % request.group_size:
@@ -246,6 +309,8 @@ class Coordinator:
             request.group_size,
             max_attempts=service.max_attempts,
             max_buffered_groups=service.max_buffered_groups,
+            staleness=Staleness(service.max_staleness, service.late == "drop", request.groups_per_update),
+            version=self._fleet.version,
         )
         return _Running(collection, requests)
 
@@ -274,13 +339,18 @@ class Coordinator:
 
     async def _run(self, assignment: Assignment, running: _Running) -> None:
         request = running.requests[assignment.episode]
-        request = replace(request, attempt=assignment.attempt)
+        allowed = self._config.service.max_staleness
+        oldest = 0 if allowed is None else max(0, self._fleet.version - allowed)
+        request = replace(request, attempt=assignment.attempt, min_version=oldest)
         summary, trajectory = await self._attempt(running, request, assignment.actor)
         if summary.fault is not None:
             self._faults[str(summary.fault.kind)] += 1
             if summary.fault.retryable and assignment.attempt < self._config.service.max_attempts:
                 await asyncio.sleep(_RETRY_SECONDS * 2 ** min(assignment.attempt - 1, 5))
-        if self._scheduler.finish(assignment, summary.fault):
+        self._prompt_tokens += summary.prompt_tokens
+        self._cached_tokens += summary.cached_tokens
+        self._see_version(summary)
+        if self._scheduler.finish(assignment, summary.fault, summary.versions):
             self._finished += 1
             running.results[assignment.episode] = summary, trajectory
             running.changed.set()
@@ -303,14 +373,31 @@ class Coordinator:
         lost = unfinished(request, fault)
         return EpisodeSummary.of(lost), ray.put(lost)
 
-    def _group(self, running: _Running, group: int) -> Group:
-        size = running.collection.group_size
+    def _see_version(self, summary: EpisodeSummary) -> None:
+        """Where an endpoint of others serves the policy, its tokens are what tells of new weights."""
+        if self._application is None and summary.versions is not None and summary.versions[1] > self._fleet.version:
+            self._fleet.version = summary.versions[1]
+            self._scheduler.updated(self._fleet.version)
+
+    def _group(self, running: _Running, handout: Handout) -> Group:
+        size, group = running.collection.group_size, handout.group
+        for episode in handout.expired:
+            running.results[episode] = self._expired(running.requests[episode], running.results[episode][0])
         results = [running.results.pop(episode) for episode in range(group * size, (group + 1) * size)]
         return Group(
             requests=running.requests[group * size : (group + 1) * size],
             summaries=[summary for summary, _ in results],
             trajectories=[trajectory for _, trajectory in results],
         )
+
+    def _expired(self, request: EpisodeRequest, summary: EpisodeSummary) -> tuple[EpisodeSummary, Any]:
+        oldest = None if summary.versions is None else summary.versions[0]
+        text = (
+            f"its oldest weight version was {oldest} when the trainer was at {self._fleet.version}, in every attempt: "
+            f"service.max_staleness is {self._config.service.max_staleness}"
+        )
+        lost = unfinished(request, Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+        return EpisodeSummary.of(lost), ray.put(lost)
 
     def _end(self, running: _Running, error: RolloutError) -> None:
         """Start nothing more of the collection, end what runs of it, and let whoever waits for it know why."""
@@ -323,7 +410,9 @@ class Coordinator:
 
     def _forget(self, collection_id: str) -> None:
         self._scheduler.drop(collection_id)
-        self._collections.pop(collection_id, None)
+        forgotten = self._collections.pop(collection_id, None)
+        if forgotten is not None:
+            self._late += forgotten.collection.late
 
     # Actors ----------------------------------------------------------------------------------------------------------
 

@@ -27,10 +27,10 @@ interpreter's lock: when all slots start at once, the first policy calls would w
 class EnvironmentActor:
     """Holds τ² environments and user simulators, and runs whole episodes. An async Ray actor."""
 
-    def __init__(self, config: RolloutConfig, application: str) -> None:
+    def __init__(self, config: RolloutConfig, application: str | None) -> None:
         """
         Args:
-            application: name of the Serve application that fronts the policy.
+            application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
         """
         self._config = config
         self._application = application
@@ -52,13 +52,13 @@ class EnvironmentActor:
         return await loop.run_in_executor(self._threads, functools.partial(self._make_runner, loop))
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
+        from rollout_service import policy
         from rollout_service.chat import ChatCodec
-        from rollout_service.policy.serve import ServePolicy
         from rollout_service.tau2.episode import EpisodeRunner
 
-        policy = self._config.policy
-        codec = ChatCodec.load(policy.tokenizer, tool_parser=policy.tool_parser)
-        self._runner = EpisodeRunner(self._config, codec, ServePolicy(self._application), loop)
+        settings = self._config.policy
+        codec = ChatCodec.load(settings.tokenizer_name, tool_parser=settings.tool_parser)
+        self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop)
         fingerprints: dict[str, str] = self._runner.prepare()
         # What is here by now stays: the collector need not look at its million objects again and again, which stops
         # every thread for a tenth of a second.

@@ -1,46 +1,89 @@
 """The Ray Serve application that fronts the policy replicas: tokens in, tokens out.
 
-Invariant: a replica returns exactly what its engine sampled. It adds nothing to a request and takes nothing away.
+Invariant: it is the configuration's `policy` section and nothing else: `app(config)` for the service, and
+`serve run deploy.policy:app config=FILE policy.replicas=8` for those who run it by itself.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from deploy import engines
-from rollout_service.config import RolloutConfig
-from rollout_service.policy.base import Generation, Sampling
+from deploy.replica import PolicyReplica
+from rollout_service.config import Policy, RolloutConfig, parse_value
+from rollout_service.errors import ConfigError
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 
-_MAX_ONGOING_REQUESTS = 1024
-"""Per replica. An episode waits for its turn inside the engine, which batches, not in front of it."""
+DEPLOYMENT = "policy"
+"""Name of the one deployment."""
+
+_DRAIN_MARGIN_SECONDS = 30.0
+"""That a replica which goes has beyond the longest turn."""
 
 
-class PolicyReplica:
-    """One replica: an engine, and the methods that handles call."""
+def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
+    """The Serve application of this configuration.
 
-    def __init__(self, config: RolloutConfig) -> None:
-        self._engine = engines.make(config)
+    Args:
+        config: the settings; or, as Serve passes them, `config` with the YAML file's path and settings by their dotted
+            names, text or values.
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
-        """Sample one turn, see `deploy.engines.Engine`."""
-        return await self._engine.generate(input_ids, sampling, metadata)
+    Raises:
+        ConfigError: bad settings, or an engine that is not served here.
+    """
+    if isinstance(config, dict):
+        config = _from_arguments(config)
+    if config.policy.engine == "http":
+        raise ConfigError("policy.engine is http: its endpoint serves the policy.", "Choose an engine to serve one.")
+    return serve.deployment(**_options(config.policy))(PolicyReplica).bind(config)
 
 
-def app(config: RolloutConfig) -> serve.Application:
-    """The Serve application of this configuration."""
-    deployment = serve.deployment(
-        name="policy",
-        num_replicas=config.policy.replicas,
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": SERVE_ENVIRONMENT}},
-        max_constructor_retry_count=3,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line per turn would be megabytes
-    )(PolicyReplica)
-    return deployment.bind(config)
+def gpus(policy: Policy) -> float:
+    """GPUs of one replica."""
+    return engines.devices(policy) if policy.gpus_per_replica is None else policy.gpus_per_replica
+
+
+def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:
+    path = arguments.get("config")
+    overrides = {
+        name: parse_value(value, f"argument {name}") if isinstance(value, str) else value
+        for name, value in arguments.items()
+        if name != "config"
+    }
+    return RolloutConfig.load(path, overrides)
+
+
+def _options(policy: Policy) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "max_ongoing_requests": policy.max_ongoing_requests,
+        # A replica is one actor whose engine starts processes of its own on the same node. They share its GPUs, so one
+        # bundle is all the placement that it needs.
+        "ray_actor_options": {
+            "num_cpus": policy.cpus_per_replica,
+            "num_gpus": gpus(policy),
+            "runtime_env": {"env_vars": SERVE_ENVIRONMENT | policy.environment},
+        },
+        "request_router_config": RequestRouterConfig(request_router_class="deploy.routing:SessionRouter"),
+        "graceful_shutdown_timeout_s": policy.timeout_seconds + _DRAIN_MARGIN_SECONDS,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 30.0,
+        "max_constructor_retry_count": 3,
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},  # a line per turn would be megabytes
+    }
+    if policy.autoscaling is None:
+        return options | {"num_replicas": policy.replicas}
+    scaling = policy.autoscaling
+    return options | {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            target_ongoing_requests=scaling.target_ongoing_requests,
+            upscale_delay_s=scaling.upscale_delay_seconds,
+            downscale_delay_s=scaling.downscale_delay_seconds,
+        )
+    }

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import time
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
 from actors.coordinator import Coordinator
 from deploy import policy
-from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.config import Policy, RolloutConfig
+from rollout_service.errors import RolloutError, ServiceError, redact
+
+_POLL_SECONDS = 0.2
+
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Fault)\b:?\s*")
+"""How the last line of a traceback starts."""
 
 
 def coordinator_name(service: str) -> str:
@@ -52,7 +60,8 @@ def start(config: RolloutConfig) -> Any:
     try:
         call(coordinator.check.remote())
         actors_started = coordinator.start.remote()
-        _deploy(config, application)
+        if application is not None:
+            _deploy(config, application)
         call(actors_started)
     except BaseException:
         stop(config, coordinator)
@@ -61,14 +70,67 @@ def start(config: RolloutConfig) -> Any:
 
 
 def _deploy(config: RolloutConfig, application: str) -> None:
+    """Run the policy's Serve application and wait until its replicas sample."""
+    settings = config.policy
+    if settings.application is not None:
+        _see_that_it_runs(application)
+        return
+    http: dict[str, Any] = {"proxy_location": "Disabled"}
+    if settings.http_port is not None:
+        http = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": settings.http_port}}
     try:
-        serve.start(proxy_location="Disabled")
-        serve.run(policy.app(config), name=application, route_prefix=None)
-    except Exception as error:
+        serve.start(**http)
+        target = RunTarget(
+            policy.app(config), name=application, route_prefix=None if settings.http_port is None else "/"
+        )
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except (RayServeException, RayError, RuntimeError) as error:
         raise ServiceError(
-            f"The policy's Serve application did not come up: {str(error).splitlines()[0]}",
-            "See the replica's log.",
+            f"The policy's Serve application did not come up: {str(error).splitlines()[0]}", "See the cluster's logs."
         ) from error
+    _wait_until_it_samples(settings, application)
+
+
+def _wait_until_it_samples(settings: Policy, application: str) -> None:
+    deadline = time.monotonic() + settings.start_seconds
+    while True:
+        status = serve.status().applications.get(application)
+        state = None if status is None else status.status
+        if status is not None and state == "RUNNING":
+            return
+        said = _message(status)
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ServiceError(f"The policy's replicas cannot start: {said}", "Mend it and start again.")
+        if time.monotonic() > deadline:
+            free = ray.available_resources()
+            raise ServiceError(
+                f"The policy's replicas did not come up in policy.start_seconds={settings.start_seconds:g}: "
+                f"{said or state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs free; a "
+                f"replica asks for {policy.gpus(settings):g} and {settings.cpus_per_replica:g}.",
+                "Free some, ask for fewer replicas, or allow more time.",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _message(status: Any) -> str:
+    """The cause that a replica's traceback ends with, or what Serve says of the deployment."""
+    if status is None:
+        return ""
+    texts = [deployment.message for deployment in status.deployments.values()] + [status.message]
+    text = next((text for text in texts if text), "")
+    causes = [line for line in text.splitlines() if _EXCEPTION.match(line)]
+    last: str = (causes or [line for line in text.splitlines() if line.strip()] or [""])[-1]
+    return redact(_EXCEPTION.sub("", last).strip(), limit=1000)
+
+
+def _see_that_it_runs(application: str) -> None:
+    status = serve.status().applications.get(application)
+    if status is None or status.status != "RUNNING":
+        raise ServiceError(
+            f"policy.application: there is no running Serve application {application!r} on this cluster"
+            + ("." if status is None else f"; it is {status.status}."),
+            "Start it with `serve run deploy.policy:app`, or leave policy.application out.",
+        )
 
 
 def stop(config: RolloutConfig, coordinator: Any) -> None:
@@ -76,12 +138,17 @@ def stop(config: RolloutConfig, coordinator: Any) -> None:
     with contextlib.suppress(RayError, ServiceError):
         call(coordinator.stop.remote())
     ray.kill(coordinator)
-    with contextlib.suppress(RayServeException, RayError):
-        serve.delete(_application(config))
+    application = _application(config)
+    if application is not None and config.policy.application is None:
+        with contextlib.suppress(RayServeException, RayError):
+            serve.delete(application)
 
 
-def _application(config: RolloutConfig) -> str:
-    return f"{config.service.name}-policy"
+def _application(config: RolloutConfig) -> str | None:
+    """Name of the Serve application that fronts the policy; None where an endpoint of others does."""
+    if config.policy.engine == "http":
+        return None
+    return config.policy.application or f"{config.service.name}-policy"
 
 
 def call(reference: Any) -> Any:

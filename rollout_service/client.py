@@ -10,15 +10,21 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, WeightError
+from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
 from rollout_service.progress import CollectionProgress
 from rollout_service.request import SELECTION, CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.trajectory import Outcome, Trajectory
+
+if TYPE_CHECKING:  # they need Ray, or torch
+    from actors.fleet import UpdateReport
+    from deploy.replica import ReplicaState
+    from rollout_service.policy.weight_group import WeightGroup
 
 _CONNECT_SECONDS = 10.0
 
@@ -102,7 +108,9 @@ class RolloutClient:
 
     # Collections -----------------------------------------------------------------------------------------------------
 
-    def stream(self, n: int | None = None, *, group_size: int = 1, **selection: Any) -> GroupStream:
+    def stream(
+        self, n: int | None = None, *, group_size: int = 1, groups_per_update: int | None = None, **selection: Any
+    ) -> GroupStream:
         """Groups as they complete, each a list of `group_size` trajectories by sample index.
 
         An episode that failed after all attempts is in its group as an aborted trajectory without reward. Closing the
@@ -110,6 +118,9 @@ class RolloutClient:
 
         Args:
             n: episodes, a multiple of `group_size`; None: every task of the selection once, times `group_size`.
+            groups_per_update: groups that are taken between two weight updates. With `service.max_staleness` set, a
+                group that would be too old by the time it is taken is then not started; without this, it is found too
+                old when it is taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`; what is left out
                 comes from the configuration. With `seed` the same call gives the same tasks and episode seeds;
                 without, a collection goes on where the last one of the same selection stopped.
@@ -117,13 +128,15 @@ class RolloutClient:
         Raises:
             TaskError: unknown domain, split or task id, or n is not divisible by the group size.
         """
-        stream = self._submit(n, group_size, selection)
+        stream = self._submit(n, group_size, selection, groups_per_update)
         stream.open()
         return stream
 
-    def astream(self, n: int | None = None, *, group_size: int = 1, **selection: Any) -> GroupStream:
+    def astream(
+        self, n: int | None = None, *, group_size: int = 1, groups_per_update: int | None = None, **selection: Any
+    ) -> GroupStream:
         """`stream` for an event loop: `async for group in client.astream(...)`. Errors come with the first group."""
-        return self._submit(n, group_size, selection)
+        return self._submit(n, group_size, selection, groups_per_update)
 
     def collect(
         self, n: int | None = None, *, group_size: int = 1, progress: bool = True, **selection: Any
@@ -173,6 +186,127 @@ class RolloutClient:
         status: dict[str, Any] = await _answer(self._coordinator.status.remote())
         return status
 
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    def update_weights(
+        self,
+        weights: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        version: int | None = None,
+        mode: UpdateMode = "abort_and_resume",
+        group: WeightGroup | None = None,
+    ) -> UpdateReport:
+        """Give every policy replica new weights, while episodes run. Blocks until they serve them.
+
+        Args:
+            weights: a checkpoint folder in Hugging Face format that the replicas' nodes can read; or tensors by their
+                names in the model's checkpoint, torch (any device) or numpy. Parameters that are left out stay.
+            version: of the new weights, larger than all before; None: the next one.
+            mode: how running turns meet them: `drain` (finish first), `abort_and_resume` (stop, and go on from their
+                tokens), `in_place` (go on without a stop, on the old weights' cache).
+            group: send the tensors through this process group; None: through Ray's object store, where they stay for
+                replicas that start later, as long as this process lives.
+
+        Raises:
+            WeightError: another model's weights, a version that does not grow, another update under way, a replica
+                outside the group. Nothing was changed.
+            ServiceError: no replica could load them.
+        """
+        call = self._service.call
+        update = self._update(weights, version if version is not None else self.weight_version() + 1, mode, group)
+        if group is None:
+            report: UpdateReport = call(self._coordinator.update_weights.remote(update))
+            return report
+        call(self._coordinator.check_update.remote(update))  # a refusal must come before anything is sent
+        answer = self._coordinator.update_weights.remote(update)
+        group.send(weights.values())  # type: ignore[union-attr]
+        report = call(answer)
+        return report
+
+    async def aupdate_weights(
+        self,
+        weights: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        version: int | None = None,
+        mode: UpdateMode = "abort_and_resume",
+        group: WeightGroup | None = None,
+    ) -> UpdateReport:
+        """`update_weights` for an event loop."""
+        return await asyncio.to_thread(self.update_weights, weights, version=version, mode=mode, group=group)
+
+    def weight_group(self, backend: Literal["nccl", "gloo"] = "nccl", address: str | None = None) -> WeightGroup:
+        """Make a process group of this process (rank 0) and every replica's GPUs, for `update_weights`.
+
+        It holds for the replicas that run now. Close it, and make another, when replicas come or go.
+
+        Args:
+            backend: `nccl` for GPUs, `gloo` for CPUs.
+            address: of this machine, as the replicas reach it; None: the one that Ray uses.
+
+        Raises:
+            WeightError: the group did not come about.
+        """
+        from rollout_service.policy.weight_group import WeightGroup
+
+        size = self._service.call(self._coordinator.group_size.remote())
+        address = address or self._ray.util.get_node_ip_address()
+        return WeightGroup.meet(address, backend, size, self._coordinator)
+
+    def weight_version(self) -> int:
+        """Version of the weights that the service was given last."""
+        version: int = self._service.call(self._coordinator.weight_version.remote())
+        return version
+
+    async def aweight_version(self) -> int:
+        """`weight_version` for an event loop."""
+        version: int = await _answer(self._coordinator.weight_version.remote())
+        return version
+
+    def replicas(self) -> list[ReplicaState]:
+        """What each policy replica says of itself: version, running turns, whether it is paused."""
+        states: list[ReplicaState] = self._service.call(self._coordinator.replicas.remote())
+        return states
+
+    async def areplicas(self) -> list[ReplicaState]:
+        """`replicas` for an event loop."""
+        states: list[ReplicaState] = await _answer(self._coordinator.replicas.remote())
+        return states
+
+    def pause(self, mode: UpdateMode = "abort_and_resume") -> None:
+        """Have the replicas sample nothing more until `resume`, and return when they do: the GPUs are the trainer's.
+
+        Args:
+            mode: what becomes of running turns: see `update_weights`. What a turn waits counts to its
+                `policy.timeout_seconds`.
+        """
+        self._service.call(self._coordinator.pause.remote(mode))
+
+    async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
+        """`pause` for an event loop."""
+        await _answer(self._coordinator.pause.remote(mode))
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._service.call(self._coordinator.resume.remote())
+
+    async def aresume(self) -> None:
+        """`resume` for an event loop."""
+        await _answer(self._coordinator.resume.remote())
+
+    def _update(self, weights: Any, version: int, mode: UpdateMode, group: WeightGroup | None) -> WeightUpdate:
+        if mode not in get_args(UpdateMode):
+            raise WeightError(f"mode is {mode!r}.", f"Choose one of {', '.join(get_args(UpdateMode))}.")
+        if isinstance(weights, (str, os.PathLike)):
+            if group is not None:
+                raise WeightError("A checkpoint does not go through a process group.", "Leave out the group.")
+            return WeightUpdate(Checkpoint(os.fspath(weights)), version, mode)
+        if not weights:
+            raise WeightError("weights is empty.", "Give at least one tensor.")
+        if group is not None:
+            specs = tuple(spec(name, tensor) for name, tensor in weights.items())
+            return WeightUpdate(BroadcastTensors(group.name, specs), version, mode)
+        return WeightUpdate(stored(weights, self._ray.put), version, mode)
+
     # Life ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -204,7 +338,9 @@ class RolloutClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _submit(self, n: int | None, group_size: int, selection: dict[str, Any]) -> GroupStream:
+    def _submit(
+        self, n: int | None, group_size: int, selection: dict[str, Any], groups_per_update: int | None = None
+    ) -> GroupStream:
         unknown = sorted(set(selection) - set(SELECTION))
         if unknown:
             raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
@@ -214,7 +350,7 @@ class RolloutClient:
         own.pop("seed", None)  # the service's sampler has it already; as an argument it would start the epoch anew
         if "domain" in selection:
             own.pop("ids", None)
-        request = CollectionRequest(n=n, group_size=group_size, **own | selection)
+        request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **own | selection)
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
 
 

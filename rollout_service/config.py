@@ -80,20 +80,80 @@ class Script(_Section):
     latency: Latency = Latency()
 
 
+class Autoscaling(_Section):
+    """How the number of policy replicas follows the turns in flight."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(..., ge=1)
+    target_ongoing_requests: float = Field(64.0, gt=0, description="turns in flight that one replica should have")
+    upscale_delay_seconds: float = Field(30.0, ge=0)
+    downscale_delay_seconds: float = Field(600.0, ge=0, description="a replica that goes takes its prefix cache along")
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("policy.autoscaling.max_replicas is below min_replicas")
+        return self
+
+
 class Policy(_Section):
     """The policy: what samples turns, and how its text becomes tokens."""
 
-    engine: Literal["scripted"] = Field("scripted", description="scripted: plays the task's gold actions, no model")
-    tokenizer: str | None = Field(None, description="folder or hub name; null: the small one that ships with this")
+    engine: Literal["scripted", "sglang", "transformers", "http"] = Field(
+        "scripted",
+        description="scripted: plays the task's gold actions, no model; sglang, transformers: serve policy.model; "
+        "http: any SGLang-compatible endpoint at policy.url",
+    )
+    model: str | None = Field(None, description="folder or hub name of the weights, for sglang and transformers")
+    url: str | None = Field(None, description="of the endpoint, for http: a server, or the router before several")
+    tokenizer: str | None = Field(
+        None, description="folder or hub name; null: the model's; without one, the small one that ships with this"
+    )
     tool_parser: str = Field("auto", description="auto, or a tool-call parser of the `renderers` package")
     history: Literal["append", "template"] = Field(
         "append", description="append: keep what the engine saw; template: follow a template that rewrites history"
     )
-    context_length: int = Field(65536, ge=256, description="tokens, prompt and turn together")
+    context_length: int | None = Field(
+        None, ge=256, description="tokens, prompt and turn together; null: the model's; without one, 65536"
+    )
     sampling: Sampling = Sampling()
     timeout_seconds: float = Field(600.0, gt=0, description="for one turn")
+    retry_seconds: float = Field(
+        120.0, ge=0, description="how long a turn is asked for again while its replica or endpoint is gone"
+    )
+    engine_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="for sglang: fields of its ServerArgs; for transformers: of from_pretrained"
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="environment variables of the replicas")
     replicas: int = Field(1, ge=1)
+    autoscaling: Autoscaling | None = Field(None, description="instead of a fixed number of replicas")
+    gpus_per_replica: float | None = Field(None, ge=0, description="null: what the engine's arguments ask for")
+    cpus_per_replica: float = Field(0.0, ge=0, description="CPUs that Ray keeps for a replica")
+    max_ongoing_requests: int = Field(
+        1024, ge=1, description="turns that one replica takes at a time; they wait inside the engine, which batches"
+    )
+    start_seconds: float = Field(1800.0, gt=0, description="for the replicas to come up, loading included")
+    weight_version: int = Field(0, ge=0, description="of the weights that policy.model holds")
+    application: str | None = Field(
+        None, description="a Serve application that runs already, made by deploy.policy:app; null: the service's own"
+    )
+    http_port: int | None = Field(
+        None, ge=0, le=65535, description="also serve SGLang's /generate over HTTP on every node; null: do not"
+    )
     script: Script = Script()
+
+    @model_validator(mode="after")
+    def _engine_has_what_it_serves(self) -> Self:
+        if self.engine in ("sglang", "transformers") and not self.model:
+            raise ValueError(f"policy.engine is {self.engine} but policy.model is not set; name a folder or a hub name")
+        if self.engine == "http" and not (self.url and self.tokenizer):
+            raise ValueError("policy.engine is http: set policy.url and policy.tokenizer")
+        return self
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Folder or hub name of the tokenizer; None: the one that ships with this package."""
+        return self.tokenizer or (self.model if self.engine != "scripted" else None)
 
 
 class User(_Section):
@@ -166,6 +226,12 @@ class Service(_Section):
     max_attempts: int = Field(3, ge=1, description="tries of an episode that infrastructure faults stop")
     max_buffered_groups: int = Field(
         64, ge=1, description="finished groups that nobody took yet; beyond it no new group is started"
+    )
+    max_staleness: int | None = Field(
+        None, ge=0, description="of a trajectory when it is handed out: weight version now minus its oldest; null: any"
+    )
+    late: Literal["drop", "deliver"] = Field(
+        "drop", description="a trajectory over max_staleness: made again with newer weights, or delivered and counted"
     )
 
 
@@ -299,7 +365,13 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return leaves
 
 
-_MAPPING_FIELDS = {"tasks.domain", "user.arguments", "evaluation.judge.arguments"}
+_MAPPING_FIELDS = {
+    "tasks.domain",
+    "policy.engine_arguments",
+    "policy.environment",
+    "user.arguments",
+    "evaluation.judge.arguments",
+}
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -92,7 +92,7 @@ def _tasks(config: RolloutConfig) -> str:
 def _codec(config: RolloutConfig) -> str:
     from rollout_service.chat import ChatCodec
 
-    codec = ChatCodec.load(config.policy.tokenizer, tool_parser=config.policy.tool_parser)
+    codec = ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
     history = "rewrites history" if codec.rewrites_history else "extends history"
     return f"{codec.name}: proved, template {history}, turns end with {codec.end_of_turn}"
 
@@ -123,6 +123,7 @@ def _memory(config: RolloutConfig) -> str:
     import tracemalloc
 
     from rollout_service.ledger import BYTES_PER_TOKEN
+    from rollout_service.policy.context import context_length
     from rollout_service.tau2 import domain, played, tasks
 
     chosen, count = config.tasks, 8
@@ -136,7 +137,7 @@ def _memory(config: RolloutConfig) -> str:
         sizes[name] = tracemalloc.get_traced_memory()[0] / len(kept) / 1024
         tracemalloc.stop()
     environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
-    tokens = config.policy.context_length * BYTES_PER_TOKEN / 1024
+    tokens = context_length(config.policy) * BYTES_PER_TOKEN / 1024
     return f"KiB per concurrent episode: environment {environments}; tokens at most {tokens:,.0f}"
 
 

@@ -143,5 +143,9 @@ class ServiceError(RolloutError):
     """The service or its cluster cannot be started or reached."""
 
 
+class WeightError(RolloutError):
+    """Weights that cannot be loaded: another model's, a version that goes backwards, an update under way."""
+
+
 class UserSimulatorError(RolloutError):
     """The user simulator's endpoint cannot be used: it is down, or its key is missing."""

@@ -27,9 +27,16 @@ class CollectionRequest:
     shuffle: bool | None = None
     seed: int | None = None
     """Given: tasks and episodes follow from it alone. None: go on where the last collection of this kind stopped."""
+    groups_per_update: int | None = None
+    """Groups that the trainer takes between two weight updates, where `service.max_staleness` is to hold back groups
+    that would come too late; None: those that come too late are found out when they come."""
 
 
-SELECTION = tuple(item.name for item in dataclasses.fields(CollectionRequest) if item.name not in ("n", "group_size"))
+SELECTION = tuple(
+    item.name
+    for item in dataclasses.fields(CollectionRequest)
+    if item.name not in ("n", "group_size", "groups_per_update")
+)
 """Names of the fields that choose tasks."""
 
 
@@ -46,10 +53,13 @@ class EpisodeRequest:
     attempt: int = 1
     requested_at: float = field(default_factory=time.time)
     """Unix time at which the collection was asked for."""
+    min_version: int = 0
+    """Weights older than this may not sample for it: the trajectory would be too old when it is done."""
 
     def identity(self) -> dict[str, Any]:
         """The fields that its trajectory takes over as they are."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "requested_at"}
+        own = ("requested_at", "min_version")
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in own}
 
 
 def unfinished(request: EpisodeRequest, fault: Fault) -> Trajectory:

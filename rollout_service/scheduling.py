@@ -1,8 +1,8 @@
 """What runs next, where, and what becomes of it: the coordinator's decisions as pure state machines.
 
 Invariant: every episode of a collection is either waiting, running on exactly one actor, or done; it is done exactly
-once, as delivered or as failed; and a group is handed out exactly once, when all its episodes are done. Nothing here
-knows Ray, time or I/O.
+once, as delivered or as failed; and a group is handed out exactly once, when all its episodes are done and none is too
+old to be. Nothing here knows Ray, time or I/O.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ class EpisodeSummary:
     termination_reason: str
     reward: float | None
     fault: Fault | None
+    versions: tuple[int, int] | None = None
+    """Oldest and newest weight version that sampled a token."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those that the engine took from its prefix cache."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:
@@ -33,6 +38,9 @@ class EpisodeSummary:
             trajectory.termination_reason,
             trajectory.reward,
             trajectory.fault,
+            trajectory.weight_version_range,
+            trajectory.prompt_token_count,
+            trajectory.cached_token_count,
         )
 
 
@@ -52,19 +60,66 @@ class _Episode:
     attempts: int = 0
     failed_on: set[str] = field(default_factory=set)
     done: bool = False
+    oldest_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """How old a trajectory may be when it is handed out, and what happens to those that are older."""
+
+    maximum: int | None = None
+    """Weight version then minus the oldest version in the trajectory; None: any."""
+    drop: bool = True
+    """Older ones are made again; else they are handed out and counted."""
+    groups_per_update: int | None = None
+    """Groups that the trainer takes between two weight updates; None: as many as there are."""
+
+    def late(self, oldest: int | None, version: int) -> bool:
+        """Whether a trajectory whose oldest version is `oldest` is too old at `version`."""
+        return self.maximum is not None and oldest is not None and version - oldest > self.maximum
+
+    def in_time(self, position: int) -> bool:
+        """Whether a group that starts now can be handed out in time, `position` groups going to the trainer between the
+        last update and it: it will be handed out after position // groups_per_update more updates."""
+        if self.maximum is None or self.groups_per_update is None:
+            return True
+        return position // self.groups_per_update <= self.maximum
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """A group that is done, to be handed out now."""
+
+    group: int
+    expired: tuple[int, ...] = ()
+    """Its episodes that are too old still after all attempts: they count as failed."""
 
 
 class Collection:
     """One request for groups of episodes: what of it waits, runs and is done."""
 
     def __init__(
-        self, collection_id: str, groups: int, group_size: int, *, max_attempts: int = 3, max_buffered_groups: int = 64
+        self,
+        collection_id: str,
+        groups: int,
+        group_size: int,
+        *,
+        max_attempts: int = 3,
+        max_buffered_groups: int = 64,
+        staleness: Staleness = Staleness(),
+        version: int = 0,
     ) -> None:
         self.collection_id = collection_id
         self.group_size = group_size
         self.groups = groups
         self.retries = 0
         self.failed = 0
+        self.late = 0
+        """Trajectories that were too old, dropped and delivered alike."""
+        self._staleness = staleness
+        self._version = version
+        self._taken = 0
+        """Groups handed out since the last weight update."""
         self._max_attempts = max_attempts
         self._max_buffered = max_buffered_groups
         self._episodes = [_Episode() for _ in range(groups * group_size)]
@@ -93,13 +148,17 @@ class Collection:
     def offers(self) -> list[int]:
         """Episodes that may start next, the preferred first: a repeated one, then the next of the open or a new group.
 
-        No new group while too many finished ones wait to be taken (backpressure).
+        No new group while too many finished ones wait to be taken (backpressure), or while it would be too old by the
+        time that it is handed out (staleness).
         """
         if self._cancelled:
             return []
         offers = [self._again[0]] if self._again else []
         starts_group = self._next_new % self.group_size == 0
-        held_back = starts_group and len(self._ready) >= self._max_buffered
+        ahead = self._next_new // self.group_size - self._handed_out
+        held_back = starts_group and (
+            len(self._ready) >= self._max_buffered or not self._staleness.in_time(self._taken + ahead)
+        )
         if self._next_new < len(self._episodes) and not held_back:
             offers.append(self._next_new)
         return offers
@@ -117,15 +176,20 @@ class Collection:
         """Actors on which the episode failed before."""
         return self._episodes[episode].failed_on
 
-    def finish(self, episode: int, fault: Fault | None, actor: str) -> bool:
-        """An attempt ended. True: it is the episode's result. False: it will be repeated (infrastructure fault)."""
+    def finish(self, episode: int, fault: Fault | None, actor: str, versions: tuple[int, int] | None = None) -> bool:
+        """An attempt ended. True: it is the episode's result. False: it will be repeated: an infrastructure fault, or
+        too old already. `versions`: oldest and newest that sampled."""
         state = self._episodes[episode]
         if state.done:
             raise ValueError(f"episode {episode} of {self.collection_id} is done already")
         if fault is not None and fault.retryable and state.attempts < self._max_attempts and not self._cancelled:
             state.failed_on.add(actor)
-            self._again.append(episode)
-            self.retries += 1
+            self._repeat(episode)
+            return False
+        state.oldest_version = versions[0] if versions else None
+        if self._is_dropped(episode) and state.attempts < self._max_attempts and not self._cancelled:
+            self.late += 1
+            self._repeat(episode)
             return False
         state.done = True
         self.failed += fault is not None
@@ -135,12 +199,42 @@ class Collection:
             self._ready.append(group)
         return True
 
-    def take(self) -> int | None:
-        """The next finished group, in order of completion; each is handed out once. None when none is ready."""
-        if not self._ready:
-            return None
-        self._handed_out += 1
-        return self._ready.popleft()
+    def updated(self, version: int) -> None:
+        """The trainer gave new weights."""
+        self._version = version
+        self._taken = 0
+
+    def take(self) -> Handout | None:
+        """The next finished group, in order of completion; each is handed out once. None when none is ready.
+
+        A group in which a trajectory became too old while it waited is not ready any more: that one is made again.
+        """
+        while self._ready:
+            group = self._ready.popleft()
+            members = range(group * self.group_size, (group + 1) * self.group_size)
+            late = [e for e in members if self._staleness.late(self._episodes[e].oldest_version, self._version)]
+            again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self._max_attempts]
+            if not again or self._cancelled:
+                self.late += len(late)
+                self._handed_out += 1
+                self._taken += 1
+                expired = tuple(late) if self._staleness.drop else ()
+                self.failed += len(expired)
+                return Handout(group, expired)
+            self.late += len(again)
+            for episode in again:
+                self._episodes[episode].done = False
+                self._open[group] += 1
+                self._repeat(episode)
+        return None
+
+    def _repeat(self, episode: int) -> None:
+        self._again.append(episode)
+        self.retries += 1
+
+    def _is_dropped(self, episode: int) -> bool:
+        late = self._staleness.late(self._episodes[episode].oldest_version, self._version)
+        return late and self._staleness.drop
 
     def cancel(self) -> None:
         """Start nothing more."""
@@ -206,13 +300,18 @@ class Scheduler:
                     return Assignment(collection.collection_id, episode, attempt, actor)
         return None
 
-    def finish(self, assignment: Assignment, fault: Fault | None) -> bool:
+    def updated(self, version: int) -> None:
+        """The trainer gave new weights of that version."""
+        for collection in self._collections.values():
+            collection.updated(version)
+
+    def finish(self, assignment: Assignment, fault: Fault | None, versions: tuple[int, int] | None = None) -> bool:
         """The assignment ended; see `Collection.finish`. A dropped collection's episodes end without consequence."""
         self._running[assignment.actor].discard((assignment.collection_id, assignment.episode))
         if assignment.actor not in self._slots and not self._running[assignment.actor]:
             del self._running[assignment.actor]
         collection = self._collections.get(assignment.collection_id)
-        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor)
+        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor, versions)
 
     def _place(self, avoided: set[str]) -> str | None:
         """The actor with the largest share of free slots. One where the episode failed is taken only if there is no

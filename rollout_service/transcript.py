@@ -20,7 +20,7 @@ from rollout_service.chat import ChatCodec, ToolSchema
 from rollout_service.ledger import TokenLedger
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation
-from rollout_service.trajectory import TokenSegment, Turn
+from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Turn
 
 History = Literal["append", "template"]
 
@@ -34,6 +34,8 @@ class Transcript:
         self._history: History = history
         self._messages: list[ChatMessage] = []
         self._ledgers: list[TokenLedger] = []
+        self.newest_version = CONTEXT_VERSION
+        """Of the weights that sampled a token so far: later turns may not be sampled with older ones."""
 
     def prompt(self, new_messages: Sequence[ChatMessage]) -> npt.NDArray[np.int32]:
         """Add the messages since the last turn (the first time: all of them, system message first).
@@ -67,6 +69,7 @@ class Transcript:
         turn = self._codec.parse(generation.token_ids.tolist())
         self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds)
         self._messages.append(turn.as_message())
+        self.newest_version = max(self.newest_version, int(generation.weight_versions.max()))
         return turn
 
     @property

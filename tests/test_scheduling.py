@@ -43,8 +43,8 @@ def test_every_episode_is_done_exactly_once_and_every_group_handed_out_once(grou
         assert len({a.episode for a in running}) == len(running), "an episode runs twice at a time"
         event = data.draw(st.sampled_from(["finish", "fault", "hopeless", "kill", "take"]))
         if event == "take" or not running:
-            if (group := collection.take()) is not None:
-                taken.append(group)
+            if (handout := collection.take()) is not None:
+                taken.append(handout.group)
         elif event == "kill":
             victim = running[0].actor
             scheduler.remove_actor(victim)
@@ -104,7 +104,7 @@ def test_a_fault_that_no_retry_can_mend_ends_the_episode_at_once():
     scheduler = scheduler_with({"a": 1}, collection)
     assert scheduler.finish(scheduler.next(), HOPELESS)
     assert collection.failed == 1
-    assert collection.take() == 0
+    assert collection.take().group == 0
 
 
 def test_the_last_attempt_s_fault_is_the_result():
@@ -125,7 +125,7 @@ def test_no_new_group_starts_while_too_many_finished_ones_wait_but_open_groups_g
     fourth = scheduler.next()
     assert fourth.episode == 3, "the second group was open already"
     assert scheduler.next() is None, "the third group must wait: one finished group was not taken"
-    assert collection.take() == 0
+    assert collection.take().group == 0
     assert scheduler.next().episode == 4
 
 
@@ -135,7 +135,7 @@ def test_groups_come_in_the_order_in_which_they_complete():
     first, second = scheduler.next(), scheduler.next()
     scheduler.finish(second, None)
     scheduler.finish(first, None)
-    assert [collection.take(), collection.take(), collection.take()] == [1, 0, None]
+    assert [collection.take().group, collection.take().group, collection.take()] == [1, 0, None]
 
 
 def test_collections_share_the_slots_by_turns():
@@ -157,7 +157,7 @@ def test_a_cancelled_collection_starts_nothing_and_is_exhausted_when_its_finishe
     assert scheduler.next() is None
     assert scheduler.finish(first, FAULT), "no retry after a cancellation"
     assert not collection.exhausted
-    assert collection.take() == 0
+    assert collection.take().group == 0
     assert collection.exhausted
     assert collection.waiting == 0
 

@@ -1,7 +1,8 @@
 """The scripted engine: plays a task's gold actions as a model would, in tokens, without a model.
 
-Invariant: stateless and deterministic. A turn follows from the task, the episode's seed and the turn's number alone, so
-any replica can answer any turn. It samples each token with probability 1: the log-probs are 0.
+Invariant: deterministic. A turn follows from the task, the episode's seed and the turn's number alone, so any replica
+can answer any turn. It samples each token with probability 1: the log-probs are 0. It has no weights: an update changes
+its version and nothing else, and a turn is of the version with which it was finished.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy.typing as npt
 
 from rollout_service.chat import ChatCodec
 from rollout_service.config import Script
+from rollout_service.errors import WeightError
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.weights import Rendezvous, WeightSource
 from rollout_service.tau2 import gold, tasks
 from rollout_service.trajectory import TaskRef
 
@@ -26,9 +29,13 @@ _REASONING = "The next step of the plan."
 class ScriptedEngine:
     """Answers token requests with the tokens of the next gold step."""
 
-    def __init__(self, script: Script, codec: ChatCodec) -> None:
+    def __init__(self, script: Script, codec: ChatCodec, version: int = 0) -> None:
+        self.version = version
         self._script = script
         self._codec = codec
+        self._interrupted = asyncio.Event()
+        self._thawed = asyncio.Event()
+        self._thawed.set()
         self._steps = functools.lru_cache(maxsize=4096)(self._plan)
 
     async def generate(
@@ -45,15 +52,58 @@ class ScriptedEngine:
         steps = self._steps(*plan)
         tokens = self._written(steps[min(turn, len(steps) - 1)])
         cut = tokens[: sampling.max_new_tokens]
-        if wait:
-            await asyncio.sleep(ready - loop.time())
+        finish = "stop" if len(cut) == len(tokens) else "length"
+        if wait and not await self._wait(ready - loop.time()):
+            cut, finish = [], "abort"
+        await self._thawed.wait()
         return Generation(
             token_ids=np.asarray(cut, dtype=np.int32),
             logprobs=np.zeros(len(cut), dtype=np.float32),
-            weight_versions=np.zeros(len(cut), dtype=np.int32),
-            finish_reason="stop" if len(cut) == len(tokens) else "length",
+            weight_versions=np.full(len(cut), self.version, dtype=np.int32),
+            finish_reason=finish,
             prompt_tokens=len(input_ids),
         )
+
+    async def _wait(self, seconds: float) -> bool:
+        """False: interrupted before the time was over."""
+        try:
+            await asyncio.wait_for(self._interrupted.wait(), max(0.0, seconds))
+        except TimeoutError:
+            return True
+        return False
+
+    def interrupt(self) -> None:
+        """See `Engine`."""
+        self._interrupted.set()
+        self._interrupted = asyncio.Event()
+
+    async def freeze(self) -> None:
+        """See `Engine`."""
+        self._thawed.clear()
+
+    async def thaw(self) -> None:
+        """See `Engine`."""
+        self._thawed.set()
+
+    def check(self, source: WeightSource) -> None:
+        """See `Engine`: there is nothing that could not fit."""
+
+    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+        """See `Engine`."""
+        self.version = version
+
+    async def join(self, rendezvous: Rendezvous, rank: int) -> None:
+        """See `Engine`."""
+        raise WeightError("The scripted engine has no weights, so it joins no group.", "Use a checkpoint folder.")
+
+    async def leave(self, group: str) -> None:
+        """See `Engine`."""
+
+    def check_health(self) -> None:
+        """See `Engine`."""
+
+    def close(self) -> None:
+        """See `Engine`."""
 
     def _plan(self, task: TaskRef, agent: str, seed: int) -> list[gold.Step]:
         return gold.policy_steps(tasks.get(task), agent, self._script, random.Random(f"policy:{seed}"))

@@ -23,6 +23,8 @@ class Sampling(BaseModel):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(-1, ge=-1, description="-1: no limit")
     max_new_tokens: int = Field(2048, ge=1, description="per turn; a turn cut by it is marked `length`")
+    stop_token_ids: tuple[int, ...] = Field((), description="end a turn, besides those that the model itself names")
+    ignore_eos: bool = Field(False, description="sample max_new_tokens whatever comes, as benchmarks do")
 
 
 @dataclass(slots=True, eq=False)
@@ -36,14 +38,14 @@ class Generation:
     weight_versions: npt.NDArray[np.int32]
     """int32[m], the version of the weights that sampled each token."""
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop` or `length`; from an engine also `abort`: interrupted, see `rollout_service.policy.resume`."""
     prompt_tokens: int = 0
     """Length of the prompt as the engine counted it."""
     cached_tokens: int = 0
     """Of those, taken from the prefix cache."""
 
     def check(self) -> None:
-        """Raise `ValueError` unless the arrays are aligned, not empty and finite, and the finish reason is known."""
+        """Raise `ValueError` unless this is a whole turn: aligned arrays, not empty, finite, a known finish reason."""
         lengths = {len(self.token_ids), len(self.logprobs), len(self.weight_versions)}
         if len(lengths) != 1:
             raise ValueError(
@@ -70,8 +72,8 @@ class Policy(Protocol):
             input_ids: int32[n], everything that the engine is to see.
             sampling: how to sample; the engine adds its own stop tokens.
             session_id: one episode's calls share it; a router may keep them on one replica for its prefix cache.
-            metadata: what the episode knows of itself (`task`, `agent`, `seed`, `turn`); a model-backed engine
-                ignores it, the scripted one acts on it.
+            metadata: what the episode knows of itself: `task`, `agent`, `seed` and `turn`, on which the scripted engine
+                acts, and `min_version`: weights older than that may not sample the turn.
 
         Raises:
             EpisodeFault: of kind `policy`, when no tokens could be had.

@@ -1,7 +1,7 @@
 """The policy behind a Ray Serve handle.
 
-Invariant: one call per turn, never repeated here: a turn that may have been sampled is not sampled again behind the
-episode's back. A failed call is the episode's fault `policy`, and the whole episode is tried again.
+Invariant: a turn whose replica is lost is asked of another one, with the same tokens: nothing of it was recorded. Any
+other failure is the episode's fault `policy`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.patience import LostTurnError, asked_again
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -26,13 +27,18 @@ threads and Ray's task machinery fewer on each side: a call takes half of the CP
 
 
 class ServePolicy:
-    """Reaches the replicas of a Serve application from inside the cluster."""
+    """Reaches the replicas of a Serve application from inside the cluster. One session's turns go to one replica."""
 
-    def __init__(self, application: str, deployment: str = "policy") -> None:
-        """Names the deployment; it is looked up at the first call, so that it may come up meanwhile."""
+    def __init__(self, application: str, deployment: str = "policy", retry_seconds: float = 120.0) -> None:
+        """Names the deployment; it is looked up at the first call, so that it may come up meanwhile.
+
+        Args:
+            retry_seconds: how long one turn is asked for again while replicas are lost.
+        """
         from ray import serve  # here, in one thread: threads that import it at once can find it half made
 
         self._find = functools.partial(serve.get_deployment_handle, deployment, application)
+        self._retry_seconds = retry_seconds
 
     @functools.cached_property
     def _handle(self) -> Any:
@@ -42,10 +48,21 @@ class ServePolicy:
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica."""
-        response = self._handle.options(session_id=session_id).generate.remote(input_ids, sampling, metadata)
+        handle = self._handle.options(session_id=session_id)
+        return await asked_again(
+            lambda: self._ask(handle.generate.remote(input_ids, sampling, metadata)), self._retry_seconds
+        )
+
+    @staticmethod
+    async def _ask(response: Any) -> Generation:
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
         try:
             generation: Generation = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
+        except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
+            raise LostTurnError from error
         return generation

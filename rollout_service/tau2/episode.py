@@ -20,6 +20,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
+from rollout_service.policy.context import context_length
 from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
 from rollout_service.tau2.clock import Clock
@@ -67,6 +68,11 @@ class EpisodeRunner:
         self._solo = config.agent == "solo"
         self._user_kind = config.user_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
+        self._context_length = context_length(config.policy)
+        chosen = config.policy.sampling
+        # Not every model's own configuration names the token that ends a turn of its chat template.
+        stops = tuple(sorted({*chosen.stop_token_ids, *codec.stop_token_ids}))
+        self._sampling = chosen.model_copy(update={"stop_token_ids": stops})
 
     def prepare(self) -> dict[str, str]:
         """Read what the configured domains' episodes share, so that the first of them need not.
@@ -98,7 +104,7 @@ class EpisodeRunner:
         """What made a trajectory that `evaluator` scored."""
         codec, config = self._codec, self._config
         return Provenance(
-            model=f"{config.policy.engine}",
+            model=config.policy.model or config.policy.url or config.policy.engine,
             tokenizer=codec.name,
             tokenizer_fingerprint=codec.tokenizer_fingerprint,
             template_fingerprint=codec.template_fingerprint,
@@ -185,10 +191,10 @@ class _Episode:
         if number >= self._config.limits.max_turns:
             raise EpisodeEnd("max_turns")
         input_ids = self._transcript.prompt(new_messages)
-        room = self._config.policy.context_length - len(input_ids)
+        room = self._runner._context_length - len(input_ids)
         if room <= 0:
             raise EpisodeEnd("context_length")
-        sampling = self._config.policy.sampling
+        sampling = self._runner._sampling
         if sampling.max_new_tokens > room:
             sampling = sampling.model_copy(update={"max_new_tokens": room})
         start = time.perf_counter()
@@ -202,7 +208,13 @@ class _Episode:
 
     def _generate(self, input_ids: Any, sampling: Sampling, number: int, remaining: float) -> Generation:
         request, config = self._request, self._config
-        metadata = {"task": request.task, "agent": config.agent, "seed": request.seed, "turn": number}
+        metadata = {
+            "task": request.task,
+            "agent": config.agent,
+            "seed": request.seed,
+            "turn": number,
+            "min_version": max(request.min_version, self._transcript.newest_version),
+        }
         call: Coroutine[Any, Any, Generation] = self._runner._policy.generate(
             input_ids, sampling, request.trajectory_id, metadata
         )

@@ -33,7 +33,7 @@ class LocalPolicy:
     """An engine, called directly."""
 
     def __init__(self, config: RolloutConfig) -> None:
-        self.engine = ScriptedEngine(config.policy.script, codec(config.policy.tokenizer))
+        self.engine = ScriptedEngine(config.policy.script, codec(config.policy.tokenizer_name))
         self.prompts: list[list[int]] = []
 
     async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
@@ -47,7 +47,7 @@ def settings(**overrides: Any) -> RolloutConfig:
 
 
 def runner(config: RolloutConfig, policy: Policy | None = None) -> EpisodeRunner:
-    return EpisodeRunner(config, codec(config.policy.tokenizer), policy or LocalPolicy(config), event_loop())
+    return EpisodeRunner(config, codec(config.policy.tokenizer_name), policy or LocalPolicy(config), event_loop())
 
 
 def request(task: TaskRef, seed: int = 0, name: str = "t", sample: int = 0) -> EpisodeRequest:

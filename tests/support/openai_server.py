@@ -269,6 +269,16 @@ def gold_user(tasks: Sequence[compat.Task]) -> Brain:
     return brain
 
 
+def talker(turns: int) -> Brain:
+    """Asks the agent to go on, whatever it says, and stops when it has said `turns` things."""
+
+    def brain(messages: list[Message], tools: list[dict[str, Any]]) -> Message:
+        heard = sum(message["role"] == "user" for message in messages) - 1  # the first is τ²'s own greeting
+        return {"content": compat.STOP if heard >= turns else f"Please go on, this was number {heard}."}
+
+    return brain
+
+
 def judge(verdict: Callable[[str], bool] = lambda outcome: True, *, omit: int = 0) -> Brain:
     """Grades each expected outcome of an NL-assertion prompt, but forgets the first `omit` of them."""
 

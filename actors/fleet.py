@@ -1,0 +1,187 @@
+"""Fleet: the policy replicas as the coordinator sees them, and the weights that they serve.
+
+Invariant: the version only grows, and one update runs at a time. What can be refused is refused by every replica before
+the first of them touches a weight. The newest weights that can be had again are kept, for replicas that start later.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from deploy import engines
+from deploy.policy import DEPLOYMENT
+from deploy.replica import ReplicaState
+from rollout_service.config import Policy
+from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What became of a weight update."""
+
+    version: int
+    replicas: list[ReplicaState]
+    """Those that serve the new weights."""
+    lost: list[str]
+    """What the others said; they are being replaced, and come back with the newest weights that can be had again."""
+
+
+class Fleet:
+    """All replicas of one Serve application; `application` is None where an endpoint of others serves the policy."""
+
+    def __init__(self, policy: Policy, application: str | None) -> None:
+        self._policy = policy
+        self._application = application
+        self._updating: WeightUpdate | None = None
+        self._newest: WeightUpdate | None = None
+        self._groups: dict[str, set[str]] = {}
+        """Replicas in each process group."""
+        self.version = policy.weight_version
+        """Of the weights that the trainer gave last."""
+
+    @functools.cached_property
+    def _handle(self) -> Any:
+        if self._application is None:
+            raise WeightError(
+                f"The policy at {self._policy.url} is served by others.", "Change its weights where it is served."
+            )
+        return serve.get_deployment_handle(DEPLOYMENT, self._application)
+
+    def newest_weights(self) -> WeightUpdate | None:
+        """What a replica that starts now should load: the update under way, or the last one that can be had again."""
+        under_way = self._updating
+        if under_way is not None and not isinstance(under_way.source, BroadcastTensors):
+            return under_way
+        return self._newest
+
+    async def update(self, update: WeightUpdate) -> UpdateReport:
+        """Bring new weights to every replica.
+
+        Raises:
+            WeightError: as `check`.
+            ServiceError: no replica could load them.
+        """
+        self._refuse(update)
+        self._updating = update
+        try:
+            await self._see_that_it_fits(update)
+            answers = await self._ask("update_weights", update)
+            loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
+            if not loaded:
+                _all(answers)
+            self.version = update.version
+            if not isinstance(update.source, BroadcastTensors):
+                self._newest = update
+        finally:
+            self._updating = None
+        lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]
+        return UpdateReport(update.version, loaded, lost)
+
+    async def check(self, update: WeightUpdate) -> None:
+        """See whether this update could be made now. Changes nothing.
+
+        Raises:
+            WeightError: the weights are another model's, the version does not grow, another update is under way, or a
+                replica is missing from the process group.
+        """
+        self._refuse(update)
+        await self._see_that_it_fits(update)
+
+    def _refuse(self, update: WeightUpdate) -> None:
+        if self._updating is not None:
+            raise WeightError(f"The update to version {self._updating.version} is still under way.", "Wait for it.")
+        if update.version <= self.version:
+            raise WeightError(
+                f"version {update.version} is not newer than {self.version}, which is served.",
+                f"Give {self.version + 1} or more, or leave it out.",
+            )
+
+    async def _see_that_it_fits(self, update: WeightUpdate) -> None:
+        states = _all(await self._ask("check_update", update))
+        if not isinstance(update.source, BroadcastTensors):
+            return
+        group = update.source.group
+        outside = [state.replica for state in states if state.replica not in self._groups.get(group, set())]
+        if outside:
+            raise WeightError(
+                f"{len(outside)} of {len(states)} replicas are not in the process group {group!r}: they started later.",
+                "Close the group and make another with client.weight_group().",
+            )
+
+    async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
+        """Every replica samples nothing more until `resume`."""
+        return _all(await self._ask("pause", mode))
+
+    async def resume(self) -> list[ReplicaState]:
+        """Go on after `pause`."""
+        return _all(await self._ask("resume"))
+
+    async def states(self) -> list[ReplicaState]:
+        """What each replica says of itself."""
+        return _all(await self._ask("state"))
+
+    async def group_size(self) -> int:
+        """Ranks that a process group with every replica's processes and the trainer has."""
+        return 1 + len(await self.states()) * engines.processes(self._policy)
+
+    async def join(self, rendezvous: Rendezvous) -> list[ReplicaState]:
+        """Every replica joins the process group, with ranks from 1 on.
+
+        Raises:
+            WeightError: the group is of another size than the replicas make it, or does not come about.
+        """
+        names = sorted(state.replica for state in await self.states())
+        each = engines.processes(self._policy)
+        if rendezvous.world_size != 1 + len(names) * each:
+            raise WeightError(
+                f"The group {rendezvous.name!r} has {rendezvous.world_size} ranks; the trainer and {len(names)} "
+                f"replicas of {each} processes make {1 + len(names) * each}.",
+                "A replica came or went meanwhile: make the group again.",
+            )
+        ranks = dict(zip(names, itertools.count(1, each), strict=False))
+        joined = _all(await self._ask("join", rendezvous, ranks))
+        self._groups[rendezvous.name] = set(names)
+        return joined
+
+    async def leave(self, group: str) -> None:
+        """Every replica leaves the process group."""
+        self._groups.pop(group, None)
+        await self._ask("leave", group)
+
+    async def _ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Each replica's answer, or what it raised."""
+        try:
+            answers: list[Any] = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+        except RayServeException as error:
+            raise ServiceError(f"The policy's replicas cannot be reached: {error}", "See the replicas' logs.") from None
+        return answers
+
+
+def _all(answers: list[Any]) -> list[ReplicaState]:
+    """The answers of the replicas that live, or an error among them, one of the service's own if there is one."""
+    living = [answer for answer in answers if not isinstance(answer, RayActorError)]
+    answers = living or answers  # what is lost is being replaced, and starts with what the others have
+    errors = [_cause(answer) for answer in answers if isinstance(answer, BaseException)]
+    if errors:
+        raise next((error for error in errors if isinstance(error, RolloutError)), None) or ServiceError(
+            f"{len(errors)} of {len(answers)} replicas failed; the first with: {_text(errors[0])}",
+            "See the replicas' logs.",
+        )
+    return answers
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
+
+
+def _text(error: BaseException) -> str:
+    cause = _cause(error)
+    return f"{type(cause).__name__}: {(str(cause).strip() or '-').splitlines()[-1]}"

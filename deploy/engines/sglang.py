@@ -1,0 +1,224 @@
+"""The SGLang engine: real `sglang`, its tokenizer manager inside the replica's process, its scheduler beside it.
+
+Invariant: what SGLang samples is passed on as it is: ids, log-probs and version spans. In the replica's process, not
+behind its HTTP server: a turn makes one hop less and is never JSON, and weights go from the object store to the
+scheduler through shared memory.
+
+Inside an event loop only the tokenizer manager's coroutines may be used: the Engine's own methods run a loop of theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.engines import parameters
+from rollout_service.config import Policy
+from rollout_service.errors import ConfigError, WeightError
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.context import context_length
+from rollout_service.policy.sglang_format import from_answer, sampling_params
+from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezvous, WeightSource, unpacked
+
+_OURS = {"model_path", "skip_tokenizer_init", "weight_version"}
+"""Arguments that follow from other settings."""
+
+_STALL_SECONDS = 300.0
+"""Without a word from the scheduler while turns run. It speaks every 50 tokens of a turn at the latest."""
+
+
+class SglangEngine:
+    """One SGLang engine, over as many GPUs as its arguments say."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Start the engine. Blocks until the model is loaded.
+
+        Raises:
+            ConfigError: unknown engine arguments, or a context longer than the engine takes.
+            Exception: what SGLang says when the model cannot be loaded.
+        """
+        import sglang
+
+        _check_arguments(policy.engine_arguments)
+        self._policy = policy
+        self._engine = sglang.Engine(
+            **{"log_level": "warning", "sleep_on_idle": True}
+            | policy.engine_arguments
+            | {
+                "model_path": policy.model,
+                "skip_tokenizer_init": True,
+                "weight_version": str(policy.weight_version),
+            }
+        )
+        self.version = policy.weight_version
+        self._manager = self._engine.tokenizer_manager
+        self._frozen = False
+        wanted, taken = context_length(policy), int(self._manager.context_len)
+        if wanted > taken:
+            self.close()
+            raise ConfigError(
+                f"policy.context_length is {wanted}, but the engine takes {taken} tokens.",
+                f"Set policy.context_length to {taken} or less, or policy.engine_arguments.context_length to more.",
+            )
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn, see `Engine`."""
+        rid = uuid.uuid4().hex
+        try:
+            answer = await self._engine.async_generate(
+                input_ids=input_ids.tolist(), sampling_params=sampling_params(sampling), return_logprob=True, rid=rid
+            )
+        except asyncio.CancelledError:
+            self._manager.abort_request(rid=rid)
+            raise
+        return from_answer(answer)
+
+    def interrupt(self) -> None:
+        """See `Engine`."""
+        self._manager.abort_request(abort_all=True)
+
+    async def freeze(self) -> None:
+        """See `Engine`."""
+        from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+        self._frozen = True
+        await self._manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
+
+    async def thaw(self) -> None:
+        """See `Engine`."""
+        from sglang.srt.managers.io_struct import ContinueGenerationReqInput
+
+        await self._manager.continue_generation(ContinueGenerationReqInput())
+        self._frozen = False
+
+    def check(self, source: WeightSource) -> None:
+        """See `Engine`."""
+        assert self._policy.model is not None
+        parameters.check(self._policy.model, source)
+
+    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+        """See `Engine`."""
+        if isinstance(source, Checkpoint):
+            await self._load_checkpoint(source, version, flush=not keep_cache)
+        else:
+            await self._load_tensors(source, version, flush=not keep_cache)
+        self.version = version
+
+    async def _load_checkpoint(self, source: Checkpoint, version: int, *, flush: bool) -> None:
+        from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+
+        success, message, _ = await self._manager.update_weights_from_disk(
+            # auto: an engine that started with dummy weights would otherwise make up these too
+            UpdateWeightFromDiskReqInput(
+                model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=flush
+            )
+        )
+        if not success:  # SGLang went back to the weights that it had
+            raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
+
+    async def _load_tensors(self, source: Any, version: int, *, flush: bool) -> None:
+        from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput, EndWeightUpdateReqInput
+
+        _demand(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
+        label = {"weight_version": str(version), "flush_cache": flush}
+        if isinstance(source, BroadcastTensors):
+            await self._receive(source, label)
+        else:
+            for bucket in source.buckets[:-1]:
+                await self._load_bucket(bucket, {"flush_cache": False})
+            await self._load_bucket(source.buckets[-1], label)
+        _demand(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
+
+    async def _receive(self, source: BroadcastTensors, label: dict[str, Any]) -> None:
+        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
+
+        _demand(
+            await self._manager.update_weights_from_distributed(
+                UpdateWeightsFromDistributedReqInput(
+                    names=[spec.name for spec in source.specs],
+                    dtypes=[spec.dtype for spec in source.specs],
+                    shapes=[list(spec.shape) for spec in source.specs],
+                    group_name=source.group,
+                    **label,
+                ),
+                None,
+            )
+        )
+
+    async def _load_bucket(self, bucket: Any, label: dict[str, Any]) -> None:
+        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
+
+        tensors = list(unpacked(bucket, await bucket.data))
+        packed = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, tensors, None)
+        _demand(
+            await self._manager.update_weights_from_tensor(
+                UpdateWeightsFromTensorReqInput(serialized_named_tensors=packed, **label), None
+            )
+        )
+
+    async def join(self, rendezvous: Rendezvous, rank: int) -> None:
+        """See `Engine`. All of the engine's GPUs join, with ranks from `rank` on."""
+        from sglang.srt.managers.io_struct import InitWeightsUpdateGroupReqInput
+
+        success, message = await self._manager.init_weights_update_group(
+            InitWeightsUpdateGroupReqInput(
+                master_address=rendezvous.address,
+                master_port=rendezvous.port,
+                rank_offset=rank,
+                world_size=rendezvous.world_size,
+                group_name=rendezvous.name,
+                backend=rendezvous.backend,
+            ),
+            None,
+        )
+        if not success:
+            raise WeightError(f"The engine could not join the group {rendezvous.name!r}: {message}", "Make a new one.")
+
+    async def leave(self, group: str) -> None:
+        """See `Engine`."""
+        from sglang.srt.managers.io_struct import DestroyWeightsUpdateGroupReqInput
+
+        await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
+
+    def check_health(self) -> None:
+        """See `Engine`. A scheduler that died takes the replica's process with it; this finds one that hangs."""
+        if self._manager.gracefully_exit:
+            raise RuntimeError("the engine is shutting down")
+        silent = time.time() - self._manager.last_receive_tstamp
+        if self._manager.rid_to_state and not self._frozen and silent > _STALL_SECONDS:
+            raise RuntimeError(f"the scheduler has said nothing for {silent:.0f} s while turns run")
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._engine.shutdown()
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    known = set(inspect.signature(ServerArgs).parameters)
+    for name in arguments:
+        if name in _OURS:
+            raise ConfigError(
+                f"policy.engine_arguments.{name} is set by the service.",
+                "Use policy.model, policy.weight_version; text never reaches the engine.",
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else "See SGLang's ServerArgs."
+            raise ConfigError(f"policy.engine_arguments.{name}: SGLang has no such argument.", hint)
+
+
+def _demand(result: tuple[bool, str]) -> None:
+    success, message = result
+    if not success:
+        raise RuntimeError(f"SGLang's weight update failed: {message}")

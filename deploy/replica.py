@@ -1,0 +1,223 @@
+"""PolicyReplica: one engine, and what the service asks of it.
+
+Invariant: a turn comes back whole, each token with the version of the weights that sampled it, whatever happened to the
+weights meanwhile. Weights change for one update at a time. A replica whose weights may be half loaded ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray import serve
+
+from deploy import engines, http_api
+from deploy.turnstile import Turnstile
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import WeightError
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.resume import resumed
+from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
+
+_INTERRUPT_SECONDS = 0.2
+"""Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
+
+_EXIT_SECONDS = 1.0
+"""Until a broken replica ends, so that its error still gets out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What a replica says of itself."""
+
+    replica: str
+    version: int
+    paused: bool
+    running: int
+    """Turns being sampled."""
+
+
+class PolicyReplica:
+    """The deployment's class: an engine behind a turnstile."""
+
+    async def __init__(self, config: RolloutConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Start the engine, and bring it to the service's newest weights.
+
+        Raises:
+            RolloutError: settings that cannot be used.
+        """
+        self._config = config
+        self._changing = asyncio.Lock()
+        self._paused = False
+        self._stopped: UpdateMode | None = None
+        """How the turns were stopped, while they are."""
+        self._catching_up: asyncio.Task[None] | None = None
+        self._engine = await asyncio.to_thread(engines.make, config)
+        self._turnstile = Turnstile(self._engine.version)
+        await self._catch_up_if_possible()
+
+    # Turns -----------------------------------------------------------------------------------------------------------
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one whole turn. Waits while the replica is paused, and until its weights are not older than
+        `metadata["min_version"]`."""
+        min_version = metadata.get("min_version", 0)
+
+        async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
+            async with self._turnstile.turn(min_version):
+                return await self._engine.generate(prompt, how, metadata)
+
+        return await resumed(sample, input_ids, sampling)
+
+    async def __call__(self, request: Any) -> Any:
+        """HTTP: SGLang's `/generate`, see `deploy.http_api`."""
+        return await http_api.respond(request, self._config.policy, self.generate, self._engine.version)
+
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    async def check_update(self, update: WeightUpdate) -> ReplicaState:
+        """See, before anything is touched, that the replica can load this.
+
+        Raises:
+            WeightError: it cannot.
+        """
+        await asyncio.to_thread(self._engine.check, update.source)
+        return self.state()
+
+    async def update_weights(self, update: WeightUpdate) -> ReplicaState:
+        """Load new weights, and sample with them from now on. Does nothing if the replica has them, or newer ones.
+
+        Raises:
+            WeightError: they could not be loaded; the old ones still serve.
+            Exception: anything else; the replica ends itself, and its successor starts with whole weights.
+        """
+        async with self._changing:
+            if update.version > self._engine.version:
+                try:
+                    await self._stop(update.mode)
+                    await self._load(update)
+                finally:
+                    await self._go()
+            return self.state()
+
+    async def _load(self, update: WeightUpdate) -> None:
+        try:
+            await self._engine.load(update.source, update.version, keep_cache=self._stopped == "in_place")
+        except (WeightError, asyncio.CancelledError):
+            raise
+        except Exception:
+            asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
+            raise
+        self._turnstile.reached(update.version)
+
+    async def pause(self, mode: UpdateMode) -> ReplicaState:
+        """Sample nothing more until `resume`."""
+        async with self._changing:
+            self._paused = True
+            await self._stop(mode)
+            return self.state()
+
+    async def resume(self) -> ReplicaState:
+        """Go on after `pause`."""
+        async with self._changing:
+            self._paused = False
+            await self._go()
+            return self.state()
+
+    async def _stop(self, mode: UpdateMode) -> None:
+        """Stop the turns in the way that the mode says, unless they are stopped already."""
+        if self._stopped is not None:
+            return
+        self._stopped = mode
+        if mode == "in_place":
+            await self._engine.freeze()
+            return
+        self._turnstile.close()
+        while mode == "abort_and_resume" and self._turnstile.inside:
+            self._engine.interrupt()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._turnstile.empty(), _INTERRUPT_SECONDS)
+        await self._turnstile.empty()
+
+    async def _go(self) -> None:
+        """Undo `_stop`, unless the replica is paused."""
+        if self._paused or self._stopped is None:
+            return
+        stopped, self._stopped = self._stopped, None
+        if stopped == "in_place":
+            await self._engine.thaw()
+        self._turnstile.open()
+
+    async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
+        """Join a process group for weight updates, see `Engine.join`; `ranks` are by replica."""
+        await self._engine.join(rendezvous, ranks[self.state().replica])
+        return self.state()
+
+    async def leave(self, group: str) -> ReplicaState:
+        """Leave the process group of that name."""
+        await self._engine.leave(group)
+        return self.state()
+
+    async def _catch_up(self) -> None:
+        """Load the weights that the service has by now, if this replica missed them: it is new, or it failed to."""
+        update = await asyncio.to_thread(_newest_weights, self._config)
+        if update is not None and update.version > self._engine.version:
+            if isinstance(update.source, BroadcastTensors):
+                return  # sent once to those who were there; what this replica samples carries its own, older version
+            await self.update_weights(update)
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    def state(self) -> ReplicaState:
+        """The replica's state."""
+        return ReplicaState(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            version=self._engine.version,
+            paused=self._paused,
+            running=self._turnstile.inside,
+        )
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; what it raises has the replica replaced."""
+        self._engine.check_health()
+        if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
+            self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
+
+    async def _catch_up_if_possible(self) -> None:
+        with contextlib.suppress(WeightError, ray.exceptions.RayError):
+            await self._catch_up()
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica is drained."""
+        self._end_engine()
+
+    def _end_engine(self) -> None:
+        engine = self.__dict__.pop("_engine", None)
+        if engine is not None:
+            engine.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(Exception):
+            self._end_engine()
+        os._exit(1)
+
+
+def _newest_weights(config: RolloutConfig) -> WeightUpdate | None:
+    """The coordinator's last update; None when there was none, or there is no coordinator."""
+    from deploy.service import coordinator_name
+
+    service = config.service
+    try:
+        coordinator = ray.get_actor(coordinator_name(service.name), namespace=service.namespace)
+        update: WeightUpdate | None = ray.get(coordinator.newest_weights.remote(), timeout=60)
+    except (ValueError, ray.exceptions.RayError):
+        return None
+    return update

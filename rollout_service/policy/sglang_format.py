@@ -1,0 +1,167 @@
+"""SGLang's `/generate`, both ways: what is sent and what comes back (SGLang 0.5.19 or newer, for weight versions).
+
+Invariant: token ids in, token ids out; every sampled token comes with its log-prob and its weight version, or the
+answer is refused. SGLang's log-probs are natural, after temperature, before top-p and top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from rollout_service.policy.base import Generation, Sampling
+
+_OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stop"}
+"""Sampling parameters that only concern text, which is neither sent nor returned here. `stop` is allowed if empty."""
+
+
+def sampling_params(sampling: Sampling) -> dict[str, Any]:
+    """`sampling` under SGLang's names."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids) or None,
+        "ignore_eos": sampling.ignore_eos,
+    }
+
+
+def to_payload(input_ids: npt.NDArray[np.int32], sampling: Sampling, rid: str) -> dict[str, Any]:
+    """The JSON body of a request."""
+    return {
+        "input_ids": input_ids.tolist(),
+        "sampling_params": sampling_params(sampling),
+        "return_logprob": True,
+        "rid": rid,
+    }
+
+
+def from_answer(answer: Mapping[str, Any]) -> Generation:
+    """What an engine sampled.
+
+    Returns:
+        A turn, or a part of one if the request was aborted (`finish_reason` is `abort`).
+
+    Raises:
+        ValueError: it is not a complete answer of `/generate` with log-probs; says what is wrong with it.
+    """
+    try:
+        tokens, meta = answer["output_ids"], answer["meta_info"]
+        reason = meta["finish_reason"]
+        logprobs = meta["output_token_logprobs"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the engine's answer lacks {error}: is it SGLang's /generate, with return_logprob?") from None
+    finish = reason["type"] if isinstance(reason, Mapping) else str(reason)
+    if finish == "abort" and reason.get("status_code") is not None:
+        raise ValueError(f"the engine refused the request: {reason.get('message')}")
+    generation = Generation(
+        token_ids=np.asarray(tokens, dtype=np.int32),
+        logprobs=np.asarray([item[0] for item in logprobs], dtype=np.float32),
+        weight_versions=_versions(meta, len(tokens)),
+        finish_reason=finish,
+        prompt_tokens=int(meta.get("prompt_tokens", 0)),
+        cached_tokens=int(meta.get("cached_tokens", 0)),
+    )
+    if [item[1] for item in logprobs] != list(tokens):
+        raise ValueError(
+            f"the engine's {len(logprobs)} log-probs are not those of its {len(tokens)} tokens: it must return one for "
+            "each sampled token"
+        )
+    return generation
+
+
+def _versions(meta: Mapping[str, Any], n: int) -> npt.NDArray[np.int32]:
+    spans = meta.get("weight_versions") or [{"version": meta.get("weight_version"), "start": 0, "end": n}]
+    versions = np.full(n, -1, dtype=np.int32)
+    for span in spans:
+        versions[span["start"] : span["end"]] = _number(span["version"])
+    if n and versions.min() < 0:
+        raise ValueError(f"the engine's weight versions {spans} do not cover its {n} tokens")
+    return versions
+
+
+def _number(version: Any) -> int:
+    if version in (None, "default"):  # what SGLang says before the first version is set
+        return 0
+    try:
+        return int(version)
+    except ValueError:
+        raise ValueError(f"the engine's weight version is {version!r}; it must be an integer") from None
+
+
+def from_payload(payload: Any) -> tuple[list[npt.NDArray[np.int32]], Sampling, bool]:
+    """What a client asks of `/generate`: the prompts, how to sample, and whether they are a batch.
+
+    Raises:
+        ValueError: it cannot be done here; names the field.
+    """
+    if not isinstance(payload, dict) or "input_ids" not in payload:
+        raise ValueError("input_ids is missing: this endpoint takes token ids, not text")
+    for field in ("stream", "image_data", "audio_data", "lora_path", "return_hidden_states"):
+        if payload.get(field):
+            raise ValueError(f"{field} is not supported here")
+    given = payload.get("sampling_params") or {}
+    if not isinstance(given, dict):
+        raise ValueError("sampling_params must be one object, for all prompts of a batch")
+    if given.get("stop") or given.get("n", 1) != 1:
+        raise ValueError("sampling_params.stop and n are not supported here: use stop_token_ids, and ask n times")
+    chosen = {name: value for name, value in given.items() if name not in _OF_TEXT | {"n"} and value is not None}
+    if not chosen.get("stop_token_ids", ()):
+        chosen.pop("stop_token_ids", None)
+    chosen.setdefault("max_new_tokens", 128)  # SGLang's default
+    try:
+        sampling = Sampling(**chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"sampling_params.{first['loc'][0]}: {first['msg']}") from None
+    ids = payload["input_ids"]
+    batch = bool(ids) and isinstance(ids[0], list)
+    return [_prompt(item) for item in (ids if batch else [ids])], sampling, batch
+
+
+def _prompt(ids: Any) -> npt.NDArray[np.int32]:
+    if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
+        raise ValueError("input_ids must be a list of token ids, not empty, or a list of such lists")
+    return np.asarray(ids, dtype=np.int32)
+
+
+def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any]:
+    """The JSON answer that SGLang would give, without text."""
+    tokens = generation.token_ids.tolist()
+    reason: dict[str, Any] = {"type": generation.finish_reason}
+    if generation.finish_reason == "length":
+        reason["length"] = len(tokens)
+    elif tokens:
+        reason["matched"] = tokens[-1]
+    spans = _spans(generation.weight_versions)
+    return {
+        "text": "",
+        "output_ids": tokens,
+        "meta_info": {
+            "id": rid,
+            "finish_reason": reason,
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": len(tokens),
+            "cached_tokens": generation.cached_tokens,
+            "output_token_logprobs": [
+                (float(logprob), token, None) for logprob, token in zip(generation.logprobs, tokens, strict=True)
+            ],
+            "weight_version": spans[-1]["version"] if spans else "0",
+            "weight_versions": spans,
+            "e2e_latency": seconds,
+        },
+    }
+
+
+def _spans(versions: npt.NDArray[np.int32]) -> list[dict[str, Any]]:
+    starts = [0, *(np.flatnonzero(np.diff(versions)) + 1).tolist()] if len(versions) else []
+    ends = [*starts[1:], len(versions)]
+    return [
+        {"version": str(int(versions[start])), "start": start, "end": end}
+        for start, end in zip(starts, ends, strict=bool(starts))
+    ]

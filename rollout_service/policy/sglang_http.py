@@ -1,0 +1,108 @@
+"""The policy behind any SGLang-compatible `/generate`: one server, or a router before several.
+
+Invariant: a turn is sent again only where nothing of it can have been recorded: when the endpoint did not take it, or
+when its answer was lost. A request that the endpoint refuses is not repeated. An interrupted turn goes on from its
+tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.patience import LostTurnError, asked_again
+from rollout_service.policy.resume import resumed
+from rollout_service.policy.sglang_format import from_answer, to_payload
+
+_BUSY = {
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
+"""What says nothing about the request: the endpoint or what is behind it was full, starting or gone."""
+
+_ABORT_SECONDS = 5.0
+
+
+class SglangHttpPolicy:
+    """Samples over HTTP. Use it in one event loop; it opens its connections there, at the first call."""
+
+    def __init__(self, url: str, retry_seconds: float = 120.0) -> None:
+        """
+        Args:
+            url: of the server or router, without `/generate`.
+            retry_seconds: how long one turn is asked for again while the endpoint cannot take it.
+        """
+        self._url = url.rstrip("/")
+        self._retry_seconds = retry_seconds
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    @functools.cached_property
+    def _session(self) -> aiohttp.ClientSession:
+        # No limit on connections and none on time: the episode bounds its turns, and the engine queues.
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
+        )
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn, see `Policy`. Cancelling it aborts the request in the engine."""
+
+        async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
+            return await asked_again(functools.partial(self._ask, prompt, how, session_id), self._retry_seconds)
+
+        return await resumed(sample, input_ids, sampling)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if "_session" in self.__dict__:
+            await self._session.close()
+
+    async def _ask(self, prompt: npt.NDArray[np.int32], sampling: Sampling, session_id: str) -> Generation:
+        rid = f"{session_id}-{uuid.uuid4().hex[:8]}"
+        # The first is what SGLang's router keeps sessions together by, the second what Ray Serve does.
+        headers = {"x-smg-routing-key": session_id, "x-session-id": session_id}
+        try:
+            async with self._session.post(
+                f"{self._url}/generate", json=to_payload(prompt, sampling, rid), headers=headers
+            ) as response:
+                if response.status in _BUSY:
+                    raise LostTurnError from ConnectionError(await _said(response, self._url))
+                if response.status != HTTPStatus.OK:
+                    raise ValueError(await _said(response, self._url))
+                return from_answer(await response.json(content_type=None))
+        except (aiohttp.ClientError, OSError) as error:
+            self._abort(rid)
+            raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {error or type(error).__name__}")
+        except asyncio.CancelledError:
+            self._abort(rid)
+            raise
+
+    def _abort(self, rid: str) -> None:
+        """Tell the engine; a closed connection it would notice only seconds later, behind a router perhaps never."""
+        task = asyncio.ensure_future(self._post_abort(rid))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _post_abort(self, rid: str) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            timeout = aiohttp.ClientTimeout(total=_ABORT_SECONDS)
+            async with self._session.post(f"{self._url}/abort_request", json={"rid": rid}, timeout=timeout):
+                pass
+
+
+async def _said(response: aiohttp.ClientResponse, url: str) -> str:
+    text = (await response.text()).strip()
+    return f"{url} answered {response.status} {response.reason}: {text[:500]}"

@@ -1,0 +1,150 @@
+"""Weight updates: where the new weights are, which version they are, and how running turns meet them.
+
+Invariant: a version is an integer that only grows, and every update has one. An update names everything that a replica
+needs to load it; what it describes with (`TensorSpec`) is checked against the model before any weight is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
+"""How running turns meet new weights. `drain`: they finish first. `abort_and_resume`: they stop, and go on from the
+tokens that they have, the prefix computed anew with the new weights. `in_place`: they go on without a stop, on the keys
+and values that the old weights left in the cache."""
+
+_BUCKET_BYTES = 1 << 30
+"""Of tensors per object in the store: what a replica holds in memory besides its model while it loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named parameter."""
+
+    name: str
+    """As in the model's checkpoint."""
+    dtype: str
+    """As torch names it, without `torch.`: `bfloat16`."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights in a folder in Hugging Face format that every replica's node can read."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Several tensors in one object."""
+
+    specs: tuple[TensorSpec, ...]
+    data: Any
+    """Object reference of the tensors' bytes one after the other, uint8[n]."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensors:
+    """Weights in Ray's object store."""
+
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """Every tensor's."""
+        return [spec for bucket in self.buckets for spec in bucket.specs]
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastTensors:
+    """Weights that rank 0 of a process group sends, one broadcast for each tensor, in this order."""
+
+    group: str
+    specs: tuple[TensorSpec, ...]
+
+
+WeightSource = Checkpoint | StoredTensors | BroadcastTensors
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """New weights for every replica."""
+
+    source: WeightSource
+    version: int
+    mode: UpdateMode
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where a process group for weight updates meets: rank 0 is the trainer, the others are the replicas' GPUs."""
+
+    name: str
+    address: str
+    port: int
+    backend: Literal["nccl", "gloo"]
+    world_size: int
+    timeout_seconds: float = 600.0
+
+
+def spec(name: str, tensor: Any) -> TensorSpec:
+    """What describes a torch tensor or numpy array of that name."""
+    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
+    """Put tensors into an object store, in buckets of about 1 GiB.
+
+    Args:
+        tensors: torch tensors (any device) or numpy arrays, by their names in the model's checkpoint.
+        put: `ray.put`.
+    """
+    buckets = [Bucket(tuple(spec(*item) for item in items), put(_flat(items))) for items in _buckets(tensors.items())]
+    return StoredTensors(tuple(buckets))
+
+
+def unpacked(bucket: Bucket, data: Any) -> Iterator[tuple[str, Any]]:
+    """Name and torch tensor of each tensor of the bucket, without a copy: views of `data`, uint8[n]. Read only."""
+    import torch
+
+    start = 0
+    for item in bucket.specs:
+        dtype = getattr(torch, item.dtype)
+        count = int(np.prod(item.shape, dtype=np.int64))
+        size = count * dtype.itemsize
+        tensor = (
+            torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
+        )
+        yield item.name, tensor.view(item.shape)
+        start += size
+
+
+def _buckets(items: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    bucket: list[tuple[str, Any]] = []
+    size = 0
+    for name, tensor in items:
+        if bucket and size + tensor.nbytes > _BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _flat(items: list[tuple[str, Any]]) -> Any:
+    return np.concatenate([_bytes(tensor) for _, tensor in items])
+
+
+def _bytes(tensor: Any) -> Any:
+    """uint8[n] of a tensor's memory."""
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

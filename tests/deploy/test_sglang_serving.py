@@ -1,0 +1,228 @@
+"""Two replicas of the real SGLang engine behind Ray Serve, with real τ² episodes: what a training run does to them.
+
+The tests share one service and go on from the weights that the one before left: starting engines is what costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from rollout_service.client import RolloutClient
+from rollout_service.errors import WeightError
+from rollout_service.policy.base import Sampling
+from rollout_service.policy.serve import ServePolicy
+from rollout_service.verify import verify
+from tests.support import openai_server, sglang, tiny_model
+from tests.support.reference import Reference, error
+from tests.support.services import start
+
+pytestmark = [sglang.needed, pytest.mark.timeout(400)]
+
+TURNS = 4
+TOLERANCE = 1e-4
+"""Of log-probs against Hugging Face's, both float32."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Two models of one shape, and one of another."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "first": tiny_model.make(folder / "first", seed=1),
+        "second": tiny_model.make(folder / "second", seed=2),
+        "wide": tiny_model.make(folder / "wide", hidden_size=32),
+    }
+
+
+@pytest.fixture(scope="module")
+def service(cluster, models):
+    user = openai_server.OpenAIServer(openai_server.talker(TURNS))
+    with (
+        user,
+        start(
+            "sglang",
+            policy__engine="sglang",
+            policy__model=str(models["first"]),
+            policy__replicas=2,
+            policy__engine_arguments=sglang.ENGINE_ARGUMENTS,
+            policy__environment=sglang.ENVIRONMENT,
+            policy__sampling={"max_new_tokens": 100},
+            tasks__ids=["create_task_1", "update_task_1", "impossible_task_1"],
+            user__model="openai/talker",
+            user__base_url=user.base_url,
+            service__max_attempts=1,  # whatever happens to a replica, an episode needs one
+        ) as client,
+    ):
+        yield client
+
+
+def collect_while(client: RolloutClient, act, n: int = 24, seconds: float = 0.7):
+    """Trajectories of a collection in the midst of which `act` is called."""
+    stream = client.stream(n)
+    time.sleep(seconds)
+    result = act()
+    return result, [group[0] for group in stream]
+
+
+def see_that_all_is_exact(trajectories, versions: dict[int, Reference]) -> None:
+    assert Counter(str(t.outcome) for t in trajectories) == {"completed": len(trajectories)}
+    assert [str(violation) for _, found in verify(trajectories) for violation in found] == []
+    assert max(error(segment, versions) for t in trajectories for segment in t.segments) < TOLERANCE
+
+
+def spans(trajectory) -> list[int]:
+    """The versions that sampled the trajectory's tokens, in order."""
+    segment = trajectory.segments[0]
+    sampled = segment.weight_versions[segment.loss_mask == 1]
+    return sampled[np.append(True, np.diff(sampled) != 0)].tolist()
+
+
+def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_replicas_cache(service, models):
+    trajectories = service.collect(16, progress=False)
+    see_that_all_is_exact(trajectories, {0: Reference(str(models["first"]))})
+    assert min(len(t.turns) for t in trajectories) >= TURNS
+    for trajectory in trajectories:
+        for before, turn in zip(trajectory.turns, trajectory.turns[1:], strict=False):
+            assert turn.cached_tokens >= before.end - 1, "another replica would know the opening at most"
+    status = service.status()
+    share = sum(t.cached_token_count for t in trajectories) / sum(t.prompt_token_count for t in trajectories)
+    assert status["cached_tokens"] / status["prompt_tokens"] == pytest.approx(share)
+
+
+def test_sessions_are_spread_evenly_and_stay(service):
+    policy = ServePolicy("sglang-policy")
+
+    async def served() -> list[list[int]]:
+        """Cached tokens of each session's three turns."""
+        generator = np.random.default_rng(0)
+        prompts = [generator.integers(10, 4000, 300, dtype=np.int32) for _ in range(10)]
+        cached: list[list[int]] = [[] for _ in prompts]
+        for turn in range(3):
+            calls = [policy.generate(p, Sampling(max_new_tokens=4), f"s{i}", {}) for i, p in enumerate(prompts)]
+            for i, generation in enumerate(await asyncio.gather(*calls)):
+                cached[i].append(generation.cached_tokens)
+                prompts[i] = np.concatenate([prompts[i], generation.token_ids])
+        return cached
+
+    assert all(first == 0 and second >= 299 and third > second for first, second, third in asyncio.run(served()))
+
+
+@pytest.mark.parametrize("mode", ["drain", "abort_and_resume"])
+def test_a_checkpoint_reaches_every_replica_and_each_token_has_its_own_weights(service, models, mode):
+    version = service.weight_version()
+    folders = [str(models["first"]), str(models["second"])]
+    old, new = folders[version % 2], folders[(version + 1) % 2]
+    report, trajectories = collect_while(service, lambda: service.update_weights(new, mode=mode))
+    assert report.version == version + 1
+    assert [state.version for state in report.replicas] == [version + 1] * 2
+    assert report.lost == []
+    see_that_all_is_exact(trajectories, {version: Reference(old), version + 1: Reference(new)})
+    assert [version, version + 1] in [spans(t) for t in trajectories]
+    mixed_turns = [
+        turn
+        for t in trajectories
+        for turn in t.turns
+        if len(set(t.segments[0].weight_versions[turn.start : turn.end].tolist())) > 1
+    ]
+    assert bool(mixed_turns) == (mode == "abort_and_resume"), "drained turns are of one version, resumed ones of two"
+
+
+def test_in_place_weights_change_under_running_turns_that_never_stop(service, models):
+    weights = Reference(str(models["second"])).state()
+    report, trajectories = collect_while(service, lambda: service.update_weights(weights, mode="in_place", version=7))
+    assert report.version == service.weight_version() == 7
+    see_that_all_is_exact(trajectories, {})  # what the old weights left in the cache is part of each new log-prob
+    assert [2, 7] in [spans(t) for t in trajectories]
+    # With a cache of their own weights only, the log-probs are theirs again: the very same, although sent otherwise.
+    service.update_weights(weights, version=8)
+    see_that_all_is_exact(service.collect(4, progress=False), {8: Reference(str(models["second"]))})
+
+
+def test_tensors_arrive_through_a_process_group_with_the_trainer_as_rank_0(service, models):
+    reference = Reference(str(models["second"]), {"model.norm.weight": torch.full((64,), 0.7)})
+    with service.weight_group("gloo") as group:
+        report, trajectories = collect_while(service, lambda: service.update_weights(reference.state(), group=group))
+    assert report.version == 9
+    see_that_all_is_exact(trajectories, {8: Reference(str(models["second"])), 9: reference})
+    assert any(spans(t) == [8, 9] for t in trajectories)
+
+
+def test_paused_replicas_sample_nothing_until_they_are_resumed(service):
+    def pause() -> list:
+        service.pause()
+        before = service.status()["finished"]
+        time.sleep(1.0)
+        states = service.replicas()
+        assert service.status()["finished"] - before <= 1, "at most one that was past its last turn"
+        service.resume()
+        return states
+
+    states, trajectories = collect_while(service, pause)
+    assert [(state.paused, state.running) for state in states] == [(True, 0)] * 2
+    assert {str(t.outcome) for t in trajectories} == {"completed"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "version", "message"),
+    [
+        ("wide", 50, r"\[4096, 32\] in the new weights and \[4096, 64\] in the model"),
+        ("nowhere", 50, "no folder"),
+        ("first", 3, "version 3 is not newer than 9"),
+        ({"model.norm.weight": torch.zeros(3)}, 50, r"model.norm.weight is \[3\]"),
+        ({"model.nose.weight": torch.zeros(3)}, 50, "model.nose.weight, which the model has not"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_changes(service, models, weights, version, message):
+    given = str(models.get(weights, weights)) if isinstance(weights, str) else weights
+    with pytest.raises(WeightError, match=message):
+        service.update_weights(given, version=version)
+    assert service.weight_version() == 9
+    assert [state.version for state in service.replicas()] == [9, 9]
+
+
+def test_an_update_while_another_runs_is_refused(service, models):
+    async def both():
+        first, second = str(models["first"]), str(models["second"])
+        return await asyncio.gather(
+            service.aupdate_weights(first, version=10),
+            service.aupdate_weights(second, version=11),
+            return_exceptions=True,
+        )
+
+    results = asyncio.run(both())
+    refused = [r for r in results if isinstance(r, WeightError)]
+    assert len(refused) == 1
+    assert "is still under way" in str(refused[0])
+
+
+def test_an_engine_that_is_killed_in_mid_turn_costs_no_episode_and_its_successor_has_the_newest_weights(
+    service, models
+):
+    version = service.weight_version()
+    reference = Reference(str(models["first" if version == 10 else "second"]))
+    victim = next(p for p in psutil.process_iter(["cmdline"]) if _is_scheduler(p))
+    _, trajectories = collect_while(service, lambda: os.kill(victim.pid, 9))
+    see_that_all_is_exact(trajectories, {version: reference})
+    assert {t.attempt for t in trajectories} == {1}
+    deadline = time.monotonic() + 180
+    while len(service.replicas()) < 2:
+        assert time.monotonic() < deadline, "the replica was not replaced"
+        time.sleep(0.5)
+    assert [state.version for state in service.replicas()] == [version] * 2
+    see_that_all_is_exact(service.collect(8, progress=False), {version: reference})
+
+
+def _is_scheduler(process: psutil.Process) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith("sglang::scheduler")
+    except psutil.Error:
+        return False

@@ -1,0 +1,47 @@
+"""What a trainer computes: log-probs of a trajectory's tokens with Hugging Face's model, float32, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from rollout_service.trajectory import TokenSegment
+
+
+class Reference:
+    """A model's weights of one version."""
+
+    def __init__(self, path: str, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Load the folder's weights, then those of `tensors`, by name."""
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        if tensors is not None:
+            self._model.load_state_dict(dict(tensors), strict=False)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its weights, by name."""
+        return {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+
+    def logprobs(self, token_ids: Any) -> npt.NDArray[np.float32]:
+        """float32[n]: of each token after those before it; 0 for the first."""
+        ids = torch.as_tensor(np.asarray(token_ids, dtype=np.int64))[None]
+        with torch.no_grad():
+            scores = torch.log_softmax(self._model(ids).logits[0, :-1].float(), dim=-1)
+        found = scores.gather(1, ids[0, 1:, None])[:, 0].numpy()
+        return np.concatenate([[np.float32(0.0)], found])
+
+
+def error(segment: TokenSegment, versions: Mapping[int, Reference]) -> float:
+    """The largest difference between the segment's log-probs and the references', each token under the weights of its
+    own version. A version that is not given is not looked at."""
+    worst = 0.0
+    for version, reference in versions.items():
+        sampled = segment.weight_versions == version
+        if sampled.any():
+            difference = np.abs(reference.logprobs(segment.token_ids) - segment.logprobs)[sampled]
+            worst = max(worst, float(difference.max()))
+    return worst

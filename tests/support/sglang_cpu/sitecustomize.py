@@ -1,0 +1,27 @@
+"""Lets torchvision be imported beside a torch without CUDA; Python runs this at start where the folder is on its path.
+
+Its wheel registers fake versions of operators that only its CUDA library would define, and fails where they are not
+declared. SGLang needs the module, never the operators.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+
+
+class _DeclareBefore(importlib.abc.MetaPathFinder):
+    """Declares the operators just before torchvision is found, and never again."""
+
+    declared = None
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision" and self.declared is None:
+            import torch
+
+            type(self).declared = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                self.declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None  # the ordinary finders find it
+
+
+sys.meta_path.insert(0, _DeclareBefore())

@@ -1,0 +1,49 @@
+"""A model small enough for any test: Qwen3 with random weights and the embedded tokenizer.
+
+Invariant: the same arguments give the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from rollout_service.chat import EMBEDDED_TOKENIZER
+
+END_OF_TURN = "<|im_end|>"
+
+
+def make(path: Path, seed: int = 0, **config: Any) -> Path:
+    """Write the model, float32, and its tokenizer into the folder `path`; gives the folder.
+
+    Args:
+        seed: of the weights.
+        config: fields of `Qwen3Config` that shall differ: `tie_word_embeddings=True`.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
+    end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    fields: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 65536,
+        "initializer_range": 0.3,  # of a real model it is 0.02; the outputs of so small a one would be flat
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": end_of_turn,
+        "pad_token_id": None,
+        "dtype": "float32",
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**fields | config))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
