@@ -1,0 +1,205 @@
+"""A continuous batch: turns that are sampled together, one token each per step, joining and leaving between any two.
+
+Invariant: what a turn reuses of others' keys and values is of the very tokens that it has, from the first on. So what
+runs beside a turn changes when a token is sampled, never the distribution that it is sampled from.
+
+For one thread; only `Turn.done` is shared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deploy.engines.packed import Context, PackedModel, sample
+from rollout_service.policy.base import Generation, Sampling
+
+_MAX_RUNNING = 64
+"""Turns that share a step; others wait."""
+
+_STEP_TOKENS = 512
+"""Fed in one step at most: a long prompt takes several, between which the other turns go on. Above `_MAX_RUNNING`."""
+
+_KEPT = 256
+"""Ended turns in the prefix cache at most: each is compared with every new prompt."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A request, and what was sampled for it."""
+
+    context: Context
+    """The prompt, and what was sampled behind it."""
+    prompt: int
+    """Tokens of the prompt."""
+    sampling: Sampling
+    stops: frozenset[int]
+    """Tokens that end it."""
+    done: Future[Generation] = field(default_factory=Future)
+    """The answer. Cancelling it drops the turn."""
+    cached: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has not seen: one, unless there is a prompt to work through."""
+        return self.context.size - self.context.seen
+
+    def take(self, token: int, logprob: float, version: int) -> str | None:
+        """Add a sampled token; gives the finish reason if the turn ends with it."""
+        self.context.append(token)
+        self.logprobs.append(logprob)
+        self.versions.append(version)
+        if token in self.stops:
+            return "stop"
+        return "length" if len(self.logprobs) == self.sampling.max_new_tokens else None
+
+    def finish(self, reason: str) -> None:
+        """Answer with what was sampled."""
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_result(
+                Generation(
+                    token_ids=self.context.since(self.prompt).copy(),
+                    logprobs=np.array(self.logprobs, dtype=np.float32),
+                    weight_versions=np.array(self.versions, dtype=np.int32),
+                    finish_reason=reason,
+                    prompt_tokens=self.prompt,
+                    cached_tokens=self.cached,
+                )
+            )
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
+
+class Batch:
+    """Turns that run, turns that wait, and what ended ones have left for the next of their session."""
+
+    def __init__(self, model: PackedModel, room: int) -> None:
+        """Begin empty.
+
+        Args:
+            room: bytes of keys and values. Running turns may outgrow it, and one always runs; a new one waits while it
+                is full, and ended ones have what is left.
+        """
+        self._model = model
+        self._room = room
+        self._waiting: deque[Turn] = deque()
+        self._running: list[Turn] = []
+        self._kept: deque[Context] = deque()
+        """Of ended turns, the longest unused first. With those of running turns they are the prefix cache."""
+
+    def __len__(self) -> int:
+        """Turns that run or wait."""
+        return len(self._running) + len(self._waiting)
+
+    def add(self, turn: Turn) -> None:
+        """Let a turn join at the next step, or when there is room."""
+        self._waiting.append(turn)
+
+    def step(self, version: int) -> None:
+        """Feed the running turns, and sample a token, by weights of that version, of each that has been fed whole.
+
+        What goes wrong in the model becomes the answer of every turn that runs.
+        """
+        self._admit()
+        if not self._running:
+            return
+        try:
+            fed = self._portions()
+            logits = self._model.forward([(turn.context, count) for turn, count in fed])
+            ready = [turn for turn, _ in fed if not turn.pending]
+            sampled = sample(logits, [turn.sampling for turn in ready])
+        except Exception as error:
+            for turn in self._running:
+                turn.fail(error)
+            self._running.clear()
+            self._kept.clear()  # it may be memory that is missing
+            return
+        for turn, token, logprob in zip(ready, *sampled, strict=True):
+            reason = turn.take(token, logprob, version)
+            if reason:
+                self._running.remove(turn)
+                self._retire(turn, reason)
+
+    def interrupt(self) -> None:
+        """End every turn with what it has, by the finish reason `abort`."""
+        for turn in self._emptied():
+            self._retire(turn, "abort")
+
+    def fail(self, error: BaseException) -> None:
+        """End every turn with an error."""
+        for turn in self._emptied():
+            turn.fail(error)
+
+    def forget(self) -> None:
+        """Drop all keys and values. Running turns are fed again from their first token on."""
+        self._kept.clear()
+        for turn in self._running:
+            turn.context.forget()
+
+    def _emptied(self) -> list[Turn]:
+        turns = [*self._running, *self._waiting]
+        self._running.clear()
+        self._waiting.clear()
+        return turns
+
+    def _admit(self) -> None:
+        """Drop cancelled turns, and let waiting ones run while there is room."""
+        self._running = [turn for turn in self._running if not turn.done.cancelled()]
+        while self._waiting and len(self._running) < _MAX_RUNNING:
+            if self._running and sum(turn.context.bytes for turn in self._running) >= self._room:
+                break
+            turn = self._waiting.popleft()
+            if not turn.done.cancelled():
+                self._running.append(turn)
+
+    def _portions(self) -> list[tuple[Turn, int]]:
+        """Which turns to feed in this step, and how many tokens: first those that need one, then the longest waiting.
+
+        A prompt's prefix is looked up when its turn comes, not before: turns of one group begin alike, and most find
+        what the first of them has just computed.
+        """
+        portions = []
+        room = _STEP_TOKENS
+        for turn in sorted(self._running, key=lambda turn: turn.pending > 1):
+            if not room:
+                break
+            if not turn.context.seen:
+                self._reuse_prefix(turn)
+            count = min(turn.pending, room)
+            room -= count
+            portions.append((turn, count))
+        return portions
+
+    def _reuse_prefix(self, turn: Turn) -> None:
+        """Take the longest prefix that some other turn has been fed."""
+        others = [*self._kept, *(other.context for other in self._running if other is not turn)]
+        best = max(others, key=turn.context.common, default=turn.context)
+        count = turn.context.common(best)
+        turn.cached = min(count, turn.prompt)
+        if not count:
+            return
+        if best not in self._kept:
+            turn.context.copy_seen(best, count)
+            return
+        self._kept.remove(best)
+        if count == best.seen:  # the usual case: the next turn of a session
+            turn.context.take_seen(best)
+        else:
+            turn.context.copy_seen(best, count)
+            self._kept.append(best)
+
+    def _retire(self, turn: Turn, reason: str) -> None:
+        """Answer a turn that runs no more, and keep its context."""
+        turn.finish(reason)
+        self._kept.append(turn.context)
+        size = sum(context.bytes for context in self._kept) + sum(turn.context.bytes for turn in self._running)
+        while self._kept and (size > self._room or len(self._kept) > _KEPT):
+            size -= self._kept.popleft().bytes

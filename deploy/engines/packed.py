@@ -1,0 +1,266 @@
+"""A Hugging Face causal LM over many sequences at once, each with keys and values of its own.
+
+Invariant: the logits of a sequence follow from its own tokens alone, whatever runs beside it. What a pass feeds is laid
+end to end in one row without padding: everything in such a model but attention sees one token at a time, and attention
+is done here, sequence by sequence. `PackedModel` proves that of its model before it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch.nn import functional
+
+from rollout_service.errors import ConfigError
+from rollout_service.policy.base import Sampling
+
+_ATTENTION = "rollout_service_packed"
+"""What transformers calls `_attend`."""
+
+_PROOF_TOKENS = 12
+"""Of each of the two sequences that the proof runs."""
+
+
+class Context:
+    """The tokens of one sequence, and the keys and values of those that the model has seen."""
+
+    def __init__(self, tokens: npt.NDArray[np.int32], room: int) -> None:
+        """Begin with these tokens, int32[n], none of them seen, and room for so many more."""
+        self._tokens = np.empty(len(tokens) + room, dtype=np.int32)
+        self._tokens[: len(tokens)] = tokens
+        self.size = len(tokens)
+        """Tokens that there are."""
+        self.seen = 0
+        """Of those, from the first on, the ones with keys and values."""
+        self.bytes = 0
+        """That the keys and values take."""
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def layers(self) -> int:
+        """Of the model, those that have left keys and values here."""
+        return len(self._layers)
+
+    def append(self, token: int) -> None:
+        """Add a token behind the last."""
+        self._tokens[self.size] = token
+        self.size += 1
+
+    def since(self, start: int, end: int | None = None) -> npt.NDArray[np.int32]:
+        """int32[m], the tokens from `start` up to `end`, or to the last: a view."""
+        return self._tokens[start : self.size if end is None else end]
+
+    def forget(self) -> None:
+        """Have seen nothing."""
+        self.seen, self.bytes = 0, 0
+        self._layers.clear()
+
+    def common(self, other: Context) -> int:
+        """How many tokens from the first on `other` has seen that are this one's too, the last of this one left out:
+        what follows it is only known once the model sees it."""
+        length = min(self.size - 1, other.seen)
+        differs = self._tokens[:length] != other._tokens[:length]
+        return int(differs.argmax()) if differs.any() else length
+
+    def copy_seen(self, other: Context, count: int) -> None:
+        """Have seen the first `count` tokens, by `other`'s keys and values."""
+        self.forget()
+        for layer, held in other._layers.items():
+            self._hold(layer, [_grown(part[:, :count], _room(count)) for part in held])
+        self.seen = count
+
+    def take_seen(self, other: Context) -> None:
+        """Have seen what `other` has, which is empty afterwards."""
+        self.seen, self.bytes, self._layers = other.seen, other.bytes, other._layers
+        other._layers = {}
+        other.forget()
+
+    def extend(self, layer: int, new: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+        """Write keys and values, each [heads, m, width], behind the seen ones; gives all, [heads, seen + m, width].
+
+        `seen` stays: the pass that writes them is not over yet.
+        """
+        end = self.seen + new[0].shape[1]
+        held = self._layers.get(layer)
+        if held is None:
+            held = self._hold(layer, [_grown(part[:, :0], _room(end)) for part in new])
+        elif held[0].shape[1] < end:
+            held = self._hold(layer, [_grown(part, _room(end)) for part in held])
+        for whole, part in zip(held, new, strict=True):
+            whole[:, self.seen : end] = part
+        return [whole[:, :end] for whole in held]
+
+    def _hold(self, layer: int, parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.bytes += sum(part.nbytes for part in parts) - sum(part.nbytes for part in self._layers.get(layer, ()))
+        self._layers[layer] = parts[0], parts[1]
+        return self._layers[layer]
+
+
+Pass = Sequence[tuple[Context, int]]
+"""What one forward pass feeds: of each context the next so many tokens that it has not seen."""
+
+
+class PackedModel:
+    """A model and its forward pass. For one thread at a time."""
+
+    def __init__(self, model: Any) -> None:
+        """Prepare a `transformers` causal LM for packed passes.
+
+        Raises:
+            ConfigError: it does not compute the same in packed passes; models with other than plain attention do not.
+        """
+        self.model = model
+        self.device: torch.device = model.device
+        with torch.inference_mode():
+            self._prove()
+
+    def forward(self, parts: Pass) -> torch.Tensor:
+        """Feed the contexts; they have seen these tokens then.
+
+        Returns:
+            float32[k, vocabulary], the logits after the last token of each context that has now seen all, in order.
+        """
+        ids = np.concatenate([context.since(context.seen, context.seen + count) for context, count in parts])
+        positions = np.concatenate([np.arange(context.seen, context.seen + count) for context, count in parts])
+        ends = np.cumsum([count for _, count in parts]) - 1
+        done = [context.seen + count == context.size for context, count in parts]
+        logits = self.model(
+            input_ids=torch.from_numpy(ids).long()[None].to(self.device),
+            position_ids=torch.from_numpy(positions)[None].to(self.device),
+            logits_to_keep=torch.from_numpy(ends[done]).to(self.device),
+            use_cache=False,
+            parts=parts,
+        ).logits
+        for context, count in parts:
+            context.seen += count
+        return logits[0].float()
+
+    def _prove(self) -> None:
+        """Compare a packed pass with a plain one, on two sequences, one of them fed in two pieces."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        tokens = np.random.default_rng(0).integers(vocabulary, size=(2, _PROOF_TOKENS), dtype=np.int32)
+        plain = self.model(torch.from_numpy(tokens).long().to(self.device), use_cache=False).logits[:, -1].float()
+        first, second = Context(tokens[0], 0), Context(tokens[1], 0)
+        try:
+            self.model.set_attn_implementation(_ATTENTION)
+            self.forward([(second, _PROOF_TOKENS // 2)])
+            packed = self.forward([(first, _PROOF_TOKENS), (second, _PROOF_TOKENS - _PROOF_TOKENS // 2)])
+            error = (packed.log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()
+            if first.layers != self.model.config.get_text_config().num_hidden_layers:
+                raise NotImplementedError("some of its layers have no attention of the usual kind")
+            if not error <= 1e-3 + 64 * torch.finfo(self.model.dtype).eps:
+                raise NotImplementedError(f"its log-probs are {error:.2g} off when sequences share a pass")
+        except (ValueError, TypeError, KeyError, RuntimeError) as cause:  # NotImplementedError is a RuntimeError
+            raise ConfigError(
+                f"policy.engine transformers cannot serve a {type(self.model).__name__}: {cause}.",
+                "Serve it with policy.engine sglang.",
+            ) from cause
+
+
+def sample(logits: torch.Tensor, settings: Sequence[Sampling]) -> tuple[list[int], list[float]]:
+    """Sample a token from each row.
+
+    Args:
+        logits: float32[k, vocabulary].
+        settings: of each row.
+
+    Returns:
+        k token ids, and their natural log-probs under softmax(logits / temperature), of temperature 1 where that is 0:
+        before top-p and top-k, as SGLang has it.
+    """
+    temperatures = logits.new_tensor([how.temperature for how in settings])
+    greedy = temperatures == 0
+    logprobs = (logits / temperatures.where(~greedy, 1.0)[:, None]).log_softmax(-1)
+    weights = logprobs.exp()
+    limited = [row for row, how in enumerate(settings) if how.top_p < 1 or how.top_k > 0]
+    if limited:
+        weights[limited] = _limited(weights[limited], [settings[row] for row in limited])
+    reach = weights.cumsum(-1)
+    drawn = torch.searchsorted(reach, (1 - torch.rand_like(reach[:, :1])) * reach[:, -1:])  # never a weight of 0
+    tokens = torch.where(greedy, logits.argmax(-1), drawn[:, 0].clamp(max=logits.shape[-1] - 1))
+    return tokens.tolist(), logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
+
+
+def _limited(weights: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
+    """`weights` with those outside top-p or top-k set to 0."""
+    vocabulary = weights.shape[-1]
+    top_p = weights.new_tensor([how.top_p for how in settings])[:, None]
+    top_k = weights.new_tensor([how.top_k if how.top_k > 0 else vocabulary for how in settings])[:, None]
+    ordered, ids = weights.sort(-1, descending=True)
+    above = ordered.cumsum(-1) - ordered
+    outside = (above >= top_p) | (torch.arange(vocabulary, device=weights.device) >= top_k)
+    return torch.zeros_like(weights).scatter(-1, ids, ordered.masked_fill(outside, 0))
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    parts: Pass,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it: query [1, heads, n, width], key and value [1, fewer heads, n, width]; gives
+    [1, n, heads, width]."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if unknown or attention_mask is not None:
+        raise NotImplementedError(f"its attention takes {', '.join(unknown) or 'a mask of its own'}")
+    outputs = []
+    start = 0
+    for context, count in parts:
+        end = start + count
+        keys, values = context.extend(module.layer_idx, (key[0, :, start:end], value[0, :, start:end]))
+        outputs.append(_attention(query[0, :, start:end], keys, values, scaling, sliding_window))
+        start = end
+    return torch.cat(outputs)[None], None
+
+
+def _attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """Query [heads, m, width], of the last m of the n tokens of keys and values [fewer heads, n, width]; gives [m,
+    heads, width]."""
+    new, total = query.shape[1], keys.shape[1]
+    first = max(0, total - window) if window and new == 1 else 0
+    query = query.unflatten(0, (len(keys), -1))  # beside the heads of a group stand the keys that they share
+    keys, values = keys[:, None, first:], values[:, None, first:]
+    if new == 1:  # a group's heads in one matrix, which goes over the keys once
+        output = functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, scale=scaling)
+        return output.flatten(0, 2)[None]
+    shared = (-1, query.shape[1], -1, -1)
+    mask = _mask(new, total, window, query.device) if window or total > new else None
+    output = functional.scaled_dot_product_attention(
+        query, keys.expand(shared), values.expand(shared), attn_mask=mask, is_causal=mask is None, scale=scaling
+    )
+    return output.flatten(0, 1).transpose(0, 1)
+
+
+def _mask(new: int, total: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """bool[new, total]: which of all tokens each of the last sees."""
+    place = torch.arange(total, device=device)
+    behind = place[total - new :, None] - place
+    return (behind >= 0) & (behind < (window or total))
+
+
+def _grown(part: torch.Tensor, room: int) -> torch.Tensor:
+    """A copy of [heads, n, width] with room for more: [heads, room, width]."""
+    whole = part.new_empty(part.shape[0], room, part.shape[2])
+    whole[:, : part.shape[1]] = part
+    return whole
+
+
+def _room(tokens: int) -> int:
+    """Of a cache for so many tokens: a turn that grows does not copy it often."""
+    return tokens + tokens // 4 + 64
+
+
+transformers.AttentionInterface.register(_ATTENTION, _attend)

@@ -1,0 +1,273 @@
+"""The transformers engine: samples with a Hugging Face causal LM in this process, on any device torch has.
+
+Invariant: the model, the batch and the prefix cache belong to one thread, which does everything in steps: sample one
+token of each running turn, or do what the event loop asked for. Nothing happens inside a step, so the version that
+stands beside a token is that of the weights that sampled it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from safetensors import safe_open
+
+from deploy.engines import parameters
+from deploy.engines.batch import Batch, Turn
+from deploy.engines.packed import Context, PackedModel
+from rollout_service.config import Policy
+from rollout_service.errors import ConfigError, WeightError
+from rollout_service.policy import process_group
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Checkpoint,
+    Rendezvous,
+    StoredTensors,
+    TensorSpec,
+    WeightSource,
+    unpacked,
+)
+
+_CACHE_BYTES = 4 << 30
+"""Of keys and values, where the device does not say how much is free."""
+
+_CLOSE_SECONDS = 30.0
+"""For the thread to end: it may be inside a step, or waiting for a broadcast."""
+
+
+@dataclass(slots=True, eq=False)
+class _Errand:
+    """Something to do between two steps."""
+
+    action: Callable[[], None]
+    done: Future[None] = field(default_factory=Future)
+
+    def run(self) -> None:
+        """Do it, unless nobody waits for it any more."""
+        if self.done.set_running_or_notify_cancel():
+            try:
+                self.action()
+            except BaseException as error:
+                self.done.set_exception(error)
+            else:
+                self.done.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Leave it undone."""
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
+
+class TransformersEngine:
+    """One model on one device. Batches continuously: turns join and leave between any two tokens."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Load `policy.model`. Blocks until it can sample.
+
+        Args:
+            policy: its `engine_arguments` go to `from_pretrained`, but for `device`: by default cuda, mps or cpu, the
+                first that there is.
+
+        Raises:
+            ConfigError: a model or argument that `from_pretrained` refuses, or a model that `PackedModel` cannot run.
+        """
+        model = _loaded(policy)
+        self.version = policy.weight_version
+        self._device: torch.device = model.device
+        self._weights: dict[str, torch.Tensor] = model.state_dict()
+        self._stops = _stops(model)
+        self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        self._groups: dict[str, tuple[Any, Rendezvous]] = {}
+        cuda = self._device.type == "cuda"
+        self._batch = Batch(PackedModel(model), torch.cuda.mem_get_info(self._device)[0] // 2 if cuda else _CACHE_BYTES)
+        self._inbox: queue.SimpleQueue[Turn | _Errand] = queue.SimpleQueue()
+        self._frozen = False
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn, see `Engine`.
+
+        Raises:
+            ValueError: no input, or ids that the model does not know.
+            Exception: what went wrong in the model; every turn in flight then fails with it.
+        """
+        if not len(input_ids) or input_ids.min() < 0 or input_ids.max() >= self._vocabulary:
+            raise ValueError(f"input_ids must be ids from 0 to {self._vocabulary - 1}, one at least")
+        stops = frozenset() if sampling.ignore_eos else self._stops.union(sampling.stop_token_ids)
+        turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops)
+        self._post(turn)
+        return await asyncio.wrap_future(turn.done)  # cancelling it cancels `done`, which the thread sees
+
+    def interrupt(self) -> None:
+        """See `Engine`."""
+        self._post(_Errand(self._batch.interrupt))
+
+    async def freeze(self) -> None:
+        """See `Engine`."""
+        await self._between_steps(functools.partial(setattr, self, "_frozen", True))
+
+    async def thaw(self) -> None:
+        """See `Engine`."""
+        await self._between_steps(functools.partial(setattr, self, "_frozen", False))
+
+    def check(self, source: WeightSource) -> None:
+        """See `Engine`."""
+        if isinstance(source, BroadcastTensors) and source.group not in self._groups:
+            raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
+        parameters.refuse_others(
+            {name: tuple(tensor.shape) for name, tensor in self._weights.items()}, parameters.described(source)
+        )
+
+    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+        """See `Engine`. Frozen turns whose cache is not kept go on as if new: what they have is their prompt."""
+        await asyncio.to_thread(self.check, source)
+        if isinstance(source, StoredTensors):
+            for bucket in source.buckets:
+                data = await bucket.data
+                await self._between_steps(functools.partial(self._write, unpacked(bucket, data)))
+        elif isinstance(source, Checkpoint):
+            await self._between_steps(functools.partial(self._write, _read(source)))
+        else:
+            await self._between_steps(functools.partial(self._write, self._received(source)))
+        await self._between_steps(functools.partial(self._renew, version, keep_cache))
+
+    async def join(self, rendezvous: Rendezvous, rank: int) -> None:
+        """See `Engine`."""
+        group = await asyncio.to_thread(process_group.join, rendezvous, rank)
+        self._groups[rendezvous.name] = group, rendezvous
+
+    async def leave(self, group: str) -> None:
+        """See `Engine`."""
+        if group in self._groups:
+            await asyncio.to_thread(process_group.leave, self._groups.pop(group)[0])
+
+    def check_health(self) -> None:
+        """Raise `RuntimeError` from the cause if the engine's thread has ended."""
+        if self._ended is not None:
+            raise RuntimeError("the engine's thread has ended") from self._ended
+
+    def close(self) -> None:
+        """End the thread; turns in flight fail."""
+        self._inbox.put(_Errand(self._end))
+        self._thread.join(_CLOSE_SECONDS)
+
+    # On the event loop -----------------------------------------------------------------------------------------------
+
+    def _post(self, item: Turn | _Errand) -> None:
+        self._inbox.put(item)
+        self.check_health()  # after, not before: the thread answers what was there when it ended
+
+    async def _between_steps(self, action: Callable[[], None]) -> None:
+        errand = _Errand(action)
+        self._post(errand)
+        await asyncio.wrap_future(errand.done)
+
+    # In the engine's thread ------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._ended is None:
+                    if not self._frozen:
+                        self._batch.step(self.version)
+                    self._open_inbox()
+        except BaseException as error:
+            self._ended = error
+            raise
+        finally:
+            gone = RuntimeError("the engine has ended")
+            self._batch.fail(gone)
+            while not self._inbox.empty():
+                self._inbox.get().fail(gone)
+
+    def _open_inbox(self) -> None:
+        """Take in what was posted, and wait for it while there is nothing else to do."""
+        idle = self._frozen or not len(self._batch)
+        while idle or not self._inbox.empty():
+            item = self._inbox.get()
+            idle = False
+            if isinstance(item, Turn):
+                self._batch.add(item)
+            else:
+                item.run()
+
+    def _end(self) -> None:
+        self._ended = RuntimeError("it was closed")
+
+    def _write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            self._weights[name].copy_(tensor)
+
+    def _received(self, source: BroadcastTensors) -> Iterator[tuple[str, torch.Tensor]]:
+        group, rendezvous = self._groups[source.group]
+        device = self._device if rendezvous.backend == "nccl" else torch.device("cpu")
+        for spec in source.specs:
+            tensor = torch.empty(spec.shape, dtype=_dtype(spec), device=device)
+            process_group.broadcast(group, tensor)
+            yield spec.name, tensor
+
+    def _renew(self, version: int, keep_cache: bool) -> None:
+        self.version = version
+        if not keep_cache:
+            self._batch.forget()
+
+
+def _loaded(policy: Policy) -> Any:
+    """The model, in evaluation mode on its device."""
+    arguments = dict(policy.engine_arguments)
+    device = arguments.pop("device", None) or _best_device()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(policy.model, **arguments)
+    except TypeError as error:  # it names the argument
+        raise ConfigError(
+            f"policy.engine_arguments: from_pretrained refuses {', '.join(arguments) or 'this model'}: {error}.",
+            "Leave out what transformers' from_pretrained does not take.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"policy.model: {policy.model!r} cannot be loaded: {str(error).splitlines()[0]}",
+            "Give a folder or hub name of a causal LM that transformers knows, readable on every node.",
+        ) from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _stops(model: Any) -> frozenset[int]:
+    """The tokens that end a turn, as the model's own files say."""
+    named = [model.config.get_text_config().eos_token_id, model.generation_config.eos_token_id]
+    return frozenset(
+        int(token) for ids in named if ids is not None for token in (ids if isinstance(ids, list) else [ids])
+    )
+
+
+def _read(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """The checkpoint's tensors, each read when its turn comes."""
+    for path in parameters.files(Path(source.path)):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                yield name, tensors.get_tensor(name)
+
+
+def _dtype(spec: TensorSpec) -> torch.dtype:
+    return getattr(torch, spec.dtype)
