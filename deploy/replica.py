@@ -111,9 +111,9 @@ class PolicyReplica:
     async def _load(self, update: WeightUpdate) -> None:
         try:
             await self._engine.load(update.source, update.version, keep_cache=self._stopped == "in_place")
-        except (WeightError, asyncio.CancelledError):
+        except WeightError:
             raise
-        except Exception:
+        except BaseException:  # also a cancellation: what was loaded by then stays
             asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
             raise
         self._turnstile.reached(update.version)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("environments", "episodes", "starvation", "slots", "scale")
+NAMES = ("environments", "episodes", "starvation", "slots", "scale", "calls")
+GPU_NAMES = ("serving",)
+"""Only when named: they need a GPU and SGLang."""
+
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or NAMES
-    if not set(chosen) <= set(NAMES):
-        sys.exit(f"There are the benchmarks {', '.join(NAMES)}.")
+    if not set(chosen) <= {*NAMES, *GPU_NAMES}:
+        sys.exit(f"There are the benchmarks {', '.join([*NAMES, *GPU_NAMES])}.")
     met = [importlib.import_module(f"tests.benchmarks.{name}").run() for name in chosen]
     sys.exit(not all(met))

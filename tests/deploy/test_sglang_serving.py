@@ -106,7 +106,7 @@ def test_sessions_are_spread_evenly_and_stay(service):
         generator = np.random.default_rng(0)
         prompts = [generator.integers(10, 4000, 300, dtype=np.int32) for _ in range(10)]
         cached: list[list[int]] = [[] for _ in prompts]
-        for turn in range(3):
+        for _ in range(3):
             calls = [policy.generate(p, Sampling(max_new_tokens=4), f"s{i}", {}) for i, p in enumerate(prompts)]
             for i, generation in enumerate(await asyncio.gather(*calls)):
                 cached[i].append(generation.cached_tokens)
