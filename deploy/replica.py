@@ -20,13 +20,16 @@ from ray import serve
 from deploy import engines, http_api
 from deploy.turnstile import Turnstile
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import WeightError
+from rollout_service.errors import EpisodeFault, FaultKind, WeightError
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
 
 _INTERRUPT_SECONDS = 0.2
 """Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
+
+_BEHIND_SECONDS = 60.0
+"""That a turn waits for a replica whose weights are too old for it."""
 
 _EXIT_SECONDS = 1.0
 """Until a broken replica ends, so that its error still gets out."""
@@ -67,15 +70,29 @@ class PolicyReplica:
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
     ) -> Generation:
-        """Sample one whole turn. Waits while the replica is paused, and until its weights are not older than
-        `metadata["min_version"]`."""
-        min_version = metadata.get("min_version", 0)
+        """Sample one whole turn, as soon as the replica is not paused.
+
+        Raises:
+            EpisodeFault: the weights are older than `metadata["min_version"]` and stay so.
+        """
+        await self._reach(metadata.get("min_version", 0))
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            async with self._turnstile.turn(min_version):
+            async with self._turnstile.turn():
                 return await self._engine.generate(prompt, how, metadata)
 
         return await resumed(sample, input_ids, sampling)
+
+    async def _reach(self, version: int) -> None:
+        """An update may be on its way here; what came through a process group before this replica started is not."""
+        try:
+            await asyncio.wait_for(self._turnstile.reached(version), _BEHIND_SECONDS)
+        except TimeoutError:
+            raise EpisodeFault(
+                FaultKind.POLICY,
+                f"the replica has weights of version {self._engine.version}, and the turn must not be sampled with any "
+                f"older than {version}: it started after those were sent; send the next ones to it too",
+            ) from None
 
     async def __call__(self, request: Any) -> Any:
         """HTTP: SGLang's `/generate`, see `deploy.http_api`."""
@@ -116,7 +133,7 @@ class PolicyReplica:
         except BaseException:  # also a cancellation: what was loaded by then stays
             asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
             raise
-        self._turnstile.reached(update.version)
+        self._turnstile.set_version(update.version)
 
     async def pause(self, mode: UpdateMode) -> ReplicaState:
         """Sample nothing more until `resume`."""

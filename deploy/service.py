@@ -24,6 +24,9 @@ from rollout_service.errors import RolloutError, ServiceError, redact
 
 _POLL_SECONDS = 0.2
 
+_DELETE_SECONDS = 5.0
+"""For replicas to end by themselves."""
+
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Fault)\b:?\s*")
 """How the last line of a traceback starts."""
 
@@ -88,6 +91,11 @@ def _deploy(config: RolloutConfig, application: str) -> None:
         raise ServiceError(
             f"The policy's Serve application did not come up: {str(error).splitlines()[0]}", "See the cluster's logs."
         ) from error
+    if settings.http_port is not None and not serve.status().proxies:
+        raise ServiceError(
+            f"policy.http_port is {settings.http_port}, but Serve runs on this cluster already, and without HTTP.",
+            "Stop it with `serve shutdown`, or start it with a port, before the service.",
+        )
     _wait_until_it_samples(settings, application)
 
 
@@ -141,7 +149,22 @@ def stop(config: RolloutConfig, coordinator: Any) -> None:
     application = _application(config)
     if application is not None and config.policy.application is None:
         with contextlib.suppress(RayServeException, RayError):
-            serve.delete(application)
+            _delete(application)
+
+
+def _delete(application: str) -> None:
+    """Delete the Serve application. No turn is worth draining any more, and a replica that never found a place would be
+    waited for as long as the longest turn: what does not go soon is killed."""
+    serve.delete(application, _blocking=False)
+    deadline = time.monotonic() + _DELETE_SECONDS
+    while application in serve.status().applications:
+        if time.monotonic() > deadline:
+            for actor in ray.util.list_named_actors(all_namespaces=True):
+                if actor["name"].startswith(f"SERVE_REPLICA::{application}#"):
+                    with contextlib.suppress(ValueError):
+                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+            deadline += _DELETE_SECONDS
+        time.sleep(_POLL_SECONDS)
 
 
 def _application(config: RolloutConfig) -> str | None:

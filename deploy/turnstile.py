@@ -1,7 +1,7 @@
 """Turnstile: lets turns in while the replica samples, and tells when all are out.
 
-Invariant: while it is closed no turn enters, and those that are inside still may leave. A turn that must not see
-weights older than some version waits outside until the replica has them.
+Invariant: while it is closed no turn enters, and those that are inside still may leave. Nobody who waits misses a
+change.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Turnstile:
         self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def turn(self, min_version: int = 0) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[None]:
         """Wait for admission, and be counted while inside."""
-        await self._until(lambda: self.is_open and self._version >= min_version)
+        await self._until(lambda: self.is_open)
         self.inside += 1
         try:
             yield
@@ -42,10 +42,14 @@ class Turnstile:
         self.is_open = True
         self._notify()
 
-    def reached(self, version: int) -> None:
+    def set_version(self, version: int) -> None:
         """The replica has weights of that version, whether open or not."""
         self._version = version
         self._notify()
+
+    async def reached(self, version: int) -> None:
+        """Wait until the replica has weights of that version, or newer ones."""
+        await self._until(lambda: self._version >= version)
 
     async def empty(self) -> None:
         """Wait until nobody is inside."""

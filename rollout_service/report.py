@@ -51,7 +51,8 @@ def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:
     yield "ended by", _counts(summary.termination_reasons)
     yield "turns", f"{summary.turns} ({summary.malformed_calls} malformed tool calls)"
     yield "policy tokens", f"{summary.policy_tokens:,} sampled"
-    yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {summary.cached_tokens:,} of them cached"
+    share = summary.cached_tokens / max(summary.prompt_tokens, 1)
+    yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {share:.0%} of them from the prefix cache"
     yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
     yield "user simulator", cost
     if summary.retries:

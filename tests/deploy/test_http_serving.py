@@ -1,0 +1,173 @@
+"""SGLang's `/generate`, both sides: our client on a real SGLang server, and any client on our replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import aiohttp
+import numpy as np
+import pytest
+
+from rollout_service.policy.base import Sampling
+from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.verify import verify
+from tests.support import openai_server, sglang, tiny_model
+from tests.support.reference import Reference, error
+from tests.support.services import start
+
+pytestmark = [sglang.needed, pytest.mark.timeout(300)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny_model.make(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    """URL of a bare SGLang server."""
+    port = free_port()
+    flags = ["--model-path", model, "--port", str(port), "--skip-tokenizer-init"]
+    for name, value in sglang.ENGINE_ARGUMENTS.items():
+        flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    with open(tmp_path_factory.mktemp("log") / "server.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sglang.launch_server", *flags],
+            env=os.environ | sglang.ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        asyncio.run(until_healthy(url, process))
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def until_healthy(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    async with aiohttp.ClientSession() as session:
+        while True:
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server did not come up"
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/health") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.5)
+
+
+async def post(url: str, path: str, **body):
+    async with aiohttp.ClientSession() as session, session.post(f"{url}{path}", json=body) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def running(url: str) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/loads") as response:
+        return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in (await response.json())["loads"])
+
+
+PROMPT = np.arange(100, 160, dtype=np.int32)
+LONG = Sampling(max_new_tokens=1500, ignore_eos=True)
+
+
+async def test_turns_over_http_are_exact_and_the_second_finds_the_first_cached(server, model):
+    policy = SglangHttpPolicy(server)
+    first = await policy.generate(PROMPT, Sampling(max_new_tokens=20, ignore_eos=True), "s", {})
+    again = np.concatenate([PROMPT, first.token_ids])
+    second = await policy.generate(again, Sampling(max_new_tokens=20, ignore_eos=True), "s", {})
+    await policy.aclose()
+    assert second.cached_tokens >= len(again) - 1
+    whole = np.concatenate([again, second.token_ids])
+    expected = Reference(model).logprobs(whole)[len(PROMPT) :]
+    assert np.abs(np.concatenate([first.logprobs, second.logprobs]) - expected).max() < 1e-4
+    assert set(first.weight_versions.tolist()) == {0}
+
+
+async def test_a_turn_that_the_server_aborts_for_new_weights_goes_on_from_its_tokens(server, model):
+    policy = SglangHttpPolicy(server)
+    turn = asyncio.ensure_future(policy.generate(PROMPT, LONG, "s", {}))
+    await asyncio.sleep(0.8)
+    await post(server, "/pause_generation", mode="abort")
+    status, _ = await post(server, "/update_weights_from_disk", model_path=model, weight_version="3")
+    assert status == 200
+    await post(server, "/continue_generation")
+    generation = await turn
+    await policy.aclose()
+    generation.check()
+    assert len(generation.token_ids) == LONG.max_new_tokens
+    assert sorted(set(generation.weight_versions.tolist())) == [0, 3]
+    expected = Reference(model).logprobs(np.concatenate([PROMPT, generation.token_ids]))[len(PROMPT) :]
+    assert np.abs(generation.logprobs - expected).max() < 1e-4, "the same weights under another number"
+
+
+async def test_cancelling_a_turn_aborts_it_in_the_server(server):
+    policy = SglangHttpPolicy(server)
+    turn = asyncio.ensure_future(policy.generate(PROMPT, Sampling(max_new_tokens=30000, ignore_eos=True), "s", {}))
+    await asyncio.sleep(0.8)
+    assert await running(server) == 1
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    deadline = time.monotonic() + 10
+    while await running(server):
+        assert time.monotonic() < deadline, "the server still samples"
+        await asyncio.sleep(0.1)
+    await policy.aclose()
+
+
+async def test_what_the_server_refuses_is_not_repeated(server):
+    policy = SglangHttpPolicy(server)
+    start_time = time.monotonic()
+    with pytest.raises(ValueError, match="400"):
+        await policy.generate(np.arange(1, 70000, dtype=np.int32) % 4000, Sampling(), "s", {})
+    assert time.monotonic() - start_time < 30
+    await policy.aclose()
+
+
+async def test_an_endpoint_that_is_gone_is_named_after_the_retries():
+    url = f"http://127.0.0.1:{free_port()}"
+    policy = SglangHttpPolicy(url, retry_seconds=0.5)
+    with pytest.raises(ConnectionError, match=url):
+        await policy.generate(PROMPT, Sampling(), "s", {})
+    await policy.aclose()
+
+
+def test_episodes_run_on_an_endpoint_of_others(cluster, server, model):
+    user = openai_server.OpenAIServer(openai_server.talker(2))
+    with (
+        user,
+        start(
+            "http",
+            policy__engine="http",
+            policy__url=server,
+            policy__tokenizer=model,
+            policy__sampling={"max_new_tokens": 40},
+            tasks__ids=["create_task_1"],
+            user__model="openai/talker",
+            user__base_url=user.base_url,
+        ) as client,
+    ):
+        batch = client.collect(6, progress=False)
+        version = client.weight_version()
+    assert [str(violation) for _, found in verify(batch) for violation in found] == []
+    reference = Reference(model)
+    sampled = {int(t.segments[0].weight_versions.max()) for t in batch}
+    assert sampled == {version}, "the service learns the endpoint's version from its tokens"
+    assert max(error(t.segments[0], {version: reference}) for t in batch) < 1e-4

@@ -1,0 +1,234 @@
+"""The service with a model on a laptop: the transformers engine, HTTP outside, and what can go wrong at its start."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+
+import aiohttp
+import numpy as np
+import pytest
+from ray import serve
+
+from deploy import policy as application
+from rollout_service import RolloutClient
+from rollout_service.errors import ConfigError, ServiceError, WeightError
+from rollout_service.policy.base import Sampling
+from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.verify import verify
+from tests.deploy.test_http_serving import free_port
+from tests.support import openai_server, tiny_model
+from tests.support.episodes import settings
+from tests.support.reference import Reference, error
+from tests.support.services import start
+
+IDS = ["create_task_1", "update_task_1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny_model.make(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def service(cluster, model):
+    """A service with two replicas, and SGLang's HTTP API before them."""
+    serve.shutdown()  # what runs there was started without HTTP
+    user = openai_server.OpenAIServer(openai_server.talker(3))
+    with (
+        user,
+        start(
+            "laptop",
+            policy__engine="transformers",
+            policy__model=model,
+            policy__replicas=2,
+            policy__http_port=free_port(),
+            policy__sampling={"max_new_tokens": 30},
+            tasks__ids=IDS,
+            user__model="openai/talker",
+            user__base_url=user.base_url,
+        ) as client,
+    ):
+        yield client
+    serve.shutdown()
+
+
+@pytest.fixture
+def url(service) -> str:
+    return f"http://127.0.0.1:{service.config.policy.http_port}"
+
+
+def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_update(service, model, tmp_path):
+    other = str(tiny_model.make(tmp_path / "other", seed=5))
+    before = service.collect(8, progress=False)
+    service.update_weights(other)
+    after = service.collect(8, progress=False)
+    service.update_weights(model)
+    assert [str(v) for _, found in verify([*before, *after]) for v in found] == []
+    assert max(error(t.segments[0], {0: Reference(model)}) for t in before) < 1e-4
+    assert max(error(t.segments[0], {1: Reference(other)}) for t in after) < 1e-4
+    assert all(turn.cached_tokens for t in after for turn in t.turns[1:])
+    assert before.trajectories[0].provenance.model == model
+
+
+async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, model):
+    policy = SglangHttpPolicy(url)
+    prompt = np.arange(200, 300, dtype=np.int32)
+    first = await policy.generate(prompt, Sampling(max_new_tokens=10, ignore_eos=True), "a", {})
+    longer = np.concatenate([prompt, first.token_ids])
+    second = await policy.generate(longer, Sampling(max_new_tokens=10, ignore_eos=True), "a", {})
+    await policy.aclose()
+    assert second.cached_tokens >= len(longer) - 1, "the session header keeps a client on its replica"
+    expected = Reference(model).logprobs(np.concatenate([longer, second.token_ids]))[len(longer) :]
+    assert np.abs(second.logprobs - expected).max() < 1e-4
+
+
+async def test_http_answers_have_sglangs_form_and_refusals_name_the_field(service, url):
+    async with aiohttp.ClientSession() as session:
+
+        async def post(**body):
+            async with session.post(f"{url}/generate", json=body) as response:
+                return response.status, await response.json()
+
+        status, answer = await post(input_ids=[5, 6, 7], sampling_params={"max_new_tokens": 3, "ignore_eos": True})
+        assert status == 200
+        assert len(answer["output_ids"]) == len(answer["meta_info"]["output_token_logprobs"]) == 3
+        assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 3}
+        status, answers = await post(input_ids=[[5, 6], [7, 8, 9]], sampling_params={"max_new_tokens": 2})
+        assert (status, [a["meta_info"]["prompt_tokens"] for a in answers]) == (200, [2, 3])
+        for body, field in (({"text": "hi"}, "input_ids"), ({"input_ids": [1], "stream": True}, "stream")):
+            status, answer = await post(**body)
+            assert status == 400
+            assert field in answer["error"]["message"]
+        async with session.get(f"{url}/health") as response:
+            assert response.status == 200
+        async with session.get(f"{url}/model_info") as response:
+            assert (await response.json())["weight_version"] == str(service.weight_version())
+
+
+def test_a_job_can_attach_to_a_serve_application_that_runs_already(service):
+    with start("attached", policy__application="laptop-policy", **_same_policy(service)) as client:
+        assert len(client.collect(2, ids=IDS, progress=False)) == 2
+    assert serve.status().applications["laptop-policy"].status == "RUNNING", "who did not start it leaves it running"
+    with pytest.raises(ServiceError, match=r"no running Serve application 'nowhere'.*serve run"):
+        start("nowhere", policy__application="nowhere", **_same_policy(service))
+
+
+def _same_policy(service: RolloutClient) -> dict:
+    own = service.config
+    return {
+        "policy__engine": "transformers",
+        "policy__model": own.policy.model,
+        "policy__sampling": {"max_new_tokens": 30},
+        "user__model": own.user.model,
+        "user__base_url": own.user.base_url,
+    }
+
+
+def test_a_model_without_weights_ends_the_start_with_its_name(cluster, model, tmp_path):
+    shutil.copytree(model, tmp_path / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ServiceError, match="hollow"):
+        start("hollow", policy__engine="transformers", policy__model=str(tmp_path / "hollow"))
+
+
+def test_an_engine_argument_that_nobody_knows_ends_the_start_with_its_name(cluster, model):
+    with pytest.raises(ServiceError, match=r"policy\.engine_arguments.*nonsense"):
+        start("bad", policy__engine="transformers", policy__model=model, policy__engine_arguments={"nonsense": 3})
+
+
+def test_replicas_that_find_no_place_are_given_up_in_time_with_what_is_free(cluster, model):
+    with pytest.raises(ServiceError, match=r"policy.start_seconds=4.*0 GPUs.*asks for 3"):
+        start(
+            "no-gpu",
+            policy__engine="transformers",
+            policy__model=model,
+            policy__gpus_per_replica=3,
+            policy__start_seconds=4,
+        )
+
+
+def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(cluster):
+    with start("versions", policy__script={"latency": {"mean": 0.3}}) as client:
+        stream = client.stream(32)  # two rounds of its 16 slots
+        next(stream)
+        assert client.update_weights("/any/folder", version=5).version == client.weight_version() == 5
+        client.pause("drain")
+        assert {state.paused for state in client.replicas()} == {True}
+        client.resume()
+        batch = [group[0] for group in stream]
+        with pytest.raises(WeightError, match="not newer than 5"):
+            client.update_weights("/any/folder", version=5)
+        with pytest.raises(WeightError, match=r"mode is 'later'.*drain"):
+            client.update_weights("/any/folder", mode="later")
+        with pytest.raises(WeightError, match="empty"):
+            client.update_weights({})
+        with pytest.raises(WeightError, match="scripted engine"):
+            client.weight_group("gloo")
+    assert [str(v) for _, found in verify(batch) for v in found] == []
+    assert {v for t in batch for v in t.weight_version_range} == {0, 5}
+
+
+@pytest.mark.parametrize(("late", "expected"), [("drop", {0}), ("deliver", {0, 1, 2})])
+def test_trajectories_over_max_staleness_are_made_again_or_delivered_and_counted(cluster, late, expected):
+    with start(
+        f"stale-{late}",
+        service__max_staleness=0,
+        service__late=late,
+        service__max_attempts=4,
+        policy__script={"latency": {"mean": 0.1}},
+    ) as client:
+        stream = client.stream(12)
+        deadline = time.monotonic() + 60
+        while client.status()["finished"] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        client.update_weights("/any/folder")
+        groups = list(stream)
+        status = client.status()
+    staleness = Counter(1 - t.weight_version_range[0] for group in groups for t in group)
+    assert len(groups) == 12
+    assert set(staleness) <= expected
+    assert status["late"] >= 4
+    assert status["late"] == staleness[1] or late == "drop"
+
+
+def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_too_late(cluster):
+    with start("gate", service__max_staleness=1) as client:
+        stream = client.stream(18, groups_per_update=3)
+        taken = []
+        for version in range(1, 7):
+            time.sleep(0.5)
+            assert client.status()["finished"] <= 3 * (version + 1), "this version's batch and the next one's"
+            taken += [next(stream)[0] for _ in range(3)]
+            client.update_weights("/any/folder", version=version)
+        status = client.status()
+    assert status["late"] == 0
+    ages = [i // 3 - t.weight_version_range[0] for i, t in enumerate(taken)]
+    assert set(ages) == {0, 1}, "the first batch is new, every later one was made while the one before was trained on"
+
+
+def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("policy: {replicas: 3}\ntasks: {domain: mock}\n")
+    built = application.app({"config": str(path), "policy.max_ongoing_requests": "7"})
+    deployment = built._bound_deployment
+    assert (deployment.num_replicas, deployment.max_ongoing_requests) == (3, 7)
+    with pytest.raises(ConfigError, match=r"policy\.replcias"):
+        application.app({"policy.replcias": "3"})
+    with pytest.raises(ConfigError, match="its endpoint serves"):
+        application.app(settings(policy__engine="http", policy__url="http://x", policy__tokenizer="y"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"policy__engine": "sglang"}, "policy.model is not set"),
+        ({"policy__engine": "http", "policy__url": "http://x"}, "policy.tokenizer"),
+        ({"policy__autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "below min_replicas"),
+        ({"policy__autoscaling": {}}, "max_replicas"),
+    ],
+)
+def test_an_engine_without_what_it_serves_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**overrides)
