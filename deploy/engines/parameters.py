@@ -6,16 +6,20 @@ Invariant: nothing here reads a tensor or touches a model: names and shapes alon
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from rollout_service.errors import WeightError
+from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.weights import Checkpoint, WeightSource
 
 Shape = tuple[int, ...]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 """One tensor under two names, where the model ties them; its checkpoint then has the second only."""
@@ -98,6 +102,37 @@ def shapes(folder: Path) -> dict[str, Shape] | None:
         with safe_open(path, framework="numpy") as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return found if paths else None
+
+
+def refuse_too_large(model: str, memory: int, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights alone are larger than its devices' memory.
+
+    Says nothing where the size is not known: no safetensors here, or weights that are quantized or kept elsewhere.
+
+    Args:
+        model: folder or hub name.
+        memory: bytes, of all devices of one replica together.
+        arguments: of the engine: `dtype` and what changes the size.
+
+    Raises:
+        ConfigError: it does not fit; says how large both are.
+    """
+    folder = located(model)
+    known = shapes(folder) if folder else None
+    if not folder or not known or any(arguments.get(name) for name in ("quantization", "cpu_offload_gb")):
+        return
+    config = json.loads((folder / "config.json").read_text())
+    dtype = str(arguments.get("dtype", "auto"))
+    dtype = str(config.get("dtype") or config.get("torch_dtype")) if dtype == "auto" else dtype
+    if dtype not in _DTYPE_BYTES or "quantization_config" in config:
+        return
+    size = sum(math.prod(shape) for shape in known.values()) * _DTYPE_BYTES[dtype]
+    if size > memory:
+        raise ConfigError(
+            f"policy.model: the weights of {model} take {size / 2**30:.1f} GiB; a replica's GPUs have "
+            f"{memory / 2**30:.1f} GiB.",
+            "Spread a replica over more GPUs with policy.engine_arguments.tp_size, or serve a smaller model.",
+        )
 
 
 def files(folder: Path) -> list[Path]:

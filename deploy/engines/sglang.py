@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploy.engines import parameters
+from deploy.engines import parameters, processes
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.base import Generation, Sampling
@@ -47,6 +47,7 @@ class SglangEngine:
         import sglang
 
         _check_arguments(policy.engine_arguments)
+        _refuse_too_large(policy)
         self._policy = policy
         self._engine = sglang.Engine(
             **{"log_level": "warning", "sleep_on_idle": True}
@@ -216,6 +217,15 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else "See SGLang's ServerArgs."
             raise ConfigError(f"policy.engine_arguments.{name}: SGLang has no such argument.", hint)
+
+
+def _refuse_too_large(policy: Policy) -> None:
+    """SGLang's scheduler would end, and the replica with it, with the reason in a log only."""
+    import torch
+
+    if policy.engine_arguments.get("device", "cuda") == "cuda" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory * processes(policy)
+        parameters.refuse_too_large(str(policy.model), memory, policy.engine_arguments)
 
 
 def _demand(result: tuple[bool, str]) -> None:
