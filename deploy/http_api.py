@@ -44,20 +44,28 @@ async def _generated(body: bytes, policy: Policy, generate: Generate) -> Respons
     try:
         payload = json.loads(body)
         prompts, sampling, batch = from_payload(payload)
+        rids = _rids(payload.get("rid"), len(prompts))
     except ValueError as error:
         return _refusal(400, str(error))
+    tasks = [asyncio.ensure_future(generate(prompt, sampling, {})) for prompt in prompts]
     try:
-        generations = await asyncio.gather(*(generate(prompt, sampling, {}) for prompt in prompts))
+        generations = await asyncio.gather(*tasks)
     except ValueError as error:  # the engine's word for a request that it cannot meet: too long a prompt, a bad id
         return _refusal(400, str(error))
-    rid = payload.get("rid")
-    rids = rid if isinstance(rid, list) else [rid] * len(prompts)
+    finally:
+        for task in tasks:  # one prompt that is refused ends the others
+            task.cancel()
     seconds = time.perf_counter() - start
-    answers = [
-        to_answer(generation, name or uuid.uuid4().hex, seconds)
-        for generation, name in zip(generations, rids, strict=True)
-    ]
+    answers = [to_answer(generation, rid, seconds) for generation, rid in zip(generations, rids, strict=True)]
     return JSONResponse(answers if batch else answers[0])
+
+
+def _rids(given: Any, n: int) -> list[str]:
+    """A request id for each prompt: those that were given, or new ones."""
+    rids = given if isinstance(given, list) else [given] * n
+    if len(rids) != n or not all(rid is None or (isinstance(rid, str) and rid.isprintable()) for rid in rids):
+        raise ValueError("rid must be text, or a list of as many as there are prompts")
+    return [rid or uuid.uuid4().hex for rid in rids]
 
 
 def _refusal(status: int, message: str) -> Response:

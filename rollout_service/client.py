@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, WeightError
+from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
 from rollout_service.progress import CollectionProgress
-from rollout_service.request import SELECTION, CollectionRequest, EpisodeRequest, unfinished
+from rollout_service.request import SELECTION, CollectionRequest
+from rollout_service.stream import GroupStream, answer
 from rollout_service.trajectory import Outcome, Trajectory
 
 if TYPE_CHECKING:  # they need Ray, or torch
@@ -183,7 +184,7 @@ class RolloutClient:
 
     async def astatus(self) -> dict[str, Any]:
         """`status` for an event loop."""
-        status: dict[str, Any] = await _answer(self._coordinator.status.remote())
+        status: dict[str, Any] = await answer(self._coordinator.status.remote())
         return status
 
     # Weights ---------------------------------------------------------------------------------------------------------
@@ -218,9 +219,9 @@ class RolloutClient:
             report: UpdateReport = call(self._coordinator.update_weights.remote(update))
             return report
         call(self._coordinator.check_update.remote(update))  # a refusal must come before anything is sent
-        answer = self._coordinator.update_weights.remote(update)
+        submitted = self._coordinator.update_weights.remote(update)
         group.send(weights.values())  # type: ignore[union-attr]
-        report = call(answer)
+        report = call(submitted)
         return report
 
     async def aupdate_weights(
@@ -259,7 +260,7 @@ class RolloutClient:
 
     async def aweight_version(self) -> int:
         """`weight_version` for an event loop."""
-        version: int = await _answer(self._coordinator.weight_version.remote())
+        version: int = await answer(self._coordinator.weight_version.remote())
         return version
 
     def replicas(self) -> list[ReplicaState]:
@@ -269,7 +270,7 @@ class RolloutClient:
 
     async def areplicas(self) -> list[ReplicaState]:
         """`replicas` for an event loop."""
-        states: list[ReplicaState] = await _answer(self._coordinator.replicas.remote())
+        states: list[ReplicaState] = await answer(self._coordinator.replicas.remote())
         return states
 
     def pause(self, mode: UpdateMode = "abort_and_resume") -> None:
@@ -283,7 +284,7 @@ class RolloutClient:
 
     async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
         """`pause` for an event loop."""
-        await _answer(self._coordinator.pause.remote(mode))
+        await answer(self._coordinator.pause.remote(mode))
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -291,7 +292,7 @@ class RolloutClient:
 
     async def aresume(self) -> None:
         """`resume` for an event loop."""
-        await _answer(self._coordinator.resume.remote())
+        await answer(self._coordinator.resume.remote())
 
     def _update(self, weights: Any, version: int, mode: UpdateMode, group: WeightGroup | None) -> WeightUpdate:
         if mode not in get_args(UpdateMode):
@@ -352,116 +353,6 @@ class RolloutClient:
             own.pop("ids", None)
         request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **own | selection)
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
-
-
-class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
-    """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
-
-    def __init__(self, coordinator: Any, submission: Any) -> None:
-        self._coordinator = coordinator
-        self._submission = submission
-        self._pending: Any = None
-        self._finished = False
-        self.collection_id = ""
-        self.episodes = 0
-        """Episodes that the whole collection has; known once it is open."""
-
-    def open(self) -> None:
-        """Wait until the collection was accepted.
-
-        Raises:
-            TaskError: it was not.
-        """
-        from deploy.service import call
-
-        if not self.collection_id:
-            self.collection_id, self.episodes = call(self._submission)
-
-    async def aopen(self) -> None:
-        """`open` for an event loop."""
-        if not self.collection_id:
-            self.collection_id, self.episodes = await _answer(self._submission)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> list[Trajectory]:
-        import ray
-
-        from deploy.service import call
-
-        self.open()
-        group = call(self._next())
-        if group is None:
-            self._finished = True
-        if self._finished:
-            raise StopIteration
-        try:
-            trajectories = list(ray.get(group.trajectories))
-        except ray.exceptions.RayError:
-            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
-        self._pending = None
-        return trajectories
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Trajectory]:
-        import ray
-
-        await self.aopen()
-        group = await _answer(self._next())
-        if group is None:
-            self._finished = True
-        if self._finished:
-            raise StopAsyncIteration
-        try:
-            trajectories = list(await asyncio.gather(*group.trajectories))
-        except ray.exceptions.RayError:
-            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
-        self._pending = None
-        return trajectories
-
-    def _next(self) -> Any:
-        """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
-        if self._pending is None:
-            self._pending = self._coordinator.next_group.remote(self.collection_id)
-        return self._pending
-
-    def close(self) -> None:
-        """Cancel what has not finished yet."""
-        import ray
-
-        if not self._finished and self.collection_id and ray.is_initialized():  # else a call would start a new cluster
-            self._coordinator.cancel.remote(self.collection_id)
-        self._finished = True
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the interpreter may be on its way out
-            self.close()
-
-
-def _fetched(request: EpisodeRequest, reference: Any) -> Trajectory:
-    """The trajectory, or what stands for it when its object went down with a node."""
-    import ray
-
-    try:
-        trajectory: Trajectory = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        text = f"the finished trajectory was lost: {type(error).__name__}"
-        return unfinished(request, Fault(FaultKind.SERVICE, type(error).__name__, text, retryable=True))
-    return trajectory
-
-
-async def _answer(reference: Any) -> Any:
-    from ray.exceptions import RayError
-
-    from deploy.service import translated
-
-    try:
-        return await reference
-    except RayError as error:
-        raise translated(error) from None
 
 
 def connect(address: str | None, namespace: str) -> None:

@@ -186,7 +186,7 @@ class Collection:
             state.failed_on.add(actor)
             self._repeat(episode)
             return False
-        state.oldest_version = versions[0] if versions else None
+        state.oldest_version = versions[0] if versions and fault is None else None  # what failed has no age
         if self._is_dropped(episode) and state.attempts < self._max_attempts and not self._cancelled:
             self.late += 1
             self._repeat(episode)
@@ -205,12 +205,14 @@ class Collection:
         self._taken = 0
 
     def take(self) -> Handout | None:
-        """The next finished group, in order of completion; each is handed out once. None when none is ready.
+        """The next finished group, in order of completion, or of age where that is bounded; each is handed out once.
+        None when none is ready.
 
         A group in which a trajectory became too old while it waited is not ready any more: that one is made again.
         """
         while self._ready:
-            group = self._ready.popleft()
+            group = min(self._ready, key=self._age) if self._staleness.maximum is not None else self._ready[0]
+            self._ready.remove(group)
             members = range(group * self.group_size, (group + 1) * self.group_size)
             late = [e for e in members if self._staleness.late(self._episodes[e].oldest_version, self._version)]
             again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self._max_attempts]
@@ -227,6 +229,11 @@ class Collection:
                 self._open[group] += 1
                 self._repeat(episode)
         return None
+
+    def _age(self, group: int) -> int:
+        """The oldest version in the group, or the newest there is where nothing was sampled."""
+        members = self._episodes[group * self.group_size : (group + 1) * self.group_size]
+        return min((e.oldest_version for e in members if e.oldest_version is not None), default=self._version)
 
     def _repeat(self, episode: int) -> None:
         self._again.append(episode)

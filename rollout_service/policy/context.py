@@ -31,7 +31,7 @@ def _of_model(model: str) -> int:
 
     try:
         config = transformers.AutoConfig.from_pretrained(model).get_text_config()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers' and huggingface_hub's words for it are many
         raise ConfigError(
             f"policy.model: the configuration of {model!r} cannot be read: {str(error).splitlines()[0]}",
             "Give a folder with config.json that every node can read, or a hub name.",

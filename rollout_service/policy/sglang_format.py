@@ -51,28 +51,33 @@ def from_answer(answer: Mapping[str, Any]) -> Generation:
         ValueError: it is not a complete answer of `/generate` with log-probs; says what is wrong with it.
     """
     try:
-        tokens, meta = answer["output_ids"], answer["meta_info"]
-        reason = meta["finish_reason"]
-        logprobs = meta["output_token_logprobs"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the engine's answer lacks {error}: is it SGLang's /generate, with return_logprob?") from None
-    finish = reason["type"] if isinstance(reason, Mapping) else str(reason)
-    if finish == "abort" and reason.get("status_code") is not None:
+        return _read(answer)
+    except (KeyError, TypeError, IndexError) as error:
+        problem = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+        raise ValueError(f"the engine's answer {problem}: is it SGLang's /generate, with return_logprob?") from None
+
+
+def _read(answer: Mapping[str, Any]) -> Generation:
+    tokens, meta = answer["output_ids"], answer["meta_info"]
+    reason = meta["finish_reason"]
+    if isinstance(reason, str):
+        reason = {"type": reason}
+    if reason["type"] == "abort" and reason.get("status_code") is not None:
         raise ValueError(f"the engine refused the request: {reason.get('message')}")
-    generation = Generation(
-        token_ids=np.asarray(tokens, dtype=np.int32),
-        logprobs=np.asarray([item[0] for item in logprobs], dtype=np.float32),
-        weight_versions=_versions(meta, len(tokens)),
-        finish_reason=finish,
-        prompt_tokens=int(meta.get("prompt_tokens", 0)),
-        cached_tokens=int(meta.get("cached_tokens", 0)),
-    )
+    logprobs = meta["output_token_logprobs"]
     if [item[1] for item in logprobs] != list(tokens):
         raise ValueError(
             f"the engine's {len(logprobs)} log-probs are not those of its {len(tokens)} tokens: it must return one for "
             "each sampled token"
         )
-    return generation
+    return Generation(
+        token_ids=np.asarray(tokens, dtype=np.int32),
+        logprobs=np.asarray([float(item[0]) for item in logprobs], dtype=np.float32),
+        weight_versions=_versions(meta, len(tokens)),
+        finish_reason=reason["type"],
+        prompt_tokens=int(meta.get("prompt_tokens", 0)),
+        cached_tokens=int(meta.get("cached_tokens", 0)),
+    )
 
 
 def _versions(meta: Mapping[str, Any], n: int) -> npt.NDArray[np.int32]:
@@ -88,10 +93,9 @@ def _versions(meta: Mapping[str, Any], n: int) -> npt.NDArray[np.int32]:
 def _number(version: Any) -> int:
     if version in (None, "default"):  # what SGLang says before the first version is set
         return 0
-    try:
+    if type(version) is int or (isinstance(version, str) and version.removeprefix("-").isdecimal()):
         return int(version)
-    except ValueError:
-        raise ValueError(f"the engine's weight version is {version!r}; it must be an integer") from None
+    raise ValueError(f"the engine's weight version is {version!r}; it must be an integer")
 
 
 def from_payload(payload: Any) -> tuple[list[npt.NDArray[np.int32]], Sampling, bool]:
@@ -108,7 +112,7 @@ def from_payload(payload: Any) -> tuple[list[npt.NDArray[np.int32]], Sampling, b
     given = payload.get("sampling_params") or {}
     if not isinstance(given, dict):
         raise ValueError("sampling_params must be one object, for all prompts of a batch")
-    if given.get("stop") or given.get("n", 1) != 1:
+    if given.get("stop") or given.get("n") not in (None, 1):
         raise ValueError("sampling_params.stop and n are not supported here: use stop_token_ids, and ask n times")
     chosen = {name: value for name, value in given.items() if name not in _OF_TEXT | {"n"} and value is not None}
     if not chosen.get("stop_token_ids", ()):
@@ -120,7 +124,7 @@ def from_payload(payload: Any) -> tuple[list[npt.NDArray[np.int32]], Sampling, b
         first = error.errors()[0]
         raise ValueError(f"sampling_params.{first['loc'][0]}: {first['msg']}") from None
     ids = payload["input_ids"]
-    batch = bool(ids) and isinstance(ids[0], list)
+    batch = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
     return [_prompt(item) for item in (ids if batch else [ids])], sampling, batch
 
 

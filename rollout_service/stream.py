@@ -1,0 +1,126 @@
+"""GroupStream: the groups of one collection, as a trainer takes them.
+
+Invariant: a group is given once, whole; an interrupted wait loses none. Who stops taking groups cancels the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self
+
+from rollout_service.errors import Fault, FaultKind
+from rollout_service.request import EpisodeRequest, unfinished
+from rollout_service.trajectory import Trajectory
+
+
+class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
+    """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
+
+    def __init__(self, coordinator: Any, submission: Any) -> None:
+        self._coordinator = coordinator
+        self._submission = submission
+        self._pending: Any = None
+        self._finished = False
+        self.collection_id = ""
+        self.episodes = 0
+        """Episodes that the whole collection has; known once it is open."""
+
+    def open(self) -> None:
+        """Wait until the collection was accepted.
+
+        Raises:
+            TaskError: it was not.
+        """
+        from deploy.service import call
+
+        if not self.collection_id:
+            self.collection_id, self.episodes = call(self._submission)
+
+    async def aopen(self) -> None:
+        """`open` for an event loop."""
+        if not self.collection_id:
+            self.collection_id, self.episodes = await answer(self._submission)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Trajectory]:
+        import ray
+
+        from deploy.service import call
+
+        self.open()
+        group = call(self._next())
+        if group is None:
+            self._finished = True
+        if self._finished:
+            raise StopIteration
+        try:
+            trajectories = list(ray.get(group.trajectories))
+        except ray.exceptions.RayError:
+            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+        self._pending = None
+        return trajectories
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Trajectory]:
+        import ray
+
+        await self.aopen()
+        group = await answer(self._next())
+        if group is None:
+            self._finished = True
+        if self._finished:
+            raise StopAsyncIteration
+        try:
+            trajectories = list(await asyncio.gather(*group.trajectories))
+        except ray.exceptions.RayError:
+            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+        self._pending = None
+        return trajectories
+
+    def _next(self) -> Any:
+        """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
+        if self._pending is None:
+            self._pending = self._coordinator.next_group.remote(self.collection_id)
+        return self._pending
+
+    def close(self) -> None:
+        """Cancel what has not finished yet."""
+        import ray
+
+        if not self._finished and self.collection_id and ray.is_initialized():  # else a call would start a new cluster
+            self._coordinator.cancel.remote(self.collection_id)
+        self._finished = True
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be on its way out
+            self.close()
+
+
+def _fetched(request: EpisodeRequest, reference: Any) -> Trajectory:
+    """The trajectory, or what stands for it when its object went down with a node."""
+    import ray
+
+    try:
+        trajectory: Trajectory = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        text = f"the finished trajectory was lost: {type(error).__name__}"
+        return unfinished(request, Fault(FaultKind.SERVICE, type(error).__name__, text, retryable=True))
+    return trajectory
+
+
+async def answer(reference: Any) -> Any:
+    """Wait for an actor's answer on an event loop; the service's own errors come out as themselves."""
+    from ray.exceptions import RayError
+
+    from deploy.service import translated
+
+    try:
+        return await reference
+    except RayError as error:
+        raise translated(error) from None
