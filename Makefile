@@ -3,19 +3,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRA ?=
+WORKERS ?= 2
 
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types parity bench tokenizer clean
+.PHONY: demo test lint types parity bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
 	$(BIN)/rollout-service verify demo.jsonl
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -29,6 +29,13 @@ parity: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# make slime-contract SLIME_PATH=../slime: our hooks in slime's own rollout loop and batch conversion. pylatexenc, which
+# slime imports, lies beside the environment.
+slime-contract: $(VENV)/.installed-test
+	@test -d "$(SLIME_PATH)/slime" || { echo "SLIME_PATH must be a checkout of slime"; exit 2; }
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/slime pylatexenc
+	SLIME_PATH="$(SLIME_PATH)" PYTHONPATH="$(SLIME_PATH):$(VENV)/slime" $(BIN)/python -m pytest tests/adapters -k slime $(ARGS)
 
 tokenizer: $(VENV)/.installed
 	$(BIN)/python -m rollout_service.assets.train_tokenizer

@@ -32,6 +32,10 @@ _MAX_ACTORS = 64
 _RETRY_SECONDS = 1.0
 """Before the second attempt of an episode; doubles with each. What just broke may need a moment."""
 
+_END_SECONDS = 5.0
+"""How long a cancellation waits for what runs. An episode that waits for the policy or the user notices within a
+second; one that is being scored may take longer, and asks nothing of the policy any more."""
+
 _START_TRIES = 6
 """Actors that may fail to start, one after the other, before the service gives up."""
 
@@ -56,6 +60,8 @@ class _Running:
         self.collection = collection
         self.requests = requests
         self.results: dict[int, tuple[EpisodeSummary, Any]] = {}
+        self.active = 0
+        """Episodes that an actor has now."""
         self.changed = asyncio.Event()
         self.error: RolloutError | None = None
 
@@ -174,12 +180,21 @@ class Coordinator:
             await running.changed.wait()
 
     async def cancel(self, collection_id: str) -> None:
-        """Forget the collection: start nothing more of it, end what runs, drop what finished."""
+        """Forget the collection: start nothing more of it, drop what finished, end what runs. Returns when that ended,
+        so that nothing of it reaches the policy any more."""
+        running = self._drop(collection_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                while running is not None and running.active:
+                    running.changed.clear()
+                    await running.changed.wait()
+
+    def _drop(self, collection_id: str) -> _Running | None:
         running = self._collections.get(collection_id)
-        if running is None:
-            return
-        self._end(running, ServiceError("The collection was cancelled.", "Ask for it again."))
-        self._forget(collection_id)
+        if running is not None:
+            self._end(running, ServiceError("The collection was cancelled.", "Ask for it again."))
+            self._forget(collection_id)
+        return running
 
     async def status(self) -> dict[str, Any]:
         """Counts of what the service holds and does."""
@@ -211,7 +226,7 @@ class Coordinator:
     async def stop(self) -> None:
         """End every collection and the environment actors."""
         for collection_id in list(self._collections):
-            await self.cancel(collection_id)
+            self._drop(collection_id)
         for actor in self._actors.values():
             ray.kill(actor)
 
@@ -231,6 +246,10 @@ class Coordinator:
         self._scheduler.updated(report.version)
         self._pump()
         return report
+
+    async def adopt_replicas(self) -> None:
+        """Go on from the weights that the replicas serve, once they are up; see `Fleet.adopt`."""
+        await self._fleet.adopt()
 
     async def newest_weights(self) -> WeightUpdate | None:
         """What a replica that starts now should load, see `Fleet.newest_weights`."""
@@ -299,6 +318,7 @@ class Coordinator:
                     task=task,
                     seed=tasks.episode_seed(seed, task, first_draw + group, sample),
                     requested_at=now,
+                    sampling=request.sampling,
                 )
                 for sample in range(request.group_size)
             ]
@@ -342,7 +362,12 @@ class Coordinator:
         allowed = self._config.service.max_staleness
         oldest = 0 if allowed is None else max(0, self._fleet.version - allowed)
         request = replace(request, attempt=assignment.attempt, min_version=oldest)
-        summary, trajectory = await self._attempt(running, request, assignment.actor)
+        running.active += 1
+        try:
+            summary, trajectory = await self._attempt(running, request, assignment.actor)
+        finally:
+            running.active -= 1
+            running.changed.set()
         if summary.fault is not None:
             self._faults[str(summary.fault.kind)] += 1
             if summary.fault.retryable and assignment.attempt < self._config.service.max_attempts:

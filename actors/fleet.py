@@ -128,6 +128,11 @@ class Fleet:
         """What each replica says of itself."""
         return _all(await self._ask("state"))
 
+    async def adopt(self) -> None:
+        """Take over replicas that run already: their newest version is what is served."""
+        if self._application is not None:
+            self.version = max([self.version, *(state.version for state in await self.states())])
+
     async def group_size(self) -> int:
         """Ranks that a process group with every replica's processes and the trainer has."""
         return 1 + len(await self.states()) * engines.processes(self._policy)

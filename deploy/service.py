@@ -65,6 +65,7 @@ def start(config: RolloutConfig) -> Any:
         actors_started = coordinator.start.remote()
         if application is not None:
             _deploy(config, application)
+            call(coordinator.adopt_replicas.remote())
         call(actors_started)
     except BaseException:
         stop(config, coordinator)

@@ -159,8 +159,7 @@ class TrajectoryBatch(Sequence[Trajectory]):
     def group_statistics(self) -> GroupStatistics:
         """Mean and deviation of each trajectory's group, aligned with the batch.
 
-        `(rewards - mean) / (std + epsilon)` is the advantage of GRPO. Trainers that divide by `scored - 1` get theirs
-        from `std * sqrt(scored / (scored - 1))`.
+        Trainers that divide by `scored - 1` get their deviation from `std * sqrt(scored / (scored - 1))`.
         """
         group = self._group_index()
         rewards = self.rewards.astype(np.float64)
@@ -176,6 +175,20 @@ class TrajectoryBatch(Sequence[Trajectory]):
             std=std[group].astype(np.float32),
             scored=scored[group].astype(np.int32),
         )
+
+    def advantages(self, *, scale: bool = True, epsilon: float = 1e-6) -> Float32:
+        """GRPO's advantage of each trajectory: reward minus its group's mean. A trajectory counts once, whatever its
+        segments; groups must be whole for the mean to be theirs.
+
+        Args:
+            scale: divide by the group's deviation plus `epsilon`; without, it is the advantage of Dr. GRPO.
+
+        Returns:
+            float32[n]: NaN where a trajectory was not scored.
+        """
+        statistics = self.group_statistics()
+        centred = self.rewards - statistics.mean
+        return centred / (statistics.std + np.float32(epsilon)) if scale else centred
 
     def padded(self, pad_token_id: int = 0, max_length: int | None = None) -> PaddedBatch:
         """The batch as rectangles, padded on the right.
@@ -215,9 +228,11 @@ class TrajectoryBatch(Sequence[Trajectory]):
             **shared,
         )
 
-    def packed(self) -> PackedBatch:
-        """The batch without padding, rows end to end."""
+    def packed(self, max_length: int | None = None) -> PackedBatch:
+        """The batch without padding, rows end to end; `max_length` as in `padded`."""
         segments = self._segments()
+        if max_length is not None:
+            self._check_lengths(max_length)
         shared = self._rows()
         ends = np.cumsum(shared["lengths"], dtype=np.int32)
         cu_seqlens = np.concatenate([np.zeros(1, np.int32), ends])

@@ -1,4 +1,4 @@
-"""The command line: `rollout-service collect | tasks | verify | doctor | size`.
+"""The command line: `rollout-service collect | tasks | verify | doctor | size | prepare-data`.
 
 Invariant: results go to stdout, everything else to stderr; an error is one paragraph that says what to do. Exit codes:
 0 all is well; 1 the work was done but something in it failed (aborted episodes, violations, a failed check); 2 it could
@@ -213,6 +213,20 @@ def size(
     table.add_row("service.slots", f"{needed.slots}")
     table.add_row("environments' memory", f"{least:.1f} to {most:.1f} GiB, and what Ray takes")
     Console().print(table)
+
+
+@app.command("prepare-data")
+def prepare_data(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .jsonl.")],
+    domain: Annotated[list[str], typer.Option(help="A domain. Repeat it for more.")],
+    split: Annotated[list[str] | None, typer.Option(help="A split. Repeat it for more. Default: train.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output if it exists.")] = False,
+) -> None:
+    """Write the tasks of splits as prompts for slime, one JSON line each."""
+    from rollout_service.adapters.slime_prompts import prepare_data as write
+
+    count = write(output, domain, split or ["train"], overwrite=overwrite)
+    _say(f"{count} prompts are in {output}.")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_service.errors import Fault
+from rollout_service.policy.base import Sampling
 from rollout_service.trajectory import Outcome, TaskRef, Trajectory
 
 
@@ -30,6 +31,8 @@ class CollectionRequest:
     groups_per_update: int | None = None
     """Groups that the trainer takes between two weight updates, where `service.max_staleness` is to hold back groups
     that would come too late; None: those that come too late are found out when they come."""
+    sampling: Sampling | None = None
+    """How the policy samples for these episodes; None: as the service is configured."""
 
 
 SELECTION = tuple(
@@ -37,7 +40,7 @@ SELECTION = tuple(
     for item in dataclasses.fields(CollectionRequest)
     if item.name not in ("n", "group_size", "groups_per_update")
 )
-"""Names of the fields that choose tasks."""
+"""Names of the fields that choose tasks, and how they are played."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,12 @@ class EpisodeRequest:
     """Unix time at which the collection was asked for."""
     min_version: int = 0
     """Weights older than this may not sample for it: the trajectory would be too old when it is done."""
+    sampling: Sampling | None = None
+    """How its turns are sampled; None: as the service is configured."""
 
     def identity(self) -> dict[str, Any]:
         """The fields that its trajectory takes over as they are."""
-        own = ("requested_at", "min_version")
+        own = ("requested_at", "min_version", "sampling")
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in own}
 
 

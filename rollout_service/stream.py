@@ -97,6 +97,13 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             self._coordinator.cancel.remote(self.collection_id)
         self._finished = True
 
+    async def aclose(self) -> None:
+        """`close` for an event loop; returns when nothing of the collection reaches the policy any more."""
+        await self.aopen()  # what was not accepted yet has no name to cancel it by
+        if not self._finished:
+            self._finished = True
+            await answer(self._coordinator.cancel.remote(self.collection_id))
+
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be on its way out
             self.close()

@@ -12,6 +12,29 @@ from rollout_service.chat import EMBEDDED_TOKENIZER, ChatCodec
 
 pytest_plugins = ["tests.support.services"]
 
+SLOW = (
+    "deploy/test_sglang_serving",
+    "deploy/test_model_serving",
+    "test_base_tasks",
+    "deploy/test_http_serving",
+    "test_client",
+    "deploy/test_job",
+    "deploy/test_learn",
+    "adapters/test_trl",
+    "adapters/test_slime",
+    "test_cli",
+    "tau2/test_episode",
+)
+"""Modules that take the longest, the longest first: two workers share the modules, and none should start these last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow modules first."""
+    rank = {name: position for position, name in enumerate(SLOW)}
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: rank.get(str(item.path.relative_to(folder).with_suffix("")), len(rank)))
+
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 """Real tokenizers and chat templates, which may lie beside the checkout."""
 

@@ -69,10 +69,6 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         self._judge_secrets = evaluation.configure_judge(config.evaluation)
         self._context_length = context_length(config.policy)
-        chosen = config.policy.sampling
-        # Not every model's own configuration names the token that ends a turn of its chat template.
-        stops = tuple(sorted({*chosen.stop_token_ids, *codec.stop_token_ids}))
-        self._sampling = chosen.model_copy(update={"stop_token_ids": stops})
 
     def prepare(self) -> dict[str, str]:
         """Read what the configured domains' episodes share, so that the first of them need not.
@@ -100,8 +96,14 @@ class EpisodeRunner:
         """
         return _Episode(self, request, clock or Clock(self._config.limits.wall_seconds)).run()
 
-    def provenance(self, evaluator: str = "") -> Provenance:
-        """What made a trajectory that `evaluator` scored."""
+    def sampling(self, chosen: Sampling) -> Sampling:
+        """`chosen` with the codec's stop tokens: not every model's own configuration names the token that ends a turn
+        of its chat template."""
+        stops = tuple(sorted({*chosen.stop_token_ids, *self._codec.stop_token_ids}))
+        return chosen.model_copy(update={"stop_token_ids": stops})
+
+    def provenance(self, evaluator: str, sampling: Sampling) -> Provenance:
+        """What made a trajectory that was sampled so and that `evaluator` scored."""
         codec, config = self._codec, self._config
         return Provenance(
             model=config.policy.model or config.policy.url or config.policy.engine,
@@ -109,7 +111,7 @@ class EpisodeRunner:
             tokenizer_fingerprint=codec.tokenizer_fingerprint,
             template_fingerprint=codec.template_fingerprint,
             history=config.policy.history,
-            sampling=config.policy.sampling.model_dump(),
+            sampling=sampling.model_dump(),
             agent=config.agent,
             user=str(config.user.model) if self._user_kind == "llm" else self._user_kind,
             evaluation=config.evaluation.type,
@@ -128,6 +130,8 @@ class _Episode:
         self._config = runner._config
         self._request = request
         self._clock = clock
+        self._chosen = request.sampling or runner._config.policy.sampling
+        self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=max(0.0, time.time() - request.requested_at))
         self._usage = UserUsage()
         self._domain = domain.get(request.task.domain)
@@ -194,7 +198,7 @@ class _Episode:
         room = self._runner._context_length - len(input_ids)
         if room <= 0:
             raise EpisodeEnd("context_length")
-        sampling = self._runner._sampling
+        sampling = self._sampling
         if sampling.max_new_tokens > room:
             sampling = sampling.model_copy(update={"max_new_tokens": room})
         start = time.perf_counter()
@@ -284,7 +288,7 @@ class _Episode:
             database_hashes=hashes,
             timing=self._timing,
             user_usage=self._usage,
-            provenance=self._runner.provenance("" if score is None else score.evaluator),
+            provenance=self._runner.provenance("" if score is None else score.evaluator, self._chosen),
         )
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:

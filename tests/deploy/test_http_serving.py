@@ -15,6 +15,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from rollout_service.errors import WeightError
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.verify import verify
@@ -166,6 +167,8 @@ def test_episodes_run_on_an_endpoint_of_others(cluster, server, model):
     ):
         batch = client.collect(6, progress=False)
         version = client.weight_version()
+        with pytest.raises(WeightError, match=r"served by others"):
+            client.update_weights(model, version=version + 1)
     assert [str(violation) for _, found in verify(batch) for violation in found] == []
     reference = Reference(model)
     sampled = {int(t.segments[0].weight_versions.max()) for t in batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from deploy import policy as application
 from rollout_service import RolloutClient
 from rollout_service.errors import ConfigError, ServiceError, WeightError
 from rollout_service.policy.base import Sampling
+from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.verify import verify
 from tests.deploy.test_http_serving import free_port
@@ -84,6 +86,25 @@ async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, mo
     assert np.abs(second.logprobs - expected).max() < 1e-4
 
 
+async def until_running(service: RolloutClient, turns: int) -> None:
+    for _ in range(400):
+        if sum(state.running for state in await service.areplicas()) == turns:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"there were never {turns} turns running")
+
+
+async def test_cancelling_a_turn_ends_it_in_the_replica(service):
+    policy = ServePolicy("laptop-policy")
+    endless = Sampling(max_new_tokens=60000, ignore_eos=True)
+    turn = asyncio.ensure_future(policy.generate(np.arange(200, 300, dtype=np.int32), endless, "c", {}))
+    await until_running(service, 1)
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    await until_running(service, 0)
+
+
 async def test_http_answers_have_sglangs_form_and_refusals_name_the_field(service, url):
     async with aiohttp.ClientSession() as session:
 
@@ -110,6 +131,7 @@ async def test_http_answers_have_sglangs_form_and_refusals_name_the_field(servic
 def test_a_job_can_attach_to_a_serve_application_that_runs_already(service):
     with start("attached", policy__application="laptop-policy", **_same_policy(service)) as client:
         assert len(client.collect(2, ids=IDS, progress=False)) == 2
+        assert client.weight_version() == service.weight_version() > 0, "it goes on from what is served"
     assert serve.status().applications["laptop-policy"].status == "RUNNING", "who did not start it leaves it running"
     with pytest.raises(ServiceError, match=r"no running Serve application 'nowhere'.*serve run"):
         start("nowhere", policy__application="nowhere", **_same_policy(service))
@@ -214,6 +236,9 @@ def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_pa
     built = application.app({"config": str(path), "policy.max_ongoing_requests": "7"})
     deployment = built._bound_deployment
     assert (deployment.num_replicas, deployment.max_ongoing_requests) == (3, 7)
+    scaled = application.app({"policy.autoscaling": "{max_replicas: 4, target_ongoing_requests: 10}"})._bound_deployment
+    assert scaled._deployment_config.autoscaling_config.max_replicas == 4
+    assert scaled._deployment_config.autoscaling_config.target_ongoing_requests == 10
     with pytest.raises(ConfigError, match=r"policy\.replcias"):
         application.app({"policy.replcias": "3"})
     with pytest.raises(ConfigError, match="its endpoint serves"):

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import litellm
@@ -403,8 +404,9 @@ def test_own_endpoint_does_not_get_the_key_of_a_provider(monkeypatch: pytest.Mon
     assert KEY not in {request.key for request in api.requests}
 
 
-@pytest.mark.parametrize("address", [closed_port(), "http://no-such-host.invalid/v1"])
-def test_unusable_endpoint_is_refused_at_once_with_its_address(address: str) -> None:
+@pytest.mark.parametrize("find", [closed_port, lambda: "http://no-such-host.invalid/v1"], ids=["closed", "no host"])
+def test_unusable_endpoint_is_refused_at_once_with_its_address(find: Callable[[], str]) -> None:
+    address = find()
     start = time.monotonic()
     with pytest.raises(UserSimulatorError) as caught:
         users.check_endpoint(User(model=LOCAL_MODEL, base_url=address))

@@ -1,0 +1,134 @@
+"""What a trainer may rely on: every trajectory that an adapter hands over passed these checks.
+
+Invariant: a check changes nothing. It passes, or names the trajectory, the field, its value and the remedy. What it
+refuses would train without a word: on wrong token ids, a wrong baseline, or probabilities that no policy had.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rollout_service.batch import TrajectoryBatch
+from rollout_service.chat import ChatCodec
+from rollout_service.errors import ConfigError, RolloutError
+from rollout_service.trajectory import TokenSegment, Trajectory
+
+Unscored = Literal["refuse", "mask"]
+"""What becomes of a trajectory without a reward. `refuse`: an error. `mask`: it keeps its place in its group, but its
+loss mask and its advantage are 0 and the group's mean leaves it out."""
+
+
+class TrainingDataError(RolloutError):
+    """Trajectories that cannot be trained on as they are."""
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """What `provenance.tokenizer_fingerprint` is for trajectories made with this fast tokenizer. Up to a second.
+
+    Raises:
+        CodecError: it is no tokenizer that the service can use.
+    """
+    return ChatCodec(copy.deepcopy(tokenizer)).tokenizer_fingerprint  # the codec switches padding off in its tokenizer
+
+
+def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = None) -> None:
+    """All tokens were made with one tokenizer, and it is the trainer's. An episode that never began has no tokens.
+
+    Args:
+        expected: `tokenizer_fingerprint` of the trainer's tokenizer; None: any, as long as it is one.
+
+    Raises:
+        TrainingDataError: names the first that was not.
+    """
+    for trajectory in filter(lambda trajectory: trajectory.segments, trajectories):
+        found = trajectory.provenance.tokenizer_fingerprint
+        if expected is None:
+            expected = found
+        if found != expected:
+            raise TrainingDataError(
+                f"{_named(trajectory)}: provenance.tokenizer_fingerprint is {found!r} (tokenizer "
+                f"{trajectory.provenance.tokenizer!r}), not {expected!r}: its token ids mean something else here.",
+                "Train with the tokenizer that sampled, one per batch; batch.filter(...) takes them apart.",
+            )
+
+
+def check_logprobs(trajectories: Sequence[Trajectory]) -> None:
+    """Every sampled token has a log-prob.
+
+    Raises:
+        TrainingDataError: names the first segment where one is missing.
+    """
+    for trajectory in trajectories:
+        for number, segment in enumerate(trajectory.segments):
+            sampled = segment.loss_mask == 1
+            if len(segment.logprobs) != len(sampled):
+                lacking = f"has {len(segment.logprobs)} values for {len(sampled)} tokens"
+            elif not np.isfinite(segment.logprobs[sampled]).all():
+                count = int((~np.isfinite(segment.logprobs[sampled])).sum())
+                lacking = f"has no finite value for {count} of {int(sampled.sum())} sampled tokens"
+            else:
+                continue
+            raise TrainingDataError(
+                f"{_named(trajectory)}: segments[{number}].logprobs {lacking}.",
+                "Importance ratios need the sampling policy's: collect with an engine that returns them, or drop it.",
+            )
+
+
+def check_groups(trajectories: Sequence[Trajectory], group_size: int | None = None) -> None:
+    """Every group is whole: a baseline over some of its members would be another one.
+
+    Args:
+        group_size: members that each group has; None: as many as its largest `sample_index` tells.
+
+    Raises:
+        TrainingDataError: names the first group in which a member is missing, or is there twice.
+    """
+    for name, members in TrajectoryBatch(trajectories).groups().items():
+        found = [member.sample_index for member in members]
+        if found != list(range(group_size or max(found) + 1)):
+            size = "" if group_size is None else f" of {group_size}"
+            raise TrainingDataError(
+                f"Group {name!r} is not whole: sample_index has {found}{size}.",
+                "Hand over whole groups, as client.stream gives them; filter groups, not their members.",
+            )
+
+
+def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> None:
+    """Every trajectory has a reward, or may be masked.
+
+    Raises:
+        TrainingDataError: names the first without.
+        ConfigError: `unscored` is no such word.
+    """
+    if unscored not in get_args(Unscored):
+        raise ConfigError(f"unscored is {unscored!r}.", f"Choose one of {', '.join(get_args(Unscored))}.")
+    for trajectory in trajectories:
+        if trajectory.reward is None and unscored == "refuse":
+            fault = "" if trajectory.fault is None else f"; {trajectory.fault.kind}: {trajectory.fault.message}"
+            raise TrainingDataError(
+                f"{_named(trajectory)}: reward is None, which is not 0 (it ended by "
+                f"{trajectory.termination_reason!r}{fault}).",
+                'Pass unscored="mask" to train without it, or drop its group.',
+            )
+
+
+def only_segment(trajectory: Trajectory) -> TokenSegment:
+    """The one segment, for trainers to which a sample is one prompt and one response.
+
+    Raises:
+        TrainingDataError: there are none, or several.
+    """
+    if len(trajectory.segments) != 1:
+        raise TrainingDataError(
+            f"{_named(trajectory)}: it has {len(trajectory.segments)} segments; this trainer takes exactly one.",
+            "Collect with policy.history: append, which keeps an episode in one; one without any was never sampled.",
+        )
+    return trajectory.segments[0]
+
+
+def _named(trajectory: Trajectory) -> str:
+    return f"Trajectory {trajectory.trajectory_id!r}"

@@ -1,0 +1,150 @@
+"""What slime's arguments, samples and sampling parameters mean to the service.
+
+Invariant: everything that slime asks for and the service cannot do is refused by name, before the first episode.
+
+Ours among the arguments come from slime's `--custom-config-path`, a YAML whose keys become attributes:
+
+* `rollout_service_config`: path of the service's own YAML (user simulator, limits, actors, name, history).
+* `rollout_service_set`: settings by dotted name that go over it, `{service.actors: 8}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from rollout_service.adapters.slime_rewards import GROUP_NORMALISED
+from rollout_service.config import Policy, RolloutConfig
+from rollout_service.errors import ConfigError
+from rollout_service.policy.base import Sampling
+from rollout_service.policy.context import context_length
+from rollout_service.trajectory import TaskRef
+
+_PREFIX = "rollout_service_"
+_OWN = {"rollout_service_config", "rollout_service_set"}
+
+_OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"}
+"""Only concern text, and turns are tokens here."""
+
+_PASSED_ON = {"temperature", "top_p", "top_k", "max_new_tokens", "stop_token_ids"}
+
+
+def router_url(args: Any) -> str:
+    """Of slime's router, as slime itself writes it (`slime/rollout/sglang_rollout.py`).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    ip, port = getattr(args, "sglang_router_ip", None), getattr(args, "sglang_router_port", None)
+    if not ip or not port:
+        raise ConfigError(
+            "slime has no router: sglang_router_ip and sglang_router_port are not set.",
+            "Call this from slime's rollout manager, which starts one, or pass --sglang-router-ip and -port.",
+        )
+    return f"http://{ip}:{port}"
+
+
+def check(args: Any) -> None:
+    """See that slime is set up for τ² episodes.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    unknown = sorted(name for name in vars(args) if name.startswith(_PREFIX) and name not in _OWN)
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: no such setting in --custom-config-path.", f"Valid here: {', '.join(sorted(_OWN))}."
+        )
+    if not getattr(args, "hf_checkpoint", None):
+        raise ConfigError("--hf-checkpoint is not set.", "The service reads its tokenizer from there.")
+    if getattr(args, "rollout_top_p", 1.0) != 1.0:
+        raise ConfigError(
+            f"--rollout-top-p is {args.rollout_top_p}: slime then wants each token's top-p set, which is not recorded.",
+            "Use 1.0 for training; evaluation may differ (--eval-top-p).",
+        )
+    if getattr(args, "group_rm", False):
+        raise ConfigError("--group-rm would replace τ²-bench's rewards.", "Leave it out.")
+    if getattr(args, "use_rollout_routing_replay", False):
+        raise ConfigError("--use-rollout-routing-replay: routed experts are not recorded.", "Leave it out.")
+    normalised = getattr(args, "advantage_estimator", None) in GROUP_NORMALISED
+    if (
+        normalised
+        and getattr(args, "rewards_normalization", True)
+        and not getattr(args, "custom_reward_post_process_path", None)
+    ):
+        raise ConfigError(
+            "--custom-reward-post-process-path is not set: slime would count an infrastructure fault as reward 0.",
+            "Set it to rollout_service.adapters.slime.reward_post_process.",
+        )
+
+
+def service_config(args: Any) -> RolloutConfig:
+    """The service's settings: those of `rollout_service_config`, with the policy behind slime's router.
+
+    Where that file says nothing of them, the tokenizer is `--hf-checkpoint`'s, and the context
+    `--rollout-max-context-len` or else the model's.
+
+    Raises:
+        ConfigError: naming the field, the value and the remedy.
+    """
+    path, chosen = getattr(args, "rollout_service_config", None), getattr(args, "rollout_service_set", None) or {}
+    if not isinstance(chosen, Mapping):
+        raise ConfigError(f"rollout_service_set is {chosen!r}.", "Give names with values: {service.actors: 8}.")
+    written = RolloutConfig.load(path, {**chosen, "policy.engine": "scripted"}).explicit()  # that engine needs nothing
+    overrides = {**chosen, "policy.engine": "http", "policy.url": router_url(args)}
+    if "policy.tokenizer" not in written:
+        overrides["policy.tokenizer"] = args.hf_checkpoint
+    if "policy.context_length" not in written:
+        limit = getattr(args, "rollout_max_context_len", None)
+        of_model = limit or context_length(Policy(engine="sglang", model=args.hf_checkpoint))
+        overrides["policy.context_length"] = of_model
+    config = RolloutConfig.load(path, overrides)
+    if config.policy.history == "template" and getattr(args, "partial_rollout", False):
+        raise ConfigError(
+            "policy.history is template, and slime's --partial-rollout cannot take back an episode of several samples.",
+            "Leave out one of them.",
+        )
+    return config
+
+
+def sampling(params: Mapping[str, Any]) -> Sampling:
+    """slime's sampling parameters, `max_new_tokens` being for each turn.
+
+    Raises:
+        ConfigError: one that does not reach the engine, or a bad value.
+    """
+    given = {name: value for name, value in params.items() if value is not None and name not in _OF_TEXT}
+    if not given.get("stop", True):
+        del given["stop"]
+    unknown = sorted(set(given) - _PASSED_ON)
+    if unknown:
+        raise ConfigError(
+            f"Sampling parameter {unknown[0]}={given[unknown[0]]!r} does not reach the engine: turns are token ids.",
+            f"Leave it out; passed on are {', '.join(sorted(_PASSED_ON))}.",
+        )
+    try:
+        return Sampling(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"Sampling parameter {first['loc'][0]} is {first['input']!r}: {first['msg']}.", "Set it to a valid value."
+        ) from None
+
+
+def task_of(sample: Any) -> TaskRef:
+    """The task that a sample of `prepare_data`'s asks for.
+
+    Raises:
+        ConfigError: its metadata does not name one.
+    """
+    metadata = sample.metadata if isinstance(sample.metadata, Mapping) else {}
+    try:
+        task = {name: str(metadata[name]) for name in ("domain", "split", "task_id")}
+        return TaskRef(**task, index=int(metadata["index"]))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"The sample with prompt {str(sample.prompt)[:50]!r} names no task: its metadata has no good {error}.",
+            "Write the prompts with `rollout-service prepare-data`; pass --input-key prompt --metadata-key metadata.",
+        ) from None

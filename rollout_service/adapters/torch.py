@@ -1,0 +1,207 @@
+"""Plain torch: groups from the service as a dataset, trajectories as the tensors of a policy-gradient loss.
+
+Invariant: what a loss reads is aligned with what the model predicts. Entry i of `target_ids`, `loss_mask`,
+`old_logprobs` and `weight_versions` speaks of the token that `logits[i]` predicts, which follows `input_ids[i]`. So
+
+    logprobs = logits.log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
+    ratio = (logprobs - old_logprobs).exp()
+
+needs no further shift, padded or packed. The last token of a row predicts nothing: its loss mask is 0.
+
+    dataset = TrajectoryDataset(client, 256, group_size=8, domain="retail", split="train")
+    collate = functools.partial(collate_padded, pad_token_id=tokenizer.pad_token_id, group_size=8)
+    for tensors in DataLoader(dataset, batch_size=4, collate_fn=collate):  # 4 groups, 32 trajectories
+        ...
+
+Copies: a trajectory's arrays are views of Ray's object store, which is read-only; torch can neither write there nor
+promise not to. Assembling the batch is the copy that has to be. Token ids are widened to int64 on top, because torch
+indexes with nothing less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rollout_service.adapters import checks
+from rollout_service.adapters.checks import Unscored
+from rollout_service.batch import PackedBatch, PaddedBatch, TrajectoryBatch
+from rollout_service.errors import ConfigError
+from rollout_service.trajectory import CONTEXT_VERSION, Trajectory
+
+if TYPE_CHECKING:
+    import torch
+
+    from rollout_service.client import RolloutClient
+
+try:
+    from torch.utils.data import IterableDataset, get_worker_info
+except ImportError:  # the dataset is then a plain iterable, which needs no torch
+    IterableDataset = object
+
+    def get_worker_info() -> None:
+        """Without torch there are no workers."""
+
+
+class TrajectoryDataset(IterableDataset):  # type: ignore[misc]  # torch's classes are Any to mypy here
+    """Groups as they complete, each a list of trajectories by sample index. Each pass asks for a new collection; a pass
+    that is left early cancels what it did not take."""
+
+    def __init__(self, client: RolloutClient, n: int | None = None, *, group_size: int = 1, **selection: Any) -> None:
+        """
+        Args:
+            client: where to collect; the other arguments are those of its `stream`.
+        """
+        self._client = client
+        self._arguments: dict[str, Any] = {"n": n, "group_size": group_size, **selection}
+
+    def __iter__(self) -> Iterator[list[Trajectory]]:
+        """
+        Raises:
+            ConfigError: called in a worker of a DataLoader.
+        """
+        if get_worker_info() is not None:
+            raise ConfigError(
+                "DataLoader: num_workers is above 0, and each worker would ask for all of the collection.",
+                "Set num_workers=0. The service makes the episodes elsewhere, so a worker has nothing to do.",
+            )
+        with contextlib.closing(self._client.stream(**self._arguments)) as stream:
+            yield from stream
+
+
+def collate_padded(
+    items: Iterable[Trajectory | Sequence[Trajectory]],
+    pad_token_id: int,
+    max_length: int | None = None,
+    *,
+    group_size: int | None = None,
+    scale: bool = True,
+    unscored: Unscored = "refuse",
+    tokenizer_fingerprint: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Trajectories as rectangles, one row per segment, padded on the right to L, the longest.
+
+    Args:
+        items: trajectories, or groups of them.
+        max_length: the longest row that the trainer takes; a longer one is an error, nothing is cut.
+        group_size: see `check_groups`.
+        scale: divide advantages by their group's deviation, see `TrajectoryBatch.advantages`.
+        unscored: what to do with a trajectory without a reward.
+        tokenizer_fingerprint: of the trainer's tokenizer, see `checks.tokenizer_fingerprint`.
+
+    Returns:
+        CPU tensors by name, all writable.
+
+        * `input_ids`, `position_ids`, `attention_mask`: int64[rows, L]
+        * `target_ids`: int64[rows, L], the token that follows; `pad_token_id` where none does
+        * `loss_mask`: bool[rows, L], the policy sampled that token
+        * `old_logprobs`: float32[rows, L], the log-prob with which it did; 0 where the loss mask is 0
+        * `weight_versions`: int32[rows, L], the weights with which it did; -1 where the loss mask is 0
+        * `advantages`, `rewards`: float32[rows]; an unscored row has advantage 0 and reward NaN
+        * `lengths`, `trajectory_index`, `group_index`: int64[rows]. A trajectory of several segments has several rows
+          with one advantage: a loss that averages over trajectories goes by `trajectory_index`.
+
+    Raises:
+        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, or a missing log-prob.
+        ConfigError: a segment is longer than `max_length`, or torch is not installed.
+    """
+    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint)
+    arrays = batch.padded(pad_token_id, max_length)
+    scored = ~np.isnan(arrays.rewards)[:, None]
+    return _tensors(batch, arrays, scale) | {
+        "attention_mask": _tensor(arrays.attention_mask, np.int64),
+        **_predicted(arrays, scored, (..., slice(-1, None)), pad_token_id),
+    }
+
+
+def collate_packed(
+    items: Iterable[Trajectory | Sequence[Trajectory]],
+    max_length: int | None = None,
+    *,
+    group_size: int | None = None,
+    scale: bool = True,
+    unscored: Unscored = "refuse",
+    tokenizer_fingerprint: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Trajectories end to end, without padding. Arguments and errors as `collate_padded`.
+
+    Returns:
+        As `collate_padded`, with [total] for [rows, L] and 0 for `pad_token_id`; instead of `attention_mask`:
+
+        * `cu_seqlens`: int32[rows + 1], where each row starts, and the total, as variable-length attention wants it
+        * `row_index`: int64[total], the row of each token: `advantages[row_index]` is per token
+    """
+    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint)
+    arrays = batch.packed(max_length)
+    rows = np.repeat(np.arange(len(arrays.lengths)), arrays.lengths)
+    scored = ~np.isnan(arrays.rewards)[rows]
+    return _tensors(batch, arrays, scale) | {
+        "cu_seqlens": _tensor(arrays.cu_seqlens, np.int32),
+        "row_index": _tensor(rows, np.int64),
+        **_predicted(arrays, scored, arrays.cu_seqlens[1:] - 1, 0),
+    }
+
+
+def _admitted(
+    items: Iterable[Trajectory | Sequence[Trajectory]],
+    group_size: int | None,
+    unscored: Unscored,
+    fingerprint: str | None,
+) -> TrajectoryBatch:
+    batch = TrajectoryBatch(t for item in items for t in ([item] if isinstance(item, Trajectory) else item))
+    checks.check_rewards(batch, unscored)
+    checks.check_groups(batch, group_size)
+    checks.check_tokenizers(batch, fingerprint)
+    checks.check_logprobs(batch)
+    return batch
+
+
+def _tensors(batch: TrajectoryBatch, arrays: PaddedBatch | PackedBatch, scale: bool) -> dict[str, torch.Tensor]:
+    """What padded and packed share as it stands."""
+    advantages = np.nan_to_num(batch.advantages(scale=scale))[arrays.trajectory_index]
+    return {
+        "input_ids": _tensor(arrays.token_ids, np.int64),
+        "position_ids": _tensor(arrays.position_ids, np.int64),
+        "advantages": _tensor(advantages, np.float32),
+        "rewards": _tensor(arrays.rewards, np.float32),
+        "lengths": _tensor(arrays.lengths, np.int64),
+        "trajectory_index": _tensor(arrays.trajectory_index, np.int64),
+        "group_index": _tensor(arrays.group_index, np.int64),
+    }
+
+
+def _predicted(arrays: PaddedBatch | PackedBatch, scored: Any, row_ends: Any, no_token: int) -> dict[str, torch.Tensor]:
+    """What a loss reads, moved to the place of the logits that predict it.
+
+    Args:
+        scored: bool, fits the arrays' shape: False where nothing is to be learned.
+        row_ends: index of the last place of each row, after which come padding or the next row.
+        no_token: id that stands where nothing follows.
+    """
+
+    def moved(array: Any, filler: float) -> Any:
+        ahead = np.roll(array, -1, axis=-1)
+        ahead[row_ends] = filler
+        return ahead
+
+    mask = moved(arrays.loss_mask, 0).astype(bool) & scored
+    return {
+        "target_ids": _tensor(moved(arrays.token_ids, no_token), np.int64),
+        "loss_mask": _tensor(mask, np.bool_),
+        "old_logprobs": _tensor(np.where(mask, moved(arrays.logprobs, 0.0), 0.0), np.float32),
+        "weight_versions": _tensor(np.where(mask, moved(arrays.weight_versions, 0), CONTEXT_VERSION), np.int32),
+    }
+
+
+def _tensor(array: Any, dtype: Any) -> torch.Tensor:
+    """A tensor on the array's memory where it is of that type already; every array here was made here."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError(
+            "Tensors need torch, which is not installed.", 'Run: pip install "tau2-rollout-service[torch]"'
+        ) from error
+    return torch.from_numpy(array.astype(dtype, copy=False))

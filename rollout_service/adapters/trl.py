@@ -1,0 +1,207 @@
+"""TRL's GRPOTrainer: its prompts name tasks, the service plays them, the trainer's own weights sample.
+
+Invariant: one completion for each prompt that TRL asks with, in its order, sampled with the weights that the trainer
+holds at that moment. TRL regenerates after one or several optimizer steps; whenever there was a step since, the new
+weights go to the service first, as its next weight version, so no completion is ever stale.
+
+    client = RolloutClient(config=config)  # with policy.engine transformers or sglang and the trainer's model
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=tau2_reward,
+        rollout_func=rollout_func(client),
+        train_dataset=Dataset.from_list(prompts("retail", "train")),
+        processing_class=tokenizer,
+        args=GRPOConfig(num_generations=8, temperature=1.0, ...),
+    )
+
+TRL hands each prompt over `num_generations` times, and computes the advantages itself, over the groups of all
+processes. Written against TRL 1.16, where `rollout_func` is marked experimental; nothing here imports it.
+
+What TRL does not take: the length limits of GRPOConfig (the service's `policy.context_length` and `limits` hold), more
+than one segment for a trajectory, and our log-probs for its ratio: without vLLM, TRL computes those of the sampling
+weights itself, and reads ours where `off_policy_mask_threshold` is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rollout_service.adapters import checks
+from rollout_service.adapters.checks import TrainingDataError, Unscored
+from rollout_service.errors import ConfigError
+from rollout_service.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from rollout_service.client import RolloutClient
+
+Columns = dict[str, list[Any]]
+RolloutFunc = Callable[[list[Any], Any], Columns]
+Weights = Callable[[Any], Mapping[str, Any]]
+
+_SEPARATOR = "/"
+
+
+def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> list[dict[str, str]]:
+    """Rows for a `datasets.Dataset`, one per task. The prompt is the task's name: the service renders the real one.
+
+    Raises:
+        TaskError: unknown domain, split or id; lists the valid ones.
+    """
+    from rollout_service.tau2 import tasks
+
+    chosen = tasks.references(domain, split, ids)
+    return [{"prompt": _SEPARATOR.join((task.domain, task.split, task.task_id))} for task in chosen]
+
+
+def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | None = None, **_: Any) -> list[Any]:
+    """TRL's reward function: the official evaluator's reward of each trajectory; None, which TRL leaves out, where an
+    unscored one was masked.
+
+    Raises:
+        TrainingDataError: the completions do not come from `rollout_func`.
+    """
+    if rollout_reward is None:
+        raise TrainingDataError(
+            f"rollout_reward is missing: these {len(completions)} completions were not made by the service.",
+            "Give the trainer rollout_func=rollout_func(client) too.",
+        )
+    return rollout_reward
+
+
+def rollout_func(
+    client: RolloutClient, *, unscored: Unscored = "refuse", weights: Weights | None = None
+) -> RolloutFunc:
+    """What GRPOTrainer calls for completions.
+
+    Args:
+        unscored: what becomes of an episode that has no reward after all attempts: `refuse` ends the training, `mask`
+            gives TRL a completion that teaches nothing.
+        weights: gives the tensors for `client.update_weights` from the unwrapped model, called on every process; None:
+            its `state_dict()`. Sharded models and adapters (FSDP, ZeRO-3, LoRA) need one that gathers and merges.
+
+    Returns:
+        A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
+        sampling policy; 0.0 where it did not sample) and `env_mask` (1 on sampled tokens), which TRL trains on, and
+        `rollout_reward` and `trajectory_id`, which it passes to the reward functions. It raises `TrainingDataError`
+        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, or more than
+        one segment, and `ConfigError` for settings that would make the log-probs another policy's.
+    """
+    synchronized = _Weights(client, weights or (lambda model: model.state_dict()))
+    fingerprint = ""
+
+    def roll_out(asked: list[Any], trainer: Any) -> Columns:
+        nonlocal fingerprint
+        if not fingerprint:
+            _check_settings(client, trainer)
+            fingerprint = checks.tokenizer_fingerprint(_tokenizer(trainer))
+        synchronized(trainer)
+        trajectories = _collected(client, asked)
+        checks.check_rewards(trajectories, unscored)
+        checks.check_tokenizers(trajectories, fingerprint)
+        checks.check_logprobs(trajectories)
+        return _columns(trajectories, _tokenizer(trainer).eos_token_id)
+
+    return roll_out
+
+
+class _Weights:
+    """Gives the service the trainer's weights, whenever an optimizer step has changed them."""
+
+    def __init__(self, client: RolloutClient, weights: Weights) -> None:
+        self._client = client
+        self._weights = weights
+        self._step: int | None = None
+        """Of the weights that the service has; None: those it started with, which may be any."""
+
+    def __call__(self, trainer: Any) -> None:
+        step = trainer.state.global_step
+        if step == self._step:
+            return
+        tensors = self._weights(trainer.accelerator.unwrap_model(trainer.model))
+        if trainer.accelerator.is_main_process:
+            self._client.update_weights(tensors)
+        trainer.accelerator.wait_for_everyone()  # nobody may ask for episodes before
+        self._step = step
+
+
+def _check_settings(client: RolloutClient, trainer: Any) -> None:
+    policy = client.config.policy
+    if policy.engine == "scripted":
+        raise ConfigError(
+            "policy.engine is 'scripted': it has no weights to train.", "Serve the model: transformers or sglang."
+        )
+    if trainer.temperature != policy.sampling.temperature:
+        raise ConfigError(
+            f"policy.sampling.temperature is {policy.sampling.temperature}, but the trainer's is "
+            f"{trainer.temperature}: its log-probs would be of another distribution than that which samples.",
+            "Give GRPOConfig(temperature=...) and the service the same.",
+        )
+
+
+def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:
+    """A trajectory for each prompt, in order. Tasks that are asked for equally often share a collection; all
+    collections run at the same time."""
+    tasks = [_named_task(prompt) for prompt in asked]
+    wanted = Counter(tasks)
+    selections: dict[tuple[str, str, int], list[str]] = {}
+    for (domain, split, task_id), count in wanted.items():
+        selections.setdefault((domain, split, count), []).append(task_id)
+    found: dict[tuple[str, str, str], Iterator[Trajectory]] = {}
+    with contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(
+                contextlib.closing(client.stream(group_size=count, domain=domain, split=split, ids=ids))
+            )
+            for (domain, split, count), ids in selections.items()
+        ]
+        for stream in streams:
+            for group in stream:
+                task = group[0].task
+                key = task.domain, task.split, task.task_id
+                checks.check_groups(group, wanted[key])
+                found[key] = iter(group)
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise TrainingDataError(f"The group of {'/'.join(missing[0])!r} never came.", "See client.status().")
+    return [next(found[task]) for task in tasks]
+
+
+def _columns(trajectories: Sequence[Trajectory], end_id: int) -> Columns:
+    names = ("prompt_ids", "completion_ids", "logprobs", "env_mask", "rollout_reward", "trajectory_id")
+    columns: Columns = {name: [] for name in names}
+    for trajectory in trajectories:
+        for name, value in zip(names, _sample(trajectory, end_id), strict=True):
+            columns[name].append(value)
+    return columns
+
+
+def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
+    if not trajectory.segments:  # nothing was sampled: a fault, or the prompt did not fit. TRL wants a token of all.
+        return [end_id], [end_id], [0.0], [0], trajectory.reward, trajectory.trajectory_id
+    segment = checks.only_segment(trajectory)
+    start = segment.prompt_length
+    mask = segment.loss_mask[start:] * (trajectory.reward is not None)
+    return (
+        segment.token_ids[:start].tolist(),
+        segment.token_ids[start:].tolist(),
+        segment.logprobs[start:].tolist(),
+        mask.tolist(),
+        trajectory.reward,
+        trajectory.trajectory_id,
+    )
+
+
+def _tokenizer(trainer: Any) -> Any:
+    return getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+
+
+def _named_task(prompt: Any) -> tuple[str, str, str]:
+    """Domain, split and id of the task that a row of `prompts` names. An id may hold the separator itself."""
+    parts = prompt.split(_SEPARATOR, 2) if isinstance(prompt, str) else []
+    if len(parts) != 3:
+        raise TrainingDataError(
+            f"The prompt {prompt!r} names no task.", "Make the dataset of prompts(domain, split), whose rows do."
+        )
+    return parts[0], parts[1], parts[2]

@@ -1,0 +1,220 @@
+"""Our hooks inside slime's own code: its rollout loop, its checks, its conversion to training data.
+
+Runs where `SLIME_PATH` names a checkout of slime that is on the Python path, see `make slime-contract`. slime's engines
+and trackers (sglang, wandb) are not needed for it: stand-ins take their place where they are not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from rollout_service.adapters import slime_service
+from rollout_service.adapters.slime import reward_post_process
+from rollout_service.adapters.slime_prompts import prepare_data
+from rollout_service.adapters.slime_samples import METADATA, filled, flat, is_scored
+from rollout_service.tau2 import gold, tasks
+from tests.support import slime
+from tests.support.slime_router import Router, scripted
+
+pytestmark = pytest.mark.skipif("SLIME_PATH" not in os.environ, reason="needs SLIME_PATH, a checkout of slime")
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("slime_*.json"))
+MOCK = [tasks.references("mock")[position] for position in (0, 3, 8)]
+HOOKS = "rollout_service.adapters.slime"
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds what is not installed."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = [name for name in names if importlib.util.find_spec(name) is None]
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.partition(".")[0] in self._names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> Any:
+        module = MagicMock(name=spec.name)
+        module.__path__, module.__spec__, module.__name__ = [], spec, spec.name
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def convert() -> Any:
+    """slime's conversion of samples to training data, as its rollout manager does it."""
+    stand_ins = StandIns("sglang", "sglang_router", "wandb")
+    sys.meta_path.append(stand_ins)
+    try:
+        manager = importlib.import_module("slime.ray.rollout").RolloutManager.__ray_metadata__.modified_class
+    finally:
+        sys.meta_path.remove(stand_ins)
+
+    def convert_samples(args: Namespace, samples: list[Any]) -> dict[str, Any]:
+        bare = object.__new__(manager)
+        bare.args = args
+        bare.custom_reward_post_process_func = reward_post_process
+        bare.custom_convert_samples_to_train_data_func = None
+        return bare._convert_samples_to_train_data(samples)
+
+    return convert_samples
+
+
+@pytest.fixture(scope="module")
+def router(cluster, embedded) -> Iterator[Router]:
+    with Router(scripted(embedded, MOCK)) as server:
+        yield server
+        slime_service.close()
+
+
+@pytest.fixture
+def args(router, tmp_path) -> Namespace:
+    router.calm()
+    prompts = tmp_path / "prompts.jsonl"
+    prepare_data(prompts, ["mock"], ["base"])
+    chosen = {task.task_id for task in MOCK}
+    lines = [line for line in prompts.read_text().splitlines() if json.loads(line)["metadata"]["task_id"] in chosen]
+    prompts.write_text("\n".join(lines))
+    service = {"service.name": "slime-contract", "service.actors": 1, "service.slots": 32, "tasks.domain": "mock"}
+    ours = {
+        "custom_generate_function_path": f"{HOOKS}.generate",
+        "dynamic_sampling_filter_path": None,
+        "rollout_all_samples_process_path": f"{HOOKS}.report",
+        "rollout_service_set": service,
+    }
+    reading = {
+        "prompt_data": str(prompts),
+        "input_key": "prompt",
+        "metadata_key": "metadata",
+        "label_key": None,
+        "tool_key": None,
+        "multimodal_keys": None,
+        "apply_chat_template": False,
+        "apply_chat_template_kwargs": {},
+        "rollout_max_prompt_len": None,
+        "rollout_shuffle": True,
+        "rollout_global_dataset": True,
+        "dump_details": None,
+        "buffer_filter_path": None,
+    }
+    running = {
+        "rollout_skip_special_tokens": False,
+        "rollout_sample_filter_path": None,
+        "mask_offpolicy_in_partial_rollout": False,
+        "sglang_server_concurrency": 64,
+        "sglang_dp_size": 1,
+        "rollout_num_engines": 1,
+        "use_distributed_post": False,
+        "eval_max_prompt_len": None,
+        "eval_reward_key": None,
+    }
+    return slime.make_args(router.url, **ours | reading | running)
+
+
+@pytest.fixture
+def data_source(args) -> Any:
+    from slime.rollout.data_source import RolloutDataSourceWithBuffer
+    from slime.rollout.sglang_rollout import GenerateState
+    from slime.utils.http_utils import init_http_client
+
+    init_http_client(args)
+    type(GenerateState).clear_instances(GenerateState)  # its semaphore belongs to the arguments
+    return RolloutDataSourceWithBuffer(args)
+
+
+def test_samples_are_slime_s_own():
+    from slime.utils.types import Sample
+
+    assert type(slime.make_sample()) is Sample
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_slime_reads_the_golden_dicts_and_gives_them_back(path):
+    from slime.utils.types import Sample
+
+    for row in json.loads(path.read_text()):
+        sample = Sample.from_dict(row)
+        assert row.items() <= sample.to_dict().items()
+        sample._validate_response_metadata_lengths()
+
+
+def test_slime_converts_a_batch_of_every_kind_of_episode(convert):
+    from slime.observability.rollout_data_utils import (
+        tensorize_rollout_data_for_training,
+        validate_rollout_id_annotated,
+    )
+
+    names = [*slime.EPISODES]
+    groups = [
+        [filled(slime.make_sample(2 * number + k, number), slime.EPISODES[name]) for k in range(2)]
+        for number, name in enumerate(names)
+    ]
+    validate_rollout_id_annotated(groups)
+    samples = flat(groups)
+    data = convert(slime.make_args(rollout_top_p=1.0), samples)
+    assert data["tokens"] == [sample.tokens for sample in samples]
+    assert data["rollout_ids"] == [sample.rollout_id for sample in samples]
+    assert data["rollout_log_probs"] == [sample.rollout_log_probs for sample in samples]
+    assert [sum(mask) for mask in data["loss_masks"]] == [0 if s.remove_sample else sum(s.loss_mask) for s in samples]
+    siblings = [place for place, sample in enumerate(samples) if sample.metadata[METADATA]["segments"] == 2]
+    assert [data["rollout_mask_sums"][place] for place in siblings] == [6] * 4
+    assert data["truncated"] == [int(sample.status.value == "truncated") for sample in samples]
+    tensorize_rollout_data_for_training(data)
+
+
+def test_slime_s_own_loop_plays_a_rollout_with_our_generate(args, data_source, convert):
+    from slime.rollout.sglang_rollout import generate_rollout
+
+    output = generate_rollout(args, 0, data_source)
+    assert [len(group) for group in output.samples] == [2, 2]
+    samples = flat(output.samples)
+    assert {sample.reward for sample in samples} == {1.0}
+    data = convert(args, samples)
+    assert data["rewards"] == [0.0] * 4
+    assert all(len(mask) == n for mask, n in zip(data["loss_masks"], data["response_lengths"], strict=True))
+
+
+def test_slime_s_loop_ends_soon_what_it_has_no_use_for(args, data_source, router, embedded):
+    from slime.rollout.sglang_rollout import generate_rollout
+
+    args.over_sampling_batch_size = 6  # each task twice; two groups of other tasks are enough
+    opening = gold.opening(tasks.get(MOCK[2]))
+    router.seconds = lambda prompt: 120.0 if opening in embedded.decode(prompt.tolist()) else 0.1
+    began = time.monotonic()
+    output = generate_rollout(args, 1, data_source)
+    print(f"a rollout of 12 episodes, 4 of them wanted and 4 endless: {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 60.0
+    assert all(is_scored(sample) for sample in flat(output.samples))
+    assert router.settled(), "slime puts its engines to sleep now"
+
+
+def test_slime_s_evaluation_plays_every_prompt(args, data_source):
+    from slime.rollout.sglang_rollout import generate_rollout
+    from slime.utils.eval_config import EvalDatasetConfig
+
+    dataset = EvalDatasetConfig(
+        name="mock", path=args.prompt_data, input_key="prompt", metadata_key="metadata", n_samples_per_eval_prompt=1,
+        temperature=0.0, top_p=1.0, top_k=-1, max_response_len=512, apply_chat_template=False,
+    )  # fmt: skip
+    args.eval_datasets = [dataset]
+    for rollout in (generate_rollout, importlib.import_module(HOOKS).generate_rollout):
+        output = rollout(args, 0, data_source, evaluation=True)
+        assert output.data["mock"]["rewards"] == [1.0] * 3
+        assert output.data["mock"]["truncated"] == [False] * 3

@@ -1,0 +1,152 @@
+"""What slime's arguments mean, and what is refused of them; the prompt files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from rollout_service.adapters import slime_settings
+from rollout_service.adapters.slime_prompts import prepare_data
+from rollout_service.cli import app, main
+from rollout_service.errors import ConfigError, StorageError, TaskError
+from rollout_service.policy.base import Sampling
+from rollout_service.tau2 import tasks
+from tests.support import slime
+
+DEPLOY = Path(__file__).parents[2] / "deploy/slime"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"hf_checkpoint": None}, "--hf-checkpoint"),
+        ({"rollout_top_p": 0.9}, "--rollout-top-p is 0.9"),
+        ({"group_rm": True}, "--group-rm"),
+        ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+        ({"custom_reward_post_process_path": None}, "adapters.slime.reward_post_process"),
+        ({"rollout_service_conf": "x.yaml"}, "rollout_service_conf: no such setting"),
+    ],
+)
+def test_what_would_train_wrongly_is_refused_with_the_flag_s_name(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        slime_settings.check(slime.make_args(**fields))
+
+
+@pytest.mark.parametrize("fields", [{}, {"advantage_estimator": "ppo", "custom_reward_post_process_path": None}])
+def test_what_a_run_script_sets_is_accepted(fields):
+    slime_settings.check(slime.make_args(**fields))
+
+
+def test_the_policy_is_behind_slime_s_router_with_the_checkpoint_s_tokenizer():
+    args = slime.make_args("http://10.0.0.7:3000", rollout_max_context_len=8192)
+    policy = slime_settings.service_config(args).policy
+    assert (policy.engine, policy.url, policy.tokenizer) == ("http", "http://10.0.0.7:3000", args.hf_checkpoint)
+    assert policy.context_length == 8192
+
+
+def test_settings_come_from_the_file_then_from_what_goes_over_it(tmp_path):
+    file = tmp_path / "service.yaml"
+    file.write_text("policy: {context_length: 4096}\nlimits: {max_turns: 7}\nservice: {slots: 8}\n")
+    args = slime.make_args(rollout_service_config=str(file), rollout_service_set={"service.slots": 3})
+    config = slime_settings.service_config(args)
+    assert (config.policy.context_length, config.limits.max_turns, config.service.slots) == (4096, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sglang_router_ip": None}, "no router"),
+        ({"rollout_service_set": {"limits.max_turn": 3}}, "limits.max_turn: no such setting"),
+        ({"rollout_service_set": "limits"}, "rollout_service_set is 'limits'"),
+        ({"rollout_service_config": "/nowhere.yaml"}, "/nowhere.yaml cannot be read"),
+        ({"rollout_service_set": {"policy.history": "template"}, "partial_rollout": True}, "--partial-rollout"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        slime_settings.service_config(slime.make_args(**fields))
+
+
+def test_slime_s_sampling_parameters_become_the_service_s():
+    assert slime_settings.sampling(slime.SAMPLING) == Sampling(temperature=0.7, max_new_tokens=512)
+    assert slime_settings.sampling({"top_k": 20, "stop": [], "stop_token_ids": [7]}) == Sampling(
+        top_k=20, stop_token_ids=(7,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"stop": ["###"]}, "stop="),
+        ({"sampling_seed": 1}, "sampling_seed=1"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+    ],
+)
+def test_a_sampling_parameter_that_would_be_lost_is_refused(params, said):
+    with pytest.raises(ConfigError, match=said):
+        slime_settings.sampling(slime.SAMPLING | params)
+
+
+def test_prepared_prompts_name_their_tasks(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    assert prepare_data(path, ["mock", "airline"], ["base"]) == 9 + 50
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [slime_settings.task_of(slime.make_sample(prompt=r["prompt"], metadata=r["metadata"])) for r in rows]
+    assert found == tasks.references("mock") + tasks.references("airline")
+    assert [row["prompt"] for row in rows[:3]] == ["0", "1", "2"]
+
+
+def test_prompts_are_not_overwritten_unasked(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("mine")
+    with pytest.raises(StorageError, match="exists"):
+        prepare_data(path, ["mock"], ["base"])
+    assert path.read_text() == "mine"
+    with pytest.raises(StorageError, match=r"\.jsonl"):
+        prepare_data(tmp_path / "prompts.json", ["mock"], ["base"])
+    with pytest.raises(TaskError, match="nowhere"):
+        prepare_data(tmp_path / "other.jsonl", ["nowhere"], ["base"])
+
+
+def test_the_command_line_writes_prompts(tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare-data", "--domain", "retail", "--domain", "airline", "--split", "test", "-o", str(path)])
+    assert ended.value.code == 0
+    assert "60 prompts are in" in capsys.readouterr().err
+    assert len(path.read_text().splitlines()) == 60
+
+
+# What a run starts from ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["instruct", "thinking"])
+def test_the_settings_of_a_run_are_accepted(variant):
+    custom = yaml.safe_load((DEPLOY / f"{variant}.yaml").read_text())
+    args = slime.make_args(**custom)
+    slime_settings.check(args)
+    config = slime_settings.service_config(args)
+    assert config.user_kind == "llm"
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.iterdir()), ids=lambda path: path.name)
+def test_no_key_stands_in_a_file(path):
+    assert not re.search(r"\b(sk|key)[-_][A-Za-z0-9]{8,}", path.read_text())
+
+
+def test_the_run_script_names_hooks_and_commands_that_exist():
+    script = (DEPLOY / "run.sh").read_text()
+    hooks = importlib.import_module(re.search(r"^hooks=(\S+)$", script, re.MULTILINE)[1])
+    named = re.findall(r"\$hooks\.(\w+)", script)
+    assert set(named) <= set(hooks.__all__)
+    assert "reward_post_process" in named
+    command = typer.main.get_command(app).commands["prepare-data"]
+    for line in re.findall(r"^rollout-service prepare-data (.+)$", script, re.MULTILINE):
+        command.make_context("prepare-data", line.replace('"', "").split())

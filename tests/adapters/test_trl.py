@@ -1,0 +1,344 @@
+"""GRPOTrainer trains on the service's episodes: a real trainer, a real service, a model small enough for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rollout_service.adapters.checks import TrainingDataError
+from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
+from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.errors import ConfigError, TaskError
+from rollout_service.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from tests.support import tiny_model
+from tests.support.services import start
+from tests.support.trajectories import make_segment, make_trajectory
+
+IDS = ["create_task_1", "update_task_1", "impossible_task_1"]
+STEPS = 3
+PER_TASK = 2
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny_model.make(tmp_path_factory.mktemp("model")))
+
+
+class Recorded:
+    """A rollout function that keeps what it gave, and the trainer's own log-probs of it at that moment."""
+
+    def __init__(self, inner: Callable[[list[Any], Any], dict[str, list[Any]]]) -> None:
+        self._inner = inner
+        self.calls: list[tuple[list[Any], dict[str, list[Any]]]] = []
+        self.errors: list[float] = []
+        self.weights: list[torch.Tensor] = []
+
+    def __call__(self, asked: list[Any], trainer: Any) -> dict[str, list[Any]]:
+        given = self._inner(asked, trainer)
+        self.calls.append((asked, given))
+        self.weights.append(trainer.model.model.layers[0].mlp.up_proj.weight.detach().clone())
+        self.errors.append(max(self._error(trainer.model, given, row) for row in range(len(asked))))
+        return given
+
+    @staticmethod
+    def _error(model: Any, given: dict[str, list[Any]], row: int) -> float:
+        ids = torch.tensor([given["prompt_ids"][row] + given["completion_ids"][row]])
+        start = len(given["prompt_ids"][row])
+        with torch.no_grad():
+            table = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+        own = table.gather(-1, ids[0, start:, None])[:, 0].numpy()
+        mask = np.array(given["env_mask"][row]) == 1
+        assert mask.any()
+        return float(np.abs(own - np.array(given["logprobs"][row]))[mask].max())
+
+
+def lowness(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """What two completions of a random model hardly share, where it earns nothing from τ²."""
+    return [-float(np.mean(ids)) for ids in completion_ids]
+
+
+def grpo(model: str, output: Any, rewards: list[Any], rollouts: Any, tasks: list[str]) -> Any:
+    """A GRPOTrainer for `STEPS` steps, each over all tasks."""
+    import datasets  # these two cost seconds
+    import trl
+
+    return trl.GRPOTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        processing_class=transformers.AutoTokenizer.from_pretrained(model),
+        reward_funcs=rewards,
+        rollout_func=rollouts,
+        train_dataset=datasets.Dataset.from_list(prompts("mock", "base", tasks)),
+        args=trl.GRPOConfig(
+            output_dir=str(output),
+            max_steps=STEPS,
+            num_generations=PER_TASK,
+            per_device_train_batch_size=len(tasks) * PER_TASK,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, model, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A finished training of a few steps: trainer, rollouts, and the service, which still runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with start(
+        "trl",
+        policy__engine="transformers",
+        policy__model=model,
+        policy__sampling={"max_new_tokens": 12},
+        limits__max_turns=2,
+    ) as client:
+        rollouts = Recorded(rollout_func(client))
+        trainer = grpo(model, tmp_path_factory.mktemp("out"), [tau2_reward, lowness], rollouts, IDS)
+        trainer.train()
+        yield SimpleNamespace(trainer=trainer, rollouts=rollouts, client=client)
+    torch.set_num_threads(before)
+
+
+def test_the_trainer_takes_its_steps_and_each_changes_the_weights(trained) -> None:
+    assert trained.trainer.state.global_step == STEPS
+    assert len(trained.rollouts.calls) == STEPS
+    assert all(not torch.equal(a, b) for a, b in pairwise(trained.rollouts.weights))
+    assert all("rewards/tau2_reward/mean" in entry for entry in trained.trainer.state.log_history[:STEPS])
+
+
+def test_logprobs_of_the_service_are_the_trainers_own_at_every_step(trained) -> None:
+    assert len(trained.rollouts.errors) == STEPS
+    assert max(trained.rollouts.errors) < 1e-3
+
+
+def test_every_step_is_sampled_by_a_weight_version_of_its_own(trained) -> None:
+    assert trained.client.weight_version() == STEPS
+
+
+def test_each_prompt_gets_its_own_tasks_episodes_in_the_trainers_order(trained) -> None:
+    for asked, given in trained.rollouts.calls:
+        assert sorted(asked) == sorted(f"mock/base/{task_id}" for task_id in IDS for _ in range(PER_TASK))
+        assert {len(column) for column in given.values()} == {len(asked)}
+        assert len(set(given["trajectory_id"])) == len(asked)
+        openings: dict[str, set[tuple[int, ...]]] = {}
+        for prompt, ids in zip(asked, given["prompt_ids"], strict=True):
+            openings.setdefault(prompt, set()).add(tuple(ids))
+        assert all(len(ids) == 1 for ids in openings.values())
+        for row in range(len(asked)):
+            assert len({len(given[name][row]) for name in ("completion_ids", "logprobs", "env_mask")}) == 1
+
+
+def test_the_rewards_that_trl_logs_are_the_evaluators(trained) -> None:
+    for (_, given), entry in zip(trained.rollouts.calls, trained.trainer.state.log_history, strict=False):
+        assert entry["rewards/tau2_reward/mean"] == pytest.approx(np.mean(given["rollout_reward"]))
+
+
+# Without a service ---------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Answers each request with groups of trajectories that `made` gives for (task id, sample)."""
+
+    def __init__(self, made: Callable[[str, int], Trajectory], **policy: Any) -> None:
+        self._made = made
+        self.config = SimpleNamespace(
+            policy=SimpleNamespace(**{"engine": "sglang", "sampling": SimpleNamespace(temperature=1.0)} | policy)
+        )
+        self.asked: list[dict[str, Any]] = []
+        self.updates: list[dict[str, Any]] = []
+
+    def stream(self, *, group_size: int, ids: list[str], **selection: Any) -> Any:
+        self.asked.append({"group_size": group_size, "ids": ids, **selection})
+
+        def groups() -> Iterator[list[Trajectory]]:
+            for task_id in reversed(ids):  # order of completion, not of the request
+                yield [self._made(task_id, sample) for sample in range(group_size)]
+
+        return groups()
+
+    def update_weights(self, tensors: dict[str, Any]) -> None:
+        self.updates.append(dict(tensors))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
+
+
+@pytest.fixture
+def trainer(tokenizer) -> SimpleNamespace:
+    """What the rollout function asks of a trainer."""
+    return SimpleNamespace(
+        temperature=1.0,
+        processing_class=tokenizer,
+        model=torch.nn.Linear(2, 1),
+        state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(
+            is_main_process=True, unwrap_model=lambda model: model, wait_for_everyone=lambda: None
+        ),
+    )
+
+
+@pytest.fixture
+def made(embedded) -> Callable[..., Callable[[str, int], Trajectory]]:
+    """Makes trajectories with the trainer's tokenizer."""
+
+    def maker(**fields: Any) -> Callable[[str, int], Trajectory]:
+        def make(task_id: str, sample: int) -> Trajectory:
+            defaults: dict[str, Any] = {
+                "trajectory_id": f"{task_id}-{sample}",
+                "group_id": task_id,
+                "sample_index": sample,
+                "task": TaskRef("mock", "base", task_id, 0),
+                "provenance": Provenance(tokenizer_fingerprint=embedded.tokenizer_fingerprint),
+            }
+            return make_trajectory(**defaults | fields)
+
+        return make
+
+    return maker
+
+
+def test_a_task_that_is_asked_for_more_often_gets_a_larger_group_and_no_episode_twice(trainer, made) -> None:
+    client = Client(made())
+    asked = ["mock/base/a", "mock/base/b", "mock/base/a", "mock/base/c", "mock/base/a", "mock/base/b"]
+    given = rollout_func(client)(asked, trainer)
+    assert given["trajectory_id"] == ["a-0", "b-0", "a-1", "c-0", "a-2", "b-1"]
+    requests = [(request["group_size"], request["ids"]) for request in client.asked]
+    assert requests == [(3, ["a"]), (2, ["b"]), (1, ["c"])]
+
+
+def test_prompt_and_completion_are_the_segment_and_the_mask_is_its_loss_mask(trainer, made) -> None:
+    segment = make_segment()
+    given = rollout_func(Client(made(segments=[segment], reward=0.5)))(["mock/base/a"], trainer)
+    assert given["prompt_ids"][0] + given["completion_ids"][0] == segment.token_ids.tolist()
+    assert len(given["prompt_ids"][0]) == segment.prompt_length
+    assert given["env_mask"][0] == segment.loss_mask[segment.prompt_length :].tolist()
+    assert given["logprobs"][0] == segment.logprobs[segment.prompt_length :].tolist()
+    assert given["rollout_reward"] == [0.5]
+
+
+def test_weights_go_to_the_service_once_after_each_step_and_before_the_first_episode(trainer, made) -> None:
+    client = Client(made())
+    rollouts = rollout_func(client)
+    for step in (0, 0, 1, 4, 4):
+        trainer.state.global_step = step
+        rollouts(["mock/base/a"], trainer)
+    assert len(client.updates) == 3
+    assert set(client.updates[0]) == {"weight", "bias"}
+    others = Client(made())
+    trainer.accelerator.is_main_process = False
+    rollout_func(others)(["mock/base/a"], trainer)
+    assert others.updates == []
+
+
+def test_the_callers_own_tensors_are_sent_where_he_gives_them(trainer, made) -> None:
+    client = Client(made())
+    rollout_func(client, weights=lambda model: {"merged": model.weight})(["mock/base/a"], trainer)
+    assert set(client.updates[0]) == {"merged"}
+
+
+def test_an_episode_without_a_reward_is_refused_or_teaches_nothing(trainer, made, tokenizer) -> None:
+    cut = Client(made(reward=None, outcome=Outcome.TRUNCATED, termination_reason="wall_time"))
+    with pytest.raises(TrainingDataError, match=r"reward is None.*'wall_time'"):
+        rollout_func(cut)(["mock/base/a"], trainer)
+    given = rollout_func(cut, unscored="mask")(["mock/base/a"], trainer)
+    assert not any(given["env_mask"][0])
+    lost = Client(made(reward=None, segments=[], outcome=Outcome.ABORTED, provenance=Provenance()))
+    given = rollout_func(lost, unscored="mask")(["mock/base/a"], trainer)
+    assert (given["completion_ids"], given["env_mask"]) == ([[tokenizer.eos_token_id]], [[0]])
+    assert tau2_reward(given["completion_ids"], rollout_reward=given["rollout_reward"]) == [None]
+
+
+def test_an_episode_whose_prompt_did_not_fit_keeps_its_reward_and_has_nothing_to_train_on(trainer, made) -> None:
+    client = Client(made(reward=0.0, segments=[], outcome=Outcome.TRUNCATED, termination_reason="context_length"))
+    given = rollout_func(client)(["mock/base/a"], trainer)
+    assert (given["rollout_reward"], given["env_mask"]) == ([0.0], [[0]])
+    assert {len(given[name][0]) for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")} == {1}
+
+
+def test_trl_trains_on_what_is_left_where_some_or_all_of_a_group_have_no_reward(
+    model, made, tokenizer, tmp_path
+) -> None:
+    segment = make_segment()
+    segment.token_ids %= len(tokenizer)
+    scored, unscored = (made(reward=reward, segments=[segment]) for reward in (1.0, None))
+    lost = made(reward=None, segments=[], outcome=Outcome.ABORTED, provenance=Provenance())
+
+    def make(task_id: str, sample: int) -> Trajectory:
+        if task_id == "create_task_1":
+            return lost(task_id, sample)
+        if task_id == "update_task_1":
+            return (scored, unscored)[sample](task_id, sample)
+        return made(reward=float(sample), segments=[segment])(task_id, sample)
+
+    trainer = grpo(model, tmp_path, [tau2_reward], rollout_func(Client(make), unscored="mask"), IDS)
+    trainer.train()
+    logged = trainer.state.log_history[:STEPS]
+    assert [entry["rewards/tau2_reward/mean"] for entry in logged] == [pytest.approx(2 / 3)] * STEPS
+    assert all(np.isfinite(entry["loss"]) and 0 < entry["grad_norm"] < np.inf for entry in logged)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"provenance": Provenance(tokenizer_fingerprint="other")}, r"tokenizer_fingerprint is 'other'"),
+        ({"segments": [make_segment(), make_segment()]}, r"2 segments.*policy.history: append"),
+        ({"sample_index": 1}, r"Group 'a' is not whole: sample_index has \[1\]"),
+        ({"task": TaskRef("mock", "base", "b", 1)}, r"The group of 'mock/base/a' never came"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(trainer, made, fields, problem) -> None:
+    with pytest.raises(TrainingDataError, match=problem):
+        rollout_func(Client(made(**fields)))(["mock/base/a"], trainer)
+
+
+def test_missing_logprobs_are_refused(trainer, made) -> None:
+    segment = make_segment()
+    segment.logprobs[segment.loss_mask == 1] = np.nan
+    with pytest.raises(TrainingDataError, match=r"segments\[0\].logprobs has no finite value for 8 of 8"):
+        rollout_func(Client(made(segments=[segment])))(["mock/base/a"], trainer)
+
+
+def test_settings_that_would_make_the_logprobs_anothers_are_refused_before_any_work(trainer, made) -> None:
+    for policy, problem in (
+        ({"engine": "scripted"}, "policy.engine is 'scripted'"),
+        ({"sampling": SimpleNamespace(temperature=0.7)}, r"temperature is 0.7, but the trainer's is 1.0"),
+    ):
+        client = Client(made(), **policy)
+        with pytest.raises(ConfigError, match=problem):
+            rollout_func(client)(["mock/base/a"], trainer)
+        assert client.asked == client.updates == []
+
+
+@pytest.mark.parametrize("prompt", ["Say hello.", [{"role": "user", "content": "hi"}], "mock/base"])
+def test_a_prompt_that_names_no_task_is_refused(trainer, made, prompt) -> None:
+    with pytest.raises(TrainingDataError, match=r"names no task.*prompts\(domain, split\)"):
+        rollout_func(Client(made()))([prompt], trainer)
+
+
+def test_prompts_name_the_tasks_of_a_split() -> None:
+    assert prompts("mock", "base", ["update_task_1"]) == [{"prompt": "mock/base/update_task_1"}]
+    assert len(prompts("retail", "train")) == 74
+    with pytest.raises(TaskError, match="no task 'nothing'"):
+        prompts("mock", "base", ["nothing"])
+
+
+def test_the_reward_function_without_the_rollout_function_is_refused() -> None:
+    with pytest.raises(TrainingDataError, match=r"2 completions were not made by the service.*rollout_func"):
+        tau2_reward(["a", "b"], prompts=["p", "p"])
