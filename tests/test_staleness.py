@@ -77,7 +77,7 @@ class Run:
         """The running episode of that index ends. `oldest`: version that sampled; None: that at its start."""
         assignment, at_start = self.running.pop(index)
         episode = assignment.episode
-        versions = None if fault else (at_start if oldest is None else oldest, self.version)
+        versions = at_start if oldest is None else oldest, self.version
         is_result = self.scheduler.finish(assignment, fault, versions)
         may_repeat = self.started[episode] < self.attempts
         if fault is not None:
@@ -87,7 +87,7 @@ class Run:
             assert is_result == (not (self.staleness.drop and self.is_late(versions[0])) or not may_repeat)
             why = "late"
         if is_result:
-            self.results[episode] = versions and versions[0], fault
+            self.results[episode] = (None if fault else versions[0]), fault
         else:
             self.repeated[why] += 1
 
