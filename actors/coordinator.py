@@ -10,8 +10,6 @@ import asyncio
 import collections
 import contextlib
 import itertools
-import time
-import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +20,12 @@ from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
 from deploy.replica import ReplicaState
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, TaskError, redact
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, redact
+from rollout_service.planning import Planner
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
-from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler, Staleness
+from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
 
 _MAX_ACTORS = 64
 _RETRY_SECONDS = 1.0
@@ -81,7 +80,7 @@ class Coordinator:
         self._actors: dict[str, Any] = {}
         self._numbers = itertools.count()
         self._collections: dict[str, _Running] = {}
-        self._samplers: dict[str, tuple[int, Any]] = {}
+        self._planner = Planner(config)
         self._planning = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: collections.Counter[str] = collections.Counter()
@@ -146,7 +145,9 @@ class Coordinator:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
         """
         async with self._planning:
-            running = await asyncio.get_running_loop().run_in_executor(None, self._plan, request)
+            loop = asyncio.get_running_loop()
+            planned = await loop.run_in_executor(None, self._planner.plan, request, self._fleet.version)
+        running = _Running(*planned)
         collection = running.collection
         self._collections[collection.collection_id] = running
         self._scheduler.add(collection)
@@ -282,74 +283,6 @@ class Coordinator:
     async def leave_group(self, group: str) -> None:
         """Every replica leaves the process group."""
         await self._fleet.leave(group)
-
-    # Planning --------------------------------------------------------------------------------------------------------
-
-    def _plan(self, request: CollectionRequest) -> _Running:
-        from rollout_service.tau2 import agent, tasks
-
-        for name in ("group_size", "groups_per_update"):
-            value = getattr(request, name)
-            if value is not None and value < 1:
-                raise TaskError(f"{name} is {value}.", "It must be at least 1.")
-        seed, sampler = self._sampler(request)
-        n = len(sampler.whole) * request.group_size if request.n is None else request.n
-        if n < 1 or n % request.group_size:
-            raise TaskError(
-                f"n={n} is not a positive multiple of group_size={request.group_size}.",
-                f"Ask for {max(1, round(n / request.group_size)) * request.group_size}, or another group size.",
-            )
-        chosen = sampler.whole if request.n is None else itertools.islice(sampler, n // request.group_size)
-        first_draw = sampler.drawn
-        if request.n is None:
-            sampler.drawn += len(sampler.whole)  # so that the next pass over the whole set has seeds of its own
-        collection_id = uuid.uuid4().hex[:12]
-        now = time.time()
-        requests = []
-        for group, task in enumerate(chosen):
-            agent.check(self._config.agent, tasks.get(task))
-            group_id = f"{collection_id}-{group:05d}"
-            requests += [
-                EpisodeRequest(
-                    trajectory_id=f"{group_id}-{sample:03d}",
-                    collection_id=collection_id,
-                    group_id=group_id,
-                    sample_index=sample,
-                    task=task,
-                    seed=tasks.episode_seed(seed, task, first_draw + group, sample),
-                    requested_at=now,
-                    sampling=request.sampling,
-                )
-                for sample in range(request.group_size)
-            ]
-        service = self._config.service
-        collection = Collection(
-            collection_id,
-            n // request.group_size,
-            request.group_size,
-            max_attempts=service.max_attempts,
-            max_buffered_groups=service.max_buffered_groups,
-            staleness=Staleness(service.max_staleness, service.late == "drop", request.groups_per_update),
-            version=self._fleet.version,
-        )
-        return _Running(collection, requests)
-
-    def _sampler(self, request: CollectionRequest) -> tuple[int, Any]:
-        from rollout_service.tau2.tasks import TaskSampler
-
-        defaults = self._config.tasks
-        domain = defaults.domain if request.domain is None else request.domain
-        same_domain = request.domain is None or request.domain == defaults.domain
-        ids = request.ids if request.ids is not None else (defaults.ids if same_domain else None)
-        split = defaults.split if request.split is None else request.split
-        shuffle = defaults.shuffle if request.shuffle is None else request.shuffle
-        seed = defaults.seed if request.seed is None else request.seed
-        if request.seed is not None:
-            return seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
-        key = repr((domain, split, ids, shuffle))
-        if key not in self._samplers:
-            self._samplers[key] = (seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed))
-        return self._samplers[key]
 
     # Carrying out ----------------------------------------------------------------------------------------------------
 
