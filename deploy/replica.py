@@ -203,8 +203,13 @@ class PolicyReplica:
         )
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; what it raises has the replica replaced."""
-        self._engine.check_health()
+        """Called by Serve every few seconds; what it raises has the replica replaced. At once: Serve would wait for the
+        turns of an engine that can finish none."""
+        try:
+            self._engine.check_health()
+        except Exception:
+            asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
+            raise
         if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
             self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
 

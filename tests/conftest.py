@@ -19,7 +19,6 @@ SLOW = (
     "deploy/test_http_serving",
     "test_client",
     "deploy/test_job",
-    "deploy/test_learn",
     "adapters/test_trl",
     "adapters/test_slime",
     "test_cli",

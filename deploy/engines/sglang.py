@@ -12,6 +12,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
 import time
 import uuid
 from typing import Any
@@ -61,6 +66,8 @@ class SglangEngine:
         self.version = policy.weight_version
         self._manager = self._engine.tokenizer_manager
         self._frozen = False
+        self._closing = False
+        threading.Thread(target=self._end_with, args=(multiprocessing.active_children(),), daemon=True).start()
         wanted, taken = context_length(policy), int(self._manager.context_len)
         if wanted > taken:
             self.close()
@@ -190,6 +197,18 @@ class SglangEngine:
 
         await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
 
+    def _end_with(self, processes: list[Any]) -> None:
+        """End this process as soon as one of the engine's does: turns that run would wait for ever. SGLang itself sends
+        a signal then, which whatever was started in the background of a shell ignores."""
+        multiprocessing.connection.wait([process.sentinel for process in processes])
+        if not self._closing:
+            print(
+                "A process of the SGLang engine has died; the replica ends, to be replaced.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
+
     def check_health(self) -> None:
         """See `Engine`. A scheduler that died takes the replica's process with it; this finds one that hangs."""
         if self._manager.gracefully_exit:
@@ -200,6 +219,7 @@ class SglangEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        self._closing = True
         self._engine.shutdown()
 
 
