@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -424,6 +425,17 @@ def test_without_the_trainer_s_pace_no_group_is_held_back():
     for expected in range(9):
         assert it.offers() == [expected]
         it.start(expected)
+
+
+@pytest.mark.parametrize(
+    ("maximum", "order"), [(None, [0, 1, 2, 3]), (5, [2, 3, 0, 1])], ids=["without a maximum", "with one"]
+)
+def test_groups_are_handed_out_as_they_complete_or_the_oldest_first_where_age_is_bounded(maximum, order):
+    it = collection(groups=4, maximum=maximum)
+    it.updated(2)
+    for oldest in (2, None, 0, 1):  # in one nothing was sampled: it cannot become late
+        assert played(it, oldest)
+    assert [it.take().group for _ in range(4)] == order
 
 
 def test_a_group_that_younger_ones_overtake_until_it_is_too_old_is_made_again():

@@ -1,0 +1,1 @@
+"""Examples: whole programs on top of the client, to be read and copied."""
