@@ -150,6 +150,7 @@ class Coordinator:
         running = _Running(*planned)
         collection = running.collection
         self._collections[collection.collection_id] = running
+        collection.updated(self._fleet.version)  # an update may have come while it was planned
         self._scheduler.add(collection)
         self._fill_up()
         self._pump()

@@ -32,8 +32,9 @@ def _of_model(model: str) -> int:
     try:
         config = transformers.AutoConfig.from_pretrained(model).get_text_config()
     except Exception as error:  # transformers' and huggingface_hub's words for it are many
+        reason = (str(error).splitlines() or [repr(error)])[0]
         raise ConfigError(
-            f"policy.model: the configuration of {model!r} cannot be read: {str(error).splitlines()[0]}",
+            f"policy.model: the configuration of {model!r} cannot be read: {reason}",
             "Give a folder with config.json that every node can read, or a hub name.",
         ) from error
     return int(getattr(config, "max_position_embeddings", WITHOUT_MODEL))
