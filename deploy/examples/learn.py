@@ -135,8 +135,7 @@ class Trainer:
             advantages = tensors["advantages"][:, None].expand(mask.shape)[mask]
             ratio = (token_logprobs(self.model, tensors) - tensors["old_logprobs"][mask]).exp()
             gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
-            share = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask] / len(mask)  # each trajectory counts the same
-            loss = -(gain * share).sum()
+            loss = -gain.mean()
             loss.backward()
             self._descend()
             losses.append(loss.item())
@@ -248,8 +247,7 @@ def learn(
             _show(history[-1])
         after = evaluate(client, trainer)
 
-    seconds = time.monotonic() - began
-    result = {"seed": seed, "seconds": seconds, "before": before, "after": after, "steps": history}
+    result = {"seed": seed, "seconds": time.monotonic() - began, "before": before, "after": after, "steps": history}
     (output / f"seed-{seed}.json").write_text(json.dumps(result, indent=1))
     report(output)
 
