@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from typing import Any
 
@@ -20,15 +19,12 @@ from ray.serve.exceptions import RayServeException
 from actors.coordinator import Coordinator
 from deploy import policy
 from rollout_service.config import Policy, RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError, redact
+from rollout_service.errors import RolloutError, ServiceError, last_cause
 
 _POLL_SECONDS = 0.2
 
 _DELETE_SECONDS = 5.0
 """For replicas to end by themselves."""
-
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Fault)\b:?\s*")
-"""How the last line of a traceback starts."""
 
 
 def coordinator_name(service: str) -> str:
@@ -127,9 +123,7 @@ def _message(status: Any) -> str:
         return ""
     texts = [deployment.message for deployment in status.deployments.values()] + [status.message]
     text = next((text for text in texts if text), "")
-    causes = [line for line in text.splitlines() if _EXCEPTION.match(line)]
-    last: str = (causes or [line for line in text.splitlines() if line.strip()] or [""])[-1]
-    return redact(_EXCEPTION.sub("", last).strip(), limit=1000)
+    return last_cause(text) or "a replica's process died; its own log says more."
 
 
 def _see_that_it_runs(application: str) -> None:

@@ -96,6 +96,18 @@ def redact(text: str, secrets: Iterable[str] = (), limit: int = 2000) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Fault)\b(?:\(\)$|:?\s*)")
+"""How the last line of a traceback starts, or all that is said of an exception without a message."""
+
+
+def last_cause(text: str) -> str:
+    """What the last exception in a traceback's text says, on one line and without secrets; the last line where there is
+    no exception; nothing where it says nothing."""
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    last = ([line for line in lines if _EXCEPTION.match(line)] or lines)[-1]
+    return redact(_EXCEPTION.sub("", last).strip(), limit=1000)
+
+
 class EpisodeEnd(Exception):
     """Ends the official orchestrator's loop early: a limit of ours was reached, or the policy broke the protocol.
 

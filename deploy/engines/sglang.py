@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.engines import parameters, processes
+from deploy.engines.launch import launch
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.base import Generation, Sampling
@@ -34,6 +35,9 @@ from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezv
 
 _OURS = {"model_path", "skip_tokenizer_init", "weight_version"}
 """Arguments that follow from other settings."""
+
+_REST_SECONDS = 60.0
+"""For the scheduler to be done with turns that have left."""
 
 _STALL_SECONDS = 300.0
 """Without a word from the scheduler while turns run. It speaks every 50 tokens of a turn at the latest."""
@@ -47,15 +51,13 @@ class SglangEngine:
 
         Raises:
             ConfigError: unknown engine arguments, or a context longer than the engine takes.
-            Exception: what SGLang says when the model cannot be loaded.
+            ServiceError: SGLang cannot load the model.
         """
-        import sglang
-
         _check_arguments(policy.engine_arguments)
         _refuse_too_large(policy)
         self._policy = policy
-        self._engine = sglang.Engine(
-            **{"log_level": "warning", "sleep_on_idle": True}
+        self._engine = launch(
+            {"log_level": "warning", "sleep_on_idle": True}
             | policy.engine_arguments
             | {
                 "model_path": policy.model,
@@ -115,38 +117,46 @@ class SglangEngine:
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""
+        if not keep_cache:
+            await self._come_to_rest()
         if isinstance(source, Checkpoint):
-            await self._load_checkpoint(source, version, flush=not keep_cache)
+            await self._load_checkpoint(source, version)
         else:
-            await self._load_tensors(source, version, flush=not keep_cache)
+            await self._load_tensors(source, version)
         self.version = version
 
-    async def _load_checkpoint(self, source: Checkpoint, version: int, *, flush: bool) -> None:
+    async def _come_to_rest(self) -> None:
+        """Wait until nothing is left of the turns, and empty the prefix cache. Their answers come before the scheduler
+        is done with them, and one that is told to load and to flush then loads, but flushes nothing and fails."""
+        result = await self._manager.flush_cache(timeout_s=_REST_SECONDS)
+        if not result.success:
+            raise WeightError(f"The engine does not come to rest: {result.message}", "See the replica's log.")
+
+    async def _load_checkpoint(self, source: Checkpoint, version: int) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 
         success, message, _ = await self._manager.update_weights_from_disk(
             # auto: an engine that started with dummy weights would otherwise make up these too
             UpdateWeightFromDiskReqInput(
-                model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=flush
+                model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=False
             )
         )
         if not success:  # SGLang went back to the weights that it had
             raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
 
-    async def _load_tensors(self, source: Any, version: int, *, flush: bool) -> None:
+    async def _load_tensors(self, source: Any, version: int) -> None:
         from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput, EndWeightUpdateReqInput
 
         _demand(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
-        label = {"weight_version": str(version), "flush_cache": flush}
         if isinstance(source, BroadcastTensors):
-            await self._receive(source, label)
+            await self._receive(source, str(version))
         else:
             for bucket in source.buckets[:-1]:
-                await self._load_bucket(bucket, {"flush_cache": False})
-            await self._load_bucket(source.buckets[-1], label)
+                await self._load_bucket(bucket, None)
+            await self._load_bucket(source.buckets[-1], str(version))
         _demand(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
 
-    async def _receive(self, source: BroadcastTensors, label: dict[str, Any]) -> None:
+    async def _receive(self, source: BroadcastTensors, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
 
         _demand(
@@ -156,20 +166,24 @@ class SglangEngine:
                     dtypes=[spec.dtype for spec in source.specs],
                     shapes=[list(spec.shape) for spec in source.specs],
                     group_name=source.group,
-                    **label,
+                    weight_version=version,
+                    flush_cache=False,
                 ),
                 None,
             )
         )
 
-    async def _load_bucket(self, bucket: Any, label: dict[str, Any]) -> None:
+    async def _load_bucket(self, bucket: Any, version: str | None) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
 
         tensors = list(unpacked(bucket, await bucket.data))
         packed = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, tensors, None)
         _demand(
             await self._manager.update_weights_from_tensor(
-                UpdateWeightsFromTensorReqInput(serialized_named_tensors=packed, **label), None
+                UpdateWeightsFromTensorReqInput(
+                    serialized_named_tensors=packed, weight_version=version, flush_cache=False
+                ),
+                None,
             )
         )
 

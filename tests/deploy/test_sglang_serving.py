@@ -123,8 +123,8 @@ def test_a_checkpoint_reaches_every_replica_and_each_token_has_its_own_weights(s
     old, new = folders[version % 2], folders[(version + 1) % 2]
     report, trajectories = collect_while(service, lambda: service.update_weights(new, mode=mode))
     assert report.version == version + 1
-    assert [state.version for state in report.replicas] == [version + 1] * 2
     assert report.lost == []
+    assert [state.version for state in report.replicas] == [version + 1] * 2
     see_that_all_is_exact(trajectories, {version: Reference(old), version + 1: Reference(new)})
     assert [version, version + 1] in [spans(t) for t in trajectories]
     mixed_turns = [
@@ -202,6 +202,19 @@ def test_an_update_while_another_runs_is_refused(service, models):
     refused = [r for r in results if isinstance(r, WeightError)]
     assert len(refused) == 1
     assert "is still under way" in str(refused[0])
+
+
+def test_updates_that_follow_one_another_lose_no_replica_and_no_turn(service, models):
+    folders = [str(models["first"]), str(models["second"])]
+    version = service.update_weights(folders[0]).version
+    served = {version + i: Reference(folders[i % 2]) for i in range(7)}
+
+    def update() -> list:
+        return [service.update_weights(folders[i % 2], version=version + i) for i in range(1, 7)]
+
+    reports, trajectories = collect_while(service, update, n=48)
+    assert [report.lost for report in reports] == [[]] * 6
+    see_that_all_is_exact(trajectories, served)
 
 
 def test_an_engine_that_is_killed_in_mid_turn_costs_no_episode_and_its_successor_has_the_newest_weights(

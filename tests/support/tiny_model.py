@@ -44,6 +44,9 @@ def make(path: Path, seed: int = 0, **config: Any) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**fields | config))
+    with torch.no_grad():
+        # Its turns go on until they are cut: one that is nothing but its end would be an error of the agent.
+        model.lm_head.weight[end_of_turn] = 0.0
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

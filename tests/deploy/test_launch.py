@@ -1,0 +1,46 @@
+"""An SGLang engine that cannot start says why, and its process lives to say it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import sglang, tiny_model
+
+pytestmark = [sglang.needed, pytest.mark.timeout(300)]
+
+START = """
+import asyncio, json, sys
+from deploy.engines.sglang import SglangEngine
+from rollout_service.config import Policy
+from rollout_service.errors import ServiceError
+
+if __name__ == "__main__":
+    policy = Policy(engine="sglang", **json.loads(sys.argv[1]))
+    try:
+        asyncio.run(asyncio.to_thread(SglangEngine, policy))  # where a replica starts it: not in the main thread
+    except ServiceError as error:
+        print("refused:", error)
+"""
+
+
+def test_what_ends_the_scheduler_is_the_error(tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(START)
+    settings = {
+        "model": str(tiny_model.make(tmp_path / "model")),
+        "engine_arguments": sglang.ENGINE_ARGUMENTS | {"attention_backend": "no_such_backend"},
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(settings)],
+        env={**os.environ, **sglang.ENVIRONMENT},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("refused: SGLang does not start: "), done.stderr[-2000:]
+    assert "no_such_backend" in done.stdout
+    assert done.returncode == 0
