@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
-from deploy.replica import ReplicaState
+from deploy.replica import Orders, ReplicaState
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, redact
 from rollout_service.planning import Planner
@@ -191,6 +191,10 @@ class Coordinator:
                     running.changed.clear()
                     await running.changed.wait()
 
+    async def cancel_submitted(self, submission: tuple[str, int]) -> None:
+        """`cancel`, of what `submit` answered: for who has not waited for that."""
+        await self.cancel(submission[0])
+
     def _drop(self, collection_id: str) -> _Running | None:
         running = self._collections.get(collection_id)
         if running is not None:
@@ -253,9 +257,9 @@ class Coordinator:
         """Go on from the weights that the replicas serve, once they are up; see `Fleet.adopt`."""
         await self._fleet.adopt()
 
-    async def newest_weights(self) -> WeightUpdate | None:
-        """What a replica that starts now should load, see `Fleet.newest_weights`."""
-        return self._fleet.newest_weights()
+    async def orders(self) -> Orders:
+        """What a replica that starts now should do, see `Fleet.orders`."""
+        return self._fleet.orders()
 
     async def weight_version(self) -> int:
         """Of the weights that the trainer gave last."""
@@ -316,6 +320,9 @@ class Coordinator:
         self._pump()
 
     async def _attempt(self, running: _Running, request: Any, actor: str) -> tuple[EpisodeSummary, Any]:
+        if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
+            lost = unfinished(request, _service_fault(running.error, retryable=False))
+            return EpisodeSummary.of(lost), ray.put(lost)
         try:
             summary_ref, trajectory = self._actors[actor].run_episode.options(num_returns=2).remote(request)
             return await summary_ref, trajectory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import serve
@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from deploy import engines
 from deploy.policy import DEPLOYMENT
-from deploy.replica import ReplicaState
+from deploy.replica import Orders, ReplicaState
 from rollout_service.config import Policy
 from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
@@ -31,7 +31,8 @@ class UpdateReport:
     replicas: list[ReplicaState]
     """Those that serve the new weights."""
     lost: list[str]
-    """What the others said; they are being replaced, and come back with the newest weights that can be had again."""
+    """What the others said. Those that died are being replaced; all try again to get the newest weights that can be had
+    again, and until then sample with what they have, under its own version."""
 
 
 class Fleet:
@@ -41,7 +42,7 @@ class Fleet:
         self._policy = policy
         self._application = application
         self._updating: WeightUpdate | None = None
-        self._newest: WeightUpdate | None = None
+        self._orders = Orders()
         self._groups: dict[str, set[str]] = {}
         """Replicas in each process group."""
         self.version = policy.weight_version
@@ -55,12 +56,9 @@ class Fleet:
             )
         return serve.get_deployment_handle(DEPLOYMENT, self._application)
 
-    def newest_weights(self) -> WeightUpdate | None:
-        """What a replica that starts now should load: the update under way, or the last one that can be had again."""
-        under_way = self._updating
-        if under_way is not None and not isinstance(under_way.source, BroadcastTensors):
-            return under_way
-        return self._newest
+    def orders(self) -> Orders:
+        """What a replica that starts now should do."""
+        return self._orders
 
     async def update(self, update: WeightUpdate) -> UpdateReport:
         """Bring new weights to every replica.
@@ -71,15 +69,19 @@ class Fleet:
         """
         self._refuse(update)
         self._updating = update
+        before = self._orders.update
         try:
             await self._see_that_it_fits(update)
+            if not isinstance(update.source, BroadcastTensors):  # those are sent once, to those who are there
+                self._orders = replace(self._orders, update=update)
             answers = await self._ask("update_weights", update)
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
             if not loaded:
                 _all(answers)
             self.version = update.version
-            if not isinstance(update.source, BroadcastTensors):
-                self._newest = update
+        except BaseException:
+            self._orders = replace(self._orders, update=before)
+            raise
         finally:
             self._updating = None
         lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]
@@ -109,20 +111,23 @@ class Fleet:
         if not isinstance(update.source, BroadcastTensors):
             return
         group = update.source.group
-        outside = [state.replica for state in states if state.replica not in self._groups.get(group, set())]
-        if outside:
+        members, there = self._groups.get(group, set()), {state.replica for state in states}
+        if members != there:
             raise WeightError(
-                f"{len(outside)} of {len(states)} replicas are not in the process group {group!r}: they started later.",
+                f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
+                f"{len(there)} started later, and {len(members - there)} of the group are gone.",
                 "Close the group and make another with client.weight_group().",
             )
 
     async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
         """Every replica samples nothing more until `resume`."""
-        return _all(await self._ask("pause", mode))
+        self._orders = replace(self._orders, pause=mode, pauses=self._orders.pauses + 1)
+        return _all(await self._ask("pause", mode, self._orders.pauses))
 
     async def resume(self) -> list[ReplicaState]:
         """Go on after `pause`."""
-        return _all(await self._ask("resume"))
+        self._orders = replace(self._orders, pause=None, pauses=self._orders.pauses + 1)
+        return _all(await self._ask("resume", self._orders.pauses))
 
     async def states(self) -> list[ReplicaState]:
         """What each replica says of itself."""
@@ -131,10 +136,21 @@ class Fleet:
     async def adopt(self) -> None:
         """Take over replicas that run already: their newest version is what is served."""
         if self._application is not None:
-            self.version = max([self.version, *(state.version for state in await self.states())])
+            states = await self.states()
+            self.version = max([self.version, *(state.version for state in states)])
+            self._orders = Orders(pauses=max((state.pauses for state in states), default=0))
 
     async def group_size(self) -> int:
-        """Ranks that a process group with every replica's processes and the trainer has."""
+        """Ranks that a process group with every replica's processes and the trainer has.
+
+        Raises:
+            WeightError: SGLang cannot bring all of them into one group.
+        """
+        if self._policy.engine_arguments.get("pp_size", 1) != 1:
+            raise WeightError(
+                "With policy.engine_arguments.pp_size above 1 SGLang gives the stages the same ranks.",
+                "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
+            )
         return 1 + len(await self.states()) * engines.processes(self._policy)
 
     async def join(self, rendezvous: Rendezvous) -> list[ReplicaState]:
@@ -152,7 +168,11 @@ class Fleet:
                 "A replica came or went meanwhile: make the group again.",
             )
         ranks = dict(zip(names, itertools.count(1, each), strict=False))
-        joined = _all(await self._ask("join", rendezvous, ranks))
+        try:
+            joined = _all(await self._ask("join", rendezvous, ranks))
+        except RolloutError:
+            await self._ask("leave", rendezvous.name)
+            raise
         self._groups[rendezvous.name] = set(names)
         return joined
 

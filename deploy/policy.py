@@ -20,6 +20,9 @@ from rollout_service.policy.serve import SERVE_ENVIRONMENT
 DEPLOYMENT = "policy"
 """Name of the one deployment."""
 
+_NO_LIMIT = 100_000
+"""On a replica's calls."""
+
 _DRAIN_MARGIN_SECONDS = 30.0
 """That a replica which goes has beyond the longest turn."""
 
@@ -59,7 +62,8 @@ def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:
 def _options(policy: Policy) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
-        "max_ongoing_requests": policy.max_ongoing_requests,
+        # The replica itself counts its turns: were it Serve that did, waiting turns would keep `resume` out.
+        "max_ongoing_requests": _NO_LIMIT,
         # A replica is one actor whose engine starts processes of its own on the same node. They share its GPUs, so one
         # bundle is all the placement that it needs.
         "ray_actor_options": {

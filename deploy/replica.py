@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import EpisodeFault, FaultKind, WeightError
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.resume import resumed
-from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.policy.weights import Rendezvous, StoredTensors, UpdateMode, WeightSource, WeightUpdate
 
 _INTERRUPT_SECONDS = 0.2
 """Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
@@ -44,13 +45,27 @@ class ReplicaState:
     paused: bool
     running: int
     """Turns being sampled."""
+    pauses: int
+    """Of the last order to pause or to resume, see `Orders`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What holds for every replica, also for one that starts later."""
+
+    update: WeightUpdate | None = None
+    """The newest weights that can be had again."""
+    pause: UpdateMode | None = None
+    """How turns were stopped, while the replicas are paused."""
+    pauses: int = 0
+    """Times that they were paused or resumed: of two orders, the one with more is the newer."""
 
 
 class PolicyReplica:
     """The deployment's class: an engine behind a turnstile."""
 
     async def __init__(self, config: RolloutConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Start the engine, and bring it to the service's newest weights.
+        """Start the engine, and bring it to the service's newest weights; paused, if the others are.
 
         Raises:
             RolloutError: settings that cannot be used.
@@ -58,10 +73,15 @@ class PolicyReplica:
         self._config = config
         self._changing = asyncio.Lock()
         self._paused = False
+        self._pauses = 0
+        """Of the last order to pause or to resume."""
         self._stopped: UpdateMode | None = None
         """How the turns were stopped, while they are."""
         self._catching_up: asyncio.Task[None] | None = None
+        self._said = ""
+        """Why the last of them failed."""
         self._engine = await asyncio.to_thread(engines.make, config)
+        self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turnstile = Turnstile(self._engine.version)
         await self._catch_up_if_possible()
 
@@ -78,7 +98,7 @@ class PolicyReplica:
         await self._reach(metadata.get("min_version", 0))
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            async with self._turnstile.turn():
+            async with self._slots, self._turnstile.turn():
                 return await self._engine.generate(prompt, how, metadata)
 
         return await resumed(sample, input_ids, sampling)
@@ -91,7 +111,8 @@ class PolicyReplica:
             raise EpisodeFault(
                 FaultKind.POLICY,
                 f"the replica has weights of version {self._engine.version}, and the turn must not be sampled with any "
-                f"older than {version}: it started after those were sent; send the next ones to it too",
+                f"older than {version}: it started after those were sent through a process group, or it cannot load "
+                "them, see its log",
             ) from None
 
     async def __call__(self, request: Any) -> Any:
@@ -106,6 +127,11 @@ class PolicyReplica:
         Raises:
             WeightError: it cannot.
         """
+        if self._stopped == "in_place" and update.mode != "in_place":
+            raise WeightError(
+                f"mode {update.mode!r} empties the cache, which turns that are paused in place still need.",
+                "Give mode='in_place', or pause in another mode.",
+            )
         await asyncio.to_thread(self._engine.check, update.source)
         return self.state()
 
@@ -131,22 +157,25 @@ class PolicyReplica:
         except WeightError:
             raise
         except BaseException:  # also a cancellation: what was loaded by then stays
+            self._stopped = None  # for `_go`: nothing may be sampled any more
             asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
             raise
         self._turnstile.set_version(update.version)
 
-    async def pause(self, mode: UpdateMode) -> ReplicaState:
-        """Sample nothing more until `resume`."""
+    async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
+        """Sample nothing more until `resume`. Does nothing if a later order has come already; see `Orders.pauses`."""
         async with self._changing:
-            self._paused = True
-            await self._stop(mode)
+            if number > self._pauses:
+                self._pauses, self._paused = number, True
+                await self._stop(mode)
             return self.state()
 
-    async def resume(self) -> ReplicaState:
-        """Go on after `pause`."""
+    async def resume(self, number: int) -> ReplicaState:
+        """Go on after `pause`, unless a later order has come already."""
         async with self._changing:
-            self._paused = False
-            await self._go()
+            if number > self._pauses:
+                self._pauses, self._paused = number, False
+                await self._go()
             return self.state()
 
     async def _stop(self, mode: UpdateMode) -> None:
@@ -175,7 +204,9 @@ class PolicyReplica:
 
     async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
         """Join a process group for weight updates, see `Engine.join`; `ranks` are by replica."""
-        await self._engine.join(rendezvous, ranks[self.state().replica])
+        rank = ranks.get(self.state().replica)
+        if rank is not None:  # one that came up meanwhile has none; the next update says so
+            await self._engine.join(rendezvous, rank)
         return self.state()
 
     async def leave(self, group: str) -> ReplicaState:
@@ -184,11 +215,16 @@ class PolicyReplica:
         return self.state()
 
     async def _catch_up(self) -> None:
-        """Load the weights that the service has by now, if this replica missed them: it is new, or it failed to."""
-        update = await asyncio.to_thread(_newest_weights, self._config)
+        """Do what the service has ordered by now, if this replica missed it: it is new, or it failed to."""
+        orders = await asyncio.to_thread(_orders, self._config)
+        if orders.pause is None:
+            await self.resume(orders.pauses)
+        else:
+            await self.pause(orders.pause, orders.pauses)
+        update = orders.update
         if update is not None and update.version > self._engine.version:
-            if isinstance(update.source, BroadcastTensors):
-                return  # sent once to those who were there; what this replica samples carries its own, older version
+            await asyncio.to_thread(self._engine.check, update.source)
+            await _see_that_they_are_there(update.source)
             await self.update_weights(update)
 
     # Life ------------------------------------------------------------------------------------------------------------
@@ -200,6 +236,7 @@ class PolicyReplica:
             version=self._engine.version,
             paused=self._paused,
             running=self._turnstile.inside,
+            pauses=self._pauses,
         )
 
     async def check_health(self) -> None:
@@ -214,8 +251,12 @@ class PolicyReplica:
             self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
 
     async def _catch_up_if_possible(self) -> None:
-        with contextlib.suppress(WeightError, ray.exceptions.RayError):
+        try:
             await self._catch_up()
+        except (WeightError, ray.exceptions.RayError) as error:
+            if str(error) != self._said:  # once: it is tried again every few seconds
+                self._said = str(error)
+                logging.getLogger("ray.serve").warning("The newest weights cannot be loaded: %s", error)
 
     def __del__(self) -> None:
         """Called by Serve when the replica is drained."""
@@ -232,14 +273,23 @@ class PolicyReplica:
         os._exit(1)
 
 
-def _newest_weights(config: RolloutConfig) -> WeightUpdate | None:
-    """The coordinator's last update; None when there was none, or there is no coordinator."""
+async def _see_that_they_are_there(source: WeightSource) -> None:
+    """Tensors go with the process that gave them, and one bucket that is gone would be noticed half way."""
+    if isinstance(source, StoredTensors):
+        try:
+            await asyncio.gather(*(bucket.data for bucket in source.buckets))
+        except ray.exceptions.RayError as error:
+            raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
+
+
+def _orders(config: RolloutConfig) -> Orders:
+    """The coordinator's; none when there is no coordinator."""
     from deploy.service import coordinator_name
 
     service = config.service
     try:
         coordinator = ray.get_actor(coordinator_name(service.name), namespace=service.namespace)
-        update: WeightUpdate | None = ray.get(coordinator.newest_weights.remote(), timeout=60)
+        orders: Orders = ray.get(coordinator.orders.remote(), timeout=60)
     except (ValueError, ray.exceptions.RayError):
-        return None
-    return update
+        return Orders()
+    return orders

@@ -86,7 +86,7 @@ def _deploy(config: RolloutConfig, application: str) -> None:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except (RayServeException, RayError, RuntimeError) as error:
         raise ServiceError(
-            f"The policy's Serve application did not come up: {str(error).splitlines()[0]}", "See the cluster's logs."
+            f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from error
     if settings.http_port is not None and not serve.status().proxies:
         raise ServiceError(

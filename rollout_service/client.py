@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
+from rollout_service.policy.base import Sampling
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
 from rollout_service.progress import CollectionProgress
 from rollout_service.request import SELECTION, CollectionRequest
@@ -100,7 +101,7 @@ class RolloutClient:
             section, _, _ = dotted.partition(".")
             there: Any = running
             for part in dotted.split("."):
-                there = there[part]
+                there = there[part] if isinstance(there, dict) else None  # a section that is left out there
             if section not in ("tasks", "service") and there != value:
                 raise ServiceError(
                     f"{dotted}: the running service {self.config.service.name!r} has {there!r}, not {value!r}.",
@@ -121,13 +122,16 @@ class RolloutClient:
             n: episodes, a multiple of `group_size`; None: every task of the selection once, times `group_size`.
             groups_per_update: groups that are taken between two weight updates. With `service.max_staleness` set, a
                 group that would be too old by the time it is taken is then not started; without this, it is found too
-                old when it is taken.
-            selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`; what is left out
-                comes from the configuration. With `seed` the same call gives the same tasks and episode seeds;
-                without, a collection goes on where the last one of the same selection stopped.
+                old when it is taken. Count the groups that you take and drop as well: who asks for more than these
+                before the next update waits for it.
+            selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
+                `policy.sampling`); what is left out comes from the configuration. With `seed` the same call gives the
+                same tasks and episode seeds; without, a collection goes on where the last one of the same selection
+                stopped.
 
         Raises:
             TaskError: unknown domain, split or task id, or n is not divisible by the group size.
+            ConfigError: sampling settings that there are not.
         """
         stream = self._submit(n, group_size, selection, groups_per_update)
         stream.open()
@@ -347,12 +351,23 @@ class RolloutClient:
             raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
         if not self._ray.is_initialized():
             raise ServiceError("This client is closed.", "Make another.")
+        if selection.get("sampling") is not None:
+            selection = selection | {"sampling": self._sampling(selection["sampling"])}
         own = {name.removeprefix("tasks."): v for name, v in self._settings.explicit().items() if name[:6] == "tasks."}
         own.pop("seed", None)  # the service's sampler has it already; as an argument it would start the epoch anew
         if "domain" in selection:
             own.pop("ids", None)
         request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **own | selection)
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
+
+    def _sampling(self, given: Any) -> Sampling:
+        """Settings of a collection's own, over those of the service."""
+        if isinstance(given, Sampling):
+            return given
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"sampling is {given!r}.", "Give a mapping, such as {'temperature': 0.7}.")
+        named = {f"policy.sampling.{name}": value for name, value in given.items()}
+        return self.config.with_overrides(named).policy.sampling
 
 
 def connect(address: str | None, namespace: str) -> None:
@@ -374,7 +389,7 @@ def connect(address: str | None, namespace: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         where = "this machine" if address is None else f"a Ray cluster at {address!r}"
         raise ServiceError(
-            f"Cannot connect to {where}: {str(error).splitlines()[0]}",
+            f"Cannot connect to {where}: {str(error).partition(chr(10))[0]}",
             "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token and its token in "
             "~/.ray/auth_token. Leave the address out for an embedded service.",
         ) from error

@@ -130,7 +130,7 @@ class Policy(_Section):
     gpus_per_replica: float | None = Field(None, ge=0, description="null: what the engine's arguments ask for")
     cpus_per_replica: float = Field(0.0, ge=0, description="CPUs that Ray keeps for a replica")
     max_ongoing_requests: int = Field(
-        1024, ge=1, description="turns that one replica takes at a time; they wait inside the engine, which batches"
+        1024, ge=1, description="turns that one replica's engine is given at a time; more wait before it"
     )
     start_seconds: float = Field(1800.0, gt=0, description="for the replicas to come up, loading included")
     weight_version: int = Field(0, ge=0, description="of the weights that policy.model holds")

@@ -96,7 +96,7 @@ def redact(text: str, secrets: Iterable[str] = (), limit: int = 2000) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Fault)\b(?:\(\)$|:?\s*)")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Fault)\b(?:\(\)$|:?\s*)")
 """How the last line of a traceback starts, or all that is said of an exception without a message."""
 
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
-from rollout_service.errors import Fault, FaultKind
+from rollout_service.errors import Fault, FaultKind, RolloutError
 from rollout_service.request import EpisodeRequest, unfinished
 from rollout_service.trajectory import Trajectory
 
@@ -36,12 +36,23 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         from deploy.service import call
 
         if not self.collection_id:
-            self.collection_id, self.episodes = call(self._submission)
+            with self._refused():
+                self.collection_id, self.episodes = call(self._submission)
 
     async def aopen(self) -> None:
         """`open` for an event loop."""
         if not self.collection_id:
-            self.collection_id, self.episodes = await answer(self._submission)
+            with self._refused():
+                self.collection_id, self.episodes = await answer(self._submission)
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """What was never accepted need not be cancelled."""
+        try:
+            yield
+        except RolloutError:
+            self._finished = True
+            raise
 
     def __iter__(self) -> Self:
         return self
@@ -60,7 +71,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         try:
             trajectories = list(ray.get(group.trajectories))
         except ray.exceptions.RayError:
-            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+            found = [_got(reference) for reference in group.trajectories]
+            trajectories = [_given(*item) for item in zip(group.requests, found, strict=True)]
         self._pending = None
         return trajectories
 
@@ -68,18 +80,14 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return self
 
     async def __anext__(self) -> list[Trajectory]:
-        import ray
-
         await self.aopen()
         group = await answer(self._next())
         if group is None:
             self._finished = True
         if self._finished:
             raise StopAsyncIteration
-        try:
-            trajectories = list(await asyncio.gather(*group.trajectories))
-        except ray.exceptions.RayError:
-            trajectories = [_fetched(*item) for item in zip(group.requests, group.trajectories, strict=True)]
+        found = await asyncio.gather(*group.trajectories, return_exceptions=True)
+        trajectories = [_given(*item) for item in zip(group.requests, found, strict=True)]
         self._pending = None
         return trajectories
 
@@ -93,32 +101,42 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         """Cancel what has not finished yet."""
         import ray
 
-        if not self._finished and self.collection_id and ray.is_initialized():  # else a call would start a new cluster
-            self._coordinator.cancel.remote(self.collection_id)
+        if not self._finished and ray.is_initialized():  # else a call would start a new cluster
+            self._coordinator.cancel_submitted.remote(self._submission)
         self._finished = True
 
     async def aclose(self) -> None:
         """`close` for an event loop; returns when nothing of the collection reaches the policy any more."""
-        await self.aopen()  # what was not accepted yet has no name to cancel it by
         if not self._finished:
             self._finished = True
-            await answer(self._coordinator.cancel.remote(self.collection_id))
+            await answer(self._coordinator.cancel_submitted.remote(self._submission))
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be on its way out
             self.close()
 
 
-def _fetched(request: EpisodeRequest, reference: Any) -> Trajectory:
+def _given(request: EpisodeRequest, found: Any) -> Trajectory:
     """The trajectory, or what stands for it when its object went down with a node."""
+    from ray.exceptions import RayError
+
+    if isinstance(found, RayError):
+        text = f"the finished trajectory was lost: {type(found).__name__}"
+        return unfinished(request, Fault(FaultKind.SERVICE, type(found).__name__, text, retryable=True))
+    if isinstance(found, BaseException):
+        raise found
+    trajectory: Trajectory = found
+    return trajectory
+
+
+def _got(reference: Any) -> Any:
+    """What the reference stands for, or the error that Ray raises instead."""
     import ray
 
     try:
-        trajectory: Trajectory = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayError as error:
-        text = f"the finished trajectory was lost: {type(error).__name__}"
-        return unfinished(request, Fault(FaultKind.SERVICE, type(error).__name__, text, retryable=True))
-    return trajectory
+        return error
 
 
 async def answer(reference: Any) -> Any:

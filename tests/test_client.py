@@ -230,6 +230,19 @@ def test_leaving_a_stream_early_cancels_the_rest(cluster):
         status = client.status()
         assert status["finished"] < 20
         assert status["collections"] == {}, "nothing of it is kept"
+        client.astream(200, seed=0).close()  # before anybody waited for it to be accepted
+        wait_until(lambda: client.status()["running"] == 0 and client.status()["collections"] == {})
+        assert client.status()["finished"] < 30
+
+
+def test_a_collection_samples_as_it_asks_to_and_what_it_does_not_say_is_the_service_s(client):
+    batch = client.collect(2, sampling={"temperature": 0.5, "max_new_tokens": 900}, progress=False)
+    service = client.config.policy.sampling.model_dump()
+    assert [t.provenance.sampling for t in batch] == [service | {"temperature": 0.5, "max_new_tokens": 900}] * 2
+    with pytest.raises(ConfigError, match=r"policy\.sampling\.temprature"):
+        client.collect(2, sampling={"temprature": 0.5}, progress=False)
+    with pytest.raises(ConfigError, match=r"sampling is 0\.5"):
+        client.collect(2, sampling=0.5, progress=False)
 
 
 def test_finished_groups_that_nobody_takes_hold_new_ones_back(cluster):

@@ -12,6 +12,7 @@ from rollout_service.errors import last_cause
     [
         ("Traceback (most recent call last):\n  File ...\nValueError: no such backend: x", "no such backend: x"),
         ("ValueError: first\nray.exceptions.RayTaskError: last one\n  of two lines", "last one"),
+        ("RuntimeError: cause\n\nDuring handling …\n\nException: Capture failed: cause", "Capture failed: cause"),
         ("A deployment waits for resources.\n", "A deployment waits for resources."),
         ("A replica failed. Error:\nActorDiedError()", ""),
         ("RuntimeError: key sk-abcdefghijklmnop", "key [redacted]"),

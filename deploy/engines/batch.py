@@ -85,8 +85,8 @@ class Batch:
         """Begin empty.
 
         Args:
-            room: bytes of keys and values. Running turns may outgrow it, and one always runs; a new one waits while it
-                is full, and ended ones have what is left.
+            room: bytes of keys and values. Running turns may outgrow it, and one always runs; a new one waits until its
+                prompt fits in, and ended ones have what is left.
         """
         self._model = model
         self._room = room
@@ -153,12 +153,19 @@ class Batch:
     def _admit(self) -> None:
         """Drop cancelled turns, and let waiting ones run while there is room."""
         self._running = [turn for turn in self._running if not turn.done.cancelled()]
+        taken = sum(map(self._bytes, self._running))
         while self._waiting and len(self._running) < _MAX_RUNNING:
-            if self._running and sum(turn.context.bytes for turn in self._running) >= self._room:
-                break
-            turn = self._waiting.popleft()
+            turn = self._waiting[0]
             if not turn.done.cancelled():
+                taken += self._bytes(turn)
+                if self._running and taken > self._room:
+                    break
                 self._running.append(turn)
+            self._waiting.popleft()
+
+    def _bytes(self, turn: Turn) -> int:
+        """That the turn's keys and values take, or will when it has been fed whole."""
+        return max(turn.context.bytes, turn.context.size * self._model.token_bytes)
 
     def _portions(self) -> list[tuple[Turn, int]]:
         """Which turns to feed in this step, and how many tokens: first those that need one, then the longest waiting.

@@ -155,6 +155,8 @@ class PackedModel:
                 raise NotImplementedError("some of its layers have no attention of the usual kind")
             if not error <= 1e-3 + 64 * torch.finfo(self.model.dtype).eps:
                 raise NotImplementedError(f"its log-probs are {error:.2g} off when sequences share a pass")
+            self.token_bytes = first.bytes // _room(_PROOF_TOKENS)
+            """That a token's keys and values take."""
         except (ValueError, TypeError, KeyError, RuntimeError) as cause:  # NotImplementedError is a RuntimeError
             raise ConfigError(
                 f"policy.engine transformers cannot serve a {type(self.model).__name__}: {cause}.",

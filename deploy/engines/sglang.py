@@ -30,6 +30,7 @@ from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.context import context_length
+from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezvous, WeightSource, unpacked
 
@@ -67,7 +68,9 @@ class SglangEngine:
         )
         self.version = policy.weight_version
         self._manager = self._engine.tokenizer_manager
+        self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._frozen = False
+        self._busy_since = time.time()
         self._closing = False
         threading.Thread(target=self._end_with, args=(multiprocessing.active_children(),), daemon=True).start()
         wanted, taken = context_length(policy), int(self._manager.context_len)
@@ -83,6 +86,8 @@ class SglangEngine:
     ) -> Generation:
         """Sample one turn, see `Engine`."""
         rid = uuid.uuid4().hex
+        if not self._manager.rid_to_state:
+            self._busy_since = time.time()
         try:
             answer = await self._engine.async_generate(
                 input_ids=input_ids.tolist(), sampling_params=sampling_params(sampling), return_logprob=True, rid=rid
@@ -90,7 +95,7 @@ class SglangEngine:
         except asyncio.CancelledError:
             self._manager.abort_request(rid=rid)
             raise
-        return from_answer(answer)
+        return ended_by(from_answer(answer), () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:
         """See `Engine`."""
@@ -109,6 +114,7 @@ class SglangEngine:
 
         await self._manager.continue_generation(ContinueGenerationReqInput())
         self._frozen = False
+        self._busy_since = time.time()
 
     def check(self, source: WeightSource) -> None:
         """See `Engine`."""
@@ -227,7 +233,7 @@ class SglangEngine:
         """See `Engine`. A scheduler that died takes the replica's process with it; this finds one that hangs."""
         if self._manager.gracefully_exit:
             raise RuntimeError("the engine is shutting down")
-        silent = time.time() - self._manager.last_receive_tstamp
+        silent = time.time() - max(self._busy_since, self._manager.last_receive_tstamp)
         if self._manager.rid_to_state and not self._frozen and silent > _STALL_SECONDS:
             raise RuntimeError(f"the scheduler has said nothing for {silent:.0f} s while turns run")
 
@@ -251,6 +257,11 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else "See SGLang's ServerArgs."
             raise ConfigError(f"policy.engine_arguments.{name}: SGLang has no such argument.", hint)
+    if arguments.get("dp_size", 1) != 1:
+        raise ConfigError(
+            f"policy.engine_arguments.dp_size is {arguments['dp_size']}, but a replica is one copy of the model.",
+            "Set policy.replicas instead.",
+        )
 
 
 def _refuse_too_large(policy: Policy) -> None:

@@ -30,6 +30,7 @@ from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy import process_group
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.context import context_length
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Checkpoint,
@@ -88,6 +89,7 @@ class TransformersEngine:
         self._device: torch.device = model.device
         self._weights: dict[str, torch.Tensor] = model.state_dict()
         self._stops = _stops(model)
+        self._context_length = context_length(policy)
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
         self._groups: dict[str, tuple[Any, Rendezvous]] = {}
         cuda = self._device.type == "cuda"
@@ -104,11 +106,16 @@ class TransformersEngine:
         """Sample one turn, see `Engine`.
 
         Raises:
-            ValueError: no input, or ids that the model does not know.
+            ValueError: no input, ids that the model does not know, or more than the context holds.
             Exception: what went wrong in the model; every turn in flight then fails with it.
         """
         if not len(input_ids) or input_ids.min() < 0 or input_ids.max() >= self._vocabulary:
             raise ValueError(f"input_ids must be ids from 0 to {self._vocabulary - 1}, one at least")
+        if len(input_ids) + sampling.max_new_tokens > self._context_length:
+            raise ValueError(
+                f"{len(input_ids)} input_ids and max_new_tokens of {sampling.max_new_tokens} are more than the context "
+                f"of {self._context_length} tokens"
+            )
         stops = frozenset() if sampling.ignore_eos else self._stops.union(sampling.stop_token_ids)
         turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops)
         self._post(turn)
@@ -241,7 +248,7 @@ def _loaded(policy: Policy) -> Any:
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"policy.model: {policy.model!r} cannot be loaded: {str(error).splitlines()[0]}",
+            f"policy.model: {policy.model!r} cannot be loaded: {str(error).partition(chr(10))[0]}",
             "Give a folder or hub name of a causal LM that transformers knows, readable on every node.",
         ) from error
     return model.eval().requires_grad_(False).to(device)

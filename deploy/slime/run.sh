@@ -17,8 +17,11 @@ set -euo pipefail
 
 variant=${1:?instruct or thinking}
 : "${SLIME:?the checkout of slime}" "${MODEL:?the folder of the Hugging Face checkpoint}"
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-data=${DATA:-$PWD/slime-data}
+absolute() { (cd -- "$1" && pwd); }     # the job does not run in this directory
+here=$(absolute "$(dirname -- "${BASH_SOURCE[0]}")")
+SLIME=$(absolute "$SLIME")
+MODEL=$(absolute "$MODEL")
+data=${DATA:-slime-data}
 gpus=${GPUS:-8}
 megatron=${MEGATRON:-/root/Megatron-LM}
 
@@ -29,6 +32,7 @@ case $variant in
 esac
 
 mkdir -p "$data"
+data=$(absolute "$data")
 rollout-service prepare-data --domain retail --domain airline --split train --overwrite --output "$data/train.jsonl"
 rollout-service prepare-data --domain retail --split test --overwrite --output "$data/retail-test.jsonl"
 rollout-service prepare-data --domain airline --split test --overwrite --output "$data/airline-test.jsonl"
@@ -78,6 +82,5 @@ else
     arguments+=(--colocate --rollout-num-gpus "$gpus" --rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
 fi
 
-environment="{\"env_vars\": {\"PYTHONPATH\": \"$megatron\", \"CUDA_DEVICE_MAX_CONNECTIONS\": \"1\"}}"
-cd "$SLIME"
-exec ray job submit --runtime-env-json "$environment" -- python3 train.py "${arguments[@]}"
+environment="{\"env_vars\": {\"PYTHONPATH\": \"$SLIME:$megatron\", \"CUDA_DEVICE_MAX_CONNECTIONS\": \"1\"}}"
+exec ray job submit --runtime-env-json "$environment" -- python3 "$SLIME/train.py" "${arguments[@]}"

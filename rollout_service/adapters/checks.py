@@ -7,7 +7,7 @@ refuses would train without a word: on wrong token ids, a wrong baseline, or pro
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -75,6 +75,52 @@ def check_logprobs(trajectories: Sequence[Trajectory]) -> None:
             raise TrainingDataError(
                 f"{_named(trajectory)}: segments[{number}].logprobs {lacking}.",
                 "Importance ratios need the sampling policy's: collect with an engine that returns them, or drop it.",
+            )
+
+
+def check_sampling(trajectories: Sequence[Trajectory]) -> None:
+    """All tokens were sampled at one temperature, each as its log-prob says: see `refuse_sampling`. What
+    `provenance.sampling` leaves out is `Sampling`'s default. An episode that never began has no tokens.
+
+    Raises:
+        TrainingDataError: names the first that was sampled otherwise.
+    """
+    expected = None
+    for trajectory in filter(lambda trajectory: trajectory.segments, trajectories):
+        refuse_sampling(f"{_named(trajectory)}: provenance.sampling", trajectory.provenance.sampling)
+        found = trajectory.provenance.sampling.get("temperature", 1.0)
+        if expected is None:
+            expected = found
+        if found != expected:
+            raise TrainingDataError(
+                f"{_named(trajectory)}: provenance.sampling.temperature is {found}, and {expected} for others: no one "
+                "temperature makes the trainer's log-probs comparable to theirs.",
+                "Collect a batch at one temperature; batch.filter(...) takes them apart.",
+            )
+
+
+def refuse_sampling(name: str, sampling: Mapping[str, Any]) -> None:
+    """Log-probs are those of softmax(logits / temperature), over all tokens. Greedy tokens have no such distribution,
+    and top-p and top-k sample from another.
+
+    Args:
+        name: of the sampling parameters, for the error.
+
+    Raises:
+        TrainingDataError: names the parameter.
+    """
+    temperature = sampling.get("temperature", 1.0)
+    if temperature <= 0:
+        raise TrainingDataError(
+            f"{name}.temperature is {temperature}: greedy tokens are no samples, so they have no importance ratio.",
+            "Collect what is trained on with a temperature above 0.",
+        )
+    for parameter, whole in (("top_p", 1.0), ("top_k", -1)):
+        if (found := sampling.get(parameter, whole)) != whole:
+            raise TrainingDataError(
+                f"{name}.{parameter} is {found}: the tokens come from a part of the distribution, and their log-probs "
+                "are of the whole.",
+                f"Collect what is trained on with {parameter} {whole:g}.",
             )
 
 

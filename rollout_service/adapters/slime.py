@@ -77,12 +77,15 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 
     Returns:
         slime's `RolloutFnTrainOutput`: groups by index, each of `n_samples_per_prompt` samples (or lists of them). Or
-        its `RolloutFnEvalOutput`: for each data set `rewards`, `truncated` and `samples` of the scored episodes, and
-        under `metrics` how many were not.
+        its `RolloutFnEvalOutput`: for each data set `rewards`, `truncated` and `samples`, prompt by prompt. A prompt
+        of which an episode has no reward is left out with all its episodes, because slime counts groups by position;
+        `metrics` has the number of such episodes and prompts.
 
     Raises:
-        RolloutError: as `generate`; or no episode of a data set was scored.
+        RolloutError: as `generate`; or slime asks for what only its own loop does, or every prompt of a data set was
+            left out.
     """
+    slime_settings.check_rollout(args, evaluation)
     return asyncio.run(_evaluate(args) if evaluation else _train(args, data_source))
 
 
@@ -214,44 +217,39 @@ def _hook(args: Any, name: str) -> Any:
 
 
 async def _evaluate(args: Any) -> Any:
+    datasets = getattr(args, "eval_datasets", None) or []
+    sampled = [slime_settings.evaluation_sampling(dataset) for dataset in datasets]  # all, before one is played
     service = await slime_service.running(args)
     data, metrics = {}, {}
-    for dataset in getattr(args, "eval_datasets", None) or []:
-        samples = await _evaluate_dataset(args, service, dataset)
-        scored = [sample for sample in samples if is_scored(sample)]
-        if not scored:
+    for dataset, how in zip(datasets, sampled, strict=True):
+        groups = await _evaluate_dataset(args, service, dataset, how)
+        whole = [group for group in groups if all(map(is_scored, group))]
+        if not whole:
             raise ServiceError(
-                f"No episode of evaluation set {dataset.name!r} was scored.", "The log names each one's fault."
+                f"No prompt of evaluation set {dataset.name!r} has a reward for each of its episodes.",
+                "The log names each fault.",
             )
+        samples = flat(whole)
         data[dataset.name] = {
-            "rewards": [sample.reward for sample in scored],
-            "truncated": [sample.status.value == "truncated" for sample in scored],
-            "samples": scored,
+            "rewards": [sample.reward for sample in samples],
+            "truncated": [sample.status.value == "truncated" for sample in samples],
+            "samples": samples,
         }
-        metrics[f"eval/{dataset.name}/unscored"] = len(samples) - len(scored)
+        metrics[f"eval/{dataset.name}/unscored"] = sum(not is_scored(sample) for sample in flat(groups))
+        metrics[f"eval/{dataset.name}/prompts_left_out"] = len(groups) - len(whole)
     return types().eval_output(data=data, metrics=metrics)
 
 
-async def _evaluate_dataset(args: Any, service: Service, dataset: Any) -> list[Any]:
-    how = slime_settings.sampling(
-        {
-            "temperature": dataset.temperature,
-            "top_p": dataset.top_p,
-            "top_k": dataset.top_k,
-            "max_new_tokens": dataset.max_response_len,
-            "stop": dataset.stop,
-            "stop_token_ids": dataset.stop_token_ids,
-        }
-    )
+async def _evaluate_dataset(args: Any, service: Service, dataset: Any, how: Sampling) -> list[list[Any]]:
+    """The samples of each prompt."""
     prompts, times = list(_prompts(dataset)), dataset.n_samples_per_eval_prompt or 1
     played = await asyncio.gather(
         *(service.play(slime_settings.task_of(p), _seed(args, number), how, times) for number, p in enumerate(prompts))
     )
-    episodes = [(prompt, trajectory) for prompt, group in zip(prompts, played, strict=True) for trajectory in group]
-    samples = [_evaluated(prompt, trajectory) for prompt, trajectory in episodes]
-    for number, sample in enumerate(samples):
+    groups = [[_evaluated(prompt, t) for t in group] for prompt, group in zip(prompts, played, strict=True)]
+    for number, sample in enumerate(flat(groups)):
         sample.index = number
-    return samples
+    return groups
 
 
 def _prompts(dataset: Any) -> Iterator[Any]:

@@ -26,10 +26,12 @@ METADATA = "rollout_service"
 _STATUS = {
     Outcome.COMPLETED: "completed",
     Outcome.TRUNCATED: "truncated",
-    Outcome.AGENT_ERROR: "failed",
+    Outcome.AGENT_ERROR: "completed",
     Outcome.ABORTED: "aborted",
 }
-"""slime's `failed` is a failure of the generation that may be trained on: the policy broke the protocol."""
+"""An episode in which the policy broke the protocol is `completed`, with its reward, and never slime's `failed`: slime
+plays again what is neither `completed` nor `truncated` when a group comes back from its buffer, and a policy whose
+failures get another chance earns too much. The metadata has the outcome."""
 
 
 def sample_dicts(trajectory: Trajectory) -> list[dict[str, Any]]:

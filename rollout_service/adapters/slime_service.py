@@ -61,10 +61,11 @@ class Service:
         finally:
             if not finished:
                 await asyncio.shield(_in_background(_closed(stream)))
-        check_tokenizers([trajectory for trajectory in trajectories if trajectory.segments], self.fingerprint)
+        check_tokenizers(trajectories, self.fingerprint)
         for trajectory in trajectories:
-            if trajectory.fault is not None:
-                logger.warning("%s: %s: %s", trajectory.trajectory_id, trajectory.fault.kind, trajectory.fault.message)
+            if (fault := trajectory.fault) is not None:
+                place = f"{task.domain}/{task.split}/{task.task_id}"
+                logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, place, fault.kind, fault.message)
         return trajectories
 
 

@@ -64,6 +64,12 @@ def check(args: Any) -> None:
             f"--rollout-top-p is {args.rollout_top_p}: slime then wants each token's top-p set, which is not recorded.",
             "Use 1.0 for training; evaluation may differ (--eval-top-p).",
         )
+    if getattr(args, "rollout_top_k", -1) != -1:
+        raise ConfigError(
+            f"--rollout-top-k is {args.rollout_top_k}: tokens would come from a part of the distribution, and slime's "
+            "log-probs are of the whole.",
+            "Use -1 for training; evaluation may differ (--eval-top-k).",
+        )
     if getattr(args, "group_rm", False):
         raise ConfigError("--group-rm would replace τ²-bench's rewards.", "Leave it out.")
     if getattr(args, "use_rollout_routing_replay", False):
@@ -78,6 +84,19 @@ def check(args: Any) -> None:
             "--custom-reward-post-process-path is not set: slime would count an infrastructure fault as reward 0.",
             "Set it to rollout_service.adapters.slime.reward_post_process.",
         )
+
+
+def check_rollout(args: Any, evaluation: bool) -> None:
+    """See that slime asks `generate_rollout`, which takes the place of its own loop, for nothing that only that does.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    remedy = "Leave it out, or let slime's own rollout play: --custom-generate-function-path alone."
+    if hooks := getattr(args, "rollout_sample_hook_path", None):
+        raise ConfigError(f"--rollout-sample-hook-path is {hooks}: generate_rollout calls no such hook.", remedy)
+    if not evaluation and getattr(args, "partial_rollout", False):
+        raise ConfigError("--partial-rollout: generate_rollout gives slime no unfinished groups.", remedy)
 
 
 def service_config(args: Any) -> RolloutConfig:
@@ -101,11 +120,13 @@ def service_config(args: Any) -> RolloutConfig:
         of_model = limit or context_length(Policy(engine="sglang", model=args.hf_checkpoint))
         overrides["policy.context_length"] = of_model
     config = RolloutConfig.load(path, overrides)
-    if config.policy.history == "template" and getattr(args, "partial_rollout", False):
-        raise ConfigError(
-            "policy.history is template, and slime's --partial-rollout cannot take back an episode of several samples.",
-            "Leave out one of them.",
-        )
+    if config.policy.history == "template":
+        for flag, why in (
+            ("partial_rollout", "--partial-rollout cannot take back an episode of several samples"),
+            ("log_passrate", "--log-passrate takes every sample for an episode"),
+        ):
+            if getattr(args, flag, False):
+                raise ConfigError(f"policy.history is template, and slime's {why}.", "Leave out one of them.")
     return config
 
 
@@ -131,6 +152,32 @@ def sampling(params: Mapping[str, Any]) -> Sampling:
         raise ConfigError(
             f"Sampling parameter {first['loc'][0]} is {first['input']!r}: {first['msg']}.", "Set it to a valid value."
         ) from None
+
+
+def evaluation_sampling(dataset: Any) -> Sampling:
+    """Of an entry of slime's `args.eval_datasets`, for `generate_rollout`.
+
+    Raises:
+        ConfigError: as `sampling`; or the entry has settings that only slime's own evaluation follows.
+    """
+    for name in ("metadata_overrides", "custom_generate_function_path"):
+        if value := getattr(dataset, name, None):
+            raise ConfigError(
+                f"Evaluation set {dataset.name!r} has {name}={value!r}, which generate_rollout does not follow.",
+                "Leave it out, or leave out --eval-function-path: slime's own evaluation does.",
+            )
+    return sampling(
+        {
+            "temperature": dataset.temperature,
+            "top_p": dataset.top_p,
+            "top_k": dataset.top_k,
+            "max_new_tokens": dataset.max_response_len,
+            "min_new_tokens": dataset.min_new_tokens,
+            "repetition_penalty": dataset.repetition_penalty,
+            "stop": dataset.stop,
+            "stop_token_ids": dataset.stop_token_ids,
+        }
+    )
 
 
 def task_of(sample: Any) -> TaskRef:

@@ -3,10 +3,11 @@
 Invariant: what a loss reads is aligned with what the model predicts. Entry i of `target_ids`, `loss_mask`,
 `old_logprobs` and `weight_versions` speaks of the token that `logits[i]` predicts, which follows `input_ids[i]`. So
 
-    logprobs = logits.log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
+    logprobs = (logits / temperature).log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
     ratio = (logprobs - old_logprobs).exp()
 
-needs no further shift, padded or packed. The last token of a row predicts nothing: its loss mask is 0.
+needs no further shift, padded or packed. `temperature` is that of `policy.sampling`, one for the whole batch. The last
+token of a row predicts nothing: its loss mask is 0.
 
     dataset = TrajectoryDataset(client, 256, group_size=8, domain="retail", split="train")
     collate = functools.partial(collate_padded, pad_token_id=tokenizer.pad_token_id, group_size=8)
@@ -105,7 +106,8 @@ def collate_padded(
           with one advantage: a loss that averages over trajectories goes by `trajectory_index`.
 
     Raises:
-        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, or a missing log-prob.
+        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a missing log-prob, or sampling that
+            no importance ratio fits, see `checks.check_sampling`.
         ConfigError: a segment is longer than `max_length`, or torch is not installed.
     """
     batch = _admitted(items, group_size, unscored, tokenizer_fingerprint)
@@ -156,6 +158,7 @@ def _admitted(
     checks.check_groups(batch, group_size)
     checks.check_tokenizers(batch, fingerprint)
     checks.check_logprobs(batch)
+    checks.check_sampling(batch)
     return batch
 
 

@@ -14,6 +14,8 @@ weights go to the service first, as its next weight version, so no completion is
         args=GRPOConfig(num_generations=8, temperature=1.0, ...),
     )
 
+On several processes all clients must be of one service: start it on a Ray cluster, and give each RolloutClient("auto").
+
 TRL hands each prompt over `num_generations` times, and computes the advantages itself, over the groups of all
 processes. Written against TRL 1.16, where `rollout_func` is marked experimental; nothing here imports it.
 
@@ -86,8 +88,10 @@ def rollout_func(
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
         sampling policy; 0.0 where it did not sample) and `env_mask` (1 on sampled tokens), which TRL trains on, and
         `rollout_reward` and `trajectory_id`, which it passes to the reward functions. It raises `TrainingDataError`
-        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, or more than
-        one segment, and `ConfigError` for settings that would make the log-probs another policy's.
+        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, more than one
+        segment, or sampling that no importance ratio fits (see `checks.refuse_sampling`), and `ConfigError` for
+        settings that would make the log-probs another policy's, and where the processes' clients are of several
+        services.
     """
     synchronized = _Weights(client, weights or (lambda model: model.state_dict()))
     fingerprint = ""
@@ -120,10 +124,20 @@ class _Weights:
         step = trainer.state.global_step
         if step == self._step:
             return
-        tensors = self._weights(trainer.accelerator.unwrap_model(trainer.model))
-        if trainer.accelerator.is_main_process:
+        accelerator = trainer.accelerator
+        tensors = self._weights(accelerator.unwrap_model(trainer.model))
+        before = self._client.weight_version()
+        accelerator.wait_for_everyone()  # all have read the version before it moves
+        if accelerator.is_main_process:
             self._client.update_weights(tensors)
-        trainer.accelerator.wait_for_everyone()  # nobody may ask for episodes before
+        accelerator.wait_for_everyone()  # nobody may ask for episodes before
+        if self._client.weight_version() == before:
+            raise ConfigError(
+                f"The trainer's weights did not reach this process's service: process {accelerator.process_index} of "
+                f"{accelerator.num_processes} still sees weight version {before}, as its client runs another service "
+                "than the main process's.",
+                'Start one service on a Ray cluster and give every rank RolloutClient("auto").',
+            )
         self._step = step
 
 
@@ -133,12 +147,18 @@ def _check_settings(client: RolloutClient, trainer: Any) -> None:
         raise ConfigError(
             "policy.engine is 'scripted': it has no weights to train.", "Serve the model: transformers or sglang."
         )
-    if trainer.temperature != policy.sampling.temperature:
-        raise ConfigError(
-            f"policy.sampling.temperature is {policy.sampling.temperature}, but the trainer's is "
-            f"{trainer.temperature}: its log-probs would be of another distribution than that which samples.",
-            "Give GRPOConfig(temperature=...) and the service the same.",
-        )
+    checks.refuse_sampling("policy.sampling", policy.sampling.model_dump())
+    for name, theirs in (
+        ("temperature", trainer.temperature),
+        ("top_p", trainer.top_p),
+        ("top_k", trainer.top_k or -1),  # TRL's word for no limit is 0
+    ):
+        if (ours := getattr(policy.sampling, name)) != theirs:
+            raise ConfigError(
+                f"policy.sampling.{name} is {ours}, but the trainer's is {theirs}: its log-probs would be of another "
+                "distribution than that which samples.",
+                f"Give GRPOConfig({name}=...) and the service the same.",
+            )
 
 
 def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:

@@ -7,8 +7,11 @@ Invariant: the layout is verl's own: prompts padded on the left to `prompt_lengt
     tensors, others = data_proto(batch, pad_token_id, prompt_length=4096, response_length=28672)
     data = DataProto.from_dict(tensors=tensors, non_tensors=others)
 
-Field for field as in verl 0.9.1, against whose own code the tests compare where it is installed; nothing here imports
-it. Weights are not verl's affair here: its trainer must give the service new ones with `client.update_weights`.
+Field for field as in verl 0.9.1. The tests hold its names; they compare with its own code only where it is installed,
+which `make test` does not see to. Nothing here imports it.
+
+Weights are not verl's affair here: its trainer must give the service new ones with `client.update_weights`. Its
+`rollout.temperature` must be the service's `policy.sampling.temperature`.
 """
 
 from __future__ import annotations
@@ -29,13 +32,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def agent_loop_output(trajectory: Trajectory) -> dict[str, Any]:
+def agent_loop_output(trajectory: Trajectory, *, tokenizer_fingerprint: str | None = None) -> dict[str, Any]:
     """The fields of verl's AgentLoopOutput, plain values. `num_turns` counts τ²'s messages, of all sides.
 
+    How the tokens were sampled is not checked: verl validates through agent loops too, and greedily.
+
+    Args:
+        tokenizer_fingerprint: of the trainer's tokenizer, see `checks.tokenizer_fingerprint`.
+
     Raises:
-        TrainingDataError: no reward, a missing log-prob, or not exactly one segment.
+        TrainingDataError: no reward, another tokenizer, a missing log-prob, or not exactly one segment.
     """
     checks.check_rewards([trajectory], "refuse")
+    checks.check_tokenizers([trajectory], tokenizer_fingerprint)
     checks.check_logprobs([trajectory])
     segment = checks.only_segment(trajectory)
     start = segment.prompt_length
@@ -81,8 +90,8 @@ def data_proto(
         those of `agent_loop_output`'s `extra_fields`.
 
     Raises:
-        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a missing log-prob, or not exactly
-            one segment.
+        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a missing log-prob, sampling that no
+            importance ratio fits (see `checks.check_sampling`), or not exactly one segment.
         ConfigError: a prompt or a response that is too long.
     """
     batch = TrajectoryBatch(trajectories)
@@ -91,6 +100,7 @@ def data_proto(
     batch = batch.filter(lambda trajectory: trajectory.reward is not None)
     checks.check_tokenizers(batch, tokenizer_fingerprint)
     checks.check_logprobs(batch)
+    checks.check_sampling(batch)
     segments = [_fitting(trajectory, prompt_length, response_length) for trajectory in batch]
     return _tensors(batch, segments, pad_token_id, prompt_length, response_length), _others(batch)
 

@@ -35,10 +35,10 @@ def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
         store = distributed.PrefixStore(f"{rendezvous.name}/", distributed.PrefixStore(rendezvous.name, store))
         group = distributed.ProcessGroup(store, rank, rendezvous.world_size)
         _add_backend(group, rendezvous.backend, store, timeout)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AttributeError) as error:  # the last: a torch without that backend
         raise WeightError(
             f"The process group {rendezvous.name} did not come about at {rendezvous.address}:{rendezvous.port} as rank "
-            f"{rank} of {rendezvous.world_size}: {str(error).splitlines()[0]}",
+            f"{rank} of {rendezvous.world_size}: {str(error).partition(chr(10))[0]}",
             "See that the address can be reached from every node, and that all ranks join at the same time.",
         ) from error
     return group

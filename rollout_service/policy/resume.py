@@ -7,7 +7,8 @@ that sampled it. What a part sampled is the prompt of the next; nothing is sampl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,34 +27,50 @@ async def resumed(sample: Sample, input_ids: npt.NDArray[np.int32], sampling: Sa
     parts: list[Generation] = []
     prompt = input_ids
     room = sampling.max_new_tokens
+    ends = () if sampling.ignore_eos else sampling.stop_token_ids
     while True:
         part = await sample(prompt, sampling.model_copy(update={"max_new_tokens": room}) if parts else sampling)
+        part = ended_by(part, ends)
         parts.append(part)
         room -= len(part.token_ids)
         if part.finish_reason != "abort":
             return joined(parts)
         if room == 0:  # interrupted after its last token
-            return joined([*parts[:-1], _ended_by_length(part)])
+            return joined([*parts[:-1], replace(part, finish_reason="length")])
         if len(part.token_ids) == 0:
             await asyncio.sleep(_EMPTY_WAIT_SECONDS)
         prompt = np.concatenate([prompt, part.token_ids])
 
 
+def ended_by(part: Generation, ends: Collection[int]) -> Generation:
+    """The part, whole if it was interrupted in the very step that sampled one of `ends`, the tokens that end a turn:
+    SGLang says `abort` of it all the same. What it may have sampled behind that token is no part of the turn."""
+    if part.finish_reason != "abort":
+        return part
+    found = np.flatnonzero(np.isin(part.token_ids, list(ends)))
+    if not len(found):
+        return part
+    upto = int(found[0]) + 1
+    return replace(
+        part,
+        token_ids=part.token_ids[:upto],
+        logprobs=part.logprobs[:upto],
+        weight_versions=part.weight_versions[:upto],
+        finish_reason="stop",
+    )
+
+
 def joined(parts: list[Generation]) -> Generation:
-    """The turn that the parts make, in order. Prompt and cached tokens are the first part's: the turn's own prompt."""
+    """The turn that the parts make, in order. Prompt and cached tokens are those of the first part with a token: its
+    prompt is the turn's own, and one that never ran has counted nothing."""
     if len(parts) == 1:
         return parts[0]
+    first = next((part for part in parts if len(part.token_ids)), parts[0])
     return Generation(
         token_ids=np.concatenate([part.token_ids for part in parts]),
         logprobs=np.concatenate([part.logprobs for part in parts]),
         weight_versions=np.concatenate([part.weight_versions for part in parts]),
         finish_reason=parts[-1].finish_reason,
-        prompt_tokens=parts[0].prompt_tokens,
-        cached_tokens=parts[0].cached_tokens,
-    )
-
-
-def _ended_by_length(part: Generation) -> Generation:
-    return Generation(
-        part.token_ids, part.logprobs, part.weight_versions, "length", part.prompt_tokens, part.cached_tokens
+        prompt_tokens=first.prompt_tokens,
+        cached_tokens=first.cached_tokens,
     )

@@ -2,7 +2,7 @@
 
 Invariant: a turn is sent again only where nothing of it can have been recorded: when the endpoint did not take it, or
 when its answer was lost. A request that the endpoint refuses is not repeated. An interrupted turn goes on from its
-tokens.
+tokens. A turn by weights older than it may have is thrown away and asked for again.
 """
 
 from __future__ import annotations
@@ -60,8 +60,18 @@ class SglangHttpPolicy:
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it aborts the request in the engine."""
 
+        least = metadata.get("min_version", 0)
+
+        async def ask(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
+            part = await self._ask(prompt, how, session_id)
+            if len(part.token_ids) and part.weight_versions.min() < least:  # a server that is behind the others
+                raise LostTurnError from ValueError(
+                    f"{self._url} sampled with weights of version {part.weight_versions.min()}, older than {least}"
+                )
+            return part
+
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            return await asked_again(functools.partial(self._ask, prompt, how, session_id), self._retry_seconds)
+            return await asked_again(functools.partial(ask, prompt, how), self._retry_seconds)
 
         return await resumed(sample, input_ids, sampling)
 

@@ -10,10 +10,10 @@ import contextlib
 import socket
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from typing import Any, Literal, Self
 
-from rollout_service.errors import WeightError
 from rollout_service.policy import process_group
 from rollout_service.policy.weights import Rendezvous
 
@@ -42,17 +42,19 @@ class WeightGroup:
 
         rendezvous = Rendezvous(f"weights-{uuid.uuid4().hex[:8]}", address, _free_port(), backend, world_size)
         answer = coordinator.join_group.remote(rendezvous)
-        made: list[Any] = []
-        own = threading.Thread(target=lambda: made.append(process_group.join(rendezvous, 0)), daemon=True)
-        own.start()
-        while own.is_alive():
-            own.join(_POLL_SECONDS)
-            if ray.wait([answer], timeout=0)[0]:
-                call(answer)  # a replica that cannot join says so; this end would wait for it until its timeout
-        call(answer)
-        if not made:
-            raise WeightError(f"This process could not join the group at {address}.", "See its own error output.")
-        return cls(rendezvous, made[0], coordinator)
+        own: Future[Any] = Future()
+        threading.Thread(target=lambda: _settle(own, process_group.join, rendezvous, 0), daemon=True).start()
+        try:
+            while not own.done():
+                wait([own], _POLL_SECONDS)
+                if ray.wait([answer], timeout=0)[0]:
+                    call(answer)  # a replica that cannot join says so; this end would wait for it until its timeout
+            group = own.result()
+            call(answer)
+        except BaseException:
+            coordinator.leave_group.remote(rendezvous.name)
+            raise
+        return cls(rendezvous, group, coordinator)
 
     def send(self, tensors: Iterable[Any]) -> None:
         """Send each tensor to every replica."""
@@ -75,6 +77,14 @@ class WeightGroup:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _settle(future: Future[Any], action: Callable[..., Any], *arguments: Any) -> None:
+    """Do it, in a thread of no executor: those are waited for when the process ends."""
+    try:
+        future.set_result(action(*arguments))
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _free_port() -> int:

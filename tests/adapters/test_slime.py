@@ -103,7 +103,7 @@ async def test_slime_s_sampling_parameters_and_one_routing_key_reach_the_engine(
 async def test_a_turn_cut_by_max_new_tokens_is_a_truncated_turn_not_an_error(args):
     sample = await generate(args, slime.make_sample(task=MOCK[0]), slime.SAMPLING | {"max_new_tokens": 3})
     check(sample)
-    assert sample.status.value in ("completed", "truncated", "failed")
+    assert sample.status.value in ("completed", "truncated")
 
 
 async def test_a_turn_that_a_weight_update_interrupts_goes_on_from_its_tokens(args, router):
@@ -118,9 +118,10 @@ async def test_a_turn_that_a_weight_update_interrupts_goes_on_from_its_tokens(ar
     assert len(set(versions)) > 1
 
 
-async def test_an_infrastructure_fault_is_a_placeholder_that_is_not_trained_on(args, router):
+async def test_an_infrastructure_fault_is_a_placeholder_that_is_not_trained_on(args, router, caplog):
     router.refuses = True
     sample = await one(args)
+    assert f"of mock/base/{MOCK[0].task_id}: policy: " in caplog.text, "who trains asynchronously must find the task"
     assert (sample.status, sample.remove_sample, sample.loss_mask) == (slime.status("aborted"), True, [0])
     assert (sample.reward, len(sample.tokens), sample.rollout_log_probs) == (0.0, 2, [0.0])
     assert sample.metadata[METADATA]["fault"]["kind"] == "policy"
@@ -248,17 +249,68 @@ def test_generate_rollout_evaluates_every_prompt_and_leaves_faults_out(args, rou
     found = output.data["mock"]
     assert (found["rewards"], found["truncated"]) == ([1.0] * 6, [False] * 6)
     assert [sample.index for sample in found["samples"]] == list(range(6))
-    assert output.metrics == {"eval/mock/unscored": 0}
+    assert output.metrics == {"eval/mock/unscored": 0, "eval/mock/prompts_left_out": 0}
     router.refuses = True
-    with pytest.raises(ServiceError, match="No episode of evaluation set 'mock' was scored"):
+    with pytest.raises(ServiceError, match="No prompt of evaluation set 'mock' has a reward for each"):
         generate_rollout(args, 1, None, evaluation=True)
 
 
-def dataset(name: str, path: Any) -> Namespace:
+def test_a_prompt_of_which_an_episode_has_no_reward_is_left_out_whole(monkeypatch, tmp_path):
+    """slime counts groups by position, for pass@k."""
+
+    class Service:
+        async def play(self, task: Any, seed: int, sampling: Any, n: int) -> list[Any]:
+            second = "fault" if task.task_id == MOCK[1].task_id else "truncated"
+            return [slime.EPISODES["completed"], slime.EPISODES[second]]
+
+    async def running(args: Any) -> Service:
+        return Service()
+
+    monkeypatch.setattr(slime_service, "running", running)
+    prompts = tmp_path / "mock.jsonl"
+    rows = [{"prompt": task.task_id, "metadata": slime.make_sample(task=task).metadata} for task in MOCK]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    output = generate_rollout(slime.make_args(eval_datasets=[dataset("mock", prompts)]), 0, None, evaluation=True)
+    found = output.data["mock"]
+    assert (found["rewards"], found["truncated"]) == ([1.0, 0.0] * 2, [False, True] * 2)
+    assert [sample.prompt for sample in found["samples"]] == [MOCK[0].task_id] * 2 + [MOCK[2].task_id] * 2
+    assert output.metrics == {"eval/mock/unscored": 1, "eval/mock/prompts_left_out": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluation", "said"),
+    [
+        ({"rollout_sample_hook_path": ["mine.hook"]}, False, "--rollout-sample-hook-path is"),
+        ({"rollout_sample_hook_path": ["mine.hook"]}, True, "--rollout-sample-hook-path is"),
+        ({"partial_rollout": True}, False, "--partial-rollout"),
+    ],
+)
+def test_what_only_slime_s_own_rollout_does_is_refused_by_name(fields, evaluation, said):
+    with pytest.raises(ConfigError, match=said):
+        generate_rollout(slime.make_args(**fields), 0, slime.Prompts(MOCK, 2), evaluation)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"min_new_tokens": 8}, "min_new_tokens=8"),
+        ({"repetition_penalty": 1.1}, r"repetition_penalty=1\.1"),
+        ({"metadata_overrides": {"split": "test"}}, "'mock' has metadata_overrides="),
+        ({"custom_generate_function_path": "mine.generate"}, "'mock' has custom_generate_function_path="),
+    ],
+)
+def test_what_an_evaluation_set_asks_for_in_vain_is_refused_before_anything_is_played(fields, said, tmp_path):
+    args = slime.make_args(eval_datasets=[dataset("mock", tmp_path), dataset("mock", tmp_path, **fields)])
+    with pytest.raises(ConfigError, match=said):
+        generate_rollout(args, 0, None, evaluation=True)
+
+
+def dataset(name: str, path: Any, **fields: Any) -> Namespace:
     """slime's `EvalDatasetConfig`."""
-    sampling = {"temperature": 0.0, "top_p": None, "top_k": None, "max_response_len": 512, "stop": None}
-    keys = {"input_key": "prompt", "metadata_key": "metadata", "stop_token_ids": None}
-    return Namespace(name=name, path=str(path), n_samples_per_eval_prompt=2, **sampling, **keys)
+    sampling = {"temperature": 0.0, "max_response_len": 512}
+    unset = ("top_p", "top_k", "min_new_tokens", "repetition_penalty", "stop", "stop_token_ids")
+    keys = {"input_key": "prompt", "metadata_key": "metadata", "n_samples_per_eval_prompt": 2}
+    return Namespace(**{"name": name, "path": str(path), **sampling, **dict.fromkeys(unset), **keys} | fields)
 
 
 # What cannot be started ----------------------------------------------------------------------------------------------

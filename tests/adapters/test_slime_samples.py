@@ -31,7 +31,7 @@ def test_every_golden_file_is_tested():
     [
         ("completed", "completed", False, True),
         ("truncated", "truncated", False, True),
-        ("agent_error", "failed", False, True),
+        ("agent_error", "completed", False, True),
         ("prompt_too_long", "truncated", True, True),
         ("fault", "aborted", True, False),
         ("cancelled", "aborted", True, False),

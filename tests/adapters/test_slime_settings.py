@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,16 @@ from tests.support import slime
 
 DEPLOY = Path(__file__).parents[2] / "deploy/slime"
 
+KEY = r"\b(sk|key)[-_][\w-]{8,}"
+"""What a key of a model's API looks like."""
+
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"hf_checkpoint": None}, "--hf-checkpoint"),
         ({"rollout_top_p": 0.9}, "--rollout-top-p is 0.9"),
+        ({"rollout_top_k": 20}, "--rollout-top-k is 20"),
         ({"group_rm": True}, "--group-rm"),
         ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
         ({"custom_reward_post_process_path": None}, "adapters.slime.reward_post_process"),
@@ -66,6 +72,7 @@ def test_settings_come_from_the_file_then_from_what_goes_over_it(tmp_path):
         ({"rollout_service_set": "limits"}, "rollout_service_set is 'limits'"),
         ({"rollout_service_config": "/nowhere.yaml"}, "/nowhere.yaml cannot be read"),
         ({"rollout_service_set": {"policy.history": "template"}, "partial_rollout": True}, "--partial-rollout"),
+        ({"rollout_service_set": {"policy.history": "template"}, "log_passrate": True}, "--log-passrate"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(fields, said):
@@ -138,7 +145,13 @@ def test_the_settings_of_a_run_are_accepted(variant):
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.iterdir()), ids=lambda path: path.name)
 def test_no_key_stands_in_a_file(path):
-    assert not re.search(r"\b(sk|key)[-_][A-Za-z0-9]{8,}", path.read_text())
+    assert not re.search(KEY, path.read_text())
+
+
+def test_keys_of_today_are_seen():
+    for prefix in ("sk-", "sk-proj-", "sk-ant-api03-", "key-"):
+        assert re.search(KEY, f"user.api_key: {prefix}{'Ab3_-' * 8}")
+    assert not re.search(KEY, "user.api_key_var: OPENAI_API_KEY")
 
 
 def test_the_run_script_names_hooks_and_commands_that_exist():
@@ -150,3 +163,26 @@ def test_the_run_script_names_hooks_and_commands_that_exist():
     command = typer.main.get_command(app).commands["prepare-data"]
     for line in re.findall(r"^rollout-service prepare-data (.+)$", script, re.MULTILINE):
         command.make_context("prepare-data", line.replace('"', "").split())
+
+
+def test_the_run_script_submits_a_job_that_runs_in_any_directory(tmp_path):
+    """A Ray job without a working directory runs in the raylet's, not where it was submitted."""
+    for folder in ("slime/scripts/models", "model", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "slime/train.py").touch()
+    (tmp_path / "slime/scripts/models/qwen3-4B-Instruct-2507.sh").write_text("MODEL_ARGS=(--swiglu)")
+    for command, does in (("ray", "printf '%s\\n' \"$@\""), ("rollout-service", 'touch "${@: -1}"')):
+        (tmp_path / "bin" / command).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / "bin" / command).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLIME": "slime", "MODEL": "model", "DATA": "data"}
+    ran = subprocess.run(
+        [DEPLOY / "run.sh", "instruct"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    submitted = ran.stdout.splitlines()
+    flag = {name: submitted[submitted.index(name) + 1] for name in ("python3", "--prompt-data", "--custom-config-path")}
+    assert flag["python3"] == str(tmp_path / "slime/train.py")
+    for path in (*flag.values(), submitted[submitted.index("--hf-checkpoint") + 1]):
+        assert Path(path).is_absolute()
+        assert Path(path).exists()
+    variables = json.loads(submitted[submitted.index("--runtime-env-json") + 1])["env_vars"]
+    assert variables["PYTHONPATH"].split(":")[0] == str(tmp_path / "slime")

@@ -181,8 +181,10 @@ def test_shapes_and_types_are_those_that_are_documented() -> None:
 
 
 def test_the_ratio_of_the_sampling_policy_with_itself_is_one() -> None:
-    """A table of log-probs stands for the model: the recipe of the module's docstring, run."""
-    table = torch.randn(50, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    """A table of logits stands for the model: the recipe of the module's docstring, run."""
+    temperature = 0.7
+    logits = torch.randn(50, 50, generator=torch.Generator().manual_seed(0))
+    table = (logits / temperature).log_softmax(-1)
 
     def sampled(seed: int) -> TokenSegment:
         segment = make_segment(seed=seed)
@@ -190,9 +192,11 @@ def test_the_ratio_of_the_sampling_policy_with_itself_is_one() -> None:
         given = np.concatenate([[0], table[ids[:-1], ids[1:]].numpy()]).astype(np.float32) * segment.loss_mask
         return dataclasses.replace(segment, token_ids=ids, logprobs=given)
 
-    made = [make_trajectory(segments=[sampled(i)], sample_index=i) for i in range(3)]
+    provenance = Provenance(sampling={"temperature": temperature})
+    made = [make_trajectory(segments=[sampled(i)], sample_index=i, provenance=provenance) for i in range(3)]
     for tensors in (collate_padded(made, 0), collate_packed(made)):
-        logprobs = table[tensors["input_ids"]].gather(-1, tensors["target_ids"][..., None])[..., 0]
+        predicted, target_ids = logits[tensors["input_ids"]], tensors["target_ids"]
+        logprobs = (predicted / temperature).log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
         ratio = (logprobs - tensors["old_logprobs"]).exp()[tensors["loss_mask"]]
         assert len(ratio) > 0
         torch.testing.assert_close(ratio, torch.ones_like(ratio))
@@ -280,6 +284,34 @@ def test_missing_logprobs_are_refused_on_sampled_tokens_only() -> None:
     segment.logprobs = segment.logprobs[:0]
     with pytest.raises(TrainingDataError, match=r"logprobs has 0 values for \d+ tokens"):
         collate_padded([make_trajectory(segments=[segment])], 0)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "problem"),
+    [
+        ({"temperature": 0.0}, r"temperature is 0.0: greedy"),
+        ({"temperature": 1.0, "top_p": 0.9}, r"top_p is 0.9.*Collect what is trained on with top_p 1"),
+        ({"temperature": 1.0, "top_k": 20}, r"top_k is 20.*Collect what is trained on with top_k -1"),
+    ],
+)
+def test_sampling_that_no_importance_ratio_fits_is_refused(sampling: dict[str, float], problem: str) -> None:
+    made = group(1.0, 0.0, provenance=Provenance(sampling=sampling))
+    with pytest.raises(TrainingDataError, match=rf"'g-0': provenance.sampling.{problem}"):
+        collate_padded([made], 0)
+    with pytest.raises(TrainingDataError, match=problem):
+        collate_packed([made])
+
+
+def test_a_batch_of_two_temperatures_is_refused_and_one_other_than_1_is_not() -> None:
+    made = [
+        *group(1.0, 0.0, name="a"),
+        *group(1.0, 0.0, name="b", provenance=Provenance(sampling={"temperature": 0.7})),
+    ]
+    with pytest.raises(TrainingDataError, match=r"'b-0': provenance.sampling.temperature is 0.7, and 1.0 for others"):
+        collate_padded(made, 0)
+    assert len(collate_padded(made[2:], 0)["lengths"]) == 2
+    lost = make_trajectory(group_id="a", sample_index=2, reward=None, segments=[], provenance=Provenance())
+    assert len(collate_padded([*made[:2], lost], 0, unscored="mask")["lengths"]) == 2
 
 
 # The dataset ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
 from rollout_service.chat import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, TaskError
+from rollout_service.policy.base import Sampling
 from rollout_service.trajectory import Outcome, Provenance, TaskRef, Trajectory
 from tests.support import tiny_model
 from tests.support.services import start
@@ -156,9 +157,7 @@ class Client:
 
     def __init__(self, made: Callable[[str, int], Trajectory], **policy: Any) -> None:
         self._made = made
-        self.config = SimpleNamespace(
-            policy=SimpleNamespace(**{"engine": "sglang", "sampling": SimpleNamespace(temperature=1.0)} | policy)
-        )
+        self.config = SimpleNamespace(policy=SimpleNamespace(**{"engine": "sglang", "sampling": Sampling()} | policy))
         self.asked: list[dict[str, Any]] = []
         self.updates: list[dict[str, Any]] = []
 
@@ -174,6 +173,9 @@ class Client:
     def update_weights(self, tensors: dict[str, Any]) -> None:
         self.updates.append(dict(tensors))
 
+    def weight_version(self) -> int:
+        return len(self.updates)
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
@@ -185,11 +187,17 @@ def trainer(tokenizer) -> SimpleNamespace:
     """What the rollout function asks of a trainer."""
     return SimpleNamespace(
         temperature=1.0,
+        top_p=1.0,
+        top_k=0,
         processing_class=tokenizer,
         model=torch.nn.Linear(2, 1),
         state=SimpleNamespace(global_step=0),
         accelerator=SimpleNamespace(
-            is_main_process=True, unwrap_model=lambda model: model, wait_for_everyone=lambda: None
+            is_main_process=True,
+            process_index=0,
+            num_processes=1,
+            unwrap_model=lambda model: model,
+            wait_for_everyone=lambda: None,
         ),
     )
 
@@ -241,10 +249,39 @@ def test_weights_go_to_the_service_once_after_each_step_and_before_the_first_epi
         rollouts(["mock/base/a"], trainer)
     assert len(client.updates) == 3
     assert set(client.updates[0]) == {"weight", "bias"}
-    others = Client(made())
-    trainer.accelerator.is_main_process = False
-    rollout_func(others)(["mock/base/a"], trainer)
-    assert others.updates == []
+
+
+class Second:
+    """The accelerator of the second of two processes, that meets the first at each barrier."""
+
+    is_main_process, process_index, num_processes = False, 1, 2
+
+    def __init__(self, *first: Callable[[], None]) -> None:
+        self._first = iter(first)
+
+    def unwrap_model(self, model: Any) -> Any:
+        return model
+
+    def wait_for_everyone(self) -> None:
+        next(self._first)()
+
+
+def test_of_several_processes_only_the_first_gives_the_weights_to_the_service_of_all(trainer, made) -> None:
+    client = Client(made())
+    trainer.accelerator = Second(lambda: None, lambda: client.update_weights({"weight": "of the first"}))
+    rollout_func(client)(["mock/base/a"], trainer)
+    assert client.updates == [{"weight": "of the first"}]
+    assert len(client.asked) == 1
+
+
+def test_a_process_with_a_service_of_its_own_is_refused_as_the_weights_would_never_reach_it(trainer, made) -> None:
+    first, own = Client(made()), Client(made())
+    trainer.accelerator = Second(lambda: None, lambda: first.update_weights({"weight": "of the first"}))
+    with pytest.raises(
+        ConfigError, match=r'process 1 of 2 still sees weight version 0.*every rank RolloutClient\("auto"\)'
+    ):
+        rollout_func(own)(["mock/base/a"], trainer)
+    assert own.asked == []
 
 
 def test_the_callers_own_tensors_are_sent_where_he_gives_them(trainer, made) -> None:
@@ -318,12 +355,21 @@ def test_missing_logprobs_are_refused(trainer, made) -> None:
 def test_settings_that_would_make_the_logprobs_anothers_are_refused_before_any_work(trainer, made) -> None:
     for policy, problem in (
         ({"engine": "scripted"}, "policy.engine is 'scripted'"),
-        ({"sampling": SimpleNamespace(temperature=0.7)}, r"temperature is 0.7, but the trainer's is 1.0"),
+        ({"sampling": Sampling(temperature=0.7)}, r"temperature is 0.7, but the trainer's is 1.0"),
+        ({"sampling": Sampling(top_p=0.9)}, r"policy.sampling.top_p is 0.9: .* a part of the distribution"),
+        ({"sampling": Sampling(top_k=20)}, r"policy.sampling.top_k is 20: .* a part of the distribution"),
     ):
         client = Client(made(), **policy)
-        with pytest.raises(ConfigError, match=problem):
+        with pytest.raises((ConfigError, TrainingDataError), match=problem):
             rollout_func(client)(["mock/base/a"], trainer)
         assert client.asked == client.updates == []
+
+
+@pytest.mark.parametrize(("name", "value", "ours"), [("top_p", 0.9, "1.0"), ("top_k", 20, "-1")])
+def test_a_trainer_that_wants_other_sampling_than_the_service_s_is_refused(trainer, made, name, value, ours) -> None:
+    setattr(trainer, name, value)
+    with pytest.raises(ConfigError, match=rf"policy.sampling.{name} is {ours}, but the trainer's is {value}"):
+        rollout_func(Client(made()))(["mock/base/a"], trainer)
 
 
 @pytest.mark.parametrize("prompt", ["Say hello.", [{"role": "user", "content": "hi"}], "mock/base"])

@@ -167,12 +167,21 @@ def test_a_missing_reward_is_refused_or_left_out_of_its_group() -> None:
     assert len(others["uid"]) == 2
 
 
+def test_a_batch_that_was_sampled_from_a_part_of_the_distribution_is_refused_and_one_to_validate_with_is_not() -> None:
+    narrow = make_trajectory(provenance=Provenance(sampling={"temperature": 1.0, "top_p": 0.9}))
+    with pytest.raises(TrainingDataError, match=r"top_p is 0\.9"):
+        data_proto([narrow], **PLACES)
+    assert set(agent_loop_output(narrow)) == FIELDS
+
+
 def test_groups_that_are_not_whole_and_mixed_tokenizers_are_refused() -> None:
     with pytest.raises(TrainingDataError, match="is not whole"):
         data_proto([make_trajectory()], **PLACES, group_size=2)
     mixed = [make_trajectory(sample_index=i, provenance=Provenance(tokenizer_fingerprint=str(i))) for i in range(2)]
     with pytest.raises(TrainingDataError, match="tokenizer_fingerprint is '1'"):
         data_proto(mixed, **PLACES)
+    with pytest.raises(TrainingDataError, match=r"tokenizer_fingerprint is '1'.*not 'own'"):
+        agent_loop_output(mixed[1], tokenizer_fingerprint="own")
 
 
 # verl itself ---------------------------------------------------------------------------------------------------------

@@ -171,11 +171,12 @@ def test_replicas_that_find_no_place_are_given_up_in_time_with_what_is_free(clus
 
 
 def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(cluster):
-    with start("versions", policy__script={"latency": {"mean": 0.3}}) as client:
+    with start("versions", policy__script={"latency": {"mean": 0.3}}, policy__max_ongoing_requests=2) as client:
         stream = client.stream(32)  # two rounds of its 16 slots
         next(stream)
         assert client.update_weights("/any/folder", version=5).version == client.weight_version() == 5
         client.pause("drain")
+        time.sleep(0.5)  # more turns come than the replica takes, and wait
         assert {state.paused for state in client.replicas()} == {True}
         client.resume()
         batch = [group[0] for group in stream]
@@ -233,9 +234,9 @@ def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_t
 def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("policy: {replicas: 3}\ntasks: {domain: mock}\n")
-    built = application.app({"config": str(path), "policy.max_ongoing_requests": "7"})
+    built = application.app({"config": str(path), "policy.cpus_per_replica": "0.5"})
     deployment = built._bound_deployment
-    assert (deployment.num_replicas, deployment.max_ongoing_requests) == (3, 7)
+    assert (deployment.num_replicas, deployment.ray_actor_options["num_cpus"]) == (3, 0.5)
     scaled = application.app({"policy.autoscaling": "{max_replicas: 4, target_ongoing_requests: 10}"})._bound_deployment
     assert scaled._deployment_config.autoscaling_config.max_replicas == 4
     assert scaled._deployment_config.autoscaling_config.target_ongoing_requests == 10

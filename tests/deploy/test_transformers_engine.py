@@ -256,13 +256,18 @@ async def test_ended_turns_are_dropped_when_the_cache_is_full(engine, old):
 
 
 async def test_a_cancelled_turn_leaves_the_batch(engine):
-    turn = sample(engine, prompt(10), max_new_tokens=100_000, ignore_eos=True)
+    turn = sample(engine, prompt(10), max_new_tokens=60_000, ignore_eos=True)
     await until(lambda: sampled(engine) > 2)
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await turn
     await until(lambda: not len(engine._batch))
     assert len((await sample(engine, prompt(10), max_new_tokens=3)).token_ids) == 3
+
+
+async def test_a_turn_beyond_the_context_is_refused(engine):
+    with pytest.raises(ValueError, match="10 input_ids and max_new_tokens of 65527 are more than the context of 65536"):
+        await sample(engine, prompt(10), max_new_tokens=65_527)
 
 
 async def test_an_interrupted_turn_resumes_as_one(engine, old):
@@ -577,7 +582,7 @@ async def test_a_dead_engine_says_why(engine, monkeypatch):
 
 async def test_closing_ends_the_thread_and_what_runs(start, old):
     engine = start(old)
-    turn = sample(engine, prompt(5), max_new_tokens=100_000, ignore_eos=True)
+    turn = sample(engine, prompt(5), max_new_tokens=60_000, ignore_eos=True)
     await until(lambda: sampled(engine) > 0)
     engine.close()
     assert not engine._thread.is_alive()

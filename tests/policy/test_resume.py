@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rollout_service.policy import resume
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.resume import joined, resumed
+from rollout_service.policy.resume import ended_by, joined, resumed
 
 STOP = 0
 
@@ -42,10 +42,10 @@ class FakeEngine:
         logprobs: list[float] = []
         finish = "length"
         while True:
-            if tokens and tokens[-1] == STOP:
-                finish = "stop"
-            elif len(tokens) == cut:
+            if len(tokens) == cut:  # before the stop, as SGLang does
                 finish = "abort"
+            elif tokens and tokens[-1] == STOP:
+                finish = "stop"
             elif len(tokens) < sampling.max_new_tokens:
                 mixed = sum((i + 1) * token for i, token in enumerate(so_far)) * 31 + len(so_far)
                 tokens.append(mixed % self._words)
@@ -74,7 +74,7 @@ def no_wait(monkeypatch) -> Iterator[None]:
 
 
 def turn(engine: FakeEngine, prompt: list[int], limit: int, **sampling) -> Generation:
-    how = Sampling(max_new_tokens=limit, **sampling)
+    how = Sampling(max_new_tokens=limit, stop_token_ids=(STOP,), **sampling)
     return asyncio.run(resumed(engine, np.asarray(prompt, dtype=np.int32), how))
 
 
@@ -88,6 +88,7 @@ def turn(engine: FakeEngine, prompt: list[int], limit: int, **sampling) -> Gener
 @example(prompt=[1], limit=3, cuts=[3], words=1000).via("interrupted after the last token that it may sample")
 @example(prompt=[1], limit=4, cuts=[1, 3], words=1000).via("the same, in a later part")
 @example(prompt=[1], limit=4, cuts=[2, 0, 2], words=1000).via("the same, after a part without a token")
+@example(prompt=[1], limit=12, cuts=[1], words=8).via("interrupted in the step that samples the end of the turn")
 @settings(max_examples=200, deadline=None)
 def test_an_interrupted_turn_equals_the_uninterrupted_one(prompt, limit, cuts, words):
     with pytest.MonkeyPatch.context() as patch:
@@ -101,11 +102,12 @@ def test_an_interrupted_turn_equals_the_uninterrupted_one(prompt, limit, cuts, w
     assert (got.token_ids.dtype, got.logprobs.dtype, got.weight_versions.dtype) == (np.int32, np.float32, np.int32)
     assert got.weight_versions.tolist() == [version for part in engine.parts for version in part.weight_versions]
     assert len(engine.parts) == 1 or got.weight_versions[-1] == engine.parts[-1].weight_versions[-1]
-    assert (got.prompt_tokens, got.cached_tokens) == (len(prompt), engine.parts[0].cached_tokens)
+    first = next((part for part in engine.parts if len(part.token_ids)), engine.parts[0])
+    assert (got.prompt_tokens, got.cached_tokens) == (len(prompt), first.cached_tokens)
     sampled = 0
     for asked, how, part in zip(engine.prompts, engine.samplings, engine.parts, strict=True):
         assert asked == prompt + whole.token_ids.tolist()[:sampled], "what was sampled is the prompt of the next"
-        assert how == Sampling(max_new_tokens=limit - sampled, temperature=0.5, top_p=0.9)
+        assert how == Sampling(max_new_tokens=limit - sampled, temperature=0.5, top_p=0.9, stop_token_ids=(STOP,))
         sampled += len(part.token_ids)
     assert sampled <= limit
 
@@ -186,4 +188,16 @@ def test_joined_parts_are_their_concatenation_and_end_as_the_last_one_does(lengt
     assert turn.token_ids.tolist() == list(range(start))
     assert turn.logprobs.tolist() == [-i for i in range(start)]
     assert turn.weight_versions.tolist() == [version for version, length in enumerate(lengths) for _ in range(length)]
-    assert (turn.finish_reason, turn.prompt_tokens, turn.cached_tokens) == (parts[-1].finish_reason, 10, 0)
+    first = next((version for version, length in enumerate(lengths) if length), 0)
+    assert (turn.finish_reason, turn.prompt_tokens, turn.cached_tokens) == (parts[-1].finish_reason, 10, first)
+
+
+def test_what_follows_the_end_of_an_interrupted_turn_is_dropped_and_a_whole_turn_is_left_alone():
+    ids = np.asarray([4, STOP, 6], dtype=np.int32)
+    part = Generation(ids, -ids.astype(np.float32), ids, "abort", 10, 2)
+    ended = ended_by(part, [STOP])
+    assert (ended.token_ids.tolist(), ended.finish_reason, ended.cached_tokens) == ([4, STOP], "stop", 2)
+    ended.check()
+    assert ended_by(part, []) is part
+    whole = Generation(ids, -ids.astype(np.float32), ids, "length", 10, 2)
+    assert ended_by(whole, [STOP]) is whole

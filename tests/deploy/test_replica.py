@@ -1,0 +1,153 @@
+"""What a replica does when its orders come late, twice or half way. Its engine is a stand-in that fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from deploy import replica as module
+from deploy.replica import Orders, PolicyReplica
+from rollout_service.errors import WeightError
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, WeightUpdate
+from tests.support.episodes import settings
+
+PROMPT = np.asarray([1, 2], dtype=np.int32)
+
+
+class Engine:
+    """Samples one token at once; loading fails with `error`."""
+
+    def __init__(self) -> None:
+        self.version = 3
+        self.error: Exception | None = None
+        self.loaded: list[Any] = []
+
+    async def generate(self, input_ids, sampling, metadata) -> Generation:
+        token = np.asarray([7], dtype=np.int32)
+        return Generation(token, np.zeros(1, np.float32), np.full(1, self.version, np.int32), "stop")
+
+    def check(self, source) -> None:
+        if isinstance(source, Checkpoint) and source.path == "gone":
+            raise WeightError("there is no folder gone.")
+
+    async def load(self, source, version, *, keep_cache) -> None:
+        self.loaded.append(source)
+        if self.error is not None:
+            raise self.error
+        self.version = version
+
+    def interrupt(self) -> None: ...
+    async def freeze(self) -> None: ...
+    async def thaw(self) -> None: ...
+    def check_health(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def engine(monkeypatch) -> Engine:
+    made = Engine()
+    monkeypatch.setattr(module.engines, "make", lambda config: made)
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
+    monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
+    return made
+
+
+async def started(monkeypatch, orders: Orders | None = None) -> PolicyReplica:
+    monkeypatch.setattr(module, "_orders", lambda config: orders or Orders())
+    replica = PolicyReplica.__new__(PolicyReplica)
+    await replica.__init__(settings(policy__max_ongoing_requests=2))
+    return replica
+
+
+def turn(replica: PolicyReplica) -> asyncio.Task[Generation]:
+    return asyncio.ensure_future(replica.generate(PROMPT, Sampling(), {}))
+
+
+async def is_waiting(task: asyncio.Task[Generation]) -> bool:
+    return not (await asyncio.wait([task], timeout=0.05))[0]
+
+
+async def test_one_that_starts_while_the_others_are_paused_is_paused_until_they_are_resumed(engine, monkeypatch):
+    replica = await started(monkeypatch, Orders(pause="abort_and_resume", pauses=5))
+    waiting = turn(replica)
+    assert await is_waiting(waiting)
+    await replica.resume(4)
+    assert await is_waiting(waiting), "an order from before the pause came late"
+    await replica.resume(6)
+    assert (await waiting).token_ids.tolist() == [7]
+    await replica.pause("drain", 5)
+    assert not replica.state().paused
+
+
+async def test_a_pause_that_did_not_arrive_is_learnt_at_the_next_health_check_and_so_is_its_end(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    for orders in Orders(pause="drain", pauses=1), Orders(pauses=2):
+        monkeypatch.setattr(module, "_orders", lambda config, orders=orders: orders)
+        await replica.check_health()
+        await replica._catching_up
+        assert replica.state().paused == (orders.pause is not None)
+
+
+async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    await replica.pause("drain", 1)
+    turns = [turn(replica) for _ in range(5)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(replica.resume(2), 1)
+    assert len(await asyncio.gather(*turns)) == 5
+
+
+async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    ended = asyncio.Event()
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(replica, "_end", ended.set)
+    engine.error = RuntimeError("CUDA error")
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "abort_and_resume"))
+    late = turn(replica)
+    await ended.wait()
+    assert await is_waiting(late)
+    late.cancel()
+
+
+async def test_weights_that_could_not_be_loaded_leave_the_old_ones_in_service(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    engine.error = WeightError("the file is cut short.")
+    with pytest.raises(WeightError):
+        await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "drain"))
+    assert (await turn(replica)).weight_versions.tolist() == [3]
+
+
+async def test_turns_that_are_paused_in_place_refuse_an_update_that_would_empty_their_cache(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    await replica.pause("in_place", 1)
+    with pytest.raises(WeightError, match="paused in place"):
+        await replica.check_update(WeightUpdate(Checkpoint("new"), 4, "drain"))
+    await replica.check_update(WeightUpdate(Checkpoint("new"), 4, "in_place"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tensors"])
+async def test_newest_weights_that_are_gone_are_said_once_and_touch_nothing(kind, engine, monkeypatch, caplog):
+    async def lost() -> None:
+        raise ray.exceptions.ObjectLostError("0" * 40, None, "")
+
+    class Lost:
+        def __await__(self):
+            return lost().__await__()
+
+    source = Checkpoint("gone") if kind == "folder" else StoredTensors((Bucket((), Lost()),))
+    replica = await started(monkeypatch, Orders(update=WeightUpdate(source, 9, "drain")))
+    await replica.check_health()
+    await replica._catching_up
+    assert engine.loaded == []
+    assert (await turn(replica)).weight_versions.tolist() == [3]
+    said = [record.getMessage() for record in caplog.records if "newest weights" in record.getMessage()]
+    assert len(said) == 1
+    assert "gone" in said[0]

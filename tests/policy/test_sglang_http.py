@@ -1,0 +1,40 @@
+"""The client of an SGLang endpoint, where that is a router before servers that are not equally new."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.sglang_http import SglangHttpPolicy
+from tests.support.slime_router import Router
+
+PROMPT = np.asarray([5, 6], dtype=np.int32)
+
+
+async def asked(versions: list[int], min_version: int, retry_seconds: float = 5.0) -> tuple[Generation, int]:
+    """A turn of an endpoint whose answers are of these versions, and how often it was asked for."""
+    left = iter(versions)
+
+    async def engine(prompt, sampling) -> Generation:
+        router.version = next(left)
+        return Generation(np.asarray([9], np.int32), np.zeros(1, np.float32), np.zeros(1, np.int32), "stop", 2)
+
+    with Router(engine) as router:
+        policy = SglangHttpPolicy(router.url, retry_seconds)
+        try:
+            turn = await policy.generate(PROMPT, Sampling(), "session", {"min_version": min_version})
+        finally:
+            await policy.aclose()
+        return turn, len(router.requests)
+
+
+async def test_a_turn_by_weights_that_are_too_old_is_asked_for_again():
+    turn, times = await asked([3, 4, 5], min_version=5)
+    assert turn.weight_versions.tolist() == [5]
+    assert times == 3
+
+
+async def test_an_endpoint_that_stays_too_old_is_an_error_with_both_versions():
+    with pytest.raises(ValueError, match="version 3, older than 5"):
+        await asked([3] * 20, min_version=5, retry_seconds=0.1)
