@@ -128,7 +128,9 @@ class Policy(_Section):
     replicas: int = Field(1, ge=1)
     autoscaling: Autoscaling | None = Field(None, description="instead of a fixed number of replicas")
     gpus_per_replica: float | None = Field(None, ge=0, description="null: what the engine's arguments ask for")
-    cpus_per_replica: float = Field(0.0, ge=0, description="CPUs that Ray keeps for a replica")
+    cpus_per_replica: float = Field(
+        0.0, ge=0, description="CPUs that Ray keeps for a replica; torch has as many threads there, one at least"
+    )
     max_ongoing_requests: int = Field(
         1024, ge=1, description="turns that one replica's engine is given at a time; more wait before it"
     )

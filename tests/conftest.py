@@ -18,6 +18,8 @@ SLOW = (
     "test_base_tasks",
     "deploy/test_http_serving",
     "test_client",
+    "deploy/test_launch",
+    "deploy/test_learn",
     "deploy/test_job",
     "adapters/test_trl",
     "adapters/test_slime",

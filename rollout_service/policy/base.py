@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Sampling(BaseModel):
@@ -21,10 +21,15 @@ class Sampling(BaseModel):
 
     temperature: float = Field(1.0, ge=0.0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(-1, ge=-1, description="-1: no limit")
+    top_k: int = Field(-1, ge=-1, description="-1 or 0: no limit")
     max_new_tokens: int = Field(2048, ge=1, description="per turn; a turn cut by it is marked `length`")
     stop_token_ids: tuple[int, ...] = Field((), description="end a turn, besides those that the model itself names")
     ignore_eos: bool = Field(False, description="sample max_new_tokens whatever comes, as benchmarks do")
+
+    @field_validator("top_k")
+    @classmethod
+    def _no_limit(cls, value: int) -> int:
+        return value or -1  # SGLang refuses 0
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +39,7 @@ class Generation:
     token_ids: npt.NDArray[np.int32]
     """int32[m], the stop token included when there was one."""
     logprobs: npt.NDArray[np.float32]
-    """float32[m], natural log, of the sampled tokens under the distribution that they were sampled from."""
+    """float32[m], natural log, of the sampled tokens under softmax(logits / temperature): before top-p and top-k."""
     weight_versions: npt.NDArray[np.int32]
     """int32[m], the version of the weights that sampled each token."""
     finish_reason: str

@@ -1,0 +1,44 @@
+"""The example that learns, in a short version: too few steps to see the reward rise, enough to see the whole loop."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from deploy.examples import learn
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def threads():
+    """The example sets how many torch has."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, threads, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(learn, "DEMONSTRATIONS", 96)
+    monkeypatch.setattr(learn, "EVALUATION_EPISODES", 16)
+    learn.learn(tmp_path, steps=4, groups=3, group_size=8, epochs=10, seed=5, hidden=64)
+    said = capsys.readouterr().out
+    losses = [float(text) for text in re.findall(r"imitation \d+, loss (\S+)", said)]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0] / 5, "it learns from the trajectories' own masks"
+    assert "reward before" in said, "the table"
+
+    result = json.loads((tmp_path / "seed-5.json").read_text())
+    assert [step["version"] for step in result["steps"]] == [0, 1, 2, 3]
+    assert max(step["staleness"] for step in result["steps"]) <= 1
+    assert any(step["loss"] != 0 for step in result["steps"]), (
+        "no group had different rewards: nothing was learned from"
+    )
+    compared = [result["before"], *result["steps"], result["after"]]
+    errors = [line["logprob_error"] for line in compared if line["logprob_error"] is not None]
+    assert len(errors) >= 3
+    assert max(errors) < 1e-3, "the service samples with the weights that its version names"
+    assert all(0.0 <= line["reward"] <= 1.0 for line in compared)
