@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from actors.coordinator import Coordinator
 from deploy import policy
 from rollout_service.config import Policy, RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError, last_cause
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, last_cause
 
 _POLL_SECONDS = 0.2
 
@@ -103,27 +103,29 @@ def _wait_until_it_samples(settings: Policy, application: str) -> None:
         state = None if status is None else status.status
         if status is not None and state == "RUNNING":
             return
-        said = _message(status)
-        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ServiceError(f"The policy's replicas cannot start: {said}", "Mend it and start again.")
+        said = _said(status)
+        cause = last_cause(said) or "a replica's process died; its own log says more."
+        if (
+            state in ("DEPLOY_FAILED", "UNHEALTHY") or ConfigError.__name__ in said
+        ):  # which the next try would raise too
+            raise ServiceError(f"The policy's replicas cannot start: {cause}", "Mend it and start again.")
         if time.monotonic() > deadline:
             free = ray.available_resources()
             raise ServiceError(
                 f"The policy's replicas did not come up in policy.start_seconds={settings.start_seconds:g}: "
-                f"{said or state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs free; a "
-                f"replica asks for {policy.gpus(settings):g} and {settings.cpus_per_replica:g}.",
+                f"{cause if said else state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} "
+                f"CPUs free; a replica asks for {policy.gpus(settings):g} and {settings.cpus_per_replica:g}.",
                 "Free some, ask for fewer replicas, or allow more time.",
             )
         time.sleep(_POLL_SECONDS)
 
 
-def _message(status: Any) -> str:
-    """The cause that a replica's traceback ends with, or what Serve says of the deployment."""
+def _said(status: Any) -> str:
+    """What Serve says of the deployment, a replica's traceback perhaps, or of the application."""
     if status is None:
         return ""
     texts = [deployment.message for deployment in status.deployments.values()] + [status.message]
-    text = next((text for text in texts if text), "")
-    return last_cause(text) or "a replica's process died; its own log says more."
+    return next((text for text in texts if text), "")
 
 
 def _see_that_it_runs(application: str) -> None:

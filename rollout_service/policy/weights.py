@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rollout_service.errors import WeightError
+
 UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
 """How running turns meet new weights. `drain`: they finish first. `abort_and_resume`: they stop, and go on from the
 tokens that they have, the prefix computed anew with the new weights. `in_place`: they go on without a stop, on the keys
@@ -93,7 +95,14 @@ class Rendezvous:
 
 
 def spec(name: str, tensor: Any) -> TensorSpec:
-    """What describes a torch tensor or numpy array of that name."""
+    """What describes a torch tensor or numpy array of that name.
+
+    Raises:
+        WeightError: it is neither.
+    """
+    if not hasattr(tensor, "dtype"):
+        kind = type(tensor).__name__
+        raise WeightError(f"{name} is a {kind}, neither a torch tensor nor a numpy array.", "Give model.state_dict().")
     return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
@@ -103,8 +112,12 @@ def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
     Args:
         tensors: torch tensors (any device) or numpy arrays, by their names in the model's checkpoint.
         put: `ray.put`.
+
+    Raises:
+        WeightError: something else is among them.
     """
-    buckets = [Bucket(tuple(spec(*item) for item in items), put(_flat(items))) for items in _buckets(tensors.items())]
+    items = [(spec(name, tensor), tensor) for name, tensor in tensors.items()]
+    buckets = [Bucket(tuple(what for what, _ in part), put(_flat(part))) for part in _buckets(items)]
     return StoredTensors(tuple(buckets))
 
 
@@ -124,26 +137,26 @@ def unpacked(bucket: Bucket, data: Any) -> Iterator[tuple[str, Any]]:
         start += size
 
 
-def _buckets(items: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-    bucket: list[tuple[str, Any]] = []
+def _buckets(items: Iterable[tuple[TensorSpec, Any]]) -> Iterator[list[tuple[TensorSpec, Any]]]:
+    bucket: list[tuple[TensorSpec, Any]] = []
     size = 0
-    for name, tensor in items:
+    for what, tensor in items:
         if bucket and size + tensor.nbytes > _BUCKET_BYTES:
             yield bucket
             bucket, size = [], 0
-        bucket.append((name, tensor))
+        bucket.append((what, tensor))
         size += tensor.nbytes
     if bucket:
         yield bucket
 
 
-def _flat(items: list[tuple[str, Any]]) -> Any:
+def _flat(items: list[tuple[TensorSpec, Any]]) -> Any:
     return np.concatenate([_bytes(tensor) for _, tensor in items])
 
 
 def _bytes(tensor: Any) -> Any:
     """uint8[n] of a tensor's memory."""
-    if isinstance(tensor, np.ndarray):
+    if isinstance(tensor, np.ndarray | np.generic):
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     import torch
 

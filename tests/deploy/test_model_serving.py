@@ -171,7 +171,7 @@ def test_replicas_that_find_no_place_are_given_up_in_time_with_what_is_free(clus
 
 
 def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(cluster):
-    with start("versions", policy__script={"latency": {"mean": 0.3}}, policy__max_ongoing_requests=2) as client:
+    with start("versions", policy__script={"latency": {"mean": 0.1}}, policy__max_ongoing_requests=4) as client:
         stream = client.stream(32)  # two rounds of its 16 slots
         next(stream)
         assert client.update_weights("/any/folder", version=5).version == client.weight_version() == 5

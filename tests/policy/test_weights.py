@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_service.errors import WeightError
 from rollout_service.policy import weights
 from rollout_service.policy.weights import Bucket, StoredTensors, TensorSpec, spec, stored, unpacked
 
@@ -171,3 +172,9 @@ def test_no_tensors_are_no_buckets():
 
 def test_an_empty_bucket_holds_nothing():
     assert list(unpacked(Bucket((), None), np.zeros(0, np.uint8))) == []
+
+
+def test_a_numpy_scalar_is_a_tensor_and_what_is_none_is_refused_by_name():
+    assert round_trip({"scale": np.float32(0.5)})["scale"].item() == 0.5
+    with pytest.raises(WeightError, match="scale is a float"):
+        stored({"weight": torch.zeros(2), "scale": 0.5}, put)
