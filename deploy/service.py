@@ -105,9 +105,8 @@ def _wait_until_it_samples(settings: Policy, application: str) -> None:
             return
         said = _said(status)
         cause = last_cause(said) or "a replica's process died; its own log says more."
-        if (
-            state in ("DEPLOY_FAILED", "UNHEALTHY") or ConfigError.__name__ in said
-        ):  # which the next try would raise too
+        # Serve tries again what failed; settings that were refused would be refused again.
+        if state in ("DEPLOY_FAILED", "UNHEALTHY") or ConfigError.__name__ in said:
             raise ServiceError(f"The policy's replicas cannot start: {cause}", "Mend it and start again.")
         if time.monotonic() > deadline:
             free = ray.available_resources()
