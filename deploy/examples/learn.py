@@ -11,8 +11,7 @@ else. The evaluations before and after draw the same tasks.
 Invariant: a probability ratio is against the policy that sampled the token. Before each step the log-probs of tokens
 that the newest weights sampled are computed here again and compared with the trajectory's (`logprob_error`).
 
-On a GPU, `--engine sglang --device cuda` changes who samples and nothing else: `pip install '.[sglang]'`. SGLang's
-kernels want bfloat16 there, so its log-probs differ from this process's by more. That has not been run to its end yet.
+With `--engine sglang --device cuda` SGLang samples, in bfloat16, which its kernels want: log-probs differ by more then.
 """
 
 from __future__ import annotations
@@ -200,7 +199,6 @@ def update(client: RolloutClient, trainer: Trainer, groups: Sequence[list[Trajec
         "loss": loss,
         "clipped": clipped,
         "logprob_error": error,
-        "tokens": sum(t.policy_token_count for t in batch),
     }
 
 
@@ -233,11 +231,11 @@ def learn(
     trainer.imitate(demonstrations, epochs)
     trainer.model.save_pretrained(folder)
 
-    beside_trainer = {
+    own: dict[str, dict[str, Any]] = {
         "transformers": {"device": device},
         "sglang": {"dtype": "bfloat16", "attention_backend": "triton", "mem_fraction_static": 0.4},
     }
-    arguments = beside_trainer[engine] | json.loads(engine_arguments)
+    arguments = own[engine] | json.loads(engine_arguments)
     policy = {"engine": engine, "model": str(folder.resolve()), "engine_arguments": arguments}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups_per_update": groups, "seed": seed}
     history = []
