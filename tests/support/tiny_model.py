@@ -45,8 +45,8 @@ def make(path: Path, seed: int = 0, **config: Any) -> Path:
         torch.manual_seed(seed)
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**fields | config))
     with torch.no_grad():
-        # Its turns go on until they are cut: one that is nothing but its end would be an error of the agent.
-        model.lm_head.weight[end_of_turn] = 0.0
+        # Rare, not likely in some context: a turn that is nothing but its end or a thought is an error of the agent.
+        model.lm_head.weight[list(tokenizer.added_tokens_decoder)] = 0.0
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
