@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_service.errors import CodecError
+from rollout_service.errors import CodecError, first_line
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn, checked, malformed, tool_call
 
 ToolSchema = dict[str, Any]
@@ -101,9 +101,8 @@ class ChatCodec:
             loader = transformers.PreTrainedTokenizerFast if path is None else transformers.AutoTokenizer
             tokenizer = loader.from_pretrained(str(Path(source).expanduser()))
         except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
             raise CodecError(
-                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {reason}",
+                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",
                 "Give a folder with a tokenizer, or a model name that this machine can download.",
             ) from error
         return cls(tokenizer, name="embedded" if path is None else source, tool_parser=tool_parser)

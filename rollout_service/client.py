@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
 from rollout_service.progress import CollectionProgress
@@ -389,7 +389,7 @@ def connect(address: str | None, namespace: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         where = "this machine" if address is None else f"a Ray cluster at {address!r}"
         raise ServiceError(
-            f"Cannot connect to {where}: {str(error).partition(chr(10))[0]}",
+            f"Cannot connect to {where}: {first_line(error)}",
             "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token and its token in "
             "~/.ray/auth_token. Leave the address out for an embedded service.",
         ) from error

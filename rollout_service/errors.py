@@ -100,6 +100,11 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Fa
 """How the last line of a traceback starts, or all that is said of an exception without a message."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what the error says, or its name where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def last_cause(text: str) -> str:
     """What the last exception in a traceback's text says, on one line and without secrets; the last line where there is
     no exception; nothing where it says nothing."""

@@ -27,7 +27,7 @@ from deploy.engines import parameters
 from deploy.engines.batch import Batch, Turn
 from deploy.engines.packed import Context, PackedModel
 from rollout_service.config import Policy
-from rollout_service.errors import ConfigError, WeightError
+from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.context import context_length
@@ -248,7 +248,7 @@ def _loaded(policy: Policy) -> Any:
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"policy.model: {policy.model!r} cannot be loaded: {str(error).partition(chr(10))[0]}",
+            f"policy.model: {policy.model!r} cannot be loaded: {first_line(error)}",
             "Give a folder or hub name of a causal LM that transformers knows, readable on every node.",
         ) from error
     return model.eval().requires_grad_(False).to(device)

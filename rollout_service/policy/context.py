@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 
 from rollout_service.config import Policy
-from rollout_service.errors import ConfigError
+from rollout_service.errors import ConfigError, first_line
 
 WITHOUT_MODEL = 65536
 """Tokens, where nothing says how many."""
@@ -32,9 +32,8 @@ def _of_model(model: str) -> int:
     try:
         config = transformers.AutoConfig.from_pretrained(model).get_text_config()
     except Exception as error:  # transformers' and huggingface_hub's words for it are many
-        reason = (str(error).splitlines() or [repr(error)])[0]
         raise ConfigError(
-            f"policy.model: the configuration of {model!r} cannot be read: {reason}",
+            f"policy.model: the configuration of {model!r} cannot be read: {first_line(error)}",
             "Give a folder with config.json that every node can read, or a hub name.",
         ) from error
     return int(getattr(config, "max_position_embeddings", WITHOUT_MODEL))

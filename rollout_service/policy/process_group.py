@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from rollout_service.errors import WeightError
+from rollout_service.errors import WeightError, first_line
 from rollout_service.policy.weights import Rendezvous
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
     except (RuntimeError, ValueError, AttributeError) as error:  # the last: a torch without that backend
         raise WeightError(
             f"The process group {rendezvous.name} did not come about at {rendezvous.address}:{rendezvous.port} as rank "
-            f"{rank} of {rendezvous.world_size}: {str(error).partition(chr(10))[0]}",
+            f"{rank} of {rendezvous.world_size}: {first_line(error)}",
             "See that the address can be reached from every node, and that all ranks join at the same time.",
         ) from error
     return group
