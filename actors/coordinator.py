@@ -258,8 +258,8 @@ class Coordinator:
         await self._fleet.adopt()
 
     async def orders(self) -> Orders:
-        """What a replica that starts now should do, see `Fleet.orders`."""
-        return self._fleet.orders()
+        """What a replica that starts now should do."""
+        return self._fleet.orders
 
     async def weight_version(self) -> int:
         """Of the weights that the trainer gave last."""

@@ -42,7 +42,8 @@ class Fleet:
         self._policy = policy
         self._application = application
         self._updating: WeightUpdate | None = None
-        self._orders = Orders()
+        self.orders = Orders()
+        """What a replica that starts now should do."""
         self._groups: dict[str, set[str]] = {}
         """Replicas in each process group."""
         self.version = policy.weight_version
@@ -56,10 +57,6 @@ class Fleet:
             )
         return serve.get_deployment_handle(DEPLOYMENT, self._application)
 
-    def orders(self) -> Orders:
-        """What a replica that starts now should do."""
-        return self._orders
-
     async def update(self, update: WeightUpdate) -> UpdateReport:
         """Bring new weights to every replica.
 
@@ -69,18 +66,18 @@ class Fleet:
         """
         self._refuse(update)
         self._updating = update
-        before = self._orders.update
+        before = self.orders.update
         try:
             await self._see_that_it_fits(update)
             if not isinstance(update.source, BroadcastTensors):  # those are sent once, to those who are there
-                self._orders = replace(self._orders, update=update)
+                self.orders = replace(self.orders, update=update)
             answers = await self._ask("update_weights", update)
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
             if not loaded:
                 _all(answers)
             self.version = update.version
         except BaseException:
-            self._orders = replace(self._orders, update=before)
+            self.orders = replace(self.orders, update=before)
             raise
         finally:
             self._updating = None
@@ -121,13 +118,13 @@ class Fleet:
 
     async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
         """Every replica samples nothing more until `resume`."""
-        self._orders = replace(self._orders, pause=mode, pauses=self._orders.pauses + 1)
-        return _all(await self._ask("pause", mode, self._orders.pauses))
+        self.orders = replace(self.orders, pause=mode, pauses=self.orders.pauses + 1)
+        return _all(await self._ask("pause", mode, self.orders.pauses))
 
     async def resume(self) -> list[ReplicaState]:
         """Go on after `pause`."""
-        self._orders = replace(self._orders, pause=None, pauses=self._orders.pauses + 1)
-        return _all(await self._ask("resume", self._orders.pauses))
+        self.orders = replace(self.orders, pause=None, pauses=self.orders.pauses + 1)
+        return _all(await self._ask("resume", self.orders.pauses))
 
     async def states(self) -> list[ReplicaState]:
         """What each replica says of itself."""
@@ -138,7 +135,7 @@ class Fleet:
         if self._application is not None:
             states = await self.states()
             self.version = max([self.version, *(state.version for state in states)])
-            self._orders = Orders(pauses=max((state.pauses for state in states), default=0))
+            self.orders = Orders(pauses=max((state.pauses for state in states), default=0))
 
     async def group_size(self) -> int:
         """Ranks that a process group with every replica's processes and the trainer has.

@@ -50,10 +50,10 @@ async def test_weights_are_offered_to_new_replicas_once_every_old_one_has_said_t
     updating = asyncio.ensure_future(ours.update(UPDATE))
     await asyncio.sleep(0)
     assert replicas.asked == [("check_update", UPDATE)]
-    assert ours.orders().update is None
+    assert ours.orders.update is None
     replicas.gate.set()
     await updating
-    assert ours.orders().update == UPDATE
+    assert ours.orders.update == UPDATE
 
 
 @pytest.mark.parametrize("method", ["check_update", "update_weights"])
@@ -63,7 +63,7 @@ async def test_weights_that_no_replica_takes_are_offered_to_none(method):
     replicas.said[method] = WeightError("not this model's.")
     with pytest.raises(WeightError, match="not this model's"):
         await ours.update(UPDATE)
-    assert (ours.orders().update, ours.version) == (None, 0)
+    assert (ours.orders.update, ours.version) == (None, 0)
     replicas.said.clear()
     assert (await ours.update(UPDATE)).version == 1
 
@@ -98,4 +98,4 @@ async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already
     await ours.pause("in_place")
     await ours.resume()
     assert replicas.asked[1:] == [("pause", "in_place", 5), ("resume", 6)]
-    assert (ours.orders().pause, ours.orders().pauses) == (None, 6)
+    assert (ours.orders.pause, ours.orders.pauses) == (None, 6)
