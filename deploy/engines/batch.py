@@ -153,6 +153,8 @@ class Batch:
     def _admit(self) -> None:
         """Drop cancelled turns, and let waiting ones run while there is room."""
         self._running = [turn for turn in self._running if not turn.done.cancelled()]
+        if not self._waiting:
+            return
         taken = sum(map(self._bytes, self._running))
         while self._waiting and len(self._running) < _MAX_RUNNING:
             turn = self._waiting[0]

@@ -59,19 +59,10 @@ class SglangHttpPolicy:
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it aborts the request in the engine."""
-
         least = metadata.get("min_version", 0)
 
-        async def ask(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            part = await self._ask(prompt, how, session_id)
-            if len(part.token_ids) and part.weight_versions.min() < least:  # a server that is behind the others
-                raise LostTurnError from ValueError(
-                    f"{self._url} sampled with weights of version {part.weight_versions.min()}, older than {least}"
-                )
-            return part
-
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            return await asked_again(functools.partial(ask, prompt, how), self._retry_seconds)
+            return await asked_again(functools.partial(self._ask, prompt, how, session_id, least), self._retry_seconds)
 
         return await resumed(sample, input_ids, sampling)
 
@@ -80,7 +71,7 @@ class SglangHttpPolicy:
         if "_session" in self.__dict__:
             await self._session.close()
 
-    async def _ask(self, prompt: npt.NDArray[np.int32], sampling: Sampling, session_id: str) -> Generation:
+    async def _ask(self, prompt: npt.NDArray[np.int32], sampling: Sampling, session_id: str, least: int) -> Generation:
         rid = f"{session_id}-{uuid.uuid4().hex[:8]}"
         # The first is what SGLang's router keeps sessions together by, the second what Ray Serve does.
         headers = {"x-smg-routing-key": session_id, "x-session-id": session_id}
@@ -92,13 +83,18 @@ class SglangHttpPolicy:
                     raise LostTurnError from ConnectionError(await _said(response, self._url))
                 if response.status != HTTPStatus.OK:
                     raise ValueError(await _said(response, self._url))
-                return from_answer(await response.json(content_type=None))
+                part = from_answer(await response.json(content_type=None))
         except (aiohttp.ClientError, OSError) as error:
             self._abort(rid)
             raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {error or type(error).__name__}")
         except asyncio.CancelledError:
             self._abort(rid)
             raise
+        if len(part.token_ids) and part.weight_versions.min() < least:  # a server that is behind the others
+            raise LostTurnError from ValueError(
+                f"{self._url} sampled with weights of version {part.weight_versions.min()}, older than {least}"
+            )
+        return part
 
     def _abort(self, rid: str) -> None:
         """Tell the engine; a closed connection it would notice only seconds later, behind a router perhaps never."""
