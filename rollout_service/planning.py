@@ -1,7 +1,7 @@
 """Planner: makes a collection's episodes of what was asked for.
 
 Invariant: a call with a seed always gives the same tasks and episode seeds. Without one, collections of the same
-selection go on where the last one stopped, epoch by epoch, and no episode seed comes twice.
+selection go on where the last one stopped, epoch by epoch, and no episode seed comes twice among them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ else. The evaluations before and after draw the same tasks.
 Invariant: a probability ratio is against the policy that sampled the token. Before each step the log-probs of tokens
 that the newest weights sampled are computed here again and compared with the trajectory's (`logprob_error`).
 
-With `--engine sglang --device cuda` SGLang samples, in bfloat16, which its kernels want: log-probs differ by more then.
+With `--engine sglang --device cuda` SGLang samples, in bfloat16, which its kernels for a GPU want.
 """
 
 from __future__ import annotations

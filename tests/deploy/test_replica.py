@@ -27,8 +27,13 @@ class Engine:
         self.version = 3
         self.error: Exception | None = None
         self.loaded: list[Any] = []
+        self.running = self.most = 0
 
     async def generate(self, input_ids, sampling, metadata) -> Generation:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
         token = np.asarray([7], dtype=np.int32)
         return Generation(token, np.zeros(1, np.float32), np.full(1, self.version, np.int32), "stop")
 
@@ -101,6 +106,7 @@ async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeyp
     await asyncio.sleep(0)
     await asyncio.wait_for(replica.resume(2), 1)
     assert len(await asyncio.gather(*turns)) == 5
+    assert engine.most == 2
 
 
 async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch):
