@@ -11,7 +11,7 @@ else. The evaluations before and after draw the same tasks.
 Invariant: a probability ratio is against the policy that sampled the token. Before each step the log-probs of tokens
 that the newest weights sampled are computed here again and compared with the trajectory's (`logprob_error`).
 
-With `--engine sglang --device cuda` SGLang samples, in bfloat16, which its kernels for a GPU want.
+With `--engine sglang --device cuda` SGLang samples; with `--transfer disk` new weights are checkpoints.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rollout_service.chat import EMBEDDED_TOKENIZER
 from rollout_service.trajectory import Trajectory
 
 Tensors = dict[str, torch.Tensor]
+Groups = Sequence[list[Trajectory]]
 
 TASKS = {
     "mock": ["create_task_1", "create_task_1_nl_eval", "update_task_1", "impossible_task_1"]
@@ -52,9 +53,9 @@ MISTAKES = {"wrong_argument": 0.4, "early_stop": 0.4}
 """Of the demonstrations: probabilities per action, see `policy.script`."""
 
 EVALUATION_EPISODES, EVALUATION_SEED = 64, 12345
-CLIP = 0.2
-"""How far a ratio may leave 1 before its token no longer counts."""
+CLIP = 0.2  # how far a ratio may leave 1 before its token no longer counts
 SUPERVISED_RATE, GRPO_RATE = 5e-3, 2e-4
+SGLANG = {"dtype": "bfloat16", "attention_backend": "triton", "mem_fraction_static": 0.4}  # its kernels refuse float32
 
 
 # The model -----------------------------------------------------------------------------------------------------------
@@ -122,15 +123,15 @@ class Trainer:
             _show({"imitation": epoch, "loss": float(np.mean(losses))})
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=GRPO_RATE)
 
-    def improve(self, groups: Sequence[list[Trajectory]]) -> tuple[float, float]:
+    def improve(self, groups: Groups) -> dict[str, float]:
         """GRPO: an optimizer step for each half of the groups. Gives the mean loss, and the share of clipped tokens."""
         losses, clipped = [], []
         for half in groups[::2], groups[1::2]:
             # A group whose members agree has no advantages: it would cost time and teach nothing.
             tensors = self._collate([group for group in half if len({t.reward for t in group}) > 1])
-            if not tensors["loss_mask"].any():
-                continue
             mask = tensors["loss_mask"]
+            if not mask.any():
+                continue
             advantages = tensors["advantages"][:, None].expand(mask.shape)[mask]
             ratio = (token_logprobs(self.model, tensors) - tensors["old_logprobs"][mask]).exp()
             gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
@@ -139,7 +140,7 @@ class Trainer:
             self._descend()
             losses.append(loss.item())
             clipped.append(float((gain < ratio * advantages).float().mean()))
-        return float(np.mean(losses or 0.0)), float(np.mean(clipped or 0.0))
+        return {"loss": float(np.mean(losses or 0.0)), "clipped": float(np.mean(clipped or 0.0))}
 
     def logprob_error(self, trajectories: Iterable[Trajectory], version: int) -> float | None:
         """The largest difference between the log-probs of this model and of the trajectories, where they are of the
@@ -184,20 +185,21 @@ def evaluate(client: RolloutClient, trainer: Trainer) -> dict[str, Any]:
     return {"reward": _mean_reward(batch), "logprob_error": trainer.logprob_error(batch, client.weight_version())}
 
 
-def update(client: RolloutClient, trainer: Trainer, groups: Sequence[list[Trajectory]]) -> dict[str, Any]:
-    """One step of GRPO, and new weights for the service. Gives what it was."""
+def update(client: RolloutClient, trainer: Trainer, groups: Groups, disk: Path | None) -> dict[str, Any]:
+    """One step of GRPO, and new weights for the service, through the folder if there is one. Gives what it was."""
     version = client.weight_version()
     batch = [trajectory for group in groups for trajectory in group]
     error = trainer.logprob_error(batch, version)
-    loss, clipped = trainer.improve(groups)
-    client.update_weights(trainer.model.state_dict(), mode="abort_and_resume")
+    learned = trainer.improve(groups)
+    if disk:
+        trainer.model.save_pretrained(disk)
+    client.update_weights(disk or trainer.model.state_dict(), mode="abort_and_resume")
     oldest = min(t.weight_version_range[0] for t in batch if t.weight_version_range)
     return {
         "version": version,
         "staleness": version - oldest,
         "reward": _mean_reward(batch),
-        "loss": loss,
-        "clipped": clipped,
+        **learned,
         "logprob_error": error,
     }
 
@@ -213,6 +215,7 @@ def learn(
     layers: Annotated[int, typer.Option(help="the model's depth")] = 2,
     engine: Annotated[Literal["transformers", "sglang"], typer.Option(help="who samples")] = "transformers",
     engine_arguments: Annotated[str, typer.Option(help="more of the engine's, as JSON")] = "{}",
+    transfer: Annotated[Literal["tensors", "disk"], typer.Option(help="of new weights")] = "tensors",
     device: Annotated[str, typer.Option(help="the trainer's, and that of the transformers engine")] = "cpu",
     domain: Annotated[str, typer.Option(help="of τ²-bench")] = "mock",
 ) -> None:
@@ -220,7 +223,7 @@ def learn(
     began = time.monotonic()
     torch.manual_seed(seed)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # the other half samples
-    folder = output / f"model-{seed}"
+    folder = (output / f"model-{seed}").resolve()
     trainer = Trainer(random_model(hidden, layers, folder), device)
     if not ray.is_initialized():
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
@@ -231,19 +234,16 @@ def learn(
     trainer.imitate(demonstrations, epochs)
     trainer.model.save_pretrained(folder)
 
-    own: dict[str, dict[str, Any]] = {
-        "transformers": {"device": device},
-        "sglang": {"dtype": "bfloat16", "attention_backend": "triton", "mem_fraction_static": 0.4},
-    }
-    arguments = own[engine] | json.loads(engine_arguments)
-    policy = {"engine": engine, "model": str(folder.resolve()), "engine_arguments": arguments}
+    arguments = ({"device": device} if engine == "transformers" else SGLANG) | json.loads(engine_arguments)
+    policy = {"engine": engine, "model": str(folder), "engine_arguments": arguments}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups_per_update": groups, "seed": seed}
     history = []
     with start(domain, **policy) as client:
         before = evaluate(client, trainer)
         _show({"evaluation": "before", **before})
         for step, taken in enumerate(DataLoader(TrajectoryDataset(client, **asked), groups, collate_fn=list), 1):
-            history.append({"step": step, **update(client, trainer, taken), "seconds": time.monotonic() - began})
+            disk = folder / f"step-{step}" if transfer == "disk" else None
+            history.append({"step": step, **update(client, trainer, taken, disk), "seconds": time.monotonic() - began})
             _show(history[-1])
         after = evaluate(client, trainer)
 
@@ -279,8 +279,8 @@ def report(output: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for run in runs:
         (drawn,) = axes.plot(range(1, len(run["steps"]) + 1), [step["reward"] for step in run["steps"]])
-        ends = [run["before"]["reward"], run["after"]["reward"]]
-        axes.plot([0, len(run["steps"]) + 1], ends, "o", color=drawn.get_color(), label=f"seed {run['seed']}")
+        ends = [0, len(run["steps"]) + 1], [run["before"]["reward"], run["after"]["reward"]]
+        axes.plot(*ends, "o", color=drawn.get_color(), label=f"seed {run['seed']}")
     axes.set(xlabel="weight update", ylabel="mean reward", ylim=(0, 1.02))
     axes.legend(loc="lower right")
     figure.savefig(output / "reward.png", dpi=80)

@@ -144,7 +144,7 @@ def _bare(model: str) -> Iterator[Policy]:
     for name, value in ENGINE.items():
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, str(value)]
-    with open(os.path.join(os.environ.get("OUT", tempfile.gettempdir()), "bare.log"), "ab") as log:
+    with open(Path(tempfile.gettempdir(), "bare.log"), "ab") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(PORT), *flags],
             stdout=log,
