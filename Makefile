@@ -53,6 +53,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	# SGLang lies beside the environment, not in it: only the replicas that tests start on the CPU see it, and torchvision,
 	# which no other program can import where torch has no CUDA.
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/sglang sglang==0.5.23 torchvision==0.28.0
+	# So does verl, whose requirements are those of a GPU machine, with what its agent loops and batches import.
+	$(BIN)/python -m pip install -q --no-deps --ignore-requires-python --upgrade --target $(VENV)/verl verl==0.9.1 \
+		tensordict==0.10.0 hydra-core==1.3.8 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3 codetiming==1.4.0 \
+		torchdata==0.11.0 pylatexenc==2.11 pyvers==0.2.3 cachetools==8.0.1
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test

@@ -1,6 +1,6 @@
 """EnvironmentActor: slots that each run one episode at a time.
 
-Invariant: the event loop only passes policy calls on; every episode has a thread, and whatever blocks blocks there.
+Invariant: a service's actors differ in nothing: the same settings, the same data, the same policy.
 """
 
 from __future__ import annotations
@@ -8,20 +8,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
 from rollout_service.scheduling import EpisodeSummary
+from rollout_service.slots import Slots
 from rollout_service.trajectory import Trajectory
 
 _GC_THRESHOLD = 10_000
 """Allocations between looks at the youngest objects; Python's 700 is for small programs."""
-
-_START_INTERVAL = 0.02
-"""Seconds between the starts of two episodes. A start is the costliest step of an episode, about 10 ms under the
-interpreter's lock: when all slots start at once, the first policy calls would wait for the last start."""
 
 
 class EnvironmentActor:
@@ -34,10 +30,8 @@ class EnvironmentActor:
         """
         self._config = config
         self._application = application
-        self._threads = ThreadPoolExecutor(config.service.slots, thread_name_prefix="slot")
-        self._clocks: dict[str, Any] = {}
+        self._slots = Slots(config.service.slots, config.limits.wall_seconds)
         self._runner: Any = None
-        self._next_start = 0.0
 
     async def setup(self) -> dict[str, str]:
         """Import τ², read its data, load and prove the codec, find the policy. Call it once, before the first episode.
@@ -48,8 +42,7 @@ class EnvironmentActor:
         Raises:
             RolloutError: the configuration cannot be used here (tokenizer, key variable, τ² package).
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(self._make_runner, loop))
+        return await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
         from rollout_service import policy
@@ -73,24 +66,12 @@ class EnvironmentActor:
         Raises:
             RolloutError: the request cannot be met at all.
         """
-        from rollout_service.tau2.clock import Clock
-
-        loop = asyncio.get_running_loop()
-        self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
-        delay = self._next_start - loop.time()
-        clock = self._clocks[request.trajectory_id] = Clock(delay + self._config.limits.wall_seconds)
-        try:
-            await asyncio.sleep(delay)
-            trajectory = await loop.run_in_executor(self._threads, self._runner.run, request, clock)
-        finally:
-            del self._clocks[request.trajectory_id]
+        trajectory = await self._slots.run(self._runner, request)
         return EpisodeSummary.of(trajectory), trajectory
 
     async def cancel(self, trajectory_ids: list[str]) -> None:
         """End these episodes as soon as they notice; they come back as aborted."""
-        for trajectory_id in trajectory_ids:
-            if trajectory_id in self._clocks:
-                self._clocks[trajectory_id].cancelled.set()
+        self._slots.cancel(trajectory_ids)
 
 
 def refuse_other_data(first: dict[str, str], data: dict[str, str]) -> None:

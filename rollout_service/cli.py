@@ -217,13 +217,15 @@ def size(
 
 @app.command("prepare-data")
 def prepare_data(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .jsonl.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write: .jsonl for slime, .parquet for verl.")
+    ],
     domain: Annotated[list[str], typer.Option(help="A domain. Repeat it for more.")],
     split: Annotated[list[str] | None, typer.Option(help="A split. Repeat it for more. Default: train.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Write the tasks of splits as prompts for slime, one JSON line each."""
-    from rollout_service.adapters.slime_prompts import prepare_data as write
+    """Write the tasks of splits as prompts for slime or verl, a row each."""
+    from rollout_service.adapters.prompts import prepare_data as write
 
     count = write(output, domain, split or ["train"], overwrite=overwrite)
     _say(f"{count} prompts are in {output}.")

@@ -116,6 +116,9 @@ class Policy(_Section):
     context_length: int | None = Field(
         None, ge=256, description="tokens, prompt and turn together; null: the model's; without one, 65536"
     )
+    response_length: int | None = Field(
+        None, ge=1, description="tokens of an episode after its first prompt; null: as many as the context takes"
+    )
     sampling: Sampling = Sampling()
     timeout_seconds: float = Field(600.0, gt=0, description="for one turn")
     retry_seconds: float = Field(

@@ -116,7 +116,8 @@ def last_cause(text: str) -> str:
 class EpisodeEnd(Exception):
     """Ends the official orchestrator's loop early: a limit of ours was reached, or the policy broke the protocol.
 
-    Not an error. `reason` is one of `max_turns`, `context_length`, `wall_time`, `agent_error`, `cancelled`.
+    Not an error. `reason` is one of `max_turns`, `context_length`, `response_length`, `wall_time`, `agent_error`,
+    `cancelled`.
     """
 
     def __init__(self, reason: str) -> None:

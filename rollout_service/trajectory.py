@@ -173,7 +173,7 @@ class Trajectory:
     outcome: Outcome
     termination_reason: str
     """As τ² names it (`user_stop`, `agent_stop`, `max_steps`, `too_many_errors`, `agent_error`), or ours:
-    `max_turns`, `context_length`, `wall_time`, `cancelled`, `fault`."""
+    `max_turns`, `context_length`, `response_length`, `wall_time`, `cancelled`, `fault`."""
     reward: float | None
     """The official evaluator's; None when the episode was not scored, which is not the same as 0."""
     segments: list[TokenSegment] = field(default_factory=list)

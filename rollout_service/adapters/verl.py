@@ -3,15 +3,15 @@
 Invariant: the layout is verl's own: prompts padded on the left to `prompt_length`, responses on the right to
 `response_length`, and everything about responses aligned with them. Nothing is cut: what does not fit is refused.
 
-    output = AgentLoopOutput(**agent_loop_output(trajectory))     # from inside an agent loop's run()
+    output = AgentLoopOutput(**agent_loop_output(trajectory))
     tensors, others = data_proto(batch, pad_token_id, prompt_length=4096, response_length=28672)
     data = DataProto.from_dict(tensors=tensors, non_tensors=others)
 
-Field for field as in verl 0.9.1. The tests hold its names; they compare with its own code only where it is installed,
-which `make test` does not see to. Nothing here imports it.
+Tested against verl 0.9.1; nothing here imports it. Where verl's own workers are to play the episodes, and its own servers
+to sample, see `rollout_service.adapters.verl_loop`.
 
-Weights are not verl's affair here: its trainer must give the service new ones with `client.update_weights`. Its
-`rollout.temperature` must be the service's `policy.sampling.temperature`.
+For a batch of the service's, weights are not verl's affair: its trainer must give the service new ones with
+`client.update_weights`. Its `rollout.temperature` must be the service's `policy.sampling.temperature`.
 """
 
 from __future__ import annotations
@@ -101,11 +101,17 @@ def data_proto(
     checks.check_tokenizers(batch, tokenizer_fingerprint)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)
-    segments = [_fitting(trajectory, prompt_length, response_length) for trajectory in batch]
+    segments = [fitting(trajectory, prompt_length, response_length) for trajectory in batch]
     return _tensors(batch, segments, pad_token_id, prompt_length, response_length), _others(batch)
 
 
-def _fitting(trajectory: Trajectory, prompt_length: int, response_length: int) -> TokenSegment:
+def fitting(trajectory: Trajectory, prompt_length: int, response_length: int) -> TokenSegment:
+    """The trajectory's one segment, which fits.
+
+    Raises:
+        TrainingDataError: not exactly one segment.
+        ConfigError: the prompt or the response is too long.
+    """
     segment = checks.only_segment(trajectory)
     for name, length, limit in (
         ("prompt_length", segment.prompt_length, prompt_length),
@@ -114,7 +120,7 @@ def _fitting(trajectory: Trajectory, prompt_length: int, response_length: int) -
         if length > limit:
             raise ConfigError(
                 f"Trajectory {trajectory.trajectory_id!r} has a {name} of {length}, more than {name}={limit}.",
-                f"Raise rollout.{name}, or bound the episodes with policy.context_length and limits.max_turns.",
+                f"Raise rollout.{name}, or bound the episodes with policy.response_length and limits.max_turns.",
             )
     return segment
 

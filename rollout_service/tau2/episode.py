@@ -134,6 +134,7 @@ class _Episode:
         self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=max(0.0, time.time() - request.requested_at))
         self._usage = UserUsage()
+        self._first_prompt_length: int | None = None
         self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
@@ -195,9 +196,7 @@ class _Episode:
         if number >= self._config.limits.max_turns:
             raise EpisodeEnd("max_turns")
         input_ids = self._transcript.prompt(new_messages)
-        room = self._runner._context_length - len(input_ids)
-        if room <= 0:
-            raise EpisodeEnd("context_length")
+        room = self._room(len(input_ids))
         sampling = self._sampling
         if sampling.max_new_tokens > room:
             sampling = sampling.model_copy(update={"max_new_tokens": room})
@@ -209,6 +208,22 @@ class _Episode:
             self._timing.policy_seconds += seconds
         with boundary(FaultKind.POLICY):
             return self._transcript.record(generation, seconds)
+
+    def _room(self, prompt_length: int) -> int:
+        """Tokens that the turn may have.
+
+        Raises:
+            EpisodeEnd: none.
+        """
+        if self._first_prompt_length is None:
+            self._first_prompt_length = prompt_length
+        limits = {"context_length": self._runner._context_length}
+        if (response := self._config.policy.response_length) is not None:
+            limits["response_length"] = self._first_prompt_length + response
+        reason = min(limits, key=limits.__getitem__)
+        if prompt_length >= limits[reason]:
+            raise EpisodeEnd(reason)
+        return limits[reason] - prompt_length
 
     def _generate(self, input_ids: Any, sampling: Sampling, number: int, remaining: float) -> Generation:
         request, config = self._request, self._config

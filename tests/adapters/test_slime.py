@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from rollout_service.adapters import slime_service
+from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime import generate, generate_rollout, reward_post_process
-from rollout_service.adapters.slime_prompts import prepare_data
 from rollout_service.adapters.slime_samples import METADATA, flat
 from rollout_service.errors import CodecError, ConfigError, ServiceError, TaskError
 from rollout_service.tau2 import tasks

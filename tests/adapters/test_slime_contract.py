@@ -23,8 +23,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from rollout_service.adapters import slime_service
+from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime import reward_post_process
-from rollout_service.adapters.slime_prompts import prepare_data
 from rollout_service.adapters.slime_samples import METADATA, filled, flat, is_scored
 from rollout_service.tau2 import gold, tasks
 from tests.support import slime

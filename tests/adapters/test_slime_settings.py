@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from rollout_service.adapters import slime_settings
-from rollout_service.adapters.slime_prompts import prepare_data
+from rollout_service.adapters.prompts import prepare_data
 from rollout_service.cli import app, main
 from rollout_service.errors import ConfigError, StorageError, TaskError
 from rollout_service.policy.base import Sampling

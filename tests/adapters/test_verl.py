@@ -1,4 +1,4 @@
-"""The converter to verl: against recorded field names, and against verl's own code where it is installed."""
+"""The converter to verl, and what verl's own code makes of the same trajectories."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl import agent_loop_output, data_proto
 from rollout_service.errors import ConfigError
 from rollout_service.trajectory import Provenance, Timing, Trajectory
+from tests.support import verl
 from tests.support.trajectories import make_segment, make_trajectory
 
 many = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -189,7 +190,7 @@ def test_groups_that_are_not_whole_and_mixed_tokenizers_are_refused() -> None:
 
 def verls_own(batch: list[Trajectory]) -> Any:
     """The DataProto that verl's worker makes of the same trajectories, from their AgentLoopOutputs."""
-    agent_loop = pytest.importorskip("verl.experimental.agent_loop.agent_loop")
+    agent_loop = verl.needed("verl.experimental.agent_loop.agent_loop")
 
     class Tokenizer:
         """Pads, which is all that the worker asks of it."""
@@ -233,8 +234,8 @@ def test_verls_own_worker_makes_the_same_tensors_of_the_same_trajectories(batch:
 
 
 def test_verl_takes_the_tensors_and_gives_the_advantages_of_grpo() -> None:
-    protocol = pytest.importorskip("verl.protocol")
-    algorithms = pytest.importorskip("verl.trainer.ppo.core_algos")
+    protocol = verl.needed("verl.protocol")
+    algorithms = verl.needed("verl.trainer.ppo.core_algos")
     batch = [make_trajectory(reward=r, sample_index=i) for i, r in enumerate([1.0, 0.0, 0.0, 1.0])]
     tensors, others = data_proto(batch, **PLACES)
     data = protocol.DataProto.from_dict(tensors=tensors, non_tensors=others)

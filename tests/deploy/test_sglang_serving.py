@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,8 @@ def collect_while(client: RolloutClient, act, n: int = 24, seconds: float = 0.7)
 
 
 def see_that_all_is_exact(trajectories, versions: dict[int, Reference]) -> None:
-    assert Counter(str(t.outcome) for t in trajectories) == {"completed": len(trajectories)}
+    # Random weights now and then say nothing at all, which ends an episode as the agent's error; faults are not theirs.
+    assert [t.fault for t in trajectories if t.fault is not None] == []
     assert [str(violation) for _, found in verify(trajectories) for violation in found] == []
     assert max(error(segment, versions) for t in trajectories for segment in t.segments) < TOLERANCE
 
@@ -89,7 +89,7 @@ def spans(trajectory) -> list[int]:
 def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_replicas_cache(service, models):
     trajectories = service.collect(16, progress=False)
     see_that_all_is_exact(trajectories, {0: Reference(str(models["first"]))})
-    assert min(len(t.turns) for t in trajectories) >= TURNS
+    assert min(len(t.turns) for t in trajectories if t.outcome == "completed") >= TURNS
     for trajectory in trajectories:
         for before, turn in zip(trajectory.turns, trajectory.turns[1:], strict=False):
             assert turn.cached_tokens >= before.end - 1, "another replica would know the opening at most"
@@ -168,7 +168,7 @@ def test_paused_replicas_sample_nothing_until_they_are_resumed(service):
 
     states, trajectories = collect_while(service, pause)
     assert [(state.paused, state.running) for state in states] == [(True, 0)] * 2
-    assert {str(t.outcome) for t in trajectories} == {"completed"}
+    assert [t.fault for t in trajectories if t.fault is not None] == []
 
 
 @pytest.mark.parametrize(

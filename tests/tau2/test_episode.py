@@ -125,6 +125,8 @@ def test_control_tokens_in_what_the_user_says_stay_text():
         ({"limits__max_steps": 4}, "max_steps"),
         ({"limits__max_errors": 1, "policy__script": {"malformed_call": 1.0}}, "too_many_errors"),
         ({"policy__context_length": 6500}, "context_length"),
+        ({"policy__response_length": 200}, "response_length"),
+        ({"policy__response_length": 9999, "policy__context_length": 6500}, "context_length"),
     ],
 )
 def test_each_limit_truncates_with_its_own_reason_and_the_official_reward_of_0(limits, reason):

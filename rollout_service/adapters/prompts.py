@@ -1,0 +1,76 @@
+"""Prompt files for trainers that read their own: a row for each task.
+
+Invariant: a row names its task completely, so the tasks of several domains and splits can share a file. The prompt is
+only a label: what the policy sees is made where the episode runs, from τ²-bench's own task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout_service.errors import StorageError
+from rollout_service.tau2 import tasks
+from rollout_service.trajectory import TaskRef
+
+AGENT_NAME = "tau2"
+"""Of the agent loop, in verl's rows and in its file of agent loops."""
+
+
+def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str], *, overwrite: bool = False) -> int:
+    """Write the tasks of every split of every domain, in τ²'s order.
+
+    * `.jsonl`, for slime's `--prompt-data` with `--input-key prompt --metadata-key metadata` (`slime/utils/data.py`,
+      0.3.1): `{"prompt": "3", "metadata": {"domain": "retail", "split": "train", "task_id": "17", "index": 3}}`.
+    * `.parquet`, for verl's `data.train_files` (`verl/utils/dataset/rl_dataset.py`, 0.9.1): `prompt` (a message),
+      `agent_name`, `data_source`, `reward_model`, and `extra_info`, which names the task as `metadata` does above.
+
+    The index is the task's position in its split.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        TaskError: unknown domain or split.
+        StorageError: the file exists, cannot be written, or does not end in .jsonl or .parquet.
+    """
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise StorageError(f"{path} does not end in .jsonl or .parquet.", "slime reads the first, verl the second.")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} exists.", "Pass --overwrite, or choose another name.")
+    splits = list(splits)
+    found = [task for domain in domains for split in splits for task in tasks.references(domain, split)]
+    try:
+        _WRITERS[path.suffix](path, found)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+    return len(found)
+
+
+def _for_slime(path: Path, found: Sequence[TaskRef]) -> None:
+    rows = ({"prompt": str(task.index), "metadata": dataclasses.asdict(task)} for task in found)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _for_verl(path: Path, found: Sequence[TaskRef]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": [{"role": "user", "content": f"{task.domain}/{task.split}/{task.task_id}"}],
+            "agent_name": AGENT_NAME,
+            "data_source": f"tau2/{task.domain}",
+            "reward_model": {"style": "tau2", "ground_truth": ""},
+            "extra_info": dataclasses.asdict(task),
+        }
+        for task in found
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+_WRITERS: dict[str, Callable[[Path, Sequence[TaskRef]], None]] = {".jsonl": _for_slime, ".parquet": _for_verl}

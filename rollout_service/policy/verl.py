@@ -1,0 +1,77 @@
+"""The policy behind verl's own LLM servers, SGLang's or vLLM's, reached through verl's client of them.
+
+Invariant: token ids go in and come out as verl's server has them. Of a turn verl gives the oldest and the newest weight
+version, not each token's: here its last token is of the newest, every other of the oldest that may have sampled it.
+Written against verl 0.9.1 (`LLMServerClient` in `verl/workers/rollout/llm_server.py`); nothing here imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.resume import resumed
+
+
+class VerlPolicy:
+    """Samples through a verl `LLMServerClient`, in whose event loop it is used. The client balances the servers and
+    keeps a session on one."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn, see `Policy`. `metadata` is not looked at: verl changes the weights of all servers at once.
+
+        Raises:
+            ValueError: the servers gave no log-probs.
+        """
+
+        async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
+            output = await self._client.generate(
+                request_id=session_id, prompt_ids=prompt.tolist(), sampling_params=_parameters(how)
+            )
+            return _generation(output, len(prompt), how.max_new_tokens)
+
+        return await resumed(sample, input_ids, sampling)
+
+
+def _parameters(sampling: Sampling) -> dict[str, Any]:
+    """In the names that verl's SGLang and vLLM servers share. A new one each time: they take entries out."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "max_tokens": sampling.max_new_tokens,
+        "logprobs": True,
+    }
+
+
+def _generation(output: Any, prompt_tokens: int, room: int) -> Generation:
+    """Of a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort; what
+    filled its room is taken to be cut, as nothing says whether its last token was an end."""
+    tokens = np.asarray(output.token_ids, dtype=np.int32)
+    if output.log_probs is None and len(tokens):
+        raise ValueError("verl's server returned no log-probs")
+    versions = np.full(len(tokens), output.extra_fields.get("min_global_steps") or 0, dtype=np.int32)
+    versions[-1:] = output.extra_fields.get("max_global_steps") or 0
+    if output.stop_reason in ("abort", "aborted"):
+        reason = "abort"
+    elif output.stop_reason in ("stop", "length"):
+        reason = output.stop_reason
+    else:
+        reason = "length" if len(tokens) >= room else "stop"
+    return Generation(
+        token_ids=tokens,
+        logprobs=np.asarray(output.log_probs or [], dtype=np.float32),
+        weight_versions=versions,
+        finish_reason=reason,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=output.extra_fields.get("num_cached_tokens") or 0,
+    )
