@@ -7,8 +7,8 @@ Invariant: the layout is verl's own: prompts padded on the left to `prompt_lengt
     tensors, others = data_proto(batch, pad_token_id, prompt_length=4096, response_length=28672)
     data = DataProto.from_dict(tensors=tensors, non_tensors=others)
 
-Tested against verl 0.9.1; nothing here imports it. Where verl's own workers are to play the episodes, and its own servers
-to sample, see `rollout_service.adapters.verl_loop`.
+Tested against verl 0.9.1; nothing here imports it. Where verl's own workers are to play the episodes, and its servers to
+sample, see `rollout_service.adapters.verl_loop`.
 
 For a batch of the service's, weights are not verl's affair: its trainer must give the service new ones with
 `client.update_weights`. Its `rollout.temperature` must be the service's `policy.sampling.temperature`.
