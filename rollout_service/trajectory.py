@@ -47,6 +47,9 @@ class TaskRef:
     index: int
     """Position of the task in its split, as τ² orders it."""
 
+    def __str__(self) -> str:
+        return f"{self.domain}/{self.split}/{self.task_id}"
+
 
 @dataclass(slots=True)
 class Turn:

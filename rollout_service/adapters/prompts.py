@@ -62,7 +62,7 @@ def _for_verl(path: Path, found: Sequence[TaskRef]) -> None:
 
     rows: list[dict[str, Any]] = [
         {
-            "prompt": [{"role": "user", "content": f"{task.domain}/{task.split}/{task.task_id}"}],
+            "prompt": [{"role": "user", "content": str(task)}],
             "agent_name": AGENT_NAME,
             "data_source": f"tau2/{task.domain}",
             "reward_model": {"style": "tau2", "ground_truth": ""},

@@ -64,8 +64,7 @@ class Service:
         check_tokenizers(trajectories, self.fingerprint)
         for trajectory in trajectories:
             if (fault := trajectory.fault) is not None:
-                place = f"{task.domain}/{task.split}/{task.task_id}"
-                logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, place, fault.kind, fault.message)
+                logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, task, fault.kind, fault.message)
         return trajectories
 
 

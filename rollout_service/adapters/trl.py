@@ -43,8 +43,6 @@ Columns = dict[str, list[Any]]
 RolloutFunc = Callable[[list[Any], Any], Columns]
 Weights = Callable[[Any], Mapping[str, Any]]
 
-_SEPARATOR = "/"
-
 
 def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> list[dict[str, str]]:
     """Rows for a `datasets.Dataset`, one per task. The prompt is the task's name: the service renders the real one.
@@ -55,7 +53,7 @@ def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> 
     from rollout_service.tau2 import tasks
 
     chosen = tasks.references(domain, split, ids)
-    return [{"prompt": _SEPARATOR.join((task.domain, task.split, task.task_id))} for task in chosen]
+    return [{"prompt": str(task)} for task in chosen]
 
 
 def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | None = None, **_: Any) -> list[Any]:
@@ -218,8 +216,8 @@ def _tokenizer(trainer: Any) -> Any:
 
 
 def _named_task(prompt: Any) -> tuple[str, str, str]:
-    """Domain, split and id of the task that a row of `prompts` names. An id may hold the separator itself."""
-    parts = prompt.split(_SEPARATOR, 2) if isinstance(prompt, str) else []
+    """Domain, split and id of the task that a row of `prompts` names. An id may hold a slash itself."""
+    parts = prompt.split("/", 2) if isinstance(prompt, str) else []
     if len(parts) != 3:
         raise TrainingDataError(
             f"The prompt {prompt!r} names no task.", "Make the dataset of prompts(domain, split), whose rows do."

@@ -7,8 +7,8 @@ Invariant: the layout is verl's own: prompts padded on the left to `prompt_lengt
     tensors, others = data_proto(batch, pad_token_id, prompt_length=4096, response_length=28672)
     data = DataProto.from_dict(tensors=tensors, non_tensors=others)
 
-Tested against verl 0.9.1; nothing here imports it. Where verl's own workers are to play the episodes, and its servers to
-sample, see `rollout_service.adapters.verl_loop`.
+Tested against verl 0.9.1; nothing here imports it. Where verl's own workers are to play the episodes, and its servers
+to sample, see `rollout_service.adapters.verl_loop`.
 
 For a batch of the service's, weights are not verl's affair: its trainer must give the service new ones with
 `client.update_weights`. Its `rollout.temperature` must be the service's `policy.sampling.temperature`.
@@ -101,17 +101,11 @@ def data_proto(
     checks.check_tokenizers(batch, tokenizer_fingerprint)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)
-    segments = [fitting(trajectory, prompt_length, response_length) for trajectory in batch]
+    segments = [_fitting(trajectory, prompt_length, response_length) for trajectory in batch]
     return _tensors(batch, segments, pad_token_id, prompt_length, response_length), _others(batch)
 
 
-def fitting(trajectory: Trajectory, prompt_length: int, response_length: int) -> TokenSegment:
-    """The trajectory's one segment, which fits.
-
-    Raises:
-        TrainingDataError: not exactly one segment.
-        ConfigError: the prompt or the response is too long.
-    """
+def _fitting(trajectory: Trajectory, prompt_length: int, response_length: int) -> TokenSegment:
     segment = checks.only_segment(trajectory)
     for name, length, limit in (
         ("prompt_length", segment.prompt_length, prompt_length),
@@ -177,6 +171,6 @@ def _extra_fields(trajectory: Trajectory) -> dict[str, Any]:
         "min_global_steps": oldest,
         "max_global_steps": newest,
         "trajectory_id": trajectory.trajectory_id,
-        "task_id": f"{trajectory.task.domain}/{trajectory.task.split}/{trajectory.task.task_id}",
+        "task_id": str(trajectory.task),
         "outcome": str(trajectory.outcome),
     }

@@ -12,7 +12,7 @@ weights are verl's affair. In the file of `actor_rollout_ref.rollout.agent.agent
       config: /shared/rollout.yaml      # the service's settings, without the policy's
       settings: {user.model: openai/gpt-4.1-mini, service.slots: 64}      # and by dotted name, over them
 
-Nothing here imports verl before an episode ends.
+Nothing here imports verl before an episode runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rollout_service.adapters.checks import TrainingDataError
-from rollout_service.adapters.verl import agent_loop_output, fitting
+from rollout_service.adapters.verl import agent_loop_output
 from rollout_service.chat import ChatCodec
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError
@@ -35,10 +35,12 @@ from rollout_service.policy.base import Sampling
 from rollout_service.policy.verl import VerlPolicy
 from rollout_service.request import EpisodeRequest
 from rollout_service.slots import Slots
-from rollout_service.tau2.episode import EpisodeRunner
 from rollout_service.trajectory import TaskRef, Trajectory
 
 logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+"""Before the second attempt at an episode; twice as long before each further one."""
 
 
 class Tau2AgentLoop:
@@ -82,15 +84,13 @@ class Tau2AgentLoop:
         """
         from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 
-        rollout = self._actor.rollout
         player = await _player(self._client, self._tokenizer, self._actor, *self._chosen)
         trajectory = await player.play(_task(row), sampling_params)
         if not trajectory.segments:
             raise ConfigError(
-                f"The first prompt of {row['extra_info']} leaves no room for a turn.", "Raise rollout.prompt_length."
+                f"The first prompt of {trajectory.task} leaves no room for a turn.", "Raise rollout.max_model_len."
             )
         output = agent_loop_output(trajectory)
-        fitting(trajectory, rollout.prompt_length, rollout.response_length)
         if not sampling_params.get("logprobs"):
             output["response_logprobs"] = None
         return AgentLoopOutput(**output)
@@ -99,10 +99,15 @@ class Tau2AgentLoop:
 class _Player:
     """What the episodes of a process share."""
 
-    def __init__(self, config: RolloutConfig, codec: ChatCodec, client: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: RolloutConfig, codec: ChatCodec, policy: VerlPolicy, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        from rollout_service.tau2.episode import (
+            EpisodeRunner,
+        )  # τ² takes seconds to import: in this thread, not in verl's
+
         self._config = config
-        self._client = client  # kept, so that its id stays its own
-        self._runner = EpisodeRunner(config, codec, VerlPolicy(client), loop)
+        self._runner = EpisodeRunner(config, codec, policy, loop)
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)
 
     async def play(self, task: TaskRef, parameters: Mapping[str, Any]) -> Trajectory:
@@ -113,7 +118,7 @@ class _Player:
         """
         sampling, attempts = self._sampling(parameters), self._config.service.max_attempts
         name, seed = uuid.uuid4().hex, random.getrandbits(31)
-        place, why = f"{task.domain}/{task.split}/{task.task_id}", ""
+        why = ""
         for attempt in range(1, attempts + 1):
             request = EpisodeRequest(name, "verl", name, 0, task, seed, attempt, sampling=sampling)
             trajectory = await self._slots.run(self._runner, request)
@@ -121,9 +126,11 @@ class _Player:
                 return trajectory
             fault = trajectory.fault
             why = trajectory.termination_reason if fault is None else f"{fault.kind}: {fault.message}"
-            logger.warning("%s has no reward, attempt %d of %d: %s", place, attempt, attempts, why)
+            logger.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)
+            if attempt < attempts:
+                await asyncio.sleep(_RETRY_SECONDS * 2 ** min(attempt - 1, 5))
         raise TrainingDataError(
-            f"{place} has no reward after {attempts} attempts; the last: {why}",
+            f"{task} has no reward after {attempts} attempts; the last: {why}",
             "Mend that, raise service.max_attempts, or leave the task out of data.train_files.",
         )
 
@@ -134,7 +141,8 @@ class _Player:
         return Sampling.model_validate(self._config.policy.sampling.model_dump() | taken)
 
 
-_players: dict[tuple[int, str], asyncio.Future[_Player]] = {}
+_players: dict[tuple[int, str], tuple[Any, asyncio.Future[_Player]]] = {}
+"""By verl's client, which is kept so that its id stays its own, and the settings."""
 
 
 async def _player(client: Any, tokenizer: Any, actor: Any, path: str | None, settings: dict[str, Any]) -> _Player:
@@ -148,10 +156,10 @@ async def _player(client: Any, tokenizer: Any, actor: Any, path: str | None, set
             config = _service_config(actor, path, settings)
             own = copy.deepcopy(tokenizer)  # the codec switches padding off in its tokenizer
             codec = ChatCodec(own, name=str(actor.model.path), tool_parser=config.policy.tool_parser)
-            return _Player(config, codec, client, loop)
+            return _Player(config, codec, VerlPolicy(client, actor.rollout.prompt_length), loop)
 
-        _players[key] = asyncio.ensure_future(asyncio.to_thread(make))
-    return await asyncio.shield(_players[key])
+        _players[key] = client, asyncio.ensure_future(asyncio.to_thread(make))
+    return await asyncio.shield(_players[key][1])
 
 
 def _service_config(actor: Any, path: str | None, settings: dict[str, Any]) -> RolloutConfig:
@@ -161,9 +169,8 @@ def _service_config(actor: Any, path: str | None, settings: dict[str, Any]) -> R
         ConfigError: naming the field, the value and the remedy.
     """
     rollout = actor.rollout
-    written = RolloutConfig.load(
-        path, {**settings, "policy.engine": "scripted"}
-    ).explicit()  # that engine needs nothing
+    # The scripted engine needs nothing, so that what was written can be read.
+    written = RolloutConfig.load(path, {**settings, "policy.engine": "scripted"}).explicit()
     whole = rollout.prompt_length + rollout.response_length
     longest = min(whole, rollout.get("max_model_len") or whole) - 1  # verl's servers keep a token back
     room = {"policy.context_length": longest, "policy.response_length": rollout.response_length}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.errors import ConfigError
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.resume import resumed
 
@@ -20,17 +21,29 @@ class VerlPolicy:
     """Samples through a verl `LLMServerClient`, in whose event loop it is used. The client balances the servers and
     keeps a session on one."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, prompt_length: int) -> None:
+        """
+        Args:
+            prompt_length: verl's `rollout.prompt_length`, the tokens that an episode's first prompt may have.
+        """
         self._client = client
+        self._prompt_length = prompt_length
 
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
     ) -> Generation:
-        """Sample one turn, see `Policy`. `metadata` is not looked at: verl changes the weights of all servers at once.
+        """Sample one turn, see `Policy`. Verl changes the weights of all servers at once: none is too old.
 
         Raises:
+            ConfigError: the first prompt is too long.
             ValueError: the servers gave no log-probs.
         """
+        if metadata["turn"] == 0 and len(input_ids) > self._prompt_length:
+            raise ConfigError(
+                f"The first prompt of {metadata['task']} has {len(input_ids)} tokens, and rollout.prompt_length is "
+                f"{self._prompt_length}.",
+                "Raise data.max_prompt_length.",
+            )
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
             output = await self._client.generate(

@@ -236,8 +236,11 @@ def test_an_episode_without_a_reward_after_all_attempts_is_an_error_that_names_t
         ({"policy__response_length": RESPONSE + 1}, "policy.response_length is 3001, and verl has room for 3000"),
         ({"policy__context_length": 9000}, "policy.context_length is 9000, and verl has room for 8999"),
         ({"policy__history": "template"}, "policy.history is template"),
-        ({"rollout": {"prompt_length": 300}}, "has a prompt_length of .*, more than prompt_length=300"),
-        ({"rollout": {"prompt_length": 300, "response_length": 300}}, "leaves no room for a turn"),
+        (
+            {"rollout": {"prompt_length": 300}},
+            r"mock/base/create_task_1 has \d+ tokens, and rollout.prompt_length is 300",
+        ),
+        ({"rollout": {"max_model_len": 300}}, "leaves no room for a turn"),
         ({"row": {"extra_info": {"index": 3}}}, "names no task: its extra_info is .*index"),
         ({"row": {"extra_info": None}}, "names no task"),
         ({"limits__max_turn": 3}, "max_turn"),
