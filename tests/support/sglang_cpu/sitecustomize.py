@@ -18,6 +18,8 @@ class _DeclareBefore(importlib.abc.MetaPathFinder):
         if name == "torchvision" and self.declared is None:
             import torch
 
+            if torch.version.cuda is not None:  # then its library can be loaded, and defines them
+                return None
             type(self).declared = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):
                 self.declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
