@@ -248,10 +248,13 @@ class Coordinator:
 
     async def update_weights(self, update: WeightUpdate) -> UpdateReport:
         """Bring new weights to every replica, see `Fleet.update`."""
-        report = await self._fleet.update(update)
-        self._scheduler.updated(report.version)
-        self._pump()
-        return report
+        before = self._fleet.version
+        try:
+            return await self._fleet.update(update)
+        finally:
+            if self._fleet.version > before:
+                self._scheduler.updated(self._fleet.version)
+                self._pump()
 
     async def adopt_replicas(self) -> None:
         """Go on from the weights that the replicas serve, once they are up; see `Fleet.adopt`."""

@@ -62,7 +62,7 @@ class Fleet:
 
         Raises:
             WeightError: as `check`.
-            ServiceError: no replica could load them.
+            ServiceError: no replica could load them; or the replicas cannot be reached, and then the version is taken.
         """
         self._refuse(update)
         self._updating = update
@@ -71,14 +71,16 @@ class Fleet:
             await self._see_that_it_fits(update)
             if not isinstance(update.source, BroadcastTensors):  # those are sent once, to those who are there
                 self.orders = replace(self.orders, update=update)
-            answers = await self._ask("update_weights", update)
+            try:
+                answers = await self._ask("update_weights", update)
+            except BaseException:  # who has loaded them nobody knows: the number is taken, and later replicas get them
+                self.version = update.version
+                raise
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
             if not loaded:
+                self.orders = replace(self.orders, update=before)
                 _all(answers)
             self.version = update.version
-        except BaseException:
-            self.orders = replace(self.orders, update=before)
-            raise
         finally:
             self._updating = None
         lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from ray.serve.exceptions import RayServeException
 
 from actors.fleet import Fleet
 from deploy.replica import ReplicaState
-from rollout_service.errors import WeightError
+from rollout_service.errors import ServiceError, WeightError
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezvous, WeightUpdate
 from tests.support.episodes import settings
 
@@ -66,6 +67,21 @@ async def test_weights_that_no_replica_takes_are_offered_to_none(method):
     assert (ours.orders.update, ours.version) == (None, 0)
     replicas.said.clear()
     assert (await ours.update(UPDATE)).version == 1
+
+
+async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weights():
+    class Unreachable(Replicas):
+        async def results_async(self, return_exceptions: bool) -> list[Any]:
+            if self.asked[-1][0] == "update_weights":
+                raise RayServeException("the controller is gone")
+            return await super().results_async(return_exceptions)
+
+    ours = fleet(Unreachable(["a", "b"]))
+    with pytest.raises(ServiceError, match="the controller is gone"):
+        await ours.update(UPDATE)
+    assert (ours.orders.update, ours.version) == (UPDATE, 1)
+    with pytest.raises(WeightError, match="version 1 is not newer than 1"):
+        await ours.update(WeightUpdate(Checkpoint("other"), 1, "drain"))
 
 
 @pytest.mark.parametrize(
