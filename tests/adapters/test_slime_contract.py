@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -218,3 +219,38 @@ def test_slime_s_evaluation_plays_every_prompt(args, data_source):
         output = rollout(args, 0, data_source, evaluation=True)
         assert output.data["mock"]["rewards"] == [1.0] * 3
         assert output.data["mock"]["truncated"] == [False] * 3
+
+
+def test_slime_s_fully_asynchronous_rollout_keeps_episodes_going_between_its_batches(args, data_source, convert):
+    rollout = importlib.import_module("slime.rollout.fully_async_rollout")
+    args.sglang_server_concurrency = 3  # groups at a time; a batch is of two
+    try:
+        batches = [rollout.generate_rollout_fully_async(args, number, data_source) for number in range(3)]
+    finally:
+        rollout._stop_global_worker()
+    groups = [group for batch in batches for group in batch]
+    assert [len(group) for group in groups] == [2] * 6
+    assert len({sample.index for sample in flat(groups)}) == 12, "no sample is handed out twice"
+    assert {sample.reward for sample in flat(groups)} == {1.0}
+    convert(args, flat(batches[0]))
+
+
+def test_slime_s_fully_asynchronous_rollout_plays_a_group_with_a_fault_again(args, data_source, router):
+    rollout = importlib.import_module("slime.rollout.fully_async_rollout")
+    args.sglang_server_concurrency = 1
+    router.refuses = True
+    refused: list[int] = []
+
+    def mend() -> None:
+        refused.append(len(router.requests))
+        router.refuses = False
+
+    mended = threading.Timer(15.0, mend)
+    mended.start()
+    try:
+        groups = rollout.generate_rollout_fully_async(args, 0, data_source)
+    finally:
+        mended.cancel()
+        rollout._stop_global_worker()
+    assert refused[0] > 2 * 3, "more than all attempts at one group: it was played again"
+    assert {sample.reward for sample in flat(groups)} == {1.0}
