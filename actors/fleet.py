@@ -77,7 +77,7 @@ class Fleet:
                 self.version = update.version
                 raise
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
-            if not loaded:
+            if answers and not loaded:
                 self.orders = replace(self.orders, update=before)
                 _all(answers)
             self.version = update.version
