@@ -181,7 +181,7 @@ MALFORMED = {
         "look_up",
         "nested_too_deep",
     ),
-    "brackets by the thousand": ('{"name": "look_up", "arguments": {"x": ' + "[" * 5000, "look_up", "unreadable"),
+    "brackets by the thousand": ('{"name": "look_up", "arguments": {"x": ' + "[" * 50_000, "look_up", "unreadable"),
     "digits by the thousand": (
         '{"name": "look_up", "arguments": {"x": ' + "7" * 5000 + "}}",
         "look_up",
