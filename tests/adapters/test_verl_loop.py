@@ -21,7 +21,7 @@ from rollout_service.policy.base import Sampling
 from rollout_service.trajectory import TaskRef
 from tests.support import episodes, tiny_model, verl
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:register_new_resolver")]  # hydra's own call
 
 PROMPT, RESPONSE = 6000, 3000
 TASK = episodes.task("mock", 0)
