@@ -102,9 +102,8 @@ class _Player:
     def __init__(
         self, config: RolloutConfig, codec: ChatCodec, policy: VerlPolicy, loop: asyncio.AbstractEventLoop
     ) -> None:
-        from rollout_service.tau2.episode import (
-            EpisodeRunner,
-        )  # τ² takes seconds to import: in this thread, not in verl's
+        # τ² takes seconds to import: in this thread, not in verl's.
+        from rollout_service.tau2.episode import EpisodeRunner
 
         self._config = config
         self._runner = EpisodeRunner(config, codec, policy, loop)

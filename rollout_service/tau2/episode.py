@@ -134,7 +134,6 @@ class _Episode:
         self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=max(0.0, time.time() - request.requested_at))
         self._usage = UserUsage()
-        self._first_prompt_length: int | None = None
         self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
@@ -215,11 +214,10 @@ class _Episode:
         Raises:
             EpisodeEnd: none.
         """
-        if self._first_prompt_length is None:
-            self._first_prompt_length = prompt_length
+        turns = self._transcript.turns
         limits = {"context_length": self._runner._context_length}
         if (response := self._config.policy.response_length) is not None:
-            limits["response_length"] = self._first_prompt_length + response
+            limits["response_length"] = (turns[0].start if turns else prompt_length) + response
         reason = min(limits, key=limits.__getitem__)
         if prompt_length >= limits[reason]:
             raise EpisodeEnd(reason)

@@ -257,7 +257,7 @@ def test_a_task_that_is_not_there_is_refused(play):
         play(Client(), rows=1, row={"extra_info": info})
 
 
-def test_a_key_that_the_workers_lack_is_named_and_all_episodes_say_so(play, monkeypatch):
+def test_a_key_that_the_workers_lack_is_named(play, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         play(Client(), rows=3, user__model="openai/any", user__api_key_var="NO_SUCH_KEY")
