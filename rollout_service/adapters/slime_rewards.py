@@ -66,14 +66,14 @@ def reward_post_process(args: Any, samples: list[Any]) -> tuple[list[float], lis
     return raw, normalised
 
 
-def keep_informative(args: Any, group: list[Any], **_: Any) -> Any:
+def keep_informative(args: Any, samples: list[Any], **_: Any) -> Any:
     """slime's `--dynamic-sampling-filter-path`: keeps a group if its rewards differ. Unlike slime's own, it takes
     groups in which an episode is a list of samples.
 
     Returns:
         slime's `DynamicFilterOutput`; the reason says which reward all had, or that fewer than two were scored.
     """
-    rewards = {episode_key(sample): _reward(args, sample) for sample in flat(group) if is_scored(sample)}
+    rewards = {episode_key(sample): _reward(args, sample) for sample in flat(samples) if is_scored(sample)}
     output = types().filter_output
     if len(rewards) < 2:
         return output(keep=False, reason="unscored")
