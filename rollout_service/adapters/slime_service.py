@@ -8,7 +8,9 @@ actors, and a wait for one that ends early, for whatever reason, ends the episod
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import gc
 import logging
 import socket
 import threading
@@ -16,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from rollout_service.adapters import slime_settings
 from rollout_service.adapters.checks import check_tokenizers
@@ -53,7 +56,10 @@ class Service:
                 single episode is in its trajectory.
         """
         choice: dict[str, Any] = {"domain": task.domain, "split": task.split, "ids": [task.task_id], "seed": seed}
-        stream = self.client.astream(n, group_size=n, sampling=sampling, **choice)
+        # slime starts hundreds of samples in one go: one submission a step, or the loop stands still for all of them.
+        async with _submitting.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            await asyncio.sleep(0)
+            stream = self.client.astream(n, group_size=n, sampling=sampling, **choice)
         finished = False
         try:
             trajectories = [trajectory async for group in stream for trajectory in group]
@@ -70,6 +76,7 @@ class Service:
 
 _lock = threading.Lock()
 _starting: Future[Service] | None = None
+_submitting: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 _background: set[asyncio.Task[None]] = set()
 
 
@@ -114,7 +121,11 @@ def _start(args: Any) -> Service:
             f"fingerprints are {other} and {own}.",
             "Leave policy.tokenizer out of rollout_service_config.",
         )
-    return Service(RolloutClient("auto", config=config, start=True), own)
+    service = Service(RolloutClient("auto", config=config, start=True), own)
+    # What was imported by now stays: a full collection over it would stop slime's loop for a third of a second.
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # or some extension modules call all of it leaked
+    return service
 
 
 def _reach(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from rollout_service.adapters import slime_service
 from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime import generate, generate_rollout, reward_post_process
 from rollout_service.adapters.slime_samples import METADATA, flat
+from rollout_service.client import RolloutClient
 from rollout_service.errors import CodecError, ConfigError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
 from tests.support import slime
@@ -203,6 +205,31 @@ async def test_64_episodes_at_a_time_do_not_block_slime_s_loop(args, router):
         check(sample)
     assert {sample.reward for sample in samples} == {1.0}
     assert len({sample.metadata[METADATA]["trajectory_id"] for sample in samples}) == 64
+
+
+async def test_many_samples_are_submitted_one_by_one_and_the_loop_goes_on_in_between(args, monkeypatch):
+    await one(args)
+    loop, submit = asyncio.get_running_loop(), RolloutClient.astream
+    step, submitted = 0, []
+
+    def count() -> None:
+        nonlocal step, counting
+        step, counting = step + 1, loop.call_soon(count)
+
+    def astream(*args: Any, **kwargs: Any) -> Any:
+        submitted.append(step)
+        return submit(*args, **kwargs)
+
+    counting = loop.call_soon(count)
+    monkeypatch.setattr(RolloutClient, "astream", astream)
+    samples = await asyncio.gather(*(one(args, MOCK[i % 3], i) for i in range(8)))
+    counting.cancel()
+    assert len(set(submitted)) == len(samples) == 8
+
+
+async def test_the_collector_passes_over_what_was_there_when_the_service_came_up(args):
+    await one(args)
+    assert gc.get_freeze_count() > len(gc.get_objects())
 
 
 async def test_a_sample_without_a_task_or_with_an_unknown_one_is_refused(args):

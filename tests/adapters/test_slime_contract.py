@@ -12,6 +12,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -140,6 +141,14 @@ def data_source(args) -> Any:
     return RolloutDataSourceWithBuffer(args)
 
 
+def every_kind() -> list[list[list[Any]]]:
+    """A batch with a group of two of each kind of episode, as the rollout gives it where history may be rewritten."""
+    return [
+        [filled(slime.make_sample(2 * number + k, number), episode) for k in range(2)]
+        for number, episode in enumerate(slime.EPISODES.values())
+    ]
+
+
 def test_samples_are_slime_s_own():
     from slime.utils.types import Sample
 
@@ -162,11 +171,7 @@ def test_slime_converts_a_batch_of_every_kind_of_episode(convert):
         validate_rollout_id_annotated,
     )
 
-    names = [*slime.EPISODES]
-    groups = [
-        [filled(slime.make_sample(2 * number + k, number), slime.EPISODES[name]) for k in range(2)]
-        for number, name in enumerate(names)
-    ]
+    groups = every_kind()
     validate_rollout_id_annotated(groups)
     samples = flat(groups)
     data = convert(slime.make_args(rollout_top_p=1.0), samples)
@@ -178,6 +183,31 @@ def test_slime_converts_a_batch_of_every_kind_of_episode(convert):
     assert [data["rollout_mask_sums"][place] for place in siblings] == [6] * 4
     assert data["truncated"] == [int(sample.status.value == "truncated") for sample in samples]
     tensorize_rollout_data_for_training(data)
+
+
+def test_slime_s_debug_dump_of_our_samples_loads_as_the_same_batch(convert, tmp_path):
+    """`--save-debug-rollout-data`, and `--load-debug-rollout-data` instead of a rollout."""
+    from slime.observability.rollout_data_utils import load_debug_rollout_data, save_debug_rollout_data
+
+    samples = flat(every_kind())
+    template = str(tmp_path / "p_{rollout_id}.pt")
+    save_debug_rollout_data(template, samples, rollout_id=3, evaluation=False)
+    loaded = load_debug_rollout_data(template, rollout_id=3)
+    assert [sample.to_dict() for sample in loaded] == [sample.to_dict() for sample in samples]
+    assert convert(slime.make_args(), loaded) == convert(slime.make_args(), samples)
+
+
+def test_slime_s_own_plugin_contracts_pass_with_our_hooks():
+    paths = [".", *os.environ["PYTHONPATH"].split(os.pathsep)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/plugin_contracts", "-p", "tests.support.slime_plugins", "-q"],
+        cwd=os.environ["SLIME_PATH"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in paths)},
+        capture_output=True,
+        text=True,
+    )
+    print(ran.stdout.splitlines()[-1])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_slime_s_own_loop_plays_a_rollout_with_our_generate(args, data_source, convert):
