@@ -15,11 +15,14 @@ import aiohttp
 import numpy as np
 import pytest
 
+from rollout_service.adapters import slime_service
+from rollout_service.adapters.slime import generate
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.tau2 import tasks
 from rollout_service.verify import verify
-from tests.support import openai_server, sglang, tiny_model
+from tests.support import openai_server, sglang, slime, tiny_model
 from tests.support.reference import Reference, error
 from tests.support.services import start
 
@@ -174,3 +177,43 @@ def test_episodes_run_on_an_endpoint_of_others(cluster, server, model):
     sampled = {int(t.segments[0].weight_versions.max()) for t in batch}
     assert sampled == {version}, "the service learns the endpoint's version from its tokens"
     assert max(error(t.segments[0], {version: reference}) for t in batch) < 1e-4
+
+
+async def test_slime_s_generate_is_exact_on_a_real_server_and_goes_on_after_its_pause(cluster, server, model):
+    with openai_server.OpenAIServer(openai_server.talker(2)) as user:
+        service = {
+            "service.name": "slime-real",
+            "service.actors": 1,
+            "tasks.domain": "mock",
+            "user.model": "openai/talker",
+            "user.base_url": user.base_url,
+        }
+        args = slime.make_args(server, hf_checkpoint=model, rollout_service_set=service)
+        how = slime.SAMPLING | {"temperature": 1.0, "max_new_tokens": 500}
+        task = tasks.references("mock")[0]
+        try:
+            await generate(args, slime.make_sample(task=task), how | {"max_new_tokens": 10})
+            asked = (slime.make_sample(index, 0, task) for index in range(4))
+            playing = asyncio.gather(*(generate(args, sample, how) for sample in asked))
+            deadline = time.monotonic() + 60
+            while await running(server) < 4:
+                assert time.monotonic() < deadline, "the episodes do not begin"
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
+            await post(server, "/pause_generation")  # as slime asks for it
+            assert not playing.done()
+            await post(server, "/update_weights_from_disk", model_path=model, weight_version="9")
+            await post(server, "/continue_generation")
+            samples = await playing
+        finally:
+            slime_service.close()
+    reference = Reference(model)
+    for sample in samples:
+        assert sample.status == slime.status("completed")
+        first = len(sample.tokens) - sample.response_length
+        sampled = np.array(sample.loss_mask, bool)
+        expected = reference.logprobs(sample.tokens)[first:]
+        assert np.abs(np.array(sample.rollout_log_probs) - expected)[sampled].max() < 1e-4
+        assert not np.array(sample.rollout_log_probs)[~sampled].any()
+        assert sampled.sum() > how["max_new_tokens"], "a turn that was interrupted is as long as any"
+        assert set(sample.weight_versions) == {"9"}, "of a turn the newest, as slime itself has it"
