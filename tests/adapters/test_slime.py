@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from rollout_service.adapters import slime_service
-from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime import generate, generate_rollout, reward_post_process
 from rollout_service.adapters.slime_samples import METADATA, flat
 from rollout_service.client import RolloutClient
@@ -266,12 +265,7 @@ def test_generate_rollout_asks_for_more_prompts_in_place_of_groups_that_the_filt
 
 
 def test_generate_rollout_evaluates_every_prompt_and_leaves_faults_out(args, router, tmp_path):
-    prompts = tmp_path / "mock.jsonl"
-    prepare_data(prompts, ["mock"], ["base"])
-    lines = prompts.read_text().splitlines()
-    chosen = {task.task_id for task in MOCK}
-    prompts.write_text("\n".join(line for line in lines if json.loads(line)["metadata"]["task_id"] in chosen))
-    args.eval_datasets = [dataset("mock", prompts)]
+    args.eval_datasets = [slime.dataset("mock", slime.write_prompts(tmp_path / "mock.jsonl", MOCK))]
     output = generate_rollout(args, 0, None, evaluation=True)
     found = output.data["mock"]
     assert (found["rewards"], found["truncated"]) == ([1.0] * 6, [False] * 6)
@@ -297,7 +291,7 @@ def test_a_prompt_of_which_an_episode_has_no_reward_is_left_out_whole(monkeypatc
     prompts = tmp_path / "mock.jsonl"
     rows = [{"prompt": task.task_id, "metadata": slime.make_sample(task=task).metadata} for task in MOCK]
     prompts.write_text("\n".join(map(json.dumps, rows)))
-    output = generate_rollout(slime.make_args(eval_datasets=[dataset("mock", prompts)]), 0, None, evaluation=True)
+    output = generate_rollout(slime.make_args(eval_datasets=[slime.dataset("mock", prompts)]), 0, None, evaluation=True)
     found = output.data["mock"]
     assert (found["rewards"], found["truncated"]) == ([1.0, 0.0] * 2, [False, True] * 2)
     assert [sample.prompt for sample in found["samples"]] == [MOCK[0].task_id] * 2 + [MOCK[2].task_id] * 2
@@ -327,17 +321,9 @@ def test_what_only_slime_s_own_rollout_does_is_refused_by_name(fields, evaluatio
     ],
 )
 def test_what_an_evaluation_set_asks_for_in_vain_is_refused_before_anything_is_played(fields, said, tmp_path):
-    args = slime.make_args(eval_datasets=[dataset("mock", tmp_path), dataset("mock", tmp_path, **fields)])
+    args = slime.make_args(eval_datasets=[slime.dataset("mock", tmp_path), slime.dataset("mock", tmp_path, **fields)])
     with pytest.raises(ConfigError, match=said):
         generate_rollout(args, 0, None, evaluation=True)
-
-
-def dataset(name: str, path: Any, **fields: Any) -> Namespace:
-    """slime's `EvalDatasetConfig`."""
-    sampling = {"temperature": 0.0, "max_response_len": 512}
-    unset = ("top_p", "top_k", "min_new_tokens", "repetition_penalty", "stop", "stop_token_ids")
-    keys = {"input_key": "prompt", "metadata_key": "metadata", "n_samples_per_eval_prompt": 2}
-    return Namespace(**{"name": name, "path": str(path), **sampling, **dict.fromkeys(unset), **keys} | fields)
 
 
 # What cannot be started ----------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from unittest.mock import MagicMock
 import pytest
 
 from rollout_service.adapters import slime_service
-from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime import reward_post_process
 from rollout_service.adapters.slime_samples import METADATA, filled, flat, is_scored
 from rollout_service.tau2 import gold, tasks
@@ -89,11 +88,7 @@ def router(cluster, embedded) -> Iterator[Router]:
 @pytest.fixture
 def args(router, tmp_path) -> Namespace:
     router.calm()
-    prompts = tmp_path / "prompts.jsonl"
-    prepare_data(prompts, ["mock"], ["base"])
-    chosen = {task.task_id for task in MOCK}
-    lines = [line for line in prompts.read_text().splitlines() if json.loads(line)["metadata"]["task_id"] in chosen]
-    prompts.write_text("\n".join(lines))
+    prompts = slime.write_prompts(tmp_path / "prompts.jsonl", MOCK)
     service = {"service.name": "slime-contract", "service.actors": 1, "service.slots": 32, "tasks.domain": "mock"}
     ours = {
         "custom_generate_function_path": f"{HOOKS}.generate",

@@ -17,6 +17,7 @@ import pytest
 
 from rollout_service.adapters import slime_service
 from rollout_service.adapters.slime import generate
+from rollout_service.chat import ChatCodec
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.sglang_http import SglangHttpPolicy
@@ -207,7 +208,7 @@ async def test_slime_s_generate_is_exact_on_a_real_server_and_goes_on_after_its_
             samples = await playing
         finally:
             slime_service.close()
-    reference = Reference(model)
+    reference, end_of_turn = Reference(model), ChatCodec.load(model).end_of_turn_id
     for sample in samples:
         assert sample.status == slime.status("completed")
         first = len(sample.tokens) - sample.response_length
@@ -215,5 +216,8 @@ async def test_slime_s_generate_is_exact_on_a_real_server_and_goes_on_after_its_
         expected = reference.logprobs(sample.tokens)[first:]
         assert np.abs(np.array(sample.rollout_log_probs) - expected)[sampled].max() < 1e-4
         assert not np.array(sample.rollout_log_probs)[~sampled].any()
-        assert sampled.sum() > how["max_new_tokens"], "a turn that was interrupted is as long as any"
+        turns = np.split(sample.tokens[first:], np.flatnonzero(np.diff(sampled)) + 1)[::2]
+        whole = [len(turn) == how["max_new_tokens"] or turn[-1] == end_of_turn for turn in turns]
+        assert len(turns) == 2, "τ² begins with the user, who says two things"
+        assert all(whole), "a turn that was interrupted is as long as any"
         assert set(sample.weight_versions) == {"9"}, "of a turn the newest, as slime itself has it"

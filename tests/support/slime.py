@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rollout_service.adapters.prompts import prepare_data
 from rollout_service.adapters.slime_types import types
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.ledger import TokenLedger
@@ -71,6 +74,23 @@ def make_args(url: str = "http://127.0.0.1:30000", **fields: Any) -> Namespace:
         "partial_rollout": False,
     }
     return Namespace(**defaults | fields)
+
+
+def write_prompts(path: Path, tasks: Sequence[TaskRef]) -> Path:
+    """What `prepare_data` writes of these tasks of the mock domain; gives the path."""
+    prepare_data(path, ["mock"], ["base"])
+    chosen = {task.task_id for task in tasks}
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["metadata"]["task_id"] in chosen]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def dataset(name: str, path: Path, **fields: Any) -> Namespace:
+    """slime's `EvalDatasetConfig`."""
+    sampling = {"temperature": 0.0, "max_response_len": 512}
+    unset = ("top_p", "top_k", "min_new_tokens", "repetition_penalty", "stop", "stop_token_ids")
+    keys = {"input_key": "prompt", "metadata_key": "metadata", "n_samples_per_eval_prompt": 2}
+    return Namespace(**{"name": name, "path": str(path), **sampling, **dict.fromkeys(unset), **keys} | fields)
 
 
 class Prompts:

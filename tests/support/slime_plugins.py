@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ import transformers  # noqa: F401  # both before the suite, which puts stand-ins
 
 from rollout_service.adapters import slime as hooks
 from rollout_service.adapters import slime_service
-from rollout_service.adapters.prompts import prepare_data
 from rollout_service.chat import ChatCodec
 from rollout_service.tau2 import tasks
 from tests.support import slime
@@ -47,29 +44,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the hooks play on; and all of them were called."""
     ray.init("local", num_cpus=4, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
     with Router(scripted(ChatCodec.load(), MOCK)) as router:
-        prompts = tmp_path_factory.mktemp("slime") / "prompts.jsonl"
-        prepare_data(prompts, ["mock"], ["base"])
-        _keep_first_line(prompts)
-        mine = {"service.name": "plugin-contracts", "service.actors": 1, "tasks.domain": "mock"}
-        made = slime.make_args(router.url, rollout_service_set=mine, eval_datasets=[_evaluation_set(prompts)])
-        vars(_args).update(vars(made))
+        prompts = slime.write_prompts(tmp_path_factory.mktemp("slime") / "prompts.jsonl", MOCK[:1])
+        settings = {"service.name": "plugin-contracts", "service.actors": 1, "tasks.domain": "mock"}
+        evaluated = [slime.dataset("mock", prompts)]
+        vars(_args).update(vars(slime.make_args(router.url, rollout_service_set=settings, eval_datasets=evaluated)))
         yield
         slime_service.close()
     ray.shutdown()
     assert _called == set(SUITE_CALLS.values()), "the suite left out a hook"
-
-
-def _keep_first_line(path: Path) -> None:
-    path.write_text(path.read_text().partition("\n")[0])
-
-
-def _evaluation_set(prompts: Path) -> Any:
-    """An entry of slime's `args.eval_datasets`."""
-    return SimpleNamespace(
-        name="mock", path=str(prompts), input_key="prompt", metadata_key="metadata", n_samples_per_eval_prompt=2,
-        temperature=0.0, top_p=1.0, top_k=-1, max_response_len=512, min_new_tokens=None, repetition_penalty=None,
-        stop=None, stop_token_ids=None,
-    )  # fmt: skip
 
 
 def _with_task(sample: Any, group_index: int) -> Any:
