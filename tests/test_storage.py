@@ -36,7 +36,7 @@ def ids(found: list[Trajectory]) -> list[str]:
 
 @both_formats
 @given(written=st.lists(trajectories(), max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_every_trajectory_comes_back_exactly(ending: str, written: list[Trajectory]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"x.{ending}")
