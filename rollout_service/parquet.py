@@ -13,10 +13,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import chain, pairwise
+from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_service.errors import StorageError
-from rollout_service.trajectory import SCHEMA_VERSION, Trajectory
+from rollout_service.schema import array_dtype, hints, or_none, to_plain
+from rollout_service.trajectory import SCHEMA_VERSION, TaskRef, TokenSegment, Trajectory
 
 VERSION_KEY = "rollout_service.schema_version"
 """Key of the schema version in the metadata of a Parquet part."""
@@ -33,56 +34,45 @@ _ROW_GROUP = 128
 """Trajectories that are built, or read, at once: about 35 MB of arrays at 20,000 tokens each."""
 
 
-def _columns(kind: pa.DataType, names: str) -> list[tuple[str, pa.DataType]]:
-    return [(name, kind) for name in names.split()]
+def _is_json(hint: Any) -> bool:
+    """Whether values of this type are JSON text in Parquet: those of free form, and a dataclass that may be None."""
+    inner, may_be_none = or_none(hint)
+    if get_origin(inner) is list:
+        return _is_json(get_args(inner)[0])
+    return get_origin(inner) is dict or (may_be_none and is_dataclass(inner))
 
 
-_TURN = [
-    *_columns(pa.int32(), "start end cached_tokens message_index"),
-    *_columns(pa.string(), "finish_reason"),
-    *_columns(pa.list_(pa.string()), "tool_calls"),
-    *_columns(pa.float64(), "policy_seconds"),
-]
-_TOKENS = [
-    *_columns(pa.list_(pa.int32()), "token_ids weight_versions"),
-    *_columns(pa.list_(pa.uint8()), "loss_mask"),
-    *_columns(pa.list_(pa.float32()), "logprobs"),
-]
-_SEGMENT = [*_TOKENS, ("prompt_length", pa.int32()), ("turns", pa.list_(pa.struct(_TURN)))]
-_TIMING = "queue_seconds policy_seconds user_seconds environment_seconds evaluation_seconds"
-_USER_USAGE = [
-    *_columns(pa.int64(), "prompt_tokens completion_tokens requests failed_requests"),
-    *_columns(pa.float64(), "cost_usd"),
-]
-_PROVENANCE = (
-    "model tokenizer tokenizer_fingerprint template_fingerprint history sampling agent user evaluation "
-    "tau2_distribution tau2_version service_version"
-)
-_TASK = {"domain": "task_domain", "split": "task_split", "task_id": "task_id", "index": "task_index"}
-_JSON = ("messages", "reward_info", "fault", "database_hashes")
+def _kind(hint: Any) -> pa.DataType:
+    """The Arrow type of a field."""
+    if _is_json(hint):
+        return pa.string()
+    inner, _ = or_none(hint)
+    if (dtype := array_dtype(inner)) is not None:
+        return pa.list_(pa.from_numpy_dtype(dtype))
+    if get_origin(inner) is list:
+        return pa.list_(_kind(get_args(inner)[0]))
+    if is_dataclass(inner):
+        return pa.struct([(name, _kind(part)) for name, part in hints(inner).items()])
+    return next(kind for type_, kind in _SCALARS.items() if issubclass(inner, type_))
 
-SCHEMA = pa.schema(
-    [
-        *_columns(pa.string(), "trajectory_id collection_id group_id"),
-        *_columns(pa.int32(), "sample_index"),
-        *_columns(pa.string(), "task_domain task_split task_id"),
-        *_columns(pa.int32(), "task_index"),
-        *_columns(pa.int64(), "seed"),
-        *_columns(pa.int32(), "attempt"),
-        *_columns(pa.string(), "outcome termination_reason"),
-        *_columns(pa.float64(), "reward"),
-        *_columns(pa.string(), " ".join(_JSON)),
-        ("timing", pa.struct(_columns(pa.float64(), _TIMING))),
-        ("user_usage", pa.struct(_USER_USAGE)),
-        ("provenance", pa.struct(_columns(pa.string(), _PROVENANCE))),
-        ("segments", pa.list_(pa.struct(_SEGMENT))),
-    ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
-)
+
+_SCALARS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_TASK = {name: name if name.startswith("task_") else f"task_{name}" for name in hints(TaskRef)}
+
+
+def _columns() -> Iterator[tuple[str, pa.DataType]]:
+    for name, hint in hints(Trajectory).items():
+        if name == "task":
+            yield from ((column, _kind(hints(TaskRef)[part])) for part, column in _TASK.items())
+        else:
+            yield name, _kind(hint)
+
+
+SCHEMA = pa.schema(list(_columns()), metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 """The Parquet columns: the fields of `Trajectory`, meaning what they mean there, with `task` flattened.
 
-`messages`, `reward_info`, `fault`, `database_hashes` and `provenance.sampling` are JSON text. Null stands for None, in
-`reward`, `reward_info`, `fault`, `user_usage.cost_usd` and a turn's `message_index`, and occurs nowhere else.
+What is of free form (`messages`, `reward_info`, `fault`, `database_hashes`, `provenance.sampling`) is JSON text. Null
+stands for None, and occurs only where a field's type has None.
 """
 
 
@@ -146,20 +136,50 @@ def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
 
 def _to_row(trajectory: Trajectory) -> dict[str, Any]:
     """Every column but `segments`."""
-    row = replace(trajectory, segments=[]).to_dict()
-    row |= {column: row["task"][name] for name, column in _TASK.items()}
-    row |= {name: None if row[name] is None else to_json(row[name]) for name in _JSON}
-    row["provenance"]["sampling"] = to_json(row["provenance"]["sampling"])
-    return row
+    others = {name: hint for name, hint in hints(Trajectory).items() if name != "segments"}
+    row = {name: _packed(hint, getattr(trajectory, name)) for name, hint in others.items()}
+    task = row.pop("task")
+    return row | {column: task[name] for name, column in _TASK.items()}
+
+
+def _packed(hint: Any, value: Any) -> Any:
+    """A field's value as its column takes it."""
+    inner, _ = or_none(hint)
+    if value is None:
+        return None
+    if _is_json(hint):
+        return to_json(to_plain(value))
+    if is_dataclass(inner):
+        return {name: _packed(part, getattr(value, name)) for name, part in hints(inner).items()}
+    if get_origin(inner) is list:
+        return [_packed(get_args(inner)[0], item) for item in value]
+    return value
+
+
+def _unpacked(hint: Any, value: Any) -> Any:
+    """The inverse of `_packed`, in plain form. What a part of an older release lacks stays out."""
+    inner, _ = or_none(hint)
+    if value is None:
+        return None
+    if _is_json(hint):
+        return json.loads(value)
+    if is_dataclass(inner):
+        return {name: _unpacked(part, value[name]) for name, part in hints(inner).items() if name in value}
+    if get_origin(inner) is list:
+        return [_unpacked(get_args(inner)[0], item) for item in value]
+    return value
 
 
 def _segments_column(trajectories: Sequence[Trajectory]) -> pa.ListArray:
     segments = [segment for trajectory in trajectories for segment in trajectory.segments]
-    children = [_token_lists([getattr(segment, name) for segment in segments], kind) for name, kind in _TOKENS]
-    children.append(pa.array([segment.prompt_length for segment in segments], type=pa.int32()))
-    turns = [[asdict(turn) for turn in segment.turns] for segment in segments]
-    children.append(pa.array(turns, type=pa.list_(pa.struct(_TURN))))
-    structs = pa.StructArray.from_arrays(children, names=[name for name, _ in _SEGMENT])
+    children = []
+    for name, hint in hints(TokenSegment).items():
+        values = [getattr(segment, name) for segment in segments]
+        if array_dtype(hint) is None:
+            children.append(pa.array([_packed(hint, value) for value in values], type=_kind(hint)))
+        else:
+            children.append(_token_lists(values, _kind(hint)))
+    structs = pa.StructArray.from_arrays(children, names=list(hints(TokenSegment)))
     return pa.ListArray.from_arrays(_offsets([len(trajectory.segments) for trajectory in trajectories]), structs)
 
 
@@ -187,44 +207,85 @@ def _row_count(part: Path) -> int:
 
 @contextmanager
 def _open_part(part: Path) -> Iterator[pq.ParquetFile]:
+    with _damage(part), pq.ParquetFile(part) as file:
+        check_version((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"").decode(), str(part))
+        yield file
+
+
+@contextmanager
+def _damage(part: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(part) as file:
-            check_version((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"").decode(), str(part))
-            yield file
+        yield
     except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are among them
         raise StorageError(f"{part} is damaged: {error}.", "Move it away; the other parts are whole.") from error
 
 
-def parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each trajectory of a directory or part stands, and what `Trajectory.from_dict` takes for it."""
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]]:
+    """Where each row of a directory or part stands, and its columns for `to_record`. In place of what cannot be read,
+    a part or a row group, the error that says why; what follows it comes all the same."""
     for part in _parts(path):
-        with _open_part(part) as file:
-            groups = (_to_records(file.read_row_group(group)) for group in range(file.num_row_groups))
-            for row, record in enumerate(chain.from_iterable(groups)):
-                yield f"{part}, row {row}", record
+        try:
+            with _open_part(part) as file:
+                yield from _part_rows(file, part)
+        except StorageError as error:
+            yield str(part), error
 
 
-def _to_records(table: pa.Table) -> list[dict[str, Any]]:
-    """The inverse of `_to_table`, in the form of `Trajectory.to_dict`, but with arrays."""
-    records = table.drop_columns("segments").to_pylist()
-    for record, segments in zip(records, _segment_records(table["segments"].combine_chunks()), strict=True):
-        record["segments"] = segments
-        record["task"] = {name: record[column] for name, column in _TASK.items()}
-        record |= {name: json.loads(record[name]) for name in _JSON if record[name] is not None}
-        record["provenance"]["sampling"] = json.loads(record["provenance"]["sampling"])
-    return records
+def _part_rows(file: pq.ParquetFile, part: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]]:
+    first = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        try:
+            with _damage(part):
+                rows = _rows(file.read_row_group(group))
+        except StorageError as error:
+            yield f"{part}, rows {first} to {first + count - 1}", error
+        else:
+            yield from ((f"{part}, row {first + number}", row) for number, row in enumerate(rows))
+        first += count
 
 
-def _segment_records(column: pa.ListArray) -> list[list[dict[str, Any]]]:
+def to_record(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as what `Trajectory.from_dict` takes.
+
+    Raises:
+        ValueError: text that should be JSON is not.
+    """
+    columns = {name: hint for name, hint in hints(Trajectory).items() if name in row and name != "segments"}
+    record = {name: _unpacked(hint, row[name]) for name, hint in columns.items()}
+    record["task"] = {name: row[column] for name, column in _TASK.items() if column in row}
+    kinds = hints(TokenSegment)
+    record["segments"] = row["segments"] and [
+        {name: _unpacked(kinds[name], value) for name, value in segment.items()} for segment in row["segments"]
+    ]
+    return record
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The inverse of `_to_table`, but for what is JSON text."""
+    rows: list[dict[str, Any]] = table.drop_columns("segments").to_pylist()
+    for row, segments in zip(rows, _segment_rows(table["segments"].combine_chunks()), strict=True):
+        row["segments"] = segments
+    return rows
+
+
+def _segment_rows(column: pa.ListArray) -> list[list[dict[str, Any]] | None]:
     structs = column.values
-    columns: dict[str, list[Any]] = {name: _token_arrays(structs.field(name)) for name, _ in _TOKENS}
-    columns |= {name: structs.field(name).to_pylist() for name in ("prompt_length", "turns")}
+    columns: dict[str, list[Any]] = {}
+    for name, hint in hints(TokenSegment).items():
+        if structs.type.get_field_index(name) >= 0:
+            values = structs.field(name)
+            columns[name] = values.to_pylist() if array_dtype(hint) is None else _token_arrays(values)
     flat = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [flat[start:end] for start, end in pairwise(column.offsets.to_pylist())]
+    places = zip(column.is_valid().to_pylist(), pairwise(column.offsets.to_pylist()), strict=True)
+    return [flat[start:end] if is_there else None for is_there, (start, end) in places]
 
 
-def _token_arrays(lists: pa.ListArray) -> list[npt.NDArray[Any]]:
-    """One array per list. Copies: a view would be read-only and keep its whole row group in memory."""
+def _token_arrays(lists: pa.ListArray) -> list[Any]:
+    """One array per list. Copies: a view would be read-only and keep its whole row group in memory. Where somebody put
+    a null, lists instead, with None in its place."""
+    if lists.null_count or lists.values.null_count:
+        return list(lists.to_pylist())
     values = lists.values.to_numpy()
     return [values[start:end].copy() for start, end in pairwise(lists.offsets.to_pylist())]
 

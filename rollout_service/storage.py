@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from rollout_service.errors import StorageError
-from rollout_service.parquet import ParquetSink, check_version, parquet_records, to_json, unstorable
+from rollout_service.parquet import ParquetSink, check_version, parquet_rows, to_json, to_record, unstorable
 from rollout_service.trajectory import Trajectory
 
 _PART = 512
@@ -69,11 +70,45 @@ def iterate(path: str | Path) -> Iterator[Trajectory]:
         StorageError: at once when there is no such path or its ending is unknown; while iterating, after everything
             that precedes it, when a line or part is damaged, unfinished, or of another schema version.
     """
+    return (_taken(found) for found in salvage(path))
+
+
+def _taken(found: Trajectory | Unreadable) -> Trajectory:
+    if isinstance(found, Unreadable):
+        raise found.error
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A place of a path at which no trajectory can be read."""
+
+    where: str
+    """The path with the line, the row, or the part."""
+    error: StorageError
+    """What `iterate` raises there."""
+    record: dict[str, Any] | None = None
+    """What stands there, where it is JSON of this schema version; None where it may be somebody else's."""
+
+    @property
+    def trajectory_id(self) -> str:
+        """The record's own, or else the place."""
+        found = (self.record or {}).get("trajectory_id")
+        return found if isinstance(found, str) and found else self.where
+
+
+def salvage(path: str | Path) -> Iterator[Trajectory | Unreadable]:
+    """As `iterate`, but it goes on behind what cannot be read: a line, an unfinished last line, a row, a row group, or
+    a part.
+
+    Raises:
+        StorageError: there is no such path, its ending is unknown, or the file system fails.
+    """
     path = Path(path)
-    records = parquet_records if _is_parquet(path) else _jsonl_records
+    is_parquet = _is_parquet(path)
     if not path.exists():
         raise StorageError(f"{path} does not exist.", "Check the path.")
-    return (_decode(record, where) for where, record in records(path))
+    return _parquet_records(path) if is_parquet else _jsonl_records(path)
 
 
 class TrajectoryWriter:
@@ -117,7 +152,7 @@ class TrajectoryWriter:
         """
         batch = list(trajectories)
         try:
-            self._sink.append(_finite(batch))
+            self._sink.append(_checked(batch))
         except BaseException as error:
             self._sink.cut_back()
             if isinstance(error, OSError):
@@ -202,9 +237,13 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
 
 
-def _finite(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-    """`trajectories`, each checked as it is taken."""
+def _checked(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    """`trajectories`, each checked as it is taken: what could not be read again is not written."""
     for trajectory in trajectories:
+        try:
+            trajectory.check_types()
+        except ValueError as error:
+            raise unstorable(trajectory, error) from error
         _check_finite(trajectory)
         yield trajectory
 
@@ -222,17 +261,21 @@ def _check_finite(trajectory: Trajectory) -> None:
             )
 
 
-def _decode(record: dict[str, Any], where: str) -> Trajectory:
+def _decode(record: dict[str, Any], where: str) -> Trajectory | Unreadable:
     try:
         return Trajectory.from_dict(record)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise StorageError(f"{where} is not a trajectory: {error!r}.", "Leave it out, or restore the file.") from error
+    except ValueError as error:
+        return Unreadable(where, _not_a_trajectory(where, error), record)
+
+
+def _not_a_trajectory(where: str, error: Exception) -> StorageError:
+    return StorageError(f"{where} is not a trajectory: {error}.", "Leave it out, or restore the file.")
 
 
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -247,25 +290,45 @@ def _encode_line(trajectory: Trajectory) -> bytes:
 def _decode_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if line.endswith(b"\n"):
             raise StorageError(f"{where} is not JSON: {error}.", "Delete that line; the others are whole.") from error
         raise StorageError(
             f"{where} is unfinished: the process that wrote it was stopped there.",
             "iterate() gives the trajectories before it; TrajectoryWriter(path, append=True) cuts it off and goes on.",
         ) from error
-    check_version(record.get("schema_version") if isinstance(record, dict) else None, where)
+    if not isinstance(record, dict):
+        record = {}
+    check_version(record.get("schema_version"), where)
     return record
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_records(path: Path) -> Iterator[Trajectory | Unreadable]:
     try:
         with path.open("rb") as lines:  # as bytes: text would be split at U+2028 too, which JSON lets stand
             for number, line in enumerate(lines, 1):
                 where = f"{path}, line {number}"
-                yield where, _decode_line(line, where)
+                try:
+                    record = _decode_line(line, where)
+                except StorageError as error:
+                    yield Unreadable(where, error)
+                else:
+                    yield _decode(record, where)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}.", "Check that it is a file and yours to read.") from error
+
+
+def _parquet_records(path: Path) -> Iterator[Trajectory | Unreadable]:
+    for where, row in parquet_rows(path):
+        if isinstance(row, StorageError):
+            yield Unreadable(where, row)
+            continue
+        try:
+            record = to_record(row)
+        except (ValueError, RecursionError) as error:
+            yield Unreadable(where, _not_a_trajectory(where, error), row)
+        else:
+            yield _decode(record, where)
 
 
 def _survey(path: Path) -> tuple[int, int, bytes]:

@@ -8,14 +8,15 @@ All arrays of a segment have the same length n and are aligned: position i of ea
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.errors import Fault, FaultKind
+from rollout_service import schema
+from rollout_service.errors import Fault
 
 SCHEMA_VERSION = 2
 """Raised whenever a reader of the previous version would misread a record."""
@@ -153,7 +154,7 @@ class Provenance:
     """`scripted`, `dummy`, or the user simulator's model name."""
     evaluation: str = "all"
     """τ²'s evaluation type."""
-    evaluator: str = ""
+    evaluator: str = field(default="", metadata=schema.ADDED)
     """What scored this trajectory: `official` or `fast`; empty where nothing did."""
     tau2_distribution: str = ""
     tau2_version: str = ""
@@ -229,47 +230,24 @@ class Trajectory:
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON values (arrays become lists), with the schema version."""
         record: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-        for item in fields(self):
-            record[item.name] = getattr(self, item.name)
-        record["segments"] = [_segment_to_dict(segment) for segment in self.segments]
-        for name in ("task", "fault", "timing", "user_usage", "provenance"):
-            value = record[name]
-            record[name] = None if value is None else asdict(value)
-        record["outcome"] = str(self.outcome)
-        return record
+        return record | schema.to_plain(self)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Trajectory:
-        """The inverse of `to_dict`. The caller checks `schema_version`, see `rollout_service.storage`."""
-        values = {item.name: record[item.name] for item in fields(cls)}
-        fault = values["fault"]
-        values |= {
-            "task": TaskRef(**record["task"]),
-            "outcome": Outcome(record["outcome"]),
-            "segments": [_segment_from_dict(segment) for segment in record["segments"]],
-            "fault": None if fault is None else Fault(**{**fault, "kind": FaultKind(fault["kind"])}),
-            "timing": Timing(**record["timing"]),
-            "user_usage": UserUsage(**record["user_usage"]),
-            "provenance": Provenance(**record["provenance"]),
-        }
-        return cls(**values)
+        """The inverse of `to_dict`; arrays may stand for lists. The caller checks `schema_version`, see
+        `rollout_service.storage`.
 
+        Raises:
+            ValueError: a field is missing, unknown, or not of its type; the text has its path.
+        """
+        values = {name: value for name, value in record.items() if name != "schema_version"}
+        trajectory: Trajectory = schema.from_plain(cls, values)
+        return trajectory
 
-_ARRAYS: dict[str, Any] = {
-    "token_ids": np.int32,
-    "loss_mask": np.uint8,
-    "logprobs": np.float32,
-    "weight_versions": np.int32,
-}
+    def check_types(self) -> None:
+        """See that every field holds what its type says, as a record that is read does.
 
-
-def _segment_to_dict(segment: TokenSegment) -> dict[str, Any]:
-    record: dict[str, Any] = {name: getattr(segment, name).tolist() for name in _ARRAYS}
-    return record | {"prompt_length": segment.prompt_length, "turns": [asdict(turn) for turn in segment.turns]}
-
-
-def _segment_from_dict(record: dict[str, Any]) -> TokenSegment:
-    arrays = {name: np.asarray(record[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
-    return TokenSegment(
-        **arrays, prompt_length=record["prompt_length"], turns=[Turn(**turn) for turn in record["turns"]]
-    )
+        Raises:
+            ValueError: names the field, its value and its type.
+        """
+        schema.from_plain(Trajectory, self)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollout_service import parquet, storage
-from rollout_service.errors import StorageError
-from rollout_service.trajectory import TaskRef, Trajectory
-from tests.support.trajectories import as_text, make_segment, make_trajectory, trajectories
+from rollout_service.errors import Fault, FaultKind, StorageError
+from rollout_service.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from tests.support.trajectories import as_text, make_segment, make_trajectory, trajectories, unlike_any_default
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +43,36 @@ def test_every_trajectory_comes_back_exactly(ending: str, written: list[Trajecto
         path = Path(folder, f"x.{ending}")
         storage.write(path, written)
         assert [as_text(t) for t in storage.read(path)] == [as_text(t) for t in written]
+
+
+@both_formats
+def test_no_field_of_any_part_of_a_trajectory_is_lost(ending: str, tmp_path: Path) -> None:
+    written = unlike_any_default(Trajectory)
+    storage.write(tmp_path / f"x.{ending}", [written])
+    (back,) = storage.read(tmp_path / f"x.{ending}")
+    assert back.provenance.evaluator == written.provenance.evaluator
+    assert back.to_dict() == written.to_dict()
+
+
+@both_formats
+def test_files_of_the_release_before_are_read(ending: str) -> None:
+    """Written by the code of 2026-11-24: Parquet had no `provenance.evaluator` then, and counted in 32 bits."""
+    scored, lost = storage.read(ROOT / "tests" / "data" / f"version_2.{ending}")
+    evaluator = {"jsonl": "fast", "parquet": ""}[ending]
+    provenance = Provenance("scripted", "embedded", sampling={"temperature": 1.0}, evaluator=evaluator)
+    assert as_text(scored) == as_text(make_trajectory(provenance=replace(provenance, tau2_version="26.3")))
+    fault = Fault(FaultKind.SERVICE, "RayActorError", "the actor died", True)
+    assert (lost.outcome, lost.fault, lost.reward, lost.segments) == (Outcome.ABORTED, fault, None, [])
+
+
+def test_a_directory_that_two_releases_wrote_is_one_dataset(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.mkdir()
+    (path / "part-00000.parquet").write_bytes((ROOT / "tests" / "data" / "version_2.parquet").read_bytes())
+    storage.write(path, [make_trajectory(provenance=Provenance(evaluator="official"))], append=True)
+    assert [t.provenance.evaluator for t in storage.read(path)] == ["", "", "official"]
+    table = pq.read_table(path, schema=parquet.SCHEMA)
+    assert [p["evaluator"] for p in table["provenance"].to_pylist()] == [None, None, "official"]
 
 
 @both_formats
@@ -263,6 +294,8 @@ def test_a_logprob_that_is_not_a_number_is_refused_by_name(ending: str, value: f
     [
         ("jsonl", {"messages": [{"content": {1, 2}}]}),
         ("parquet", {"messages": [{"content": {1, 2}}]}),
+        ("jsonl", {"attempt": 1.5}),
+        ("parquet", {"timing": None}),
         ("parquet", {"seed": 2**63}),
         ("parquet", {"task": TaskRef("retail", "train", "\ud800", 0)}),
     ],

@@ -4,13 +4,17 @@ Segments are made by the ledger, as the service makes them, so masks, log-probs 
 code that aligns them in production.
 """
 
+import dataclasses
 import json
+import typing
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from rollout_service.errors import Fault, FaultKind
+from rollout_service import schema
+from rollout_service.errors import Fault
 from rollout_service.ledger import TokenLedger
 from rollout_service.policy.base import Generation
 from rollout_service.trajectory import (
@@ -20,6 +24,7 @@ from rollout_service.trajectory import (
     Timing,
     TokenSegment,
     Trajectory,
+    Turn,
     UserUsage,
 )
 
@@ -112,44 +117,71 @@ def token_lists(min_size: int = 0) -> st.SearchStrategy[list[int]]:
     return st.lists(TOKEN, min_size=min_size, max_size=5)
 
 
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """What a field of this type may hold, unless its name has a strategy of its own below."""
+    inner, may_be_none = schema.or_none(hint)
+    if may_be_none:
+        return st.none() | values(inner)
+    if dataclasses.is_dataclass(inner):
+        return drawn(inner)
+    if typing.get_origin(inner) is list:
+        return st.lists(values(typing.get_args(inner)[0]), max_size=3)
+    if typing.get_origin(inner) is dict:
+        return JSON_OBJECTS
+    if issubclass(inner, StrEnum):
+        return st.sampled_from(inner)
+    return {str: NAME, int: SMALL_COUNT, float: SECONDS, bool: st.booleans()}[inner]
+
+
+OWN: dict[tuple[type, str], st.SearchStrategy[Any]] = {
+    (Trajectory, "group_id"): st.sampled_from(["a", "b", "c"]),
+    (Trajectory, "sample_index"): st.integers(0, 7),
+    (Trajectory, "seed"): st.integers(-(2**63), 2**63 - 1),
+    (Trajectory, "reward"): st.none() | st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    (Trajectory, "database_hashes"): st.dictionaries(st.sampled_from(["assistant", "user"]), st.none() | NAME),
+    (UserUsage, "prompt_tokens"): st.integers(0, 2**40),
+    (Fault, "message"): FREE_TEXT.map(_plain),
+}
+"""Strategies of fields that are narrower or wider than their type."""
+
+
+def drawn(cls: Any) -> st.SearchStrategy[Any]:
+    """Instances of a dataclass with every field drawn over what its type allows: a new field needs nothing here."""
+    if cls is TokenSegment:
+        return segments()
+    fields = schema.hints(cls).items()
+    return st.builds(cls, **{n: OWN[cls, n] if (cls, n) in OWN else values(hint) for n, hint in fields})
+
+
 @st.composite
 def segments(draw: st.DrawFn) -> TokenSegment:
     ledger = TokenLedger(draw(token_lists(min_size=1)))
     for generation in draw(st.lists(generations(), min_size=1, max_size=3)):
         turn = ledger.append_policy(generation, draw(st.lists(NAME, max_size=2)), draw(SECONDS))
-        turn.message_index = draw(st.none() | SMALL_COUNT)
+        for name, hint in schema.hints(Turn).items():
+            if name not in ("start", "end", "finish_reason", "cached_tokens", "tool_calls", "policy_seconds"):
+                setattr(turn, name, draw(values(hint)))
         ledger.append_context(draw(token_lists()))
     return ledger.to_segment()
 
 
-@st.composite
-def faults(draw: st.DrawFn) -> Fault:
-    return Fault(draw(st.sampled_from(FaultKind)), draw(NAME), _plain(draw(FREE_TEXT)), draw(st.booleans()))
-
-
 def trajectories() -> st.SearchStrategy[Trajectory]:
-    """Trajectories with every field drawn over what its type allows."""
-    hashes = st.dictionaries(st.sampled_from(["assistant", "user"]), st.none() | NAME)
-    provenance = st.builds(Provenance, model=NAME, tokenizer=NAME, sampling=JSON_OBJECTS, tau2_version=NAME)
-    usage = st.builds(UserUsage, prompt_tokens=st.integers(0, 2**40), cost_usd=st.none() | st.floats(0, 1e3))
-    return st.builds(
-        Trajectory,
-        trajectory_id=NAME,
-        collection_id=NAME,
-        group_id=st.sampled_from(["a", "b", "c"]),
-        sample_index=st.integers(0, 7),
-        task=st.builds(TaskRef, NAME, NAME, NAME, SMALL_COUNT),
-        seed=st.integers(-(2**63), 2**63 - 1),
-        attempt=st.integers(1, 9),
-        outcome=st.sampled_from(Outcome),
-        termination_reason=NAME,
-        reward=st.none() | st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
-        segments=st.lists(segments(), max_size=3),
-        messages=st.lists(JSON_OBJECTS, max_size=3),
-        reward_info=st.none() | JSON_OBJECTS,
-        fault=st.none() | faults(),
-        database_hashes=hashes,
-        timing=st.builds(Timing, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS),
-        user_usage=usage,
-        provenance=provenance,
-    )
+    """Trajectories with every field of every part drawn."""
+    return drawn(Trajectory)
+
+
+def unlike_any_default(hint: Any, number: int = 3) -> Any:
+    """A value of a type that is nobody's default: in a dataclass every field has such a one, and no two are alike."""
+    inner, _ = schema.or_none(hint)
+    if dataclasses.is_dataclass(inner):
+        parts = schema.hints(inner).items()
+        return inner(**{name: unlike_any_default(part, number * 20 + at) for at, (name, part) in enumerate(parts)})
+    if (dtype := schema.array_dtype(inner)) is not None:
+        return np.array([number % 100, 1], dtype=dtype)
+    if typing.get_origin(inner) is list:
+        return [unlike_any_default(typing.get_args(inner)[0], number + at) for at in range(2)]
+    if typing.get_origin(inner) is dict:
+        return {f"key {number}": f"text {number}"}
+    if issubclass(inner, StrEnum):
+        return list(inner)[-1]
+    return {str: f"text {number}", int: number, float: number + 0.25, bool: True}[inner]
