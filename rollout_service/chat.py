@@ -16,12 +16,14 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollout_service.errors import CodecError, first_line
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn, checked, malformed, tool_call
+from rollout_service.text_cache import TextCache
 
 ToolSchema = dict[str, Any]
 
@@ -29,6 +31,9 @@ EMBEDDED_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer"
 """The small tokenizer that ships with the package; the default where no model is named."""
 
 _MARKER = "probe-9f41c7"
+
+_CACHE_BYTES = 32 << 20
+"""Of recurring texts with their tokens; a domain's system prompt takes 50 to 150 KB."""
 
 
 class ChatCodec:
@@ -58,7 +63,7 @@ class ChatCodec:
         self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._encode_plain = functools.lru_cache(maxsize=512)(self._encode_uncached)
+        self._encode_plain = TextCache(self._encode_uncached, _CACHE_BYTES)
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(added)
         """Ids of all added tokens: none of them ever comes from text inside a message."""
@@ -67,7 +72,6 @@ class ChatCodec:
         self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn(texts)
         eos = tokenizer.eos_token_id
         self.stop_token_ids = sorted({self.end_of_turn_id} | ({eos} if eos is not None else set()))
-        self._closing_ids = {*self.stop_token_ids, *(number for number, token in added.items() if token.special)}
         self._think_ids = (self._token_id("<think>"), self._token_id("</think>"))
         self._opens_reasoning = self._generation_prompt().rstrip().endswith("<think>")
         self.supports_reasoning = _MARKER in self._text(
@@ -75,9 +79,13 @@ class ChatCodec:
         )
         self.tokenizer_fingerprint = _fingerprint(backend.to_str())
         self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
-        from rollout_service.codec_proof import choose_parser, prove
+        self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        """One past the largest id. A model's head may have more rows; not every id below must have a token."""
+        from rollout_service.codec_proof import choose_parser, prove, turn_ends
 
-        self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)
+        self.turn_end_ids = turn_ends(self, {number for number, token in added.items() if token.special})
+        """Ids that may end a turn: the stop tokens, and special tokens that a turn has in no other place."""
+        self._format, self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)
         self.rewrites_history = prove(self)
 
     @classmethod
@@ -155,26 +163,38 @@ class ChatCodec:
 
     def encode_written(self, text: str) -> list[int]:
         """Token ids of text as a policy writes it: control tokens in it are control tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._tokens(text)
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
     def parse(self, token_ids: Sequence[int]) -> ParsedTurn:
         """Read a turn back from the tokens that the policy sampled. Never raises: what is malformed is marked so."""
         ids = list(token_ids)
-        if ids and ids[-1] in self._closing_ids:
+        if ids and ids[-1] in self.turn_end_ids:
             ids.pop()
         reasoning, ids = self._split_reasoning(ids)
         raw = self.decode(ids)
         try:
-            content_ids, calls = self._parser.extract(ids)
+            content_ids, found = self._parser.extract(ids)
+            spans = [call.token_span for call in found]
+            calls = [
+                checked(call, self._format, inside_thinking=inside)
+                for call, inside in zip(found, self._inside_thinking(ids, spans), strict=True)
+            ]
         except (RecursionError, ValueError):  # JSON that Python cannot hold: brackets or digits by the thousand
             return ParsedTurn("", reasoning, [malformed(raw, "unreadable")], raw)
-        return ParsedTurn(self.decode(content_ids).strip(), reasoning, [checked(call) for call in calls], raw)
+        if not calls and len(content_ids) < len(ids):  # a section for calls, without one
+            calls = [malformed(self.decode(ids[len(content_ids) :]), "malformed_structure")]
+        return ParsedTurn(self.decode(content_ids).strip(), reasoning, calls, raw)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the tokens, control tokens shown as written."""
-        return str(self._backend.decode(list(token_ids), skip_special_tokens=False)) if token_ids else ""
+        """Text of the tokens, control tokens shown as written; an id without a token is no text."""
+        # In a batch, because that lets go of the interpreter's lock.
+        return str(self._backend.decode_batch([list(token_ids)], skip_special_tokens=False)[0]) if token_ids else ""
+
+    def unknown_ids(self, token_ids: Iterable[int]) -> list[int]:
+        """Those of the ids for which the tokenizer has no token."""
+        return [i for i in token_ids if not 0 <= i < self.tokenizer_size or self._backend.id_to_token(i) is None]
 
     def _split_reasoning(self, ids: list[int]) -> tuple[str | None, list[int]]:
         opening, closing = self._think_ids
@@ -187,6 +207,24 @@ class ChatCodec:
             start = ids.index(opening) + 1
         end = ids.index(closing, start) if closing in ids[start:] else len(ids)
         return self.decode(ids[start:end]).strip("\n"), ids[end + 1 :]
+
+    def _inside_thinking(self, ids: list[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
+        """Whether each of the blocks, which `ids` has at these positions, is a thought: the thinking token before it
+        opens, or the one after it closes. A thinking token within a block is text of the block."""
+        opening, closing = self._think_ids
+        if opening is None or closing is None or not (opening in ids or closing in ids):
+            return [False] * len(spans)
+        edges = [0, *(position for span in spans for position in span), len(ids)]
+        between = [
+            [i for i in ids[start:end] if i in (opening, closing)]
+            for start, end in zip(edges[::2], edges[1::2], strict=True)
+        ]
+        inside = []
+        for number in range(len(spans)):
+            before = [token for part in between[: number + 1] for token in part]
+            after = [token for part in between[number + 1 :] for token in part]
+            inside.append(before[-1:] == [opening] or after[:1] == [closing])
+        return inside
 
     # Rendering -------------------------------------------------------------------------------------------------------
 
@@ -234,13 +272,17 @@ class ChatCodec:
                     ids.extend(self._encode_plain(part))
         return ids
 
-    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+    def _encode_uncached(self, text: str) -> array[int]:
         """The long system prompt of a domain recurs in every episode: hence the cache in front of this."""
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+            return array("i", self._tokens(text))
         except (UnicodeEncodeError, TypeError):  # a lone surrogate has no UTF-8 form
-            clean = text.encode("utf-8", "replace").decode("utf-8")
-            return tuple(self._backend.encode(clean, add_special_tokens=False).ids)
+            return array("i", self._tokens(text.encode("utf-8", "replace").decode("utf-8")))
+
+    def _tokens(self, text: str) -> list[int]:
+        """What the tokenizer makes of the text. In a batch, because that lets go of the interpreter's lock: one tool
+        result can be megabytes long, and every thread would stand still for a second."""
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _generation_prompt(self) -> str:
         return self._turn_opening[len(self._text([_user("hi")])) :]

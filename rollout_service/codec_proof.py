@@ -7,9 +7,10 @@ that follow the newest turn are still the template's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rollout_service.call_formats import FORMATS
 from rollout_service.chat import ChatCodec
 from rollout_service.errors import CodecError
 from rollout_service.parsed_turn import ChatMessage, ParsedCall, ParsedTurn, tool_call
@@ -55,29 +56,36 @@ _TURNS: list[tuple[str, str, list[tuple[str, dict[str, Any]]], list[dict[str, An
 ]
 
 
-def choose_parser(codec: ChatCodec, tokenizer: Any, wanted: str) -> Any:
-    """The `renderers` tool parser that reads back exactly what the template writes.
+def turn_ends(codec: ChatCodec, special: Iterable[int]) -> frozenset[int]:
+    """Ids that may end a turn: the stop tokens, and those of the `special` ones that a turn has in no other place (a
+    tool call's closing token, for one, is none that ends the turn)."""
+    written = set(codec.encode_turn("", [("look_up", _ARGUMENTS)], "A thought.")[:-1])
+    return frozenset(special).difference(written).union(codec.stop_token_ids)
+
+
+def choose_parser(codec: ChatCodec, tokenizer: Any, wanted: str) -> tuple[str, Any]:
+    """The `renderers` tool parser that reads back exactly what the template writes, and its name.
 
     Raises:
         CodecError: `wanted` is unknown, or no parser reads the template's tool calls.
     """
     from renderers.parsers import TOOL_PARSERS
 
-    if wanted != "auto" and wanted not in TOOL_PARSERS:
+    if wanted != "auto" and wanted not in FORMATS:
         raise CodecError(
-            f"policy.tool_parser: {wanted!r} is not a parser.", f"Choose auto or one of {', '.join(TOOL_PARSERS)}."
+            f"policy.tool_parser: {wanted!r} is not a parser.", f"Choose auto or one of {', '.join(FORMATS)}."
         )
     read = ""
-    for name in [wanted] if wanted != "auto" else TOOL_PARSERS:
-        codec._parser = TOOL_PARSERS[name](tokenizer)
+    for name in [wanted] if wanted != "auto" else FORMATS:
+        codec._format, codec._parser = name, TOOL_PARSERS[name](tokenizer)
         turn = codec.parse(codec.encode_turn("", [("look_up", _ARGUMENTS)], "A thought."))
         if [(c.name, c.arguments, c.status) for c in turn.calls] == [("look_up", _ARGUMENTS, "ok")]:
-            return codec._parser
+            return name, codec._parser
         read = f"{turn.calls or turn.raw!r}"
     raise CodecError(
         f"No tool-call parser ({wanted}) reads back what the chat template of {codec.name!r} writes; the last one read "
         f"{read[:300]}.",
-        "Use a model whose tool-call format is one of: " + ", ".join(TOOL_PARSERS) + ".",
+        "Use a model whose tool-call format is one of: " + ", ".join(FORMATS) + ".",
     )
 
 
@@ -142,7 +150,7 @@ def _prove_no_injection(codec: ChatCodec) -> None:
 def _reference(codec: ChatCodec, messages: Sequence[ChatMessage]) -> list[int]:
     """What the tokenizer itself makes of the conversation: its template, then its own encoding of the whole text."""
     text = codec._text(messages, _TOOLS, generation_prompt=True)
-    return list(codec._backend.encode(text, add_special_tokens=False).ids)
+    return codec._tokens(text)
 
 
 def _same(codec: ChatCodec, what: str, ours: list[int], template: list[int]) -> None:

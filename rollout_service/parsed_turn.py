@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollout_service import call_formats
+
 ChatMessage = dict[str, Any]
 
 INVALID_CALL_NAME = "invalid_tool_call"
@@ -38,7 +40,8 @@ class ParsedCall:
     arguments: dict[str, Any]
     """Its arguments; for a malformed call `{MALFORMED_ARGUMENT: text}`."""
     status: str = OK
-    """`ok`, or the `renderers` parser's word for what is wrong (`invalid_json`, `unclosed_block`, …)."""
+    """`ok`, or what is wrong: the `renderers` parser's word for it (`invalid_json`, `unclosed_block`, …), or ours
+    (`missing_arguments`, `unknown_key`, `duplicate_key`, `malformed_structure`, `inside_thinking`, …)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,25 @@ def tool_call(name: str, arguments: dict[str, Any], call_id: str = "call_0") -> 
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def checked(call: Any) -> ParsedCall:
-    """A `renderers` call as ours. Strict: a call that is not exactly right is malformed, never repaired."""
+def checked(call: Any, format: str, *, inside_thinking: bool = False) -> ParsedCall:
+    """A `renderers` call of that format as ours. Strict: a call that is not exactly right is malformed, never repaired.
+
+    Args:
+        format: the parser's name, see `rollout_service.call_formats`.
+        inside_thinking: it stands in a thinking block, where nothing is called.
+    """
     status, name, arguments = str(call.status), call.name, call.arguments
     if status == OK:
-        if not isinstance(name, str):
+        if inside_thinking:
+            status = "inside_thinking"
+        elif not isinstance(name, str):
             status = "missing_name"
         elif not isinstance(arguments, dict):
             status = "arguments_not_an_object"
         elif _is_deeper(arguments, MAX_NESTING):
             status = "nested_too_deep"
+        elif (problem := call_formats.problem(format, call.raw, name, arguments)) is not None:
+            status = problem
         elif not _is_json([name, arguments]):
             status = "invalid_json"
     if status == OK:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import transformers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from rollout_service import chat
 from rollout_service.chat import _MARKER, EMBEDDED_TOKENIZER, ChatCodec
 from rollout_service.parsed_turn import (
     INVALID_CALL_NAME,
@@ -147,6 +151,34 @@ def test_a_call_written_inside_the_thinking_is_not_made(rewriting: ChatCodec) ->
     assert (turn.content, turn.calls, turn.reasoning) == ("No.", [], thought)
 
 
+THOUGHT = '<tool_call>\n{"name": "change", "arguments": {}}\n</tool_call>'
+MADE = '<tool_call>\n{"name": "look_up", "arguments": {}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("written", "statuses"),
+    [
+        (f"<think>{THOUGHT}</think>", ["inside_thinking"]),
+        (f"<think>first</think>{MADE}", [OK]),
+        (f"<think>{THOUGHT}", ["inside_thinking"]),
+        (f"Text.<think>{THOUGHT}</think>{MADE}", ["inside_thinking", OK]),
+        (f"{MADE}<think>{THOUGHT}{THOUGHT}</think>", [OK, "inside_thinking", "inside_thinking"]),
+        (f"{THOUGHT}</think>{MADE}", ["inside_thinking", OK]),
+        (f"<think>a</think><think>{THOUGHT}</think>{MADE}", ["inside_thinking", OK]),
+        ('<tool_call>\n{"name": "look_up", "arguments": {"x": "<think>"}}\n</tool_call>' + MADE, [OK, OK]),
+    ],
+)
+def test_a_call_inside_a_further_thinking_block_is_not_made(
+    rewriting: ChatCodec, written: str, statuses: list[str]
+) -> None:
+    opening = "" if opens_thinking(rewriting) else "<think>"
+    turn = rewriting.parse(rewriting.encode_written(f"{opening}\nA thought.\n</think>\n\n{written}<|im_end|>"))
+    assert turn.reasoning is not None
+    assert [call.status for call in turn.calls] == statuses
+    assert [call.name for call in turn.calls if call.status == OK] == ["look_up"] * statuses.count(OK)
+    assert all(list(call.arguments) == [MALFORMED_ARGUMENT] for call in turn.calls if call.status != OK)
+
+
 def test_text_before_an_opening_tag_makes_it_text(embedded: ChatCodec) -> None:
     turn = embedded.parse(embedded.encode_written("I say <think>x</think>."))
     assert (turn.reasoning, turn.content) == (None, "I say <think>x</think>.")
@@ -175,6 +207,13 @@ MALFORMED = {
     "half a surrogate pair as name": ('{"name": "\\ud83d", "arguments": {}}', INVALID_CALL_NAME, "invalid_json"),
     "a name in escapes": ('{"name": "look\\u005fup", "arguments": {"x": NaN}}', "look_up", "invalid_json"),
     "another name before the name": ('{"arguments": {"name": NaN}, "name": "look_up"}', "look_up", "invalid_json"),
+    "no arguments": ('{"name": "look_up"}', "look_up", "missing_arguments"),
+    "arguments under another name": ('{"name": "look_up", "parameters": {"x": 1}}', "look_up", "missing_arguments"),
+    "arguments beside the name": ('{"name": "look_up", "x": 1}', "look_up", "missing_arguments"),
+    "a key that no call has": ('{"name": "look_up", "arguments": {}, "x": 1}', "look_up", "unknown_key"),
+    "a name twice": ('{"name": "look_up", "name": "change", "arguments": {}}', "change", "duplicate_key"),
+    "arguments twice": ('{"name": "look_up", "arguments": {}, "arguments": {"x": 1}}', "look_up", "duplicate_key"),
+    "an argument twice": ('{"name": "look_up", "arguments": {"x": 1, "x": 2}}', "look_up", "duplicate_key"),
     "a second opening tag": ('<tool_call>{"name": "look_up", "arguments": {}}', "look_up", "invalid_json"),
     "nested too deep": (
         '{"name": "look_up", "arguments": {"x": ' + "[" * MAX_NESTING + "]" * MAX_NESTING + "}}",
@@ -206,11 +245,6 @@ def test_arguments_may_be_nested_up_to_the_limit(embedded: ChatCodec) -> None:
         value = [value]
     turn = embedded.parse(embedded.encode_turn(calls=[("look_up", {"x": value})]))
     assert [(call.status, call.arguments) for call in turn.calls] == [(OK, {"x": value})]
-
-
-def test_absent_arguments_are_no_arguments(embedded: ChatCodec) -> None:
-    (call,) = embedded.parse(embedded.encode_written('<tool_call>{"name": "look_up"}</tool_call>')).calls
-    assert (call.name, call.arguments, call.status) == ("look_up", {}, OK)
 
 
 def test_a_malformed_call_spares_its_neighbours(codec: ChatCodec) -> None:
@@ -392,6 +426,54 @@ def test_callers_may_change_what_they_get(embedded: ChatCodec) -> None:
     embedded.render(messages).clear()
     assert embedded.render(messages) == before
     assert messages == [user("Twice the same, <|im_end|> and all.")]
+
+
+@given(text=st.text(max_size=300))
+@some
+def test_text_becomes_the_tokens_that_the_tokenizer_itself_makes_of_it(codec: ChatCodec, text: str) -> None:
+    assume(text.isprintable() or text.encode("utf-8", "ignore").decode() == text)
+    assert codec.encode_written(text) == codec._tokenizer.encode(text, add_special_tokens=False)
+
+
+LARGE_RESULT = json.dumps([{"flight_number": "HAT001", "seats": {"economy": 3}, "date": None}] * 20_000)
+"""As large as what airline's `search_onestop_flight` can answer."""
+
+
+def test_a_huge_tool_result_is_tokenized_and_read_while_other_threads_run(embedded: ChatCodec) -> None:
+    beats: list[float] = []
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(0.001):
+            beats.append(time.perf_counter())
+
+    def longest_pause(work: Callable[[], Any]) -> float:
+        """Of the other thread, as a share of the time that the work took."""
+        start = time.perf_counter()
+        work()
+        end = time.perf_counter()
+        moments = [start, *(moment for moment in beats if start < moment < end), end]
+        return max(after - before for before, after in pairwise(moments)) / (end - start)
+
+    other = threading.Thread(target=beat)
+    other.start()
+    try:
+        message = {"role": "tool", "tool_call_id": "call_0", "content": LARGE_RESULT}
+        assert longest_pause(lambda: embedded.bridge([message])) < 0.5
+        ids = embedded.encode_written(LARGE_RESULT)
+        assert longest_pause(lambda: embedded.decode(ids)) < 0.5
+    finally:
+        done.set()
+        other.join()
+
+
+def test_large_texts_do_not_pile_up_in_the_memory_of_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_CACHE_BYTES", 200_000)
+    codec = ChatCodec.load()
+    for number in range(20):
+        content = f"{number}{LARGE_RESULT[:20_000]}"
+        codec.bridge([{"role": "tool", "tool_call_id": "call_0", "content": content}])
+        assert codec._encode_plain.size <= 200_000
 
 
 # Threads, loads ------------------------------------------------------------------------------------------------------
