@@ -252,18 +252,11 @@ def _config(
             raise ConfigError(f"--set {setting}: there is no '='.", "Write --set section.field=value.")
         overrides[name] = parse_value(value, f"value of --set {name}")
     if domain is not None:
-        overrides["tasks.domain"] = _mix(domain) if "=" in domain else domain
+        overrides["tasks.domain"] = domain
         overrides["tasks.ids"] = None  # those of a file were meant for its own domain
     given = {"tasks.split": split, "tasks.ids": ids or None, "policy.tokenizer": tokenizer}
     overrides |= {name: value for name, value in given.items() if value is not None}
     return RolloutConfig.load(path, overrides)
-
-
-def _mix(text: str) -> dict[str, float]:
-    try:
-        return {name.strip(): float(weight) for name, weight in (part.split("=") for part in text.split(","))}
-    except ValueError as error:
-        raise ConfigError(f"--domain {text}: not a mix.", "Write retail=2,airline=1.") from error
 
 
 def _remove(path: Path) -> None:

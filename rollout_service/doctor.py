@@ -34,6 +34,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("packages", _packages),
         ("τ²-bench", _tau2),
         ("tasks", lambda: _tasks(config)),
+        ("policy", lambda: _policy(config)),
         ("policy's tokenizer", lambda: _codec(config)),
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
@@ -87,6 +88,15 @@ def _tasks(config: RolloutConfig) -> str:
     chosen = config.tasks
     tasks = TaskSampler(chosen.domain, chosen.split, chosen.ids).whole
     return f"{chosen.domain}/{chosen.split}: {len(tasks)} tasks"
+
+
+def _policy(config: RolloutConfig) -> str:
+    policy = config.policy
+    if policy.engine == "scripted":
+        return "scripted: plays the tasks' gold actions, no model"
+    if policy.engine == "http":
+        return f"http: {policy.model or 'whatever model'} is served elsewhere, at policy.url"
+    return f"{policy.engine}: serves {policy.model}"
 
 
 def _codec(config: RolloutConfig) -> str:

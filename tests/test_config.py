@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 
 from rollout_service import RolloutConfig
@@ -62,7 +64,7 @@ def test_a_mix_of_domains_can_come_from_yaml_and_environment(tmp_path):
         ({"policy.engine": "vllm"}, r"policy\.engine is 'vllm'.*'scripted'"),
         ({"policy.script": {"malformed_call": 2}}, r"policy\.script\.malformed_call is 2"),
         ({"user.kind": "llm"}, r"user\.model is not set.*TAU2_USER_MODEL"),
-        ({"tasks.domain": {"retail": 0}}, r"weights above 0"),
+        ({"tasks.domain": {"retail": 0}}, r"tasks\.domain.*: the weight of retail is 0\.0?.*weights above 0"),
         ({"tasks.domain": {"a": 1, "b": 1}, "tasks.ids": ["1"]}, r"not with a mix"),
         ({"user.api_key": "sk-1"}, r"user\.api_key: no such setting.*Did you mean user\.api_key_var\?"),
     ],
@@ -125,8 +127,206 @@ def test_an_environment_variable_that_is_no_yaml_is_refused_by_name():
         load(environ={"ROLLOUT_LIMITS__MAX_TURNS": "["})
 
 
-def test_the_solo_agent_has_no_user_to_check():
-    assert load({"agent": "solo", "user.model": "openai/m"}).user_kind == "dummy"
+def test_the_solo_agent_has_no_user_and_a_user_s_settings_beside_it_are_refused():
+    assert load({"agent": "solo"}).user_kind == "dummy"
+    with pytest.raises(ConfigError, match=r"user\.model \(from environment variable TAU2_USER_MODEL\).*agent is solo"):
+        load({"agent": "solo"}, {"TAU2_USER_MODEL": "openai/m"})
+    assert load({"agent": "solo", "user.model": None}, {"TAU2_USER_MODEL": "openai/m"}).user_kind == "dummy"
+
+
+def test_a_model_without_an_engine_is_refused_with_the_engines_that_could_serve_it():
+    with pytest.raises(ConfigError, match=r"policy\.model .*is scripted.*sglang or transformers.*or to http"):
+        load({"policy.model": "Qwen/Qwen3-0.6B"})
+    with pytest.raises(ConfigError, match=r"policy\.model .*is scripted"):
+        RolloutConfig(policy={"model": "Qwen/Qwen3-0.6B"})
+
+
+MODEL = {"policy.engine": "transformers", "policy.model": "m"}
+HTTP = {"policy.engine": "http", "policy.url": "http://there", "policy.tokenizer": "t"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        ({}, "policy.url", "http://there"),
+        ({}, "policy.engine_arguments", {"tp_size": 2}),
+        (MODEL, "policy.url", "http://there"),
+        (MODEL, "policy.script.early_stop", 0.5),
+        (HTTP, "policy.engine_arguments", {"tp_size": 2}),
+        (HTTP, "policy.environment", {"A": "1"}),
+        (HTTP, "policy.replicas", 2),
+        (HTTP, "policy.autoscaling.max_replicas", 2),
+        (HTTP, "policy.gpus_per_replica", 1),
+        (HTTP, "policy.cpus_per_replica", 1),
+        (HTTP, "policy.max_ongoing_requests", 8),
+        (HTTP, "policy.start_seconds", 8),
+        (HTTP, "policy.application", "policy"),
+        (HTTP, "policy.http_port", 8000),
+        (HTTP, "policy.script.latency.mean", 1.0),
+        ({"policy.autoscaling.max_replicas": 8}, "policy.replicas", 4),
+        ({}, "policy.script.latency.spread", 1.0),
+        ({"user.script.latency.distribution": "exponential"}, "user.script.latency.spread", 1.0),
+        ({"user.kind": "scripted"}, "user.model", "openai/m"),
+        ({}, "user.base_url", "http://there/v1"),
+        ({}, "user.api_key_var", "KEY"),
+        ({}, "user.temperature", 0.7),
+        ({}, "user.arguments", {"top_p": 0.9}),
+        ({}, "user.timeout_seconds", 5),
+        ({}, "user.retries", 1),
+        ({"user.model": "openai/m"}, "user.script.chatter", 0.5),
+        ({"agent": "solo"}, "user.script.chatter", 0.5),
+        ({"evaluation.type": "env"}, "evaluation.judge.model", "openai/m"),
+        ({"evaluation.type": "action"}, "evaluation.judge.base_url", "http://there/v1"),
+    ],
+)
+def test_a_setting_that_nothing_would_heed_is_refused_by_name(settings, field, value):
+    load(settings)
+    section = field.removesuffix(".early_stop").removesuffix(".max_replicas")
+    section = section.removesuffix(".latency.mean").removesuffix(".chatter")
+    with pytest.raises(
+        ConfigError, match=rf"^{section.replace('.', '[.]')} \(from argument\) is set, but has no effect"
+    ):
+        load(settings | {field: value})
+    default = {"policy.replicas": 1, "user.retries": 5, "user.temperature": 0.0}
+    assert load(settings | {field: default[field]} if field in default else settings)
+
+
+def test_an_empty_section_is_no_section():
+    for text in ("limits:\n", "limits: {}\n", "policy:\n  # engine: sglang\nlimits: {max_turns: 30}\n"):
+        assert parsed(text) == load()
+    assert parsed("limits:\n", {"ROLLOUT_LIMITS__MAX_TURNS": "7"}).limits.max_turns == 7
+
+
+def parsed(text, environ=None):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return load(path=file.name, environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("limits: {max_turns: 1}\ntasks: {split: test}\nlimits: {max_steps: 1}\n", r"'limits' twice, in lines 1 and 3"),
+        ("policy:\n  sampling:\n    top_p: 0.5\n    top_p: 0.6\n", r"'top_p' twice, in lines 3 and 4"),
+        ("limits: {max_turns: 1}\nlimits.max_turns: 2\n", r"limits\.max_turns is set twice"),
+        ("version: 2\nenv: {name: retail}\n", r"^version: no such setting.*Valid here: tasks, agent, policy"),
+        ("polcy: {engine: sglang}\n", r"^polcy: no such setting.*Did you mean policy\?"),
+        ("model: x\n", r"^model: no such setting.*Valid here: tasks, agent"),
+        ("user: {modle: x}\n", r"^user\.modle: no such setting.*Did you mean user\.model\?"),
+        ("user: {url: x}\n", r"^user\.url: no such setting.*Valid here: user\.kind, user\.model"),
+        ("limits: 5\n", r"^limits is 5.*but it is a section.*limits\.max_steps"),
+        ("tasks: {ids: create_task_1}\n", r"^tasks\.ids.*'create_task_1', not a list"),
+        ("tasks: {ids: []}\n", r"^tasks\.ids.*is empty"),
+        ("limits: {max_turns: yes}\n", r"^limits\.max_turns is True.*truth value"),
+        ("policy: {sampling: {temperature: .nan}}\n", r"^policy\.sampling\.temperature is nan"),
+        ("limits: {wall_seconds: .inf}\n", r"^limits\.wall_seconds is inf"),
+        ("limits: {wall_seconds: 1.0e+300}\n", r"^limits\.wall_seconds is 1e\+300"),
+        ("service: {actors: 1000000000}\n", r"^service\.actors is 1000000000"),
+    ],
+)
+def test_a_file_that_says_something_else_than_it_seems_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parsed(text)
+
+
+def test_anchors_and_merge_keys_are_no_duplicates():
+    config = parsed(
+        "policy: {script: &s {chatter: 0.5}}\nuser:\n  script:\n    <<: *s\n    early_stop: 0.25\n    chatter: 0.75\n"
+    )
+    assert (config.policy.script.chatter, config.user.script.chatter, config.user.script.early_stop) == (
+        0.5,
+        0.75,
+        0.25,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ROLLOUT_LIMITS_MAX_TURNS", r"Did you mean ROLLOUT_LIMITS__MAX_TURNS\?"),
+        ("ROLLOUT_POLICY__SAMPLING_TOP_P", r"Did you mean policy\.sampling\?|policy\.sampling_top_p: no such setting"),
+        ("ROLLOUT_POLICY_SAMPLING_TOP_P", r"Did you mean ROLLOUT_POLICY__SAMPLING__TOP_P\?"),
+        ("ROLLOUT_AGENTS", r"Did you mean ROLLOUT_AGENT\?"),
+        ("ROLLOUT_BATCH_SIZE", r"sets nothing\. A setting's is ROLLOUT_SECTION__FIELD"),
+        ("TAU2_USER_MODELS", r"Did you mean TAU2_USER_MODEL\?"),
+    ],
+)
+def test_a_variable_that_looks_like_a_setting_and_sets_nothing_is_refused(name, remedy):
+    with pytest.raises(ConfigError, match=rf"{remedy}"):
+        load(environ={name: "40"})
+
+
+def test_variables_of_others_are_left_alone():
+    theirs = {
+        "TAU2_DATA_DIR": "/data",
+        "TAU2_LOG_LEVEL": "INFO",
+        "MY_ROLLOUT_DIR": "/x",
+        # What Kubernetes sets in every pod beside a service named rollout-policy-head-svc.
+        "ROLLOUT_POLICY_HEAD_SVC_SERVICE_HOST": "10.0.0.1",
+        "ROLLOUT_POLICY_HEAD_SVC_SERVICE_PORT": "8265",
+        "ROLLOUT_POLICY_HEAD_SVC_SERVICE_PORT_DASHBOARD": "8265",
+        "ROLLOUT_POLICY_HEAD_SVC_PORT": "tcp://10.0.0.1:8265",
+        "ROLLOUT_POLICY_HEAD_SVC_PORT_8265_TCP": "tcp://10.0.0.1:8265",
+        "ROLLOUT_POLICY_HEAD_SVC_PORT_8265_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(environ=theirs) == load()
+    with pytest.raises(ConfigError, match="Did you mean ROLLOUT_POLICY__HTTP_PORT"):
+        load(environ={"ROLLOUT_POLICY_HTTP_PORT": "8000"})
+
+
+def test_a_replica_s_variable_keeps_its_case():
+    config = load(environ={"ROLLOUT_POLICY__ENVIRONMENT__NCCL_DEBUG": '"WARN"'})
+    assert config.policy.environment == {"NCCL_DEBUG": "WARN"}
+
+
+@pytest.mark.parametrize("variable", ["TAU2_DOMAIN", "ROLLOUT_TASKS__DOMAIN"])
+def test_a_mix_can_be_written_as_text_wherever_a_domain_can(variable):
+    assert load(environ={variable: "retail=2, airline=1"}).tasks.domain == {"retail": 2.0, "airline": 1.0}
+    assert load({"tasks.domain": "retail=2,airline=0.5"}).tasks.domain == {"retail": 2.0, "airline": 0.5}
+    assert parsed("tasks: {domain: 'mock=1'}").tasks.domain == {"mock": 1.0}
+
+
+def test_part_of_a_section_given_as_a_mapping_leaves_the_rest_of_it_alone(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("limits: {max_turns: 3}\n")
+    limits = load({"limits": {"max_steps": 5}}, path=path).limits
+    assert (limits.max_turns, limits.max_steps) == (3, 5)
+
+
+def test_what_holds_where_nothing_else_is_said_is_weaker_than_everything(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("limits: {max_turns: 3}\n")
+    defaults = {"limits.max_turns": 9, "limits.max_steps": 9}
+    limits = RolloutConfig.load(path, environ={}, defaults=defaults).limits
+    assert (limits.max_turns, limits.max_steps) == (3, 9)
+
+
+def test_an_override_leaves_what_was_not_set_as_not_set():
+    assert load().with_overrides({"limits.max_turns": 7}).explicit() == {"limits.max_turns": 7}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RolloutConfig(limits={"max_turns": 0}),
+        lambda: RolloutConfig(limit={"max_turns": 1}),
+        lambda: RolloutConfig(policy=5),
+        lambda: RolloutConfig.load(5, environ={}),
+        lambda: RolloutConfig.load("a\0b", environ={}),
+        lambda: RolloutConfig.load(overrides=["limits.max_turns"], environ={}),
+        lambda: RolloutConfig.load(overrides={5: 1}, environ={}),
+        lambda: load().with_overrides("limits.max_turns=3"),
+        lambda: load({"limits.max_turns.deep": 3}),
+        lambda: load({"": 3}),
+        lambda: load(environ={"ROLLOUT_LIMITS__MAX_TURNS": "2020-13-45"}),
+        lambda: load(environ={"ROLLOUT_LIMITS__MAX_TURNS": "[" * 100_000}),
+    ],
+)
+def test_whatever_is_wrong_with_settings_is_a_config_error_with_a_remedy(make):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.remedy
 
 
 def test_a_secret_is_read_from_the_variable_that_is_named():

@@ -111,15 +111,12 @@ def service_config(args: Any) -> RolloutConfig:
     path, chosen = getattr(args, "rollout_service_config", None), getattr(args, "rollout_service_set", None) or {}
     if not isinstance(chosen, Mapping):
         raise ConfigError(f"rollout_service_set is {chosen!r}.", "Give names with values: {service.actors: 8}.")
-    written = RolloutConfig.load(path, {**chosen, "policy.engine": "scripted"}).explicit()  # that engine needs nothing
     overrides = {**chosen, "policy.engine": "http", "policy.url": router_url(args)}
-    if "policy.tokenizer" not in written:
-        overrides["policy.tokenizer"] = args.hf_checkpoint
-    if "policy.context_length" not in written:
+    config = RolloutConfig.load(path, overrides, defaults={"policy.tokenizer": args.hf_checkpoint})
+    if "policy.context_length" not in config.explicit():
         limit = getattr(args, "rollout_max_context_len", None)
         of_model = limit or context_length(Policy(engine="sglang", model=args.hf_checkpoint))
-        overrides["policy.context_length"] = of_model
-    config = RolloutConfig.load(path, overrides)
+        config = config.with_overrides({"policy.context_length": of_model})
     if config.policy.history == "template":
         for flag, why in (
             ("partial_rollout", "--partial-rollout cannot take back an episode of several samples"),

@@ -167,24 +167,22 @@ def _service_config(actor: Any, path: str | None, settings: dict[str, Any]) -> R
     Raises:
         ConfigError: naming the field, the value and the remedy.
     """
-    rollout = actor.rollout
-    # The scripted engine needs nothing, so that what was written can be read.
-    written = RolloutConfig.load(path, {**settings, "policy.engine": "scripted"}).explicit()
+    rollout, model = actor.rollout, str(actor.model.path)
     whole = rollout.prompt_length + rollout.response_length
     longest = min(whole, rollout.get("max_model_len") or whole) - 1  # verl's servers keep a token back
     room = {"policy.context_length": longest, "policy.response_length": rollout.response_length}
+    policy = {"policy.engine": "http", "policy.url": "verl", "policy.tokenizer": model, "policy.model": model}
+    config = RolloutConfig.load(path, {**settings, **policy}, defaults=room)
+    chosen = config.explicit()
     for name, limit in room.items():
-        if (chosen := written.get(name)) is not None and chosen > limit:
+        if chosen[name] is not None and chosen[name] > limit:
             raise ConfigError(
-                f"{name} is {chosen}, and verl has room for {limit}.",
+                f"{name} is {chosen[name]}, and verl has room for {limit}.",
                 "Leave it out, or raise rollout.prompt_length, rollout.response_length or rollout.max_model_len.",
             )
-    if written.get("policy.history", "append") != "append":
+    if config.policy.history != "append":
         raise ConfigError("policy.history is template: an episode could become several samples.", "Leave it out.")
-    model = str(actor.model.path)
-    policy = {"policy.engine": "http", "policy.url": "verl", "policy.tokenizer": model, "policy.model": model}
-    own = {name: limit for name, limit in room.items() if name not in written}
-    return RolloutConfig.load(path, {**settings, **own, **policy})
+    return config.with_overrides({name: limit for name, limit in room.items() if chosen[name] is None})
 
 
 def _task(row: Mapping[str, Any]) -> TaskRef:

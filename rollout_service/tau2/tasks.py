@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rollout_service.errors import TaskError
+from rollout_service.selection import Rotation, read_domain, read_ids
 from rollout_service.tau2 import compat, source_files
 from rollout_service.tau2.once import once
 from rollout_service.trajectory import TaskRef
@@ -57,23 +58,25 @@ def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
     return {str(task.id): task for task in tasks}
 
 
-def references(domain: str, split: str = WHOLE_SET, ids: list[str] | None = None) -> list[TaskRef]:
+def references(domain: str, split: str = WHOLE_SET, ids: Sequence[str] | None = None) -> list[TaskRef]:
     """The tasks of a split, or those of them named in `ids`, in that order.
 
     Raises:
-        TaskError: unknown domain, split or id; lists the valid ones.
+        TaskError: unknown domain, split or id; lists the valid ones. Or `ids` is text, or has no entry.
     """
+    for name, value in (("domain", domain), ("split", split)):
+        if not isinstance(value, str):
+            raise TaskError(f"tasks.{name} is {value!r}.", f"Give the name of one {name}.")
     tasks = list(_task_set(domain, split))
     if ids is None:
         return [TaskRef(domain, split, task_id, index) for index, task_id in enumerate(tasks)]
+    ids = read_ids(ids, "tasks.ids")
     positions = {task_id: index for index, task_id in enumerate(tasks)}
-    unknown = [str(task_id) for task_id in ids if str(task_id) not in positions]
+    unknown = [task_id for task_id in ids if task_id not in positions]
     if unknown:
         shown = ", ".join(tasks[:20]) + (f", … ({len(tasks)} in all)" if len(tasks) > 20 else "")
         raise TaskError(f"tasks.ids: {domain}/{split} has no task {', '.join(map(repr, unknown))}.", f"Valid: {shown}.")
-    if not ids:
-        raise TaskError("tasks.ids is empty.", "Leave it out for the whole split.")
-    return [TaskRef(domain, split, str(task_id), positions[str(task_id)]) for task_id in ids]
+    return [TaskRef(domain, split, task_id, positions[task_id]) for task_id in ids]
 
 
 def get(reference: TaskRef) -> compat.Task:
@@ -93,28 +96,30 @@ class TaskSampler:
         self,
         domain: str | Mapping[str, float],
         split: str = WHOLE_SET,
-        ids: list[str] | None = None,
+        ids: Sequence[str] | None = None,
         *,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
         """
         Args:
-            domain: a domain, or weights by domain; each draw picks a domain by weight, then its next task.
+            domain: a domain, or weights by domain; the domains take turns by weight, see `Rotation`.
+            ids: only these tasks, of one domain.
             shuffle: a new order each epoch; otherwise the order of the split (or of `ids`).
 
         Raises:
-            TaskError: unknown domain, split or id.
+            TaskError: unknown domain, split or id; a mix with a bad weight, or with `ids`.
         """
-        weights = {domain: 1.0} if isinstance(domain, str) else dict(domain)
-        self._names = list(weights)
-        self._weights = list(weights.values())
-        self._random = random.Random(f"mix:{seed}")
+        chosen = read_domain(domain, "tasks.domain")
+        weights = {chosen: 1.0} if isinstance(chosen, str) else chosen
+        if ids is not None and len(weights) > 1:
+            raise TaskError("tasks.ids goes with one domain, not with a mix.", "Leave out one of them.")
         tasks = {name: references(name, split, ids) for name in weights}
         self.whole = [task for items in tasks.values() for task in items]
         """Every task of the selection once, in the split's order."""
         self.drawn = 0
         """Tasks drawn so far."""
+        self._turns = Rotation(weights, seed)
         self._streams = {name: _epochs(items, shuffle, f"{seed}:{name}") for name, items in tasks.items()}
 
     def __iter__(self) -> Iterator[TaskRef]:
@@ -122,8 +127,7 @@ class TaskSampler:
 
     def __next__(self) -> TaskRef:
         self.drawn += 1
-        name = self._names[0] if len(self._names) == 1 else self._random.choices(self._names, self._weights)[0]
-        return next(self._streams[name])
+        return next(self._streams[next(self._turns)])
 
 
 def _epochs(tasks: list[TaskRef], shuffle: bool, seed: str) -> Iterator[TaskRef]:

@@ -39,11 +39,10 @@ def test_the_configuration_goes_before_the_model_which_is_not_even_read(tmp_path
     "policy",
     [
         Policy(),
-        Policy(model="/nowhere"),
         Policy(engine="http", url="http://there", tokenizer="/nowhere"),
         Policy(engine="http", url="http://there", tokenizer="/nowhere", model="/nowhere"),
     ],
-    ids=["scripted", "scripted with a model", "http", "http with a model"],
+    ids=["scripted", "http", "http with a model"],
 )
 def test_without_a_model_that_is_served_here_it_is_65536_or_what_the_configuration_says(policy):
     assert context_length(policy) == WITHOUT_MODEL == 65536

@@ -78,6 +78,27 @@ def test_a_mix_follows_its_weights_and_serves_each_domain_in_epochs():
     assert sampler.drawn == 400
 
 
+def test_a_short_collection_draws_from_every_domain_of_its_mix():
+    mix = {"mock": 1, "airline": 1, "retail": 1, "telecom": 1}
+    for seed in range(10):
+        drawn = itertools.islice(tasks.TaskSampler(mix, seed=seed), 4)
+        assert {task.domain for task in drawn} == set(mix)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"domain": "mock", "ids": "create_task_1"}, "tasks.ids is 'create_task_1', not a list"),
+        ({"domain": {"mock": 1, "airline": 1}, "ids": ["0"]}, "goes with one domain"),
+        ({"domain": {"mock": -1}}, "weight of mock is -1"),
+        ({"domain": "mock", "split": ["base"]}, "tasks.split is"),
+    ],
+)
+def test_a_selection_that_means_nothing_is_refused(arguments, message):
+    with pytest.raises(TaskError, match=message):
+        tasks.TaskSampler(**arguments)
+
+
 def test_episode_seeds_differ_by_draw_and_sample_and_do_not_change_between_versions():
     task = tasks.references("retail")[0]
     seeds = {tasks.episode_seed(0, task, draw, sample) for draw in range(20) for sample in range(20)}

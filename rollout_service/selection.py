@@ -1,0 +1,108 @@
+"""What chooses tasks: a domain or a mix of them, and ids.
+
+Invariant: a mix's weights are finite and above 0. After any number of draws each domain has had its share, rounded up
+or down, so a short collection is spread as the weights say too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
+
+from rollout_service.errors import TaskError
+
+_EXAMPLE = "Give a name, or a mix such as {'retail': 2, 'airline': 1}; as text, retail=2,airline=1."
+
+
+def read_domain(given: Any, field: str) -> str | dict[str, float]:
+    """A domain's name, or weights by domain, of what was given: a name, a mapping, or text such as
+    `retail=2,airline=1`.
+
+    Args:
+        field: what the value was given for, as the caller knows it.
+
+    Raises:
+        TaskError: it is neither, or a weight is not a finite number above 0.
+    """
+    if isinstance(given, str):
+        if "=" not in given and "," not in given:
+            if not given.strip():
+                raise TaskError(f"{field} is empty.", _EXAMPLE)
+            return given
+        given = _parsed(given, field)
+    if not isinstance(given, Mapping):
+        raise TaskError(f"{field} is {given!r}.", _EXAMPLE)
+    if not given:
+        raise TaskError(f"{field} is a mix without a domain.", _EXAMPLE)
+    for name in given:
+        if not isinstance(name, str) or not name.strip():
+            raise TaskError(f"{field}: {name!r} is no domain's name.", _EXAMPLE)
+    return {name: _read_weight(name, weight, field) for name, weight in given.items()}
+
+
+def _read_weight(name: str, given: Any, field: str) -> float:
+    with contextlib.suppress(OverflowError):  # of a whole number that no float can hold
+        if isinstance(given, Real) and not isinstance(given, bool) and 0 < float(given) < math.inf:
+            return float(given)
+    raise TaskError(
+        f"{field}: the weight of {name} is {given!r}.", "A mix takes weights above 0; leave out a domain without one."
+    )
+
+
+def _parsed(text: str, field: str) -> dict[str, float]:
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, weight = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise TaskError(f"{field} is {text!r}: {part!r} is not a domain with its weight.", _EXAMPLE)
+        if name in mix:
+            raise TaskError(f"{field} is {text!r}: {name} comes twice.", _EXAMPLE)
+        mix[name] = number
+    return mix
+
+
+def read_ids(given: Any, field: str) -> list[str]:
+    """Task ids, as text, of what was given: a list of texts or whole numbers.
+
+    Raises:
+        TaskError: it is something else, text for instance, or has no entry.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        raise TaskError(f"{field} is {given!r}, not a list.", "Give a list of task ids, such as ['0', '7'].")
+    if not given:
+        raise TaskError(f"{field} is empty.", "Leave it out for the whole split.")
+    for task_id in given:
+        if isinstance(task_id, bool) or not isinstance(task_id, (str, Integral)):
+            raise TaskError(f"{field}: {task_id!r} is no task id.", "Ids are text; `rollout-service tasks` lists them.")
+    return [str(task_id) for task_id in given]
+
+
+class Rotation(Iterator[str]):
+    """Domains in turn, each as often as its weight says.
+
+    The quota method of apportionment (Balinski and Young): of those that may have one more without going over their
+    share, the one whose next share is complete first. The seed decides between equals.
+    """
+
+    def __init__(self, weights: Mapping[str, float], seed: int) -> None:
+        names = list(weights)
+        random.Random(f"mix:{seed}").shuffle(names)
+        total = sum(map(Fraction, weights.values()))
+        self._shares = {name: Fraction(weights[name]) / total for name in names}
+        self._drawn = dict.fromkeys(names, 0)
+
+    def __next__(self) -> str:
+        draws = sum(self._drawn.values()) + 1
+        may = [name for name, share in self._shares.items() if self._drawn[name] < draws * share]
+        chosen = min(may, key=lambda name: (self._drawn[name] + 1) / self._shares[name])
+        self._drawn[chosen] += 1
+        return chosen
