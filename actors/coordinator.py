@@ -114,10 +114,10 @@ class Coordinator:
         config = self._config
         ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
         if config.user_kind == "llm":
-            from rollout_service.tau2.users import check_endpoint
+            from rollout_service.tau2 import users
 
             secret(config.user.api_key_var, "user.api_key_var")
-            check_endpoint(config.user)
+            users.check(config.user)
         secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
         tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
 

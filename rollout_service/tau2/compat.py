@@ -77,11 +77,15 @@ try:
     from tau2.user.user_simulator import DummyUser, UserSimulator
 
     if UPSTREAM:
-        from tau2.user.user_simulator_base import STOP, UserState
+        from tau2.user.user_simulator_base import OUT_OF_SCOPE, STOP, TRANSFER, UserState
     else:
-        from tau2.user.base import STOP, UserState
+        from tau2.user.base import OUT_OF_SCOPE, STOP, TRANSFER, UserState
 except ImportError as error:
     raise Tau2Error(f"{DISTRIBUTION} {VERSION} cannot be imported: {error}.", _REMEDY) from error
+
+
+STOP_SIGNALS = (STOP, TRANSFER, OUT_OF_SCOPE)
+"""What a user says to end the conversation."""
 
 
 def user_tools(environment: Environment, names: list[str] | None) -> list[Any] | None:
@@ -136,6 +140,7 @@ def task_splits(domain: str) -> dict[str, list[str]] | None:
 __all__ = [
     "DISTRIBUTION",
     "STOP",
+    "STOP_SIGNALS",
     "UPSTREAM",
     "VERSION",
     "Action",

@@ -1,8 +1,8 @@
 """The other side of the conversation: whom the agent talks with, and the official LLM user simulator made reliable.
 
-Invariant: a user turn is either a valid message or an `EpisodeFault` of kind `user_simulator`. An API that fails,
-hangs, or answers with nothing, nonsense or a refusal is asked again (waiting as long as it says), and never ends up in
-the conversation.
+Invariant: a user turn is either what a user could have said (`rollout_service.tau2.answer`) or an `EpisodeFault` of
+kind `user_simulator`. An API that fails, hangs, or answers with nothing, nonsense or a refusal is asked again (waiting
+as long as it says), and what it said never ends up in the conversation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,21 @@ import httpx
 import litellm
 
 from rollout_service.config import User, secret
-from rollout_service.errors import EpisodeEnd, EpisodeFault, FaultKind, Tau2Error, UserSimulatorError, redact
-from rollout_service.tau2 import compat
+from rollout_service.errors import (
+    ConfigError,
+    EpisodeEnd,
+    EpisodeFault,
+    FaultKind,
+    Tau2Error,
+    UserSimulatorError,
+    redact,
+)
+from rollout_service.tau2 import answer, compat
 from rollout_service.tau2.clock import Clock
 from rollout_service.tau2.scripted_user import ScriptedUser
 from rollout_service.trajectory import UserUsage
+
+logger = logging.getLogger(__name__)
 
 logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
 litellm.suppress_debug_info = True
@@ -44,6 +54,20 @@ _FIRST_WAIT = 0.5
 """Seconds before the first repeated request; doubles with each, with jitter, unless the API names a time."""
 
 _CONNECT_SECONDS = 5.0
+
+_SILENCES = 2
+"""Empty answers to one tool's result until the model is reminded. A model that has nothing to say there rarely has it
+later: the next empty answer is the fault."""
+
+_REMINDER = "REMINDER: Your last answer was empty. Either send a message to the agent, or make a tool call."
+
+
+class _Reminded(compat.UserState):  # type: ignore[misc]
+    """A state with a reminder at the end, as τ²'s streaming user simulator places its own: nobody in the conversation
+    said it."""
+
+    def flip_roles(self) -> list[Any]:
+        return [*super().flip_roles(), compat.SystemMessage(role="system", content=_REMINDER)]
 
 
 class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
@@ -77,33 +101,43 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             EpisodeFault: the last of the requests failed too, or one failed that is bound to fail again.
             EpisodeEnd: the episode's time ran out, or the episode was cancelled.
         """
+        silences = 0
         for attempt in range(self._config.retries + 1):
             self._clock.remaining()
             self._usage.requests += 1
+            remind = silences == _SILENCES
             try:
-                return self._ask(message, state)
+                return self._ask(message, state, remind=remind)
             except EpisodeEnd:
                 raise
             except Exception as error:
                 self._usage.failed_requests += 1
                 self._clock.remaining()
-                if attempt == self._config.retries or _is_final(error):
-                    raise self._fault(error, attempt + 1) from None  # the original's text may hold the key
+                problem = error
+                if isinstance(error, answer.EmptyAnswer):
+                    silences += isinstance(message, _TOOL_RESULTS)
+                elif remind and _is_final(error):  # a chat template with no place for a system message at the end
+                    problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
+                if attempt == self._config.retries or _is_final(error) or silences > _SILENCES:
+                    raise self._fault(problem, attempt + 1) from None  # the original's text may hold the key
                 if isinstance(error, ValueError) and "seed" in self.llm_args:
                     self.llm_args["seed"] += 1  # the same question with the same seed may get the same bad answer
                 self._clock.sleep(self._wait(error, attempt))
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
+    def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
         """One request. What it makes of the state is kept only when it succeeds."""
-        draft = state.model_copy(update={"messages": list(state.messages)})
+        kind = _Reminded if remind else type(state)
+        draft = kind.model_construct(**{**dict(state), "messages": list(state.messages)})
         request = functools.partial(super().generate_next_message, message, draft)
         reply, draft = self._clock.bound(request, self._config.timeout_seconds)
         self._account(reply)
-        problem = _problem(reply)
-        if problem is not None:
-            raise _BadAnswer(problem)
-        return reply, draft
+        heard = [said.content for said in draft.messages if said.role != "user" and said.content]
+        text = _spoken(reply, [tool.name for tool in self.tools or ()], heard)
+        if text is not None and text.strip() != reply.content.strip():
+            _say_that_thoughts_come(str(self.llm))
+        reply.content = text
+        return reply, type(state).model_construct(**dict(draft))
 
     def _wait(self, error: Exception, attempt: int) -> float:
         asked = _retry_after(error)
@@ -127,16 +161,20 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
     def _fault(self, error: Exception, requests: int) -> EpisodeFault:
         secrets = [self._key] if self._key else []
         text = redact(str(error).split("\n")[0], secrets, limit=500)
+        remedy = self._remedy(error)
         return EpisodeFault(
             FaultKind.USER_SIMULATOR,
-            f"{self.llm} gave no usable answer in {requests} requests; the last: {text}",
+            f"{self.llm} gave no usable answer in {requests} requests; the last: {text}{remedy and f'. {remedy}'}",
             error=type(error).__name__,
             retryable=not _is_final(error) or isinstance(error, _ABOUT_THE_CONVERSATION),
         )
 
-
-class _BadAnswer(ValueError):
-    """The API answered, but not with a message that a user could have sent."""
+    def _remedy(self, error: Exception) -> str:
+        if isinstance(error, answer.ImpossibleAnswer):
+            return error.remedy
+        if _is_final(error) and "temperature" in str(error).lower() and self._config.temperature is not None:
+            return _TEMPERATURE_REMEDY
+        return ""
 
 
 def make(
@@ -161,6 +199,40 @@ def make(
     if kind == "llm":
         return ReliableUserSimulator(task, tools, config, usage, clock)
     raise Tau2Error(f"user.kind: {kind!r} is unknown.", "Choose scripted or llm.")
+
+
+def check(config: User) -> None:
+    """See what can be seen of the user simulator before an episode starts; nothing is asked of its model.
+
+    Raises:
+        ConfigError: the model takes no such temperature.
+        UserSimulatorError: nothing listens at `user.base_url`.
+    """
+    check_temperature(config)
+    check_endpoint(config)
+
+
+def check_temperature(config: User) -> None:
+    """litellm knows models that take no temperature but their own, and would leave the setting out without a word.
+
+    Raises:
+        ConfigError: `user.model` is one of them, and `user.temperature` another.
+    """
+    wanted = config.temperature
+    if wanted is None or not config.model:
+        return
+    effort = {name: config.arguments[name] for name in ("reasoning_effort",) if name in config.arguments}
+    try:
+        model, provider, _, _ = litellm.get_llm_provider(config.model, api_base=config.base_url)
+        sent = litellm.get_optional_params(model=model, custom_llm_provider=provider, temperature=wanted, **effort)
+    except litellm.exceptions.UnsupportedParamsError:
+        sent = {}
+    except Exception:  # a model or a provider that litellm does not know: the first request tells
+        return
+    if "temperature" not in sent:
+        raise ConfigError(
+            f"user.temperature is {wanted:g}, and {config.model} takes no temperature but its own.", _TEMPERATURE_REMEDY
+        )
 
 
 def check_endpoint(config: User) -> None:
@@ -198,22 +270,35 @@ def timed(user: Any, add_seconds: Callable[[float], None]) -> None:
     user.generate_next_message = generate_next_message
 
 
-def _problem(reply: compat.UserMessage) -> str | None:
-    """Why the answer cannot be used; None when it can."""
+def _spoken(reply: compat.UserMessage, tools: list[str], heard: list[str]) -> str | None:
+    """What the user says with this reply, see `answer.spoken`."""
     raw = reply.raw_data or {}
     message = raw.get("message") or {}
     refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
-    if refusal or raw.get("finish_reason") == "content_filter":
-        return "the model refused to play the user"
-    if reply.tool_calls is not None and not all(call.name for call in reply.tool_calls):
-        return "a tool call without a name"
-    if not reply.has_text_content() and not reply.tool_calls:
-        return "an empty answer"
-    try:
-        reply.model_dump_json(exclude={"raw_data"})
-    except ValueError:
-        return "text that is not Unicode (half of a surrogate pair)"
-    return None
+    native = (raw.get("provider_specific_fields") or {}).get("native_finish_reason")
+    # litellm and reasoning parsers take a thought off, and leave the empty lines after it.
+    thought = message.get("reasoning_content")
+    return answer.spoken(
+        reply.content.lstrip() if thought and reply.content else reply.content,
+        [call.name for call in reply.tool_calls or ()],
+        finish_reasons=(raw.get("finish_reason"), native),
+        refused=bool(refusal),
+        tools=tools,
+        heard=heard,
+    )
+
+
+_TOOL_RESULTS = (compat.ToolMessage, compat.MultiToolMessage)
+
+_TEMPERATURE_REMEDY = "Set user.temperature: null, which leaves the temperature to the provider."
+
+
+@functools.cache
+def _say_that_thoughts_come(model: str) -> None:
+    logger.warning(
+        "%s writes its thoughts into its answers; they are taken off. A reasoning parser in its server does the same.",
+        model,
+    )
 
 
 _ABOUT_THE_CONVERSATION = (

@@ -267,6 +267,37 @@ def test_request_that_cannot_succeed_is_sent_once(behaviour: server.Behaviour, r
     assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, retryable)
 
 
+async def refuses_temperature(exchange: Exchange) -> web.StreamResponse:
+    if exchange.request.body.get("temperature") in (None, 1):
+        return await server.ok(exchange)
+    text = "Unsupported value: 'temperature' does not support 0.0 with this model."
+    return exchange.error(400, text, "unsupported_value")
+
+
+def test_a_model_that_refuses_the_temperature_is_told_with_the_setting_that_helps() -> None:
+    with gold_server(always(refuses_temperature)) as api:
+        refused, taken = run(api), run(api, user__temperature=None)
+    assert refused.fault is not None
+    assert "user.temperature: null" in refused.fault.message
+    assert (refused.fault.retryable, refused.user_usage.requests) == (False, 1)
+    assert (taken.fault, taken.reward) == (None, 1.0)
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-5-mini", "openai/o3-mini", "azure/gpt-5"])
+def test_a_model_that_is_known_to_refuse_the_temperature_is_refused_before_anything_starts(model: str) -> None:
+    with pytest.raises(ConfigError, match=rf"user\.temperature is 0, and {model} .*user\.temperature: null"):
+        users.check(User(model=model))
+    users.check(User(model=model, temperature=None))
+    users.check(User(model=model, temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    "model", [LOCAL_MODEL, PRICED_MODEL, "anthropic/claude-3-5-haiku-latest", "no-such-provider/x"]
+)
+def test_a_model_that_takes_the_temperature_or_is_not_known_passes(model: str) -> None:
+    users.check(User(model=model))
+
+
 def test_missing_library_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: Any, **kwargs: Any) -> Any:
         raise ModuleNotFoundError("No module named 'boto3'")
@@ -277,6 +308,154 @@ def test_missing_library_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch)
     assert trajectory.fault is not None
     assert (trajectory.fault.retryable, trajectory.user_usage.requests) == (False, 1)
     assert "boto3" in trajectory.fault.message
+
+
+# Answers that no user could have given ------------------------------------------------------------------------------
+
+
+def saying(text: str, finish_reason: str | None = None) -> server.Behaviour:
+    async def say(exchange: Exchange) -> web.StreamResponse:
+        return web.json_response(exchange.completion({"content": text}, finish_reason))
+
+    return say
+
+
+async def calls_as_text(exchange: Exchange) -> web.StreamResponse:
+    """A server without a tool-call parser."""
+    message = exchange.reply()
+    if calls := message.pop("tool_calls", None):
+        function = calls[0]["function"]
+        text = f'{{"name": "{function["name"]}", "arguments": {function["arguments"]}}}'
+        message = {"content": f"<tool_call>\n{text}\n</tool_call>"}
+    return web.json_response(exchange.completion(message))
+
+
+def thinking_aloud(before: str, after: str) -> server.Behaviour:
+    """A server without a reasoning parser."""
+
+    async def think(exchange: Exchange) -> web.StreamResponse:
+        message = exchange.reply()
+        text = f"{before}\nSoon.\n{after}\n\n{message.get('content') or ''}"
+        return web.json_response(exchange.completion(message | {"content": text}))
+
+    return think
+
+
+async def silent_after_its_calls(exchange: Exchange) -> web.StreamResponse:
+    tools = [message for message in exchange.request.body["messages"] if message["role"] == "tool"]
+    return await (server.empty if tools else server.ok)(exchange)
+
+
+async def silent_until_reminded(exchange: Exchange) -> web.StreamResponse:
+    last = exchange.request.body["messages"][-1]["role"]
+    return await (server.empty if last == "tool" else server.ok)(exchange)
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        saying('<tool_call>\n{"name": "toggle_data", "arguments": {}}\n</tool_call>'),
+        saying('{"name": "toggle_roaming", "parameters": {}}'),
+        saying("toggle_roaming()"),
+        saying("I should wait.</think>Hello?"),
+        saying("<think>Say ###STOP###? No."),
+        saying("[THINK]Say ###STOP###?[/THINK]No."),
+        saying("<|channel|>final<|message|>Thanks ###STOP###"),
+        saying("Then I would like to", "length"),
+        saying("Then I would like to", "abort"),
+    ],
+    ids=[
+        "tool call",
+        "JSON",
+        "pythonic",
+        "thought",
+        "stop in a thought",
+        "stop in a whole one",
+        "harmony",
+        "cut by length",
+        "aborted",
+    ],
+)
+def test_what_no_user_could_have_said_is_asked_for_again_and_leaves_no_trace(behaviour: server.Behaviour) -> None:
+    with gold_server(at({0, 2, 5}, behaviour)) as api:
+        trajectory = run(api)
+    assert said(trajectory) == said(clean_run())
+    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "remedy"),
+    [
+        (calls_as_text, "--tool-call-parser"),
+        (saying("I should ask.</think>Hello?"), "--reasoning-parser"),
+        (saying("Then I would like to", "length"), "max_tokens"),
+        (saying("Hello?<|im_end|>"), "stop tokens"),
+    ],
+    ids=["calls as text", "thoughts", "cut by length", "control tokens"],
+)
+def test_a_server_that_never_gives_a_users_answer_is_the_simulators_fault_with_the_remedy(
+    behaviour: server.Behaviour, remedy: str
+) -> None:
+    with gold_server(always(behaviour)) as api:
+        trajectory = run(api, user__retries=1)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert remedy in trajectory.fault.message
+    assert not any("tool_call>" in str(m.get("content")) for m in trajectory.messages)
+
+
+@pytest.mark.parametrize("marks", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thought>", "</thought>")])
+def test_a_server_that_writes_whole_thoughts_before_its_answers_gives_the_same_conversation(
+    marks: tuple[str, str],
+) -> None:
+    with gold_server(always(thinking_aloud(*marks))) as api:
+        trajectory = run(api)
+    words = [(m["role"], m.get("content"), m.get("tool_calls")) for m in trajectory.messages]
+    assert words == [(m["role"], m.get("content"), m.get("tool_calls")) for m in clean_run().messages]
+    assert (trajectory.reward, len(api.requests)) == (1.0, TELECOM_TURNS)
+    assert not any("Soon." in str(message.get("content")) for message in api.requests[-1].body["messages"])
+
+
+def test_text_beside_a_stop_signal_is_kept() -> None:
+    with gold_server(lambda request: server.ok if request.number == 0 else saying("Thanks, bye! ###STOP###")) as api:
+        trajectory = run(api)
+    assert (trajectory.termination_reason, trajectory.messages[-1]["content"]) == (
+        "user_stop",
+        "Thanks, bye! ###STOP###",
+    )
+
+
+def test_a_user_that_is_silent_after_its_own_call_is_reminded() -> None:
+    with gold_server(always(silent_until_reminded)) as api:
+        trajectory = run(api)
+    words = [(m["role"], m.get("content")) for m in trajectory.messages]
+    assert words == [(m["role"], m.get("content")) for m in clean_run().messages]
+    assert trajectory.reward == 1.0
+    reminders = [m for request in api.requests for m in request.body["messages"][1:] if m["role"] == "system"]
+    assert len(reminders) == 3, "one for each of its calls, none of which stays in the conversation"
+
+
+def test_a_user_that_stays_silent_after_its_own_call_is_reminded_once_and_then_at_fault() -> None:
+    with gold_server(always(silent_after_its_calls)) as api:
+        trajectory = run(api, user__retries=50)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.reward) == (FaultKind.USER_SIMULATOR, None)
+    assert "empty answer" in trajectory.fault.message
+    assert len(api.requests) == 2 + 3, "the opening, the call, and three tries to have its result answered"
+    assert [r.body["messages"][-1]["role"] for r in api.requests[-3:]] == ["tool", "tool", "system"]
+
+
+def test_a_server_that_refuses_the_reminder_is_at_fault_for_its_silence() -> None:
+    async def strict(exchange: Exchange) -> web.StreamResponse:
+        last = exchange.request.body["messages"][-1]["role"]
+        return await (server.failing(400) if last == "system" else silent_until_reminded)(exchange)
+
+    with gold_server(always(strict)) as api:
+        trajectory = run(api)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.error, trajectory.fault.retryable) == ("EmptyAnswer", True)
+    assert len(api.requests) == 2 + 3
 
 
 # Limits and neighbours -----------------------------------------------------------------------------------------------
