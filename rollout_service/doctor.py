@@ -141,9 +141,9 @@ def _memory(config: RolloutConfig) -> str:
     for name in chosen.domains:
         shared = domain.get(name)
         references = tasks.references(name, chosen.split)[:count]
-        played.play_gold(shared, tasks.get(references[0]))
+        played.play_gold(shared.original(), tasks.get(references[0]))
         tracemalloc.start()
-        kept = [played.play_gold(shared, tasks.get(reference)) for reference in references]
+        kept = [played.play_gold(shared.original(), tasks.get(reference)) for reference in references]
         sizes[name] = tracemalloc.get_traced_memory()[0] / len(kept) / 1024
         tracemalloc.stop()
     environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())

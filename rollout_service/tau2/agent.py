@@ -59,6 +59,12 @@ class PolicyGTAgent(_PolicyTurns, compat.LLMGTAgent):  # type: ignore[misc]
 class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
     """τ²'s `llm_agent_solo`: works alone on a ticket, with tool calls only; text ends the episode as its error."""
 
+    @classmethod
+    def is_stop(cls, message: compat.AssistantMessage) -> bool:
+        """Whether the message is the stop word. Beside a call it is text like any other: τ²'s orchestrator takes no
+        message as the last that the environment still has to answer."""
+        return not message.is_tool_call() and bool(super().is_stop(message))
+
     def _reply(self, reply: compat.AssistantMessage) -> compat.AssistantMessage:
         return self._check_if_stop_toolcall(reply) if says_done(messages.to_record(reply)) else reply
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rollout_service.errors import Tau2Error
+from rollout_service.tau2 import draws
 
 # litellm, which tau2 imports, otherwise downloads a price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -68,6 +69,7 @@ try:
     )
     from tau2.data_model.simulation import RewardInfo, SimulationRun, TerminationReason
     from tau2.data_model.tasks import Action, Task
+    from tau2.domains.telecom import tools as telecom_tools
     from tau2.environment.environment import Environment
     from tau2.environment.toolkit import ToolKitBase
     from tau2.evaluator import evaluator_nl_assertions
@@ -124,6 +126,8 @@ def _isolate(toolkit: type) -> None:
 
 
 _isolate(ToolKitBase)
+
+telecom_tools.uuid = draws
 
 
 def dummy_user() -> DummyUser:

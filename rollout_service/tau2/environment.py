@@ -1,14 +1,128 @@
 """Official τ² environments, made the official way: the domain's files are parsed anew for each.
 
-Invariant: an environment belongs to one episode. `rollout_service.tau2.domain` makes the same ones for less.
+Invariant: an environment belongs to one episode. Every environment of the service is made here, for play, evaluation
+and replay alike, and all of them answer a call in the same way. They are the official ones, but
+
+* no call takes more than a moment of time or more memory than its own arguments (`arithmetic`); one that would is
+  answered with an error, as τ² answers every call that fails;
+* a call has the arguments that its record has, so that the record replays: JSON has no NaN;
+* an id that a tool draws follows from the call (`draws`);
+* an assertion that raises while an episode is scored is noted, and not met.
+
+`rollout_service.tau2.domain` makes the same ones for less.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from rollout_service.errors import Tau2Error
-from rollout_service.tau2 import compat
+from rollout_service.errors import EpisodeEnd, EpisodeFault, RolloutError, Tau2Error
+from rollout_service.tau2 import arithmetic, compat
+from rollout_service.tau2.draws import Draws
+from rollout_service.tau2.once import once
+
+_MOST_BITS = 14_250
+"""Of an integer in a call's arguments: 4,290 decimal digits. Python writes out 4,300, and τ²'s tools make prices of
+such numbers, which neither the tool's answer nor the database's hash could then hold."""
+
+_OURS = (EpisodeEnd, EpisodeFault, RolloutError, MemoryError, OSError)
+"""Errors that are never the doing of whoever is scored."""
+
+Raised = list[tuple[Any, Exception]]
+"""Assertions that raised, each with what it raised."""
+
+_raised: ContextVar[Raised | None] = ContextVar("raised", default=None)
+
+
+@contextmanager
+def noting_assertions() -> Iterator[Raised]:
+    """While this lasts, an assertion that raises counts as not met and is noted in the list."""
+    noted: Raised = []
+    token = _raised.set(noted)
+    try:
+        yield noted
+    finally:
+        _raised.reset(token)
+
+
+class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
+    """Comes before a domain's own class of environment."""
+
+    draws: Draws
+
+    def get_response(self, message: compat.ToolCall) -> compat.ToolMessage:
+        """The answer to a call, whose arguments become what its record will say."""
+        message.arguments = message.model_dump(mode="json")["arguments"]
+        with self.draws.of("call", message.requestor, message.id, message.name):
+            return super().get_response(message)
+
+    @functools.wraps(compat.Environment.make_tool_call)  # its name is in the answer to a call with too many arguments
+    def make_tool_call(self, *args: Any, **arguments: Any) -> Any:
+        """What the tool gives.
+
+        Raises:
+            ValueError: the call would take too long, or leave a number that cannot be written out.
+            Exception: whatever the tool raises.
+        """
+        if any(map(_is_too_long, _values(arguments))):
+            raise ValueError("Number is too large")
+        make = functools.partial(super().make_tool_call, *args, **arguments)
+        expression = arguments.get("expression")
+        with self.draws.of("gold action"):
+            if "calculate" not in (*args[:1], arguments.get("tool_name")) or not isinstance(expression, str):
+                return make()
+            if not arithmetic.is_deep(expression):
+                return _calculated(make, expression)
+            with ThreadPoolExecutor(1) as thread:  # where the stack is as deep as in every other replay
+                return thread.submit(_calculated, make, expression).result()
+
+    def run_env_function_call(self, env_function_call: Any) -> Any:
+        """What the function of one of the toolkits gives."""
+        with self.draws.of("function", env_function_call.func_name):
+            return super().run_env_function_call(env_function_call)
+
+    def run_env_assertion(self, assertion: Any, raise_assertion_error: bool = True) -> bool:
+        """Whether the assertion is met; see `noting_assertions`."""
+        noted = _raised.get()
+        try:
+            return bool(super().run_env_assertion(assertion, raise_assertion_error=raise_assertion_error))
+        except _OURS:
+            raise
+        except Exception as error:
+            if noted is None:
+                raise
+            noted.append((assertion, error))
+            return False
+
+
+def _calculated(make: functools.partial[Any], expression: str) -> Any:
+    if set(expression) <= set("0123456789+-*/(). "):
+        arithmetic.check(expression)
+    return make()
+
+
+def _is_too_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > _MOST_BITS
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """What is in the lists and dicts of a JSON value."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _values(item)
+    else:
+        yield value
+
+
+@functools.cache
+def _class(kind: Any) -> Any:
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (EpisodeEnvironment, kind), names)
 
 
 def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environment:
@@ -18,14 +132,26 @@ def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environ
         Tau2Error: solo mode in a domain that has none.
     """
     constructor = compat.registry.get_env_constructor(domain)
-    if not solo:
-        return constructor(**databases)
     try:
-        return constructor(solo_mode=True, **databases)
+        world = constructor(solo_mode=True, **databases) if solo else constructor(**databases)
     except ValueError as error:
+        if not solo:
+            raise
         raise Tau2Error(
             f"agent: the domain {domain} has no solo mode.", "Use mock or telecom, or agent llm."
         ) from error
+    kind: Any = type(world)
+    world.__class__ = _class(kind)
+    world.draws = Draws()
+    return world
+
+
+@once
+def registered(domain: str) -> str:
+    """The name under which τ²'s registry, and so its evaluator, finds what `make` makes of the domain."""
+    name = f"rollout_service:{domain}"
+    compat.registry.register_domain(lambda solo_mode=False, **others: make(domain, solo=solo_mode, **others), name)
+    return name
 
 
 def database_hashes(environment: compat.Environment) -> dict[str, str | None]:

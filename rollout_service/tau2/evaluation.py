@@ -1,6 +1,7 @@
 """Scoring with the official evaluator.
 
 Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages; nothing is added, clipped or defaulted.
+Where τ² gives none because an assertion about the end state raises, the assertion is not met, and `info` says so.
 `official` has it replay the messages; `fast` shows it the episode's own environment (`rollout_service.tau2.played`).
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from rollout_service.config import Evaluation, secret
-from rollout_service.errors import Tau2Error
-from rollout_service.tau2 import compat, played
+from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error, redact
+from rollout_service.tau2 import compat, environment, played
 from rollout_service.tau2.domain import Domain, EndState
 
 _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
@@ -82,7 +84,15 @@ def score(
         gold = functools.partial(played.gold_hashes, domain, task)
         token = played.case.set(played.Case(orchestrator.environment, end.hashes, gold, messages))
         try:
-            return evaluate(messages, task, played.DOMAIN, termination_reason, evaluation_type=kind, solo=solo)
+            return evaluate(
+                messages,
+                task,
+                domain.name,
+                termination_reason,
+                evaluation_type=kind,
+                solo=solo,
+                environments=played.DOMAIN,
+            )
         finally:
             played.case.reset(token)
 
@@ -126,30 +136,60 @@ def evaluate(
     *,
     evaluation_type: str = "all",
     solo: bool = False,
+    environments: str | None = None,
 ) -> compat.RewardInfo:
     """The official `RewardInfo` of a conversation.
 
+    An assertion about the end state that raises is not met, and `info["assertions_raised"]` says which and what.
+
     Args:
+        environments: where τ²'s registry has the environments that the evaluator takes; None: new ones of the domain.
         termination_reason: τ²'s, or one of ours. τ² scores only conversations that a side ended; every other reason
             counts as `max_steps` there, which it scores 0.
 
     Raises:
         ValueError: the judge left assertions out. τ² would take them as met.
+        EpisodeFault: an assertion raises after the task's gold actions too, so it says nothing about the messages.
     """
     known = {reason.value for reason in compat.TerminationReason}
     reason = termination_reason if termination_reason in known else compat.TerminationReason.MAX_STEPS.value
     simulation = compat.SimulationRun(
         id="", task_id=task.id, start_time="", end_time="", duration=0.0, termination_reason=reason, messages=messages
     )
-    reward_info = compat.evaluate_simulation(
-        simulation=simulation,
-        task=task,
-        evaluation_type=compat.EvaluationType(evaluation_type),
-        solo_mode=solo,
-        domain=domain,
-    )
+    with environment.noting_assertions() as raised:
+        reward_info = compat.evaluate_simulation(
+            simulation=simulation,
+            task=task,
+            evaluation_type=compat.EvaluationType(evaluation_type),
+            solo_mode=solo,
+            domain=environments or environment.registered(domain),
+        )
+    if raised:
+        _refuse_broken(raised, task, domain)
+        reward_info.info = {**(reward_info.info or {}), "assertions_raised": [_note(*each) for each in raised]}
     asked = (task.evaluation_criteria.nl_assertions or []) if task.evaluation_criteria else []
     graded = reward_info.nl_assertions
     if graded is not None and len(graded) < len(asked):
         raise ValueError(f"the judge graded {len(graded)} of {len(asked)} assertions")
     return reward_info
+
+
+def _note(assertion: Any, error: Exception) -> dict[str, Any]:
+    return {
+        "function": assertion.func_name,
+        "arguments": assertion.arguments,
+        "error": redact(f"{type(error).__name__}: {error}", limit=500),
+    }
+
+
+def _refuse_broken(raised: environment.Raised, task: compat.Task, domain: str) -> None:
+    """Tell an assertion that raises because of what the episode did from one that raises whatever it did."""
+    gold = played.play_gold(environment.make(domain), task)
+    for assertion, _ in raised:
+        try:
+            gold.run_env_assertion(assertion, raise_assertion_error=False)
+        except Exception as error:
+            problem = f"{assertion.func_name} of {domain}'s task {task.id!r} raises after the gold actions too: {error}"
+            raise EpisodeFault(
+                FaultKind.EVALUATOR, redact(problem), error=type(error).__name__, retryable=False
+            ) from error

@@ -8,7 +8,6 @@ shown, `leads_to` says so, and the caller evaluates the official way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from rollout_service.tau2.overlay import OverlayDict
 
 DOMAIN = "rollout_service:played"
 """Under this name the official evaluator finds the environments that `case` gave it."""
-
-_MADE_UP = re.compile("B[0-9a-f]{8}")
-"""The id that telecom's `refuel_data` draws for a new bill: the one effect of a τ² tool that is not repeatable."""
 
 Hashes = dict[str, str | None]
 
@@ -84,13 +80,12 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
     """Hashes of the databases in the state that the official evaluator wants to see for this task."""
     key = domain.name, id(task)
     if key not in _gold:
-        _gold[key] = task, domain.end_state(play_gold(domain, task)).hashes
+        _gold[key] = task, domain.end_state(play_gold(domain.original(), task)).hashes
     return _gold[key][1]
 
 
-def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
-    """An environment in which the task's gold actions were played, as the official evaluator plays them."""
-    world = domain.original()
+def play_gold(world: compat.Environment, task: compat.Task) -> compat.Environment:
+    """The new environment, with the task's gold actions played in it as the official evaluator plays them."""
     initial = task.initial_state
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,
@@ -108,8 +103,8 @@ def play_gold(domain: Domain, task: compat.Task) -> compat.Environment:
 def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Message], *, solo: bool) -> bool:
     """Whether replaying the messages is bound to lead to the state in which the episode ended.
 
-    It is when each call is followed by its result, no call drew lots, and no argument of a call became part of the
-    database: what is changed there later would change what the message says.
+    It is when each call is followed by its result, and no argument of a call became part of the database: what is
+    changed there later would change what the message says.
 
     Args:
         live: the orchestrator's own messages, of which `messages` are copies.
@@ -128,8 +123,7 @@ def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Me
     ]
     arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
     own = list(_containers(end.own))
-    made_up = any(_MADE_UP.fullmatch(str(getattr(part, "bill_id", ""))) for part in own)
-    return not waiting and not made_up and arguments.isdisjoint(map(id, own))
+    return not waiting and arguments.isdisjoint(map(id, own))
 
 
 def _containers(value: Any) -> Iterator[Any]:

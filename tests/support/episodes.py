@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import threading
 from typing import Any
+
+import numpy as np
 
 from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat import ChatCodec
@@ -39,6 +42,23 @@ class LocalPolicy:
     async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
         self.prompts.append(input_ids.tolist())
         return await self.engine.generate(input_ids, sampling, metadata)
+
+
+class WrittenTurns:
+    """A policy that writes these texts, one a turn, and the last of them again and again."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
+        text = self.texts[min(metadata["turn"], len(self.texts) - 1)]
+        ids = np.asarray([*codec().encode_written(text), codec().end_of_turn_id], np.int32)
+        return Generation(ids, np.full(len(ids), -0.5, np.float32), np.zeros(len(ids), np.int32), "stop")
+
+
+def written(name: str, **arguments: Any) -> str:
+    """A call as the embedded tokenizer's template writes it."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 def settings(**overrides: Any) -> RolloutConfig:

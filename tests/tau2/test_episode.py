@@ -280,6 +280,61 @@ def test_a_malformed_call_of_the_stop_tool_does_not_end_a_solo_episode():
     assert violations(trajectory) == []
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first turn", "later turn"])
+def test_the_stop_word_beside_a_call_of_the_solo_agent_is_text_and_the_call_is_answered(first):
+    both = f"###STOP###\n{episodes.written('get_users')}"
+    turns = [both, episodes.written("done")] if first else [episodes.written("get_users"), both, "###STOP###"]
+    runner = episodes.runner(episodes.settings(agent="solo"), episodes.WrittenTurns(*turns))
+    trajectory = runner.run(episodes.request(episodes.task("mock", 0)))
+    assert trajectory.fault is None
+    assert (trajectory.outcome, trajectory.termination_reason, trajectory.reward) == ("completed", "agent_stop", 0.0)
+    assert [m["role"] for m in trajectory.messages] == ["assistant", "tool"] * (len(turns) - 1) + ["assistant"]
+    assert violations(trajectory) == []
+
+
+def test_a_number_too_long_to_be_written_out_is_an_error_that_the_policy_sees_and_the_episode_is_scored():
+    call = episodes.written(
+        "update_reservation_baggages",
+        reservation_id="4WQ150",
+        total_baggages=3,
+        nonfree_baggages=int("9" * 4300),
+        payment_id="credit_card_4421486",
+    )
+    runner = episodes.runner(episodes.settings(), episodes.WrittenTurns(call, "That failed."))
+    trajectory = runner.run(episodes.request(episodes.task("airline", 1)))
+    assert (trajectory.outcome, trajectory.fault) == ("completed", None)
+    [said] = [m for m in trajectory.messages if m["role"] == "tool"]
+    assert (said["content"], said["error"]) == ("Error: Number is too large", True)
+    assert trajectory.reward is not None
+    assert violations(trajectory) == []
+
+
+@pytest.mark.parametrize("mode", ["official", "fast", "check"])
+def test_a_calculation_without_end_is_an_error_that_the_policy_sees_and_the_episode_is_scored(mode):
+    policy = episodes.WrittenTurns(episodes.written("calculate", expression="9**9**7"), "Too hard.")
+    runner = episodes.runner(episodes.settings(evaluation__mode=mode), policy)
+    trajectory = runner.run(episodes.request(episodes.task("retail", 1)))
+    assert (trajectory.outcome, trajectory.fault, trajectory.reward) == ("completed", None, 0.0)
+    assert [m["content"] for m in trajectory.messages if m["role"] == "tool"] == [
+        "Error: Expression is too large to evaluate"
+    ]
+    assert violations(trajectory) == []
+
+
+def test_a_bill_that_refueling_makes_replays_to_itself():
+    call = episodes.written("refuel_data", customer_id="C1002", line_id="L1004", gb_amount=1.0)
+    found = []
+    for mode in ("fast", "official", "check"):
+        runner = episodes.runner(episodes.settings(evaluation__mode=mode), episodes.WrittenTurns(call, "Done."))
+        trajectory = runner.run(episodes.request(episodes.task("telecom", 5)))
+        assert (trajectory.outcome, trajectory.fault) == ("completed", None)
+        assert trajectory.reward_info["db_check"]["db_match"] is False
+        assert violations(trajectory) == []
+        found.append((trajectory.provenance.evaluator, trajectory.reward_info))
+    assert [evaluator for evaluator, _ in found] == ["fast", "official", "official"]
+    assert found[0][1] == found[1][1] == found[2][1]
+
+
 def test_the_solo_agent_is_refused_where_the_domain_has_no_solo_mode():
     with pytest.raises(Tau2Error, match="retail"):
         episodes.run("retail", 0, agent="solo")

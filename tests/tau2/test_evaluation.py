@@ -6,9 +6,10 @@ import pytest
 
 from actors.environment import refuse_other_data
 from rollout_service.config import Evaluation
-from rollout_service.errors import ConfigError, RolloutError, Tau2Error
+from rollout_service.errors import ConfigError, FaultKind, RolloutError, SharedWriteError, Tau2Error
 from rollout_service.tau2 import compat, domain, evaluation, played, tasks
 from rollout_service.tau2.source_files import SourceFiles
+from rollout_service.verify import verify
 from tests.parity import KINDS, compare, play
 from tests.support import episodes
 
@@ -72,16 +73,86 @@ def test_a_call_whose_argument_became_part_of_the_database_is_left_to_the_offici
     assert score.evaluator == "official"
 
 
-def test_a_call_that_made_up_an_id_is_left_to_the_official_evaluator():
-    shared, task = domain.get("telecom"), tasks.get(episodes.task("telecom", 5))
-    script = task.model_copy(deep=True)
-    refuel = {"customer_id": "C1002", "line_id": "L1004", "gb_amount": 1.0}
-    script.evaluation_criteria.actions.append(
-        compat.Action(action_id="odd", name="refuel_data", requestor="assistant", arguments=refuel)
+MODES = ("fast", "official", "check")
+
+NOT_FOUND = {
+    "function": "assert_task_status",
+    "arguments": {"task_id": "task_2", "expected_status": "pending"},
+    "error": "ValueError: Task task_2 not found",
+}
+
+
+def assert_not_met(trajectory, note) -> None:
+    """The episode is scored 0 for its assertion, says so, and replays."""
+    assert (trajectory.outcome, trajectory.fault, trajectory.reward) == ("completed", None, 0.0)
+    [check] = [check for check in trajectory.reward_info["env_assertions"] if not check["met"]]
+    assert check["reward"] == 0.0
+    assert trajectory.reward_info["info"]["assertions_raised"] == [note]
+    assert [str(v) for _, found in verify([trajectory]) for v in found] == []
+
+
+@pytest.mark.parametrize("kind", ["all", "env"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_policy_that_never_creates_the_task_has_not_met_the_assertion_about_it(mode, kind):
+    trajectory = episodes.run(
+        "mock", 1, evaluation__mode=mode, evaluation__type=kind, policy__script={"early_stop": 1.0}
     )
-    orchestrator = play(shared.environment(), task, script)
-    end, messages = shared.end_state(orchestrator.environment), orchestrator.get_trajectory()
-    assert not played.leads_to(messages, end, orchestrator.trajectory, solo=False)
+    assert_not_met(trajectory, NOT_FOUND)
+
+
+def test_an_assertion_that_is_met_has_no_note():
+    trajectory = episodes.run("mock", 1)
+    assert trajectory.reward == 1.0
+    assert "assertions_raised" not in trajectory.reward_info["info"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["telecom", "telecom-workflow"])
+def test_text_where_settings_belong_makes_an_assertion_about_them_not_met(name, mode):
+    task = next(
+        reference
+        for reference in tasks.references(name)
+        if {a.func_name for a in tasks.get(reference).evaluation_criteria.env_assertions} == {"assert_can_send_mms"}
+        and not any(a.name == "refuel_data" for a in tasks.get(reference).evaluation_criteria.actions)
+    )
+    steps = [
+        episodes.written(action.name, **action.arguments)
+        for action in tasks.get(task).evaluation_criteria.actions
+        if action.name not in ("reset_apn_settings", "reboot_device")
+    ]
+    odd = episodes.written("set_apn_settings", apn_settings="internet")
+    policy = episodes.WrittenTurns(*steps, odd, episodes.written("done"))
+    config = episodes.settings(agent="solo", evaluation__mode=mode)
+    trajectory = episodes.runner(config, policy).run(episodes.request(task))
+    assert_not_met(
+        trajectory,
+        {
+            "function": "assert_can_send_mms",
+            "arguments": {"expected_status": True},
+            "error": "AttributeError: 'str' object has no attribute 'mmsc_url'",
+        },
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_assertion_that_raises_whatever_the_policy_does_is_the_task_s_fault_and_not_tried_again(mode, monkeypatch):
+    task = tasks.get(episodes.task("mock", 1))
+    broken = task.evaluation_criteria.env_assertions[0].model_copy(update={"func_name": "assert_no_such_thing"})
+    monkeypatch.setattr(task.evaluation_criteria, "env_assertions", [broken])
+    trajectory = episodes.run("mock", 1, evaluation__mode=mode)
+    assert (trajectory.outcome, trajectory.reward) == ("aborted", None)
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.EVALUATOR, False)
+    assert "assert_no_such_thing of mock's task 'create_task_1_with_env_assertions' raises" in trajectory.fault.message
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError("disk"), SharedWriteError("write")])
+def test_a_failure_of_the_machine_in_an_assertion_is_never_the_policy_s(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(domain.get("mock").environment().tools), "assert_task_status", fail)
+    trajectory = episodes.run("mock", 1)
+    assert (trajectory.outcome, trajectory.reward, trajectory.fault.kind) == ("aborted", None, FaultKind.EVALUATOR)
 
 
 def test_check_asks_a_judge_once(monkeypatch):

@@ -1,0 +1,100 @@
+"""What τ²'s `calculate` may cost: it evaluates powers of any size, and holds the interpreter's lock while it does.
+
+Invariant: an expression that passes `check` is evaluated within about a tenth of a second; one that is refused would
+take longer than that. The check evaluates the expression itself, operation by operation, and looks at the size of the
+operands before each one; it does nothing that `eval` would not do.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MOST_WORK = 5e7
+"""Of one expression, in operations on the digits of Python's integers (30 bits): about 50 ms."""
+
+_DEEP = 500
+"""Operators from which on an expression may be nested so deep that Python refuses it for its depth."""
+
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+
+
+def check(expression: str) -> None:
+    """Refuse an expression that costs too much. What cannot be evaluated at all passes: `eval` says why.
+
+    Raises:
+        ValueError: it costs too much.
+        RecursionError: it is nested too deep.
+    """
+    try:
+        tree = ast.parse(expression.lstrip(" "), mode="eval")
+    except RecursionError:  # `eval` may come one level deeper: too far to leave it to that
+        raise RecursionError("maximum recursion depth exceeded during compilation") from None
+    except (SyntaxError, ValueError, MemoryError):
+        return
+    values: list[Any] = []
+    work = 0.0
+    for node in _in_order_of_evaluation(tree.body):
+        if isinstance(node, ast.Constant):
+            values.append(node.value)
+        elif isinstance(node, ast.Tuple):
+            values.append(())  # an expression without commas has no other
+        elif isinstance(node, ast.BinOp | ast.UnaryOp):
+            operands = [values.pop() for _ in range(2 if isinstance(node, ast.BinOp) else 1)][::-1]
+            work += _work(node.op, operands)
+            if work > _MOST_WORK:
+                raise ValueError("Expression is too large to evaluate")
+            try:
+                values.append(_OPERATORS[type(node.op)](*operands))
+            except (ArithmeticError, TypeError, ValueError, MemoryError):
+                return
+        else:
+            return  # a number that is called like a function: here `eval` raises
+
+
+def is_deep(expression: str) -> bool:
+    """Whether it depends on the depth of the caller's stack if Python can evaluate the expression."""
+    return sum(map(expression.count, "+-*/(")) > _DEEP
+
+
+def _in_order_of_evaluation(tree: ast.expr) -> Iterator[ast.expr]:
+    """Each expression after its operands. Not recursive: the tree may be deeper than the stack."""
+    found: list[ast.expr] = []
+    todo: list[ast.expr] = [tree]
+    while todo:
+        node = todo.pop()
+        found.append(node)
+        todo.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
+    return reversed(found)
+
+
+def _work(operation: ast.AST, operands: list[Any]) -> float:
+    if len(operands) < 2 or not all(isinstance(operand, int) for operand in operands):
+        return 1.0
+    left, right = operands
+    m, n = left.bit_length() / 30 + 1, right.bit_length() / 30 + 1
+    if isinstance(operation, ast.Pow):
+        if right < 0:
+            return m + n  # of floats
+        return m + n if abs(left) < 2 else _of_product(left.bit_length() * right / 30)
+    if isinstance(operation, ast.Mult):
+        return min(m * n, _of_product(max(m, n)))
+    if isinstance(operation, ast.Div | ast.FloorDiv):
+        return max(m - n, 1.0) * n
+    return m + n
+
+
+def _of_product(digits: float) -> float:
+    """Python multiplies large integers after Karatsuba."""
+    return 4 * min(digits, 1e9) ** 1.6
