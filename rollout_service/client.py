@@ -374,9 +374,10 @@ def connect(address: str | None, namespace: str) -> None:
     """Connect this process to a Ray cluster, or start one of its own (None).
 
     Raises:
-        ServiceError: there is no cluster at the address, or none can be started.
+        ServiceError: there is no cluster at the address, it wants a token, or none can be started.
     """
     import ray
+    from ray.exceptions import AuthenticationError, RayError
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's advice, against a warning per process
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
@@ -386,12 +387,16 @@ def connect(address: str | None, namespace: str) -> None:
         else:
             _reach(address)
             ray.init(address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        said = (
+            error.message if isinstance(error, AuthenticationError) else first_line(error)
+        )  # without Ray's own advice
         where = "this machine" if address is None else f"a Ray cluster at {address!r}"
         raise ServiceError(
-            f"Cannot connect to {where}: {first_line(error)}",
-            "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token and its token in "
-            "~/.ray/auth_token. Leave the address out for an embedded service.",
+            f"Cannot connect to {where}: {said.rstrip('.')}.",
+            "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token, and its token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
+            "Leave the address out for an embedded service.",
         ) from error
 
 

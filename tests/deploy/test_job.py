@@ -1,23 +1,42 @@
-"""The main job through `ray job submit`, on a real cluster of its own: `ray start --head`, dashboard included."""
+"""The main job on a cluster, by the commands that the README gives for a fresh machine, run as they stand there.
+
+Only the ports, the place of the files and the number of episodes are others: the machine has other clusters too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
+import re
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rollout_service import storage
 
-BIN = Path(sys.executable).parent
+README = Path(__file__).parents[2] / "README.md"
+
+
+def commands() -> tuple[str, str]:
+    """What the README says: how to start a head, and how to submit."""
+    section = re.search(r"^## The main job on a cluster$(.*?)^## ", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert section is not None
+    start, submit = re.findall(r"^```bash$(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    return start, submit
+
+
+def changed(text: str, changes: dict[str, str]) -> str:
+    """The text with other words in the place of some, each of which it has."""
+    for old, new in changes.items():
+        assert old in text, f"the README's command has no {old!r}"
+        text = text.replace(old, new)
+    return text
 
 
 def free_port() -> int:
@@ -26,94 +45,79 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Machine:
+    """A head that was started in a home of its own, where there was nothing."""
+
+    dashboard: str
+    environment: dict[str, str]
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run it in bash, as its user would."""
+        command = ["bash", "-euc", script]
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=self.environment)
+
+
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory) -> Iterator[str]:
-    """Address of the dashboard of a head node that was started for these tests."""
+def machine(tmp_path_factory) -> Iterator[Machine]:
     # Ray puts sockets under its temporary folder, whose names may have 107 bytes: pytest's own is too long.
     folder = f"/tmp/ray-job-test-{os.getpid()}"
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_A", "ROLLOUT_", "TAU2_"))}
+    home, path = str(tmp_path_factory.mktemp("home")), f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     port = free_port()
+    fresh = Machine(f"http://127.0.0.1:{port}", others | {"HOME": home, "PATH": path})
     options = {
         "--port": free_port(),
         "--dashboard-port": port,
-        "--dashboard-host": "127.0.0.1",
         "--ray-client-server-port": free_port(),
         "--dashboard-agent-listen-port": free_port(),
         "--metrics-export-port": free_port(),
         "--num-cpus": 2,
         "--temp-dir": folder,
     }
-    arguments = [f"{name}={value}" for name, value in options.items()]
-    log = tmp_path_factory.mktemp("head") / "log"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "ROLLOUT_", "TAU2_"))}
-    with log.open("w") as output:
-        head = subprocess.Popen(
-            [
-                BIN / "ray",
-                "start",
-                "--head",
-                "--block",
-                "--include-dashboard=true",
-                "--disable-usage-stats",
-                *arguments,
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-        )
+    arguments = " ".join(f"{name}={value}" for name, value in options.items())
     try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while not _answers(address):
-            assert head.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield address
+        started = fresh.run(changed(commands()[0], {"ray start --head": f"ray start --head {arguments}"}))
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield fresh
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        for process in psutil.process_iter(["cmdline"]):  # `ray stop` would stop every cluster of the machine
+            if any(folder in word for word in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
 
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address + "/api/version", timeout=2)
-    except urllib.error.HTTPError:
-        return True  # it wants a token: it is up
-    except OSError:
-        return False
-    return True
+def submit(machine: Machine, changes: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    start, command = commands()
+    exports = "\n".join(re.findall(r"^export .*$", start, re.MULTILINE))
+    return machine.run(exports + changed(command, {"http://HEAD:8265": machine.dashboard} | changes))
 
 
-def submit(dashboard: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        BIN / "ray",
-        "job",
-        "submit",
-        "--address",
-        dashboard,
-        "--",
-        sys.executable,
-        "-m",
-        "deploy.job",
-        *arguments,
-    ]
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}  # a new cluster asks for the token that `ray start` made
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
-
-
-def test_the_main_job_runs_on_the_cluster_that_it_is_submitted_to(dashboard, tmp_path):
-    path = tmp_path / "job.jsonl"
-    done = submit(dashboard, "-n", "6", "--group-size", "2", "--domain", "mock", "--output", str(path))
+def test_the_readme_s_commands_run_the_main_job_on_a_fresh_machine(machine, tmp_path):
+    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\n")
+    done = submit(machine, {"--n 256": "--n 8", "/shared": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    assert "6/6 episodes" in done.stdout
-    assert len(storage.read(path)) == 6
+    assert "8/8 episodes" in done.stdout
+    assert len(storage.read(tmp_path / "retail.parquet")) == 8
 
 
-def test_a_job_with_bad_input_fails_with_the_reason_in_its_log(dashboard):
-    failed = submit(dashboard, "-n", "6", "--domain", "retial")
+def test_a_job_with_bad_input_fails_with_the_reason_in_its_log(machine, tmp_path):
+    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\n")
+    failed = submit(machine, {"--domain retail": "--domain retial", "/shared": str(tmp_path)})
     assert failed.returncode != 0
     assert "there is no domain 'retial'" in failed.stdout + failed.stderr
+
+
+def test_a_client_without_the_cluster_s_token_is_told_which_variable_and_file_hold_it(tmp_path):
+    """Ray itself looks for the token before it asks the cluster."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        code = f"from rollout_service import RolloutClient; RolloutClient('127.0.0.1:{listening.getsockname()[1]}')"
+        others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
+        environment = others | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ServiceError: Cannot connect to a Ray cluster at '127.0.0.1:" in last
+    assert "no authentication token was found" in last
+    assert "RAY_AUTH_MODE=token, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token`" in last
