@@ -99,7 +99,7 @@ class Coordinator:
         """Set once an actor is ready, or none of those that were starting came up."""
 
     async def check(self) -> None:
-        """Everything that can be refused before anything is started: tokenizer, keys, task selection.
+        """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection.
 
         Raises:
             RolloutError: what cannot be used, and what to do.
@@ -109,9 +109,11 @@ class Coordinator:
     def _check(self) -> None:
         from rollout_service.chat import ChatCodec
         from rollout_service.config import secret
+        from rollout_service.policy.context import check_sampling
         from rollout_service.tau2 import tasks
 
         config = self._config
+        check_sampling(config.policy, config.policy.sampling)
         ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
         if config.user_kind == "llm":
             from rollout_service.tau2 import users

@@ -32,14 +32,17 @@ class Planner:
 
         Raises:
             TaskError: unknown tasks, n not divisible by the group size.
-            RolloutError: tasks unfit for the agent.
+            RolloutError: tasks unfit for the agent, or sampling settings unfit for the model.
         """
+        from rollout_service.policy.context import check_sampling
         from rollout_service.tau2 import agent, tasks
 
         for name in ("group_size", "groups_per_update"):
             value = getattr(request, name)
             if value is not None and value < 1:
                 raise TaskError(f"{name} is {value}.", "It must be at least 1.")
+        if request.sampling is not None:
+            check_sampling(self._config.policy, request.sampling)
         seed, sampler = self._sampler(request)
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
         if n < 1 or n % request.group_size:

@@ -29,6 +29,10 @@ class Engine(Protocol):
 
         Returns:
             A turn, or what an `interrupt` left of one: finish reason `abort`, possibly no token.
+
+        Raises:
+            RequestError: the engine cannot do it; refused before the engine was touched.
+            Exception: it failed; the turns that run beside it go on, unless the replica ends.
         """
         ...
 

@@ -1,7 +1,8 @@
 """A continuous batch: turns that are sampled together, one token each per step, joining and leaving between any two.
 
 Invariant: what a turn reuses of others' keys and values is of the very tokens that it has, from the first on. So what
-runs beside a turn changes when a token is sampled, never the distribution that it is sampled from.
+runs beside a turn changes when a token is sampled, never the distribution that it is sampled from. A turn that the
+model fails on ends alone: those that ran beside it go on.
 
 For one thread; only `Turn.done` is shared.
 """
@@ -106,22 +107,35 @@ class Batch:
     def step(self, version: int) -> None:
         """Feed the running turns, and sample a token, by weights of that version, of each that has been fed whole.
 
-        What goes wrong in the model becomes the answer of every turn that runs.
+        A turn that the model fails on is answered with the error.
+
+        Raises:
+            Exception: the device can do nothing any more.
         """
         self._admit()
         if not self._running:
             return
         try:
-            fed = self._portions()
-            logits = self._model.forward([(turn.context, count) for turn, count in fed])
-            ready = [turn for turn, _ in fed if not turn.pending]
-            sampled = sample(logits, [turn.sampling for turn in ready])
-        except Exception as error:
-            for turn in self._running:
-                turn.fail(error)
-            self._running.clear()
+            self._advance(self._portions(), version)
+        except Exception:
             self._kept.clear()  # it may be memory that is missing
-            return
+            self._model.see_that_it_works()
+            for turn in self._running.copy():  # each alone, to find the one that it was
+                self._advance_alone(turn, version)
+
+    def _advance_alone(self, turn: Turn, version: int) -> None:
+        turn.context.rewind()
+        try:
+            self._advance([(turn, min(turn.pending, _STEP_TOKENS))], version)
+        except Exception as error:
+            self._running.remove(turn)
+            turn.fail(error)
+            self._model.see_that_it_works()
+
+    def _advance(self, fed: list[tuple[Turn, int]], version: int) -> None:
+        logits = self._model.forward([(turn.context, count) for turn, count in fed])
+        ready = [turn for turn, _ in fed if not turn.pending]
+        sampled = sample(logits, [turn.sampling for turn in ready])
         for turn, token, logprob in zip(ready, *sampled, strict=True):
             reason = turn.take(token, logprob, version)
             if reason:

@@ -60,6 +60,10 @@ class Context:
         self.seen, self.bytes = 0, 0
         self._layers.clear()
 
+    def rewind(self) -> None:
+        """Have not seen the last token, so that what follows it can be computed again."""
+        self.seen = min(self.seen, self.size - 1)
+
     def common(self, other: Context) -> int:
         """How many tokens from the first on `other` has seen that are this one's too, the last of this one left out:
         what follows it is only known once the model sees it."""
@@ -139,6 +143,10 @@ class PackedModel:
         for context, count in parts:
             context.seen += count
         return logits[0].float()
+
+    def see_that_it_works(self) -> None:
+        """Raise what the device says if it can do nothing any more: after some errors of CUDA it cannot."""
+        torch.zeros(1, device=self.device).add_(1).item()
 
     def _prove(self) -> None:
         """Compare a packed pass with a plain one, on two sequences, one of them fed in two pieces."""

@@ -28,7 +28,7 @@ from deploy.engines import parameters, processes
 from deploy.engines.launch import launch
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation, RequestError, Sampling, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
@@ -73,7 +73,8 @@ class SglangEngine:
         self._busy_since = time.time()
         self._closing = False
         threading.Thread(target=self._end_with, args=(multiprocessing.active_children(),), daemon=True).start()
-        wanted, taken = context_length(policy), int(self._manager.context_len)
+        self._context_length = wanted = context_length(policy)
+        taken = int(self._manager.context_len)
         if wanted > taken:
             self.close()
             raise ConfigError(
@@ -85,6 +86,8 @@ class SglangEngine:
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
     ) -> Generation:
         """Sample one turn, see `Engine`."""
+        vocabulary = int(self._manager.model_config.vocab_size)
+        check_request(input_ids, sampling, vocabulary=vocabulary, context_length=self._context_length)
         rid = uuid.uuid4().hex
         if not self._manager.rid_to_state:
             self._busy_since = time.time()
@@ -95,6 +98,8 @@ class SglangEngine:
         except asyncio.CancelledError:
             self._manager.abort_request(rid=rid)
             raise
+        except ValueError as error:  # SGLang's own word for a request that it refuses
+            raise RequestError(str(error)) from error
         return ended_by(from_answer(answer), () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:

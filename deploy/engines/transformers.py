@@ -29,7 +29,7 @@ from deploy.engines.packed import Context, PackedModel
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation, Sampling, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -106,16 +106,10 @@ class TransformersEngine:
         """Sample one turn, see `Engine`.
 
         Raises:
-            ValueError: no input, ids that the model does not know, or more than the context holds.
-            Exception: what went wrong in the model; every turn in flight then fails with it.
+            RequestError: no input, ids that the model does not know, or more than the context holds.
+            Exception: what went wrong in the model with this turn.
         """
-        if not len(input_ids) or input_ids.min() < 0 or input_ids.max() >= self._vocabulary:
-            raise ValueError(f"input_ids must be ids from 0 to {self._vocabulary - 1}, one at least")
-        if len(input_ids) + sampling.max_new_tokens > self._context_length:
-            raise ValueError(
-                f"{len(input_ids)} input_ids and max_new_tokens of {sampling.max_new_tokens} are more than the context "
-                f"of {self._context_length} tokens"
-            )
+        check_request(input_ids, sampling, vocabulary=self._vocabulary, context_length=self._context_length)
         stops = frozenset() if sampling.ignore_eos else self._stops.union(sampling.stop_token_ids)
         turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops)
         self._post(turn)

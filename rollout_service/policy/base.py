@@ -1,35 +1,99 @@
 """The contract between an episode and whatever samples its turns.
 
 Invariant: a `Generation`'s three arrays are aligned and come from the engine together. No layer between the engine
-and the ledger may decode, trim or re-encode them.
+and the ledger may decode, trim or re-encode them. No number reaches an engine that is outside the range that every
+engine computes with: `Sampling` holds what needs no model, `check_request` what does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+LARGEST_INT = 2**31 - 1
+"""Engines keep these numbers as int32."""
+
+_SMALLEST = 1e-6
+"""A smaller temperature is greedy to SGLang, without a word; a smaller top-p is 0 in float32 soon."""
+
 
 class Sampling(BaseModel):
-    """How the policy samples, in SGLang's names."""
+    """How the policy samples, in SGLang's names. Every number is one that each engine computes with as it stands."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: float = Field(1.0, ge=0.0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(-1, ge=-1, description="-1 or 0: no limit")
-    max_new_tokens: int = Field(2048, ge=1, description="per turn; a turn cut by it is marked `length`")
-    stop_token_ids: tuple[int, ...] = Field((), description="end a turn, besides those that the model itself names")
+    temperature: float = Field(1.0, ge=0.0, le=1e6, description="0 is greedy; else 1e-6 at least")
+    top_p: float = Field(1.0, ge=_SMALLEST, le=1.0)
+    top_k: int = Field(-1, ge=-1, le=LARGEST_INT, description="-1 or 0: no limit")
+    max_new_tokens: int = Field(2048, ge=1, le=LARGEST_INT, description="per turn; a turn cut by it is marked `length`")
+    stop_token_ids: tuple[Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)], ...] = Field(
+        (), max_length=1024, description="of the model's vocabulary; end a turn, besides those that the model names"
+    )
     ignore_eos: bool = Field(False, description="sample max_new_tokens whatever comes, as benchmarks do")
+
+    @field_validator("temperature", "top_p", "top_k", "max_new_tokens", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is not a number")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_or_warm(cls, value: float) -> float:
+        if 0 < value < _SMALLEST:
+            raise ValueError(f"{value} is neither 0, which is greedy, nor {_SMALLEST} at least")
+        return value
 
     @field_validator("top_k")
     @classmethod
     def _no_limit(cls, value: int) -> int:
         return value or -1  # SGLang refuses 0
+
+
+class RequestError(ValueError):
+    """The engine cannot do what is asked for, now or later; names the field. Asking again is of no use."""
+
+
+def check_request(
+    input_ids: npt.NDArray[np.int32], sampling: Sampling, *, vocabulary: int, context_length: int
+) -> None:
+    """See, before an engine is given a request, that its model can answer it.
+
+    Args:
+        input_ids: int32[n], the prompt.
+        vocabulary: rows of the model's embedding.
+        context_length: tokens that the engine takes, prompt and turn together.
+
+    Raises:
+        RequestError: no input, an id from outside, which would end some engines and every turn with them, or more
+            tokens than the engine takes.
+    """
+    if not len(input_ids):
+        raise RequestError("input_ids is empty: give one id at least")
+    refuse_unknown_ids(input_ids, vocabulary, "input_ids")
+    refuse_unknown_ids(sampling.stop_token_ids, vocabulary, "stop_token_ids")
+    if len(input_ids) + sampling.max_new_tokens > context_length:
+        raise RequestError(
+            f"{len(input_ids)} input_ids and max_new_tokens of {sampling.max_new_tokens} are more than the context of "
+            f"{context_length} tokens"
+        )
+
+
+def refuse_unknown_ids(ids: npt.ArrayLike, vocabulary: int, field: str) -> None:
+    """See that token ids are among the model's, which are 0 to `vocabulary` - 1.
+
+    Raises:
+        RequestError: one is not; names the field.
+    """
+    given = np.asarray(ids, dtype=np.int64)
+    unknown = given[(given < 0) | (given >= vocabulary)]
+    if len(unknown):
+        raise RequestError(f"{field} has {unknown[0]}; the model's ids are 0 to {vocabulary - 1}")
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,8 @@
 """The policy behind a Ray Serve handle.
 
-Invariant: a turn whose replica is lost is asked of another one, with the same tokens: nothing of it was recorded. Any
-other failure is the episode's fault `policy`.
+Invariant: a turn whose replica is lost is asked of another one, with the same tokens: nothing of it was recorded; see
+`patience` for the turn that ends every replica. What an engine refuses is not tried again, not as another attempt
+either. Any other failure is the episode's fault `policy`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.patience import LostTurnError, asked_again
+from rollout_service.errors import EpisodeFault, FaultKind, first_line
+from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -38,7 +40,7 @@ class ServePolicy:
         from ray import serve  # here, in one thread: threads that import it at once can find it half made
 
         self._find = functools.partial(serve.get_deployment_handle, deployment, application)
-        self._retry_seconds = retry_seconds
+        self._patience = Patience(retry_seconds)
 
     @functools.cached_property
     def _handle(self) -> Any:
@@ -49,8 +51,8 @@ class ServePolicy:
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica."""
         handle = self._handle.options(session_id=session_id)
-        return await asked_again(
-            lambda: self._ask(handle.generate.remote(input_ids, sampling, metadata)), self._retry_seconds
+        return await self._patience.asked_again(
+            lambda: self._ask(handle.generate.remote(input_ids, sampling, metadata))
         )
 
     @staticmethod
@@ -63,6 +65,13 @@ class ServePolicy:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
+        except RayActorError as error:
+            if error.preempted:  # its machine was taken away
+                raise LostTurnError from error
+            raise DeadEngineError(str(error.actor_id)) from error
+        except (BackPressureError, DeploymentUnavailableError) as error:
             raise LostTurnError from error
+        except RequestError as error:
+            said = first_line(getattr(error, "cause", error))  # without the replica's traceback
+            raise EpisodeFault(FaultKind.POLICY, said, error="RequestError", retryable=False) from error
         return generation

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.patience import LostTurnError, asked_again
+from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.sglang_format import from_answer, to_payload
 
@@ -45,7 +45,7 @@ class SglangHttpPolicy:
             retry_seconds: how long one turn is asked for again while the endpoint cannot take it.
         """
         self._url = url.rstrip("/")
-        self._retry_seconds = retry_seconds
+        self._patience = Patience(retry_seconds)
         self._aborts: set[asyncio.Task[None]] = set()
 
     @functools.cached_property
@@ -62,7 +62,7 @@ class SglangHttpPolicy:
         least = metadata.get("min_version", 0)
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            return await asked_again(functools.partial(self._ask, prompt, how, session_id, least), self._retry_seconds)
+            return await self._patience.asked_again(functools.partial(self._ask, prompt, how, session_id, least))
 
         return await resumed(sample, input_ids, sampling)
 
@@ -84,9 +84,11 @@ class SglangHttpPolicy:
                 if response.status != HTTPStatus.OK:
                     raise ValueError(await _said(response, self._url))
                 part = from_answer(await response.json(content_type=None))
-        except (aiohttp.ClientError, OSError) as error:
-            self._abort(rid)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {error or type(error).__name__}")
+        except (aiohttp.ClientError, OSError) as error:  # it had the turn
+            self._abort(rid)
+            raise DeadEngineError(rid) from ConnectionError(f"{self._url} was lost: {error or type(error).__name__}")
         except asyncio.CancelledError:
             self._abort(rid)
             raise

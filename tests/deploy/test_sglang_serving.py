@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rollout_service.client import RolloutClient
-from rollout_service.errors import WeightError
+from rollout_service.errors import EpisodeFault, WeightError
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.verify import verify
@@ -114,6 +114,40 @@ def test_sessions_are_spread_evenly_and_stay(service):
         return cached
 
     assert all(first == 0 and second >= 299 and third > second for first, second, third in asyncio.run(served()))
+
+
+def test_requests_that_would_end_an_engine_are_refused_and_cost_no_other_turn_anything(service):
+    policy = ServePolicy("sglang-policy", retry_seconds=60)
+    before = sorted(state.replica for state in service.replicas())
+
+    async def asked() -> list:
+        whole = [
+            policy.generate(
+                np.arange(100, 150, dtype=np.int32), Sampling(max_new_tokens=200, ignore_eos=True), f"w{i}", {}
+            )
+            for i in range(8)
+        ]
+        ids = [[100, 4096], [2**31 - 1], [-1], [100]]
+        stops: list[tuple[int, ...]] = [(), (), (), (2**31 - 1,)]
+        bad = [
+            policy.generate(np.array(prompt, dtype=np.int32), Sampling(stop_token_ids=stop), f"b{i}", {})
+            for i, (prompt, stop) in enumerate(zip(ids, stops, strict=True))
+        ]
+        widest = Sampling(temperature=1e6, top_p=1.0, top_k=2**31 - 1, max_new_tokens=20, ignore_eos=True)
+        narrowest = Sampling(temperature=1e-6, top_p=1e-6, top_k=1, max_new_tokens=20, ignore_eos=True)
+        edges = [policy.generate(np.array([100], np.int32), how, "e", {}) for how in (widest, narrowest)]
+        return await asyncio.gather(*whole, *edges, *bad, return_exceptions=True)
+
+    answers = asyncio.run(asked())
+    assert [len(turn.token_ids) for turn in answers[:8]] == [200] * 8
+    for turn in answers[8:10]:
+        turn.check()
+        assert len(turn.token_ids) == 20
+    for fault in answers[10:]:
+        assert isinstance(fault, EpisodeFault)
+        assert (fault.fault.error, fault.fault.retryable) == ("RequestError", False)
+        assert "the model's ids are 0 to 4095" in fault.fault.message
+    assert sorted(state.replica for state in service.replicas()) == before
 
 
 @pytest.mark.parametrize("mode", ["drain", "abort_and_resume"])

@@ -18,12 +18,12 @@ import torch
 import transformers
 from torch import distributed
 
-from deploy.engines import packed, parameters
+from deploy.engines import batch, packed, parameters
 from deploy.engines.transformers import TransformersEngine
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -209,9 +209,11 @@ async def test_a_turn_ends_with_the_models_own_end_of_turn(start, old, tmp_path)
 
 async def test_ids_that_the_model_does_not_know_fail_their_own_request_only(engine):
     good = sample(engine, prompt(9), max_new_tokens=20)
-    for bad in (np.array([], dtype=np.int32), np.array([3, 4096], dtype=np.int32), np.array([-1], dtype=np.int32)):
-        with pytest.raises(ValueError, match="from 0 to 4095"):
-            await sample(engine, bad)
+    for bad, word in (([], "is empty"), ([3, 4096], "has 4096; .* are 0 to 4095"), ([-1], "has -1; .* are 0 to 4095")):
+        with pytest.raises(RequestError, match=f"^input_ids {word}"):
+            await sample(engine, np.array(bad, dtype=np.int32))
+    with pytest.raises(RequestError, match=r"^stop_token_ids has 4096; the model's ids are 0 to 4095$"):
+        await sample(engine, prompt(9), stop_token_ids=(5, 4096))
     assert len((await good).token_ids) == 20
 
 
@@ -266,7 +268,9 @@ async def test_a_cancelled_turn_leaves_the_batch(engine):
 
 
 async def test_a_turn_beyond_the_context_is_refused(engine):
-    with pytest.raises(ValueError, match="10 input_ids and max_new_tokens of 65527 are more than the context of 65536"):
+    with pytest.raises(
+        RequestError, match="10 input_ids and max_new_tokens of 65527 are more than the context of 65536"
+    ):
         await sample(engine, prompt(10), max_new_tokens=65_527)
 
 
@@ -557,6 +561,53 @@ async def test_an_error_in_the_model_fails_the_turns_in_flight_only(engine, old,
     assert [str(answer) for answer in answers] == ["none left"] * 3
     engine.check_health()
     await assert_serves(engine, old, 0)
+
+
+@pytest.mark.parametrize("broken", ["forward", "sample"])
+async def test_a_turn_that_the_model_fails_on_fails_alone_and_the_others_go_on_exactly(
+    engine, old, monkeypatch, broken
+):
+    """Whether it is fed or sampled: the others' tokens are still those of a plain forward pass."""
+    forward, sampling = engine._batch._model.forward, batch.sample
+
+    def fails_on_seven(parts: Any) -> torch.Tensor:
+        if any(context.since(0)[0] == 7 for context, _ in parts):
+            raise RuntimeError("device-side assert")
+        return forward(parts)
+
+    def fails_when_cold(logits: torch.Tensor, how: list[Sampling]) -> Any:
+        if any(one.temperature == 0.125 for one in how):
+            raise RuntimeError("device-side assert")
+        return sampling(logits, how)
+
+    if broken == "forward":
+        monkeypatch.setattr(engine._batch._model, "forward", fails_on_seven)
+    else:
+        monkeypatch.setattr(batch, "sample", fails_when_cold)
+    prompts = [prompt(30 + 200 * number, seed=number) for number in range(4)]
+    others = [sample(engine, ids, max_new_tokens=40, ignore_eos=True) for ids in prompts]
+    await until(lambda: sampled(engine) > 8)
+    culprit = sample(engine, np.array([7, 8, 9], dtype=np.int32), temperature=0.125)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        await culprit
+    for ids, turn in zip(prompts, await asyncio.gather(*others), strict=True):
+        assert len(turn.token_ids) == 40
+        assert_scored(turn, old, ids)
+    engine.check_health()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_whose_device_can_do_nothing_any_more_ends(engine, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(engine._batch._model, "forward", broken)
+    monkeypatch.setattr(engine._batch._model, "see_that_it_works", broken)
+    with pytest.raises(RuntimeError, match="ended"):
+        await sample(engine, prompt(5))
+    await until(lambda: not engine._thread.is_alive())
+    with pytest.raises(RuntimeError, match="ended"):
+        engine.check_health()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,4 +1,4 @@
-"""How many tokens the policy takes: what the configuration says, then what the model's own files say."""
+"""How many tokens the policy takes, and which: what the configuration says, then what the model's own files say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError
-from rollout_service.policy.context import WITHOUT_MODEL, context_length
+from rollout_service.policy.base import Sampling
+from rollout_service.policy.context import WITHOUT_MODEL, check_sampling, context_length, vocabulary
 from tests.support import tiny_model
 
 SERVED = ("sglang", "transformers")
@@ -88,3 +89,19 @@ def test_a_model_that_could_not_be_read_can_be_mended(tmp_path):
         context_length(policy)
     folder(tmp_path, json.dumps({"model_type": "qwen3", "max_position_embeddings": 999}))
     assert context_length(policy) == 999
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_the_model_s_ids_are_the_rows_of_its_embedding(model, engine):
+    assert vocabulary(Policy(engine=engine, model=model)) == 4096
+    assert vocabulary(Policy()) is None
+    assert vocabulary(Policy(engine="http", url="http://there", tokenizer="/nowhere", model="/nowhere")) is None
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_a_token_that_ends_turns_must_be_one_of_the_model_s(model, engine):
+    policy = Policy(engine=engine, model=model)
+    check_sampling(policy, Sampling(stop_token_ids=(0, 4095)))
+    with pytest.raises(ConfigError, match=r"policy.sampling.stop_token_ids has 4096; the model's ids are 0 to 4095"):
+        check_sampling(policy, Sampling(stop_token_ids=(7, 4096)))
+    check_sampling(Policy(), Sampling(stop_token_ids=(10**9,)))

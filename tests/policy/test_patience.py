@@ -1,4 +1,4 @@
-"""A lost turn is asked for again, and for no longer than was said; nothing else is."""
+"""A lost turn is asked for again, for no longer than was said, and of three engines at most; nothing else is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_service.errors import EpisodeFault
 from rollout_service.policy import patience
 from rollout_service.policy.base import Generation
-from rollout_service.policy.patience import LostTurnError, asked_again
+from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
 TURN = Generation(np.asarray([1], np.int32), np.asarray([-1], np.float32), np.asarray([0], np.int32), "stop")
 
@@ -42,7 +43,7 @@ def short_waits(monkeypatch) -> None:
 @pytest.mark.parametrize("failures", [0, 1, 4])
 async def test_a_lost_turn_is_asked_for_again_until_it_comes(failures):
     ask = Flaky(failures)
-    assert await asked_again(ask, 60) is TURN
+    assert await Patience(60).asked_again(ask) is TURN
     assert ask.asked == failures + 1
 
 
@@ -50,7 +51,7 @@ async def test_a_lost_turn_is_asked_for_again_until_it_comes(failures):
 async def test_it_gives_up_with_the_last_cause_when_the_time_is_over():
     ask, start = Flaky(float("inf")), time.monotonic()
     with pytest.raises(ConnectionError) as raised:
-        await asked_again(ask, 0.02)
+        await Patience(0.02).asked_again(ask)
     assert ask.asked > 1
     assert str(raised.value) == f"loss {ask.asked}"
     assert 0.01 < time.monotonic() - start < 1
@@ -59,7 +60,7 @@ async def test_it_gives_up_with_the_last_cause_when_the_time_is_over():
 async def test_it_asks_once_when_no_time_is_given():
     ask = Flaky(float("inf"))
     with pytest.raises(ConnectionError, match="loss 1"):
-        await asked_again(ask, 0)
+        await Patience(0).asked_again(ask)
     assert ask.asked == 1
 
 
@@ -68,7 +69,7 @@ async def test_a_loss_without_a_cause_is_raised_itself():
         raise LostTurnError("for no reason")
 
     with pytest.raises(LostTurnError, match="for no reason"):
-        await asked_again(ask, 0)
+        await Patience(0).asked_again(ask)
 
 
 @pytest.mark.parametrize("error", [ValueError("bad prompt"), ConnectionError("not said to be lost"), KeyError("x")])
@@ -80,7 +81,7 @@ async def test_any_other_error_passes_at_once(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        await asked_again(ask, 60)
+        await Patience(60).asked_again(ask)
     assert (raised.value, len(asked)) == (error, 1)
 
 
@@ -93,7 +94,7 @@ async def test_another_error_after_lost_turns_passes_too():
         raise ValueError("refused")
 
     with pytest.raises(ValueError, match="refused"):
-        await asked_again(refuses_at_last, 60)
+        await Patience(60).asked_again(refuses_at_last)
     assert ask.asked == 3
 
 
@@ -107,7 +108,7 @@ async def test_cancelling_it_while_it_asks_cancels_what_is_asked():
             cancelled.append(1)
             raise
 
-    task = asyncio.create_task(asked_again(ask, 60))
+    task = asyncio.create_task(Patience(60).asked_again(ask))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -117,7 +118,7 @@ async def test_cancelling_it_while_it_asks_cancels_what_is_asked():
 
 async def test_cancelling_it_while_it_waits_asks_no_more():
     ask = Flaky(float("inf"))
-    task = asyncio.create_task(asked_again(ask, 60))
+    task = asyncio.create_task(Patience(60).asked_again(ask))
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
@@ -152,9 +153,9 @@ def test_on_any_clock_it_waits_longer_each_time_and_is_over_in_time(seconds, las
         clock.now += wait
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "asyncio", SimpleNamespace(sleep=sleep))
+        patch.setattr(patience, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
         patch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        (outcome,) = asyncio.run(gathered(asked_again(ask, seconds)))
+        (outcome,) = asyncio.run(gathered(Patience(seconds).asked_again(ask)))
     upper = [min(5.0, 0.1 * 2**i) for i in range(len(asks))]
     for wait, longest in zip(waits, upper, strict=False):
         assert longest / 2 <= wait <= longest
@@ -165,3 +166,75 @@ def test_on_any_clock_it_waits_longer_each_time_and_is_over_in_time(seconds, las
     else:
         assert str(outcome) == f"loss {len(asks)}"
         assert losses[-1] + upper[len(asks) - 1] > losses[0] + seconds, "there was time to ask once more"
+
+
+class Fleet:
+    """Replicas that die of one turn, the culprit, with all that they have. There is always another one."""
+
+    def __init__(self, replicas: int) -> None:
+        self.generation = [0] * replicas
+        self.deaths: list[asyncio.Event] = [asyncio.Event() for _ in range(replicas)]
+        self.answered: list[int] = []
+
+    async def ask(self, turn: int) -> Generation:
+        place = turn % len(self.deaths)
+        death, name = self.deaths[place], f"{place}-{self.generation[place]}"
+        await asyncio.sleep(0)
+        if turn == 0:
+            self.deaths[place] = asyncio.Event()
+            self.generation[place] += 1
+            death.set()
+        try:
+            await asyncio.wait_for(death.wait(), 0.005)
+        except TimeoutError:
+            self.answered.append(turn)
+            return TURN
+        raise DeadEngineError(name) from ConnectionError(f"replica {name} is gone")
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_turn_that_ends_every_engine_is_given_up_and_all_others_come(replicas):
+    fleet, caller = Fleet(replicas), Patience(60)
+    turns = [caller.asked_again(lambda turn=turn: fleet.ask(turn)) for turn in range(20)]
+    culprit, *others = await asyncio.gather(*turns, return_exceptions=True)
+    assert isinstance(culprit, EpisodeFault)
+    assert (culprit.fault.kind, culprit.fault.retryable, culprit.fault.error) == ("policy", False, "ConnectionError")
+    assert "3 engines ended while they had this turn" in culprit.fault.message
+    assert others == [TURN] * 19
+    assert sum(fleet.generation) == 3
+
+
+@pytest.mark.usefixtures("short_waits")
+async def test_an_engine_that_ended_once_is_counted_once_however_often_it_is_heard_of():
+    asked = 0
+
+    async def ask() -> Generation:
+        nonlocal asked
+        asked += 1
+        if asked > 10:
+            return TURN
+        raise DeadEngineError("the same") from ConnectionError("gone")
+
+    assert await Patience(60).asked_again(ask) is TURN
+
+
+@given(losses=st.lists(st.sampled_from([None, "a", "b", "c", "d"]), max_size=12))
+@settings(deadline=None)
+def test_a_turn_is_given_up_at_the_third_engine_and_never_before(losses):
+    asked = []
+
+    async def ask() -> Generation:
+        asked.append(1)
+        if len(asked) > len(losses):
+            return TURN
+        engine = losses[len(asked) - 1]
+        raise (DeadEngineError(engine) if engine else LostTurnError()) from ConnectionError("lost")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "_FIRST_WAIT_SECONDS", 1e-6)
+        patch.setattr(patience, "_LONGEST_WAIT_SECONDS", 1e-6)
+        (outcome,) = asyncio.run(gathered(Patience(60).asked_again(ask)))
+    ends = [i for i in range(len(losses)) if len({engine for engine in losses[: i + 1] if engine}) == 3]
+    assert isinstance(outcome, EpisodeFault) if ends else outcome is TURN
+    assert len(asked) == (ends[0] if ends else len(losses)) + 1
