@@ -1,7 +1,8 @@
 """What a policy replica answers over HTTP: SGLang's `/generate`, `/model_info` and `/health`.
 
 Invariant: an HTTP client gets exactly what a handle gets, in SGLang's format. A request that cannot be met is refused
-with 400 and the field's name; it costs nobody else anything.
+with 4xx and the field's name; it costs nobody else anything: it has bounds in size and in time, and what takes more
+than a moment, reading a body and writing an answer, is done beside the event loop.
 """
 
 from __future__ import annotations
@@ -11,62 +12,122 @@ import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+import pydantic_core
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from rollout_service.config import Policy
-from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.sglang_format import from_payload, to_answer
+from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.sglang_format import to_answer
+from rollout_service.policy.sglang_request import read_request
+
+_Result = TypeVar("_Result")
 
 Generate = Callable[[npt.NDArray[np.int32], Sampling, dict[str, Any]], Awaitable[Generation]]
+
+_SHORT_BODY = 1 << 16
+"""Bytes that are read in less than a millisecond, and so on the loop: it does not wait behind long ones."""
+
+_SHORT_TURN = 1024
+"""Tokens that are written so."""
+
+_beside = ThreadPoolExecutor(1, thread_name_prefix="http-bodies")
+"""One thread: several would share the interpreter's lock with each other and with the loop, and none be done sooner."""
 
 
 async def respond(request: Request, policy: Policy, generate: Generate, version: int) -> Response:
     """The answer to one request. `version` is that of the replica's weights."""
     match request.method, request.url.path.rsplit("/", 1)[-1]:
         case "POST", "generate":
-            return await _generated(await request.body(), policy, generate)
+            try:
+                return await _generated(request, policy, generate)
+            except RequestError as error:
+                return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+            except HTTPException as error:
+                return _refusal(error.status_code, error.detail)
         case "GET", "health":
             return Response()
         case "GET", "model_info":
-            return JSONResponse({"model_path": policy.model, "weight_version": str(version), "is_generation": True})
-    return _refusal(404, f"there is no {request.method} {request.url.path}; there are generate, model_info and health")
+            return _json({"model_path": policy.model, "weight_version": str(version), "is_generation": True})
+    return _refusal(
+        HTTPStatus.NOT_FOUND,
+        f"there is no {request.method} {request.url.path}; there are generate, model_info and health",
+    )
 
 
-async def _generated(body: bytes, policy: Policy, generate: Generate) -> Response:
+async def _generated(request: Request, policy: Policy, generate: Generate) -> Response:
     if policy.engine == "scripted":
-        return _refusal(400, "the scripted engine plays tasks; it needs an engine with a model to answer tokens")
+        raise RequestError("the scripted engine plays tasks; it needs an engine with a model to answer tokens")
     start = time.perf_counter()
+    body = await _body(request, policy.http_body_bytes, policy.http_body_seconds)
+    asked = await _at_once_if(len(body) <= _SHORT_BODY, read_request, body, policy.http_prompts)
+    tasks = []
     try:
-        payload = json.loads(body)
-        prompts, sampling, batch = from_payload(payload)
-        rids = _rids(payload.get("rid"), len(prompts))
-    except ValueError as error:
-        return _refusal(400, str(error))
-    tasks = [asyncio.ensure_future(generate(prompt, sampling, {})) for prompt in prompts]
-    try:
+        for prompt in asked.prompts:
+            tasks.append(asyncio.ensure_future(generate(prompt, asked.sampling, {})))
+            await asyncio.sleep(0)  # each takes a moment to start: others run between
         generations = await asyncio.gather(*tasks)
-    except ValueError as error:  # the engine's word for a request that it cannot meet: too long a prompt, a bad id
-        return _refusal(400, str(error))
     finally:
         for task in tasks:  # one prompt that is refused ends the others
             task.cancel()
     seconds = time.perf_counter() - start
-    answers = [to_answer(generation, rid, seconds) for generation, rid in zip(generations, rids, strict=True)]
-    return JSONResponse(answers if batch else answers[0])
+    rids = [rid or uuid.uuid4().hex for rid in asked.rids]
+    turns = zip(generations, rids, strict=True)
+    answers = [await _at_once_if(len(turn[0].token_ids) <= _SHORT_TURN, _written, *turn, seconds) for turn in turns]
+    content = b"[" + b",".join(answers) + b"]" if asked.is_batch else answers[0]
+    return Response(content, media_type="application/json")
 
 
-def _rids(given: Any, n: int) -> list[str]:
-    """A request id for each prompt: those that were given, or new ones."""
-    rids = given if isinstance(given, list) else [given] * n
-    if len(rids) != n or not all(rid is None or (isinstance(rid, str) and rid.isprintable()) for rid in rids):
-        raise ValueError("rid must be text, or a list of as many as there are prompts")
-    return [rid or uuid.uuid4().hex for rid in rids]
+async def _at_once_if(is_short: bool, function: Callable[..., _Result], *args: Any) -> _Result:
+    """What the function gives, called beside the event loop unless it is short."""
+    return function(*args) if is_short else await asyncio.get_running_loop().run_in_executor(_beside, function, *args)
+
+
+async def _body(request: Request, largest: int, seconds: float) -> bytes:
+    """The body, read no further than it may be large, and waited for no longer than it may take.
+
+    Raises:
+        HTTPException: it is too large, too slow or cut off.
+    """
+    too_large = HTTPException(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body has more than policy.http_body_bytes={largest}: send fewer prompts at a time",
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and (len(declared) > len(str(largest)) or int(declared) > largest):
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > largest:
+                    raise too_large
+    except TimeoutError:
+        said = f"the body did not come in policy.http_body_seconds={seconds:g}; {size} bytes did"
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, said) from None
+    except ClientDisconnect:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, f"the body ended after {size} bytes") from None
+    return b"".join(parts)
+
+
+def _written(generation: Generation, rid: str, seconds: float) -> bytes:
+    """The JSON of one answer. Takes milliseconds for a long turn."""
+    generation.check()
+    return pydantic_core.to_json(to_answer(generation, rid, seconds))
 
 
 def _refusal(status: int, message: str) -> Response:
-    return JSONResponse({"error": {"message": message}}, status_code=status)
+    return _json({"error": {"message": message}}, status)
+
+
+def _json(content: Any, status: int = HTTPStatus.OK) -> Response:
+    return Response(json.dumps(content), status, media_type="application/json")  # ASCII: what is refused may be no text

@@ -77,23 +77,33 @@ def _deploy(config: RolloutConfig, application: str) -> None:
         return
     http: dict[str, Any] = {"proxy_location": "Disabled"}
     if settings.http_port is not None:
-        http = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": settings.http_port}}
+        options = {"host": settings.http_host, "port": settings.http_port}
+        http = {"proxy_location": "EveryNode", "http_options": options}
     try:
         serve.start(**http)
+        if settings.http_port is not None:
+            _see_that_it_listens(settings)
         target = RunTarget(
             policy.app(config), name=application, route_prefix=None if settings.http_port is None else "/"
         )
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    except (RayServeException, RayError, RuntimeError) as error:
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise ServiceError(
             f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from error
-    if settings.http_port is not None and not serve.status().proxies:
-        raise ServiceError(
-            f"policy.http_port is {settings.http_port}, but Serve runs on this cluster already, and without HTTP.",
-            "Stop it with `serve shutdown`, or start it with a port, before the service.",
-        )
     _wait_until_it_samples(settings, application)
+
+
+def _see_that_it_listens(settings: Policy) -> None:
+    """Serve that runs already keeps its own address, and says so in a log only."""
+    running = serve.context._get_global_client().http_config
+    there = f"at {running.host}:{running.port}" if serve.status().proxies else "without HTTP"
+    asked = f"at {settings.http_host}:{settings.http_port}"
+    if there != asked:
+        raise ServiceError(
+            f"policy.http_host and http_port ask for HTTP {asked}, but Serve runs on this cluster already, {there}.",
+            "Stop it with `serve shutdown`, or ask for the address that it has.",
+        )
 
 
 def _wait_until_it_samples(settings: Policy, application: str) -> None:

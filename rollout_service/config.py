@@ -255,6 +255,14 @@ class Policy(_Section):
     http_port: int | None = Field(
         None, ge=0, le=65535, description="also serve SGLang's /generate over HTTP on every node; null: do not"
     )
+    http_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="where http_port listens on each node; 0.0.0.0: on every address. Whoever reaches it can sample",
+    )
+    http_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="of one request; 413 beyond it")
+    http_body_seconds: float = Field(30.0, gt=0, description="for a body to come; 408 after it")
+    http_prompts: int = Field(256, ge=1, description="of one request; 400 beyond it")
     script: Script = Script()
 
     @model_validator(mode="after")

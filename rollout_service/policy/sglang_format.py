@@ -11,12 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from rollout_service.policy.base import Generation, Sampling
-
-_OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stop"}
-"""Sampling parameters that only concern text, which is neither sent nor returned here. `stop` is allowed if empty."""
 
 
 def sampling_params(sampling: Sampling) -> dict[str, Any]:
@@ -96,42 +92,6 @@ def _number(version: Any) -> int:
     if type(version) is int or (isinstance(version, str) and version.removeprefix("-").isdecimal()):
         return int(version)
     raise ValueError(f"the engine's weight version is {version!r}; it must be an integer")
-
-
-def from_payload(payload: Any) -> tuple[list[npt.NDArray[np.int32]], Sampling, bool]:
-    """What a client asks of `/generate`: the prompts, how to sample, and whether they are a batch.
-
-    Raises:
-        ValueError: it cannot be done here; names the field.
-    """
-    if not isinstance(payload, dict) or "input_ids" not in payload:
-        raise ValueError("input_ids is missing: this endpoint takes token ids, not text")
-    for field in ("stream", "image_data", "audio_data", "lora_path", "return_hidden_states"):
-        if payload.get(field):
-            raise ValueError(f"{field} is not supported here")
-    given = payload.get("sampling_params") or {}
-    if not isinstance(given, dict):
-        raise ValueError("sampling_params must be one object, for all prompts of a batch")
-    if given.get("stop") or given.get("n") not in (None, 1):
-        raise ValueError("sampling_params.stop and n are not supported here: use stop_token_ids, and ask n times")
-    chosen = {name: value for name, value in given.items() if name not in _OF_TEXT | {"n"} and value is not None}
-    if not chosen.get("stop_token_ids", ()):
-        chosen.pop("stop_token_ids", None)
-    chosen.setdefault("max_new_tokens", 128)  # SGLang's default
-    try:
-        sampling = Sampling(**chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"sampling_params.{first['loc'][0]}: {first['msg']}") from None
-    ids = payload["input_ids"]
-    batch = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
-    return [_prompt(item) for item in (ids if batch else [ids])], sampling, batch
-
-
-def _prompt(ids: Any) -> npt.NDArray[np.int32]:
-    if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
-        raise ValueError("input_ids must be a list of token ids, not empty, or a list of such lists")
-    return np.asarray(ids, dtype=np.int32)
 
 
 def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any]:

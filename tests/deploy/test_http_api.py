@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deploy import http_api
 from deploy.http_api import respond
 from rollout_service.config import Policy
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.sglang_format import from_answer, to_payload
+from tests.policy.test_sglang_request import ANYTHING, FIELDS, PARAMETERS
 
 POLICY = Policy(engine="transformers", model="some/model")
+
+
+def some_of(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(names), ANYTHING, max_size=4)
 
 
 class FakeReplica:
@@ -36,7 +45,7 @@ class FakeReplica:
         try:
             await asyncio.sleep(0.001 * len(prompt))  # the longer the prompt the later it is done
             if 666 in prompt:
-                raise ValueError("token id 666 is not one of the model's 600")
+                raise RequestError("token id 666 is not one of the model's 600")
             await asyncio.sleep(0.002)
         except asyncio.CancelledError:
             self.cancelled.append(prompt)
@@ -202,9 +211,9 @@ async def test_nothing_of_a_refused_batch_is_sampled_on(client, replica):
 
 async def test_a_client_that_goes_away_cancels_its_prompts(client, replica):
     task = asyncio.create_task(client.post("/generate", json={"input_ids": [[1] * 500, [2] * 500]}))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert len(replica.asked) == 2
+    async with asyncio.timeout(10):
+        while len(replica.asked) < 2:  # noqa: ASYNC110 - the body is read in a thread
+            await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -252,3 +261,129 @@ async def test_the_scripted_engine_answers_no_tokens_over_http_but_says_that_it_
         assert "scripted engine" in message(response)
         assert replica.asked == []
         assert (await client.get("/health")).status_code == 200
+
+
+# What a request may cost ----------------------------------------------------------------------------------------------
+
+SMALL = POLICY.model_copy(update={"http_body_bytes": 2000, "http_prompts": 3, "http_body_seconds": 0.05})
+
+
+@pytest.fixture
+async def small(replica):
+    async with httpx.AsyncClient(transport=transport(replica.generate, SMALL), base_url="http://replica") as client:
+        yield client
+
+
+async def test_a_body_that_is_said_to_be_too_large_is_refused_without_reading_it(replica):
+    async def receive() -> dict[str, Any]:
+        pytest.fail("it was read")
+
+    headers = [(b"content-length", b"2001")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
+    response = await respond(Request(scope, receive), SMALL, replica.generate, 0)
+    assert response.status_code == 413
+    assert b"policy.http_body_bytes=2000" in response.body
+
+
+@pytest.mark.parametrize("length", ["2001", "9" * 5000])
+async def test_so_is_one_of_any_length(small, replica, length):
+    response = await small.post("/generate", content=b"{}", headers={"content-length": length})
+    assert (response.status_code, replica.asked) == (413, [])
+
+
+async def test_a_body_that_grows_too_large_is_read_no_further(small, replica):
+    sent = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 100
+            yield b" " * 100
+
+    response = await small.post("/generate", content=parts())
+    assert (response.status_code, replica.asked) == (413, [])
+    assert "policy.http_body_bytes=2000" in message(response)
+    assert sent < 4000
+
+
+async def test_a_body_within_the_limit_is_answered(small):
+    body = json.dumps({"input_ids": [1]}).encode().ljust(2000)
+    assert (await small.post("/generate", content=body)).json()["output_ids"] == [2]
+
+
+async def test_a_sender_that_is_too_slow_is_refused(small, replica):
+    never = asyncio.Event()
+
+    async def drips() -> AsyncIterator[bytes]:
+        yield b'{"input_ids": ['
+        await never.wait()
+
+    response = await small.post("/generate", content=drips())
+    assert (response.status_code, replica.asked) == (408, [])
+    assert "policy.http_body_seconds=0.05" in message(response)
+
+
+async def test_more_prompts_than_a_request_may_have_are_refused(small, replica):
+    assert len((await small.post("/generate", json={"input_ids": [[1]] * 3})).json()) == 3
+    replica.asked.clear()
+    response = await small.post("/generate", json={"input_ids": [[1]] * 4})
+    assert (response.status_code, replica.asked) == (400, [])
+    assert "input_ids has more than 3 prompts" in message(response)
+
+
+@pytest.mark.parametrize(("tokens", "beside"), [(10, False), (30_000, True)])
+async def test_a_long_body_is_read_and_a_long_answer_written_beside_the_event_loop(monkeypatch, tokens, beside):
+    threads = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: Any) -> Any:
+            threads.append(threading.get_ident())
+            return function(*args)
+
+        return inner
+
+    async def generate(input_ids, sampling, metadata) -> Generation:
+        tokens = np.repeat(input_ids, 2)
+        return Generation(tokens, -np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.int32), "length")
+
+    monkeypatch.setattr(http_api, "read_request", noted(http_api.read_request))
+    monkeypatch.setattr(http_api, "to_answer", noted(http_api.to_answer))
+    ids = list(range(tokens))
+    async with httpx.AsyncClient(transport=transport(generate), base_url="http://replica") as client:
+        answer = (await client.post("/generate", json={"input_ids": ids})).json()
+    assert answer["output_ids"] == [i for i in ids for _ in range(2)]
+    assert [thread != threading.get_ident() for thread in threads] == [beside, beside]
+
+
+async def test_the_prompts_of_a_batch_are_started_one_by_one_and_others_run_between():
+    ticks, started = 0, []
+
+    async def generate(input_ids, sampling, metadata) -> Generation:
+        started.append(ticks)
+        return await FakeReplica().generate(input_ids, sampling, metadata)
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.ensure_future(tick())
+    async with httpx.AsyncClient(transport=transport(generate), base_url="http://replica") as client:
+        await client.post("/generate", json={"input_ids": [[1]] * 20})
+    ticking.cancel()
+    assert len(set(started)) == 20
+
+
+@given(fields=some_of(FIELDS), params=some_of(PARAMETERS))
+def test_any_request_is_answered_or_refused_and_never_an_error_of_the_server(fields, params):
+    body = json.dumps({"input_ids": [1], "sampling_params": {"max_new_tokens": 1} | params} | fields)
+
+    async def asked() -> httpx.Response:
+        generate = FakeReplica().generate
+        async with httpx.AsyncClient(transport=transport(generate), base_url="http://replica") as client:
+            return await client.post("/generate", content=body)
+
+    response = asyncio.run(asked())
+    assert response.status_code in (200, 400)
+    assert response.status_code == 200 or message(response)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections import Counter
@@ -14,8 +15,8 @@ from ray import serve
 
 from deploy import policy as application
 from rollout_service import RolloutClient
-from rollout_service.errors import ConfigError, ServiceError, WeightError
-from rollout_service.policy.base import Sampling
+from rollout_service.errors import ConfigError, EpisodeFault, ServiceError, WeightError
+from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.verify import verify
@@ -126,6 +127,67 @@ async def test_http_answers_have_sglangs_form_and_refusals_name_the_field(servic
             assert response.status == 200
         async with session.get(f"{url}/model_info") as response:
             assert (await response.json())["weight_version"] == str(service.weight_version())
+
+
+def test_a_stop_token_that_the_model_has_not_is_refused_before_anything_is_sampled_or_started(service, model):
+    unknown = r"policy.sampling.stop_token_ids has 99999; the model's ids are 0 to 4095"
+    with pytest.raises(ConfigError, match=unknown):
+        service.collect(2, sampling={"stop_token_ids": [99999]}, progress=False)
+    with pytest.raises(ConfigError, match=unknown):
+        start(
+            "unknown-stop",
+            policy__engine="transformers",
+            policy__model=model,
+            policy__sampling={"stop_token_ids": [99999]},
+        )
+
+
+async def test_a_turn_that_the_engine_refuses_is_a_fault_that_no_other_attempt_mends(service):
+    policy = ServePolicy("laptop-policy", retry_seconds=60)
+    with pytest.raises(EpisodeFault) as raised:
+        await policy.generate(np.array([5, 4096], dtype=np.int32), Sampling(), "r", {})
+    fault = raised.value.fault
+    assert (fault.kind, fault.error, fault.retryable) == ("policy", "RequestError", False)
+    assert fault.message == "input_ids has 4096; the model's ids are 0 to 4095"
+
+
+def test_http_at_another_address_than_serve_has_is_refused(service):
+    port = service.config.policy.http_port
+    with pytest.raises(ServiceError, match=rf"at 127.0.0.1:1, but Serve runs .* already, at 127.0.0.1:{port}"):
+        start("elsewhere", policy__http_port=1)
+
+
+def fatal(log: str) -> type:
+    """Replicas that end, with all their turns, when they are given the token 666; they write down what they get."""
+
+    class Fatal:
+        async def generate(self, input_ids, sampling, metadata) -> Generation:
+            with open(log, "a") as file:  # noqa: ASYNC230 - it must be there when the process ends
+                file.write(f"{input_ids[0]}\n")
+            if 666 in input_ids:
+                os._exit(1)
+            await asyncio.sleep(0.5)
+            return Generation(np.array([1], np.int32), np.zeros(1, np.float32), np.zeros(1, np.int32), "stop")
+
+    return Fatal
+
+
+async def test_a_turn_that_ends_every_replica_is_asked_of_three_and_the_turns_beside_it_come(cluster, tmp_path):
+    log = tmp_path / "asked"
+    deployment = serve.deployment(name="policy", num_replicas=2, max_ongoing_requests=100)(fatal(str(log)))
+    serve.start(proxy_location="Disabled")
+    serve.run(deployment.bind(), name="fatal", route_prefix=None)
+    try:
+        policy = ServePolicy("fatal", retry_seconds=120)
+        turns = [policy.generate(np.array([ids], np.int32), Sampling(), f"s{ids}", {}) for ids in (666, 1, 2, 3, 4, 5)]
+        culprit, *others = await asyncio.gather(*turns, return_exceptions=True)
+    finally:
+        serve.delete("fatal")
+    assert isinstance(culprit, EpisodeFault)
+    assert culprit.fault.retryable is False
+    assert "3 engines ended while they had this turn" in culprit.fault.message
+    assert [turn.token_ids.tolist() for turn in others] == [[1]] * 5
+    assert log.read_text().split().count("666") == 3
 
 
 def test_a_job_can_attach_to_a_serve_application_that_runs_already(service):

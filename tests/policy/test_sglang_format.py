@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import re
@@ -14,19 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.sglang_format import from_answer, from_payload, sampling_params, to_answer, to_payload
+from rollout_service.policy.sglang_format import from_answer, sampling_params, to_answer, to_payload
 
 TOKEN = st.integers(0, 2**31 - 1)
 LOGPROB = st.floats(max_value=0, allow_nan=False, allow_infinity=False, width=32)
-SAMPLING = st.builds(
-    Sampling,
-    temperature=st.floats(0, 10),
-    top_p=st.floats(0, 1, exclude_min=True),
-    top_k=st.integers(-1, 100),
-    max_new_tokens=st.integers(1, 10**6),
-    stop_token_ids=st.lists(TOKEN, max_size=3).map(tuple),
-    ignore_eos=st.booleans(),
-)
 
 
 @st.composite
@@ -264,23 +254,6 @@ def test_an_answer_with_something_else_in_its_place_is_refused_too(meta):
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-@given(prompt=st.lists(TOKEN, min_size=1, max_size=10), sampling=SAMPLING)
-def test_a_request_comes_back_from_json_exactly(prompt, sampling):
-    payload = to_payload(np.asarray(prompt, dtype=np.int32), sampling, "rid")
-    prompts, same, batch = from_payload(json.loads(json.dumps(payload)))
-    assert [item.tolist() for item in prompts] == [prompt]
-    assert prompts[0].dtype == np.int32
-    assert same == sampling
-    assert batch is False
-
-
-@given(st.lists(st.lists(TOKEN, min_size=1, max_size=5), min_size=1, max_size=5))
-def test_a_list_of_lists_is_a_batch_even_of_one(ids):
-    prompts, _, batch = from_payload({"input_ids": ids})
-    assert [item.tolist() for item in prompts] == ids
-    assert batch is True
-
-
 def test_a_request_looks_like_sglang_s():
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=20, max_new_tokens=64, stop_token_ids=(1, 2), ignore_eos=True)
     assert to_payload(np.asarray([4, 5], np.int32), sampling, "mine") == {
@@ -297,114 +270,3 @@ def test_a_request_looks_like_sglang_s():
         "rid": "mine",
     }
     assert sampling_params(Sampling())["stop_token_ids"] is None
-
-
-@pytest.mark.parametrize("payload", [{}, {"sampling_params": {}}, {"sampling_params": None}])
-def test_what_a_client_leaves_out_is_as_sglang_has_it(payload):
-    _, sampling, _ = from_payload({"input_ids": [1]} | payload)
-    assert sampling == Sampling(
-        temperature=1.0, top_p=1.0, top_k=-1, max_new_tokens=128, stop_token_ids=(), ignore_eos=False
-    )
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"temperature": None, "top_p": None, "top_k": None, "max_new_tokens": None, "ignore_eos": None},
-        {"stop_token_ids": None},
-        {"stop_token_ids": []},
-        {"stop": None},
-        {"stop": []},
-        {"stop": ""},
-        {"n": 1},
-        pytest.param({"n": None}),
-        {"skip_special_tokens": False, "spaces_between_special_tokens": False, "no_stop_trim": True},
-    ],
-    ids=str,
-)
-def test_what_only_concerns_text_or_is_null_or_empty_changes_nothing(params):
-    assert from_payload({"input_ids": [1], "sampling_params": params})[1] == Sampling(max_new_tokens=128)
-
-
-@pytest.mark.parametrize("payload", [{}, {"text": "hello"}, [], None, "hello", 5, {"inputs": [1]}], ids=repr)
-def test_a_request_without_token_ids_is_refused(payload):
-    with pytest.raises(ValueError, match=r"^input_ids is missing: this endpoint takes token ids, not text$"):
-        from_payload(payload)
-
-
-@pytest.mark.parametrize(
-    "ids",
-    [
-        [],
-        [[]],
-        [[1], []],
-        [[1], 2],
-        [1, [2]],
-        [[[1]]],
-        [-1],
-        [1, -2],
-        [2**31],
-        [1.0],
-        ["1"],
-        [True],
-        [None],
-        "12",
-        None,
-        pytest.param(5),
-        pytest.param({"a": 1}),
-    ],
-    ids=repr,
-)
-def test_input_ids_that_are_no_token_ids_are_refused(ids):
-    with pytest.raises(ValueError, match=r"^input_ids must be a list of token ids, not empty, or a list of such lists"):
-        from_payload({"input_ids": ids})
-
-
-@pytest.mark.parametrize("field", ["stream", "image_data", "audio_data", "lora_path", "return_hidden_states"])
-def test_what_is_not_done_here_is_refused_by_its_name(field):
-    with pytest.raises(ValueError, match=f"^{field} is not supported here$"):
-        from_payload({"input_ids": [1], field: True})
-    assert from_payload({"input_ids": [1], field: False})[1] == Sampling(max_new_tokens=128)
-
-
-@pytest.mark.parametrize("params", [{"stop": "END"}, {"stop": ["END"]}, {"n": 2}, {"n": 0}], ids=str)
-def test_stop_words_and_several_samples_are_refused_with_what_to_do_instead(params):
-    with pytest.raises(ValueError, match=r"sampling_params.stop and n .* use stop_token_ids, and ask n times"):
-        from_payload({"input_ids": [1], "sampling_params": params})
-
-
-def test_sampling_params_for_each_prompt_are_refused():
-    with pytest.raises(ValueError, match="sampling_params must be one object, for all prompts of a batch"):
-        from_payload({"input_ids": [[1], [2]], "sampling_params": [{}, {}]})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", "hot"),
-        ("temperature", float("nan")),
-        ("top_p", 0),
-        ("top_p", 1.5),
-        ("top_k", -2),
-        ("top_k", 1.5),
-        ("max_new_tokens", 0),
-        ("max_new_tokens", "many"),
-        ("stop_token_ids", 5),
-        ("stop_token_ids", ["END"]),
-        ("ignore_eos", "perhaps"),
-        ("min_p", 0.1),
-        ("regex", "a*"),
-        ("frequency_penalty", 0.5),
-    ],
-)
-def test_a_bad_or_unknown_sampling_parameter_is_refused_by_its_name(name, value):
-    with pytest.raises(ValueError, match=rf"^sampling_params\.{name}: \S+"):
-        from_payload({"input_ids": [1], "sampling_params": {name: value}})
-
-
-def test_a_payload_is_not_changed_by_reading_it():
-    payload = {"input_ids": [1], "sampling_params": {"stop": None, "temperature": 0.5, "stop_token_ids": []}}
-    before = copy.deepcopy(payload)
-    from_payload(payload)
-    assert payload == before

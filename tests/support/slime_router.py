@@ -21,7 +21,8 @@ from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat import ChatCodec
 from rollout_service.config import Script
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.sglang_format import from_payload, to_answer
+from rollout_service.policy.sglang_format import to_answer
+from rollout_service.policy.sglang_request import read_request
 from rollout_service.tau2 import gold, tasks
 from rollout_service.trajectory import TaskRef
 
@@ -141,12 +142,12 @@ class Router:
         self.requests.append(body | {"key": request.headers.get("x-smg-routing-key")})
         if self.refuses:
             return web.json_response({"error": {"message": "no"}}, status=400)
-        (prompt,), sampling, _ = from_payload(body)
+        asked = read_request(await request.read(), 1)
         self.running += 1
         try:
-            generation = await self.engine(prompt, sampling)
+            generation = await self.engine(asked.prompts[0], asked.sampling)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), self.seconds(prompt))
+                await asyncio.wait_for(self._stop.wait(), self.seconds(asked.prompts[0]))
                 generation = _first(generation, 0)
         finally:
             self.running -= 1
