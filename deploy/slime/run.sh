@@ -2,6 +2,7 @@
 # Trains Qwen3-4B-Instruct-2507 or Qwen3-4B-Thinking-2507 with GRPO on τ²-bench, by slime 0.3.1, on one node of 8 GPUs.
 #
 #   export OPENAI_API_KEY=…          # before `ray start`: the environment actors inherit it from their node
+#   ray get-auth-token --generate > /dev/null && export RAY_AUTH_MODE=token    # the cluster's token, for `ray job submit`
 #   ray start --head --num-gpus 8
 #   SLIME=/root/slime MODEL=/models/Qwen3-4B-Instruct-2507 deploy/slime/run.sh instruct
 #   SLIME=/root/slime MODEL=/models/Qwen3-4B-Thinking-2507 deploy/slime/run.sh thinking

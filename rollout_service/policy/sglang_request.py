@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from rollout_service.policy.base import LARGEST_INT, RequestError, Sampling
 
-_PIECE = 1 << 14
-"""Characters that `json` reads at a time: 0.1 ms."""
+_PIECE = 1 << 15
+"""Characters that `json` reads at a time: some 0.3 ms."""
 
 _REST = 1 << 16
 """Characters that a body may have beside its ids."""
