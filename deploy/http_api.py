@@ -25,6 +25,7 @@ from starlette.responses import Response
 
 from rollout_service.config import Policy
 from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.context import context_length
 from rollout_service.policy.sglang_format import to_answer
 from rollout_service.policy.sglang_request import read_request
 
@@ -55,7 +56,14 @@ async def respond(request: Request, policy: Policy, generate: Generate, version:
         case "GET", "health":
             return Response()
         case "GET", "model_info":
-            return _json({"model_path": policy.model, "weight_version": str(version), "is_generation": True})
+            return _json(
+                {
+                    "model_path": policy.model,
+                    "context_length": context_length(policy),
+                    "weight_version": str(version),
+                    "is_generation": True,
+                }
+            )
     return _refusal(
         HTTPStatus.NOT_FOUND,
         f"there is no {request.method} {request.url.path}; there are generate, model_info and health",

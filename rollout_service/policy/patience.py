@@ -15,9 +15,11 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from rollout_service.errors import EpisodeFault, FaultKind
-from rollout_service.policy.base import Generation
+
+_Answer = TypeVar("_Answer")
 
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
@@ -53,8 +55,8 @@ class Patience:
         self._seconds = seconds
         self._alone = asyncio.Lock()
 
-    async def asked_again(self, ask: Callable[[], Awaitable[Generation]]) -> Generation:
-        """The turn, asking again after each `LostTurnError` until one came too long after the first.
+    async def asked_again(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """The turn that `ask` gives, asking again after each `LostTurnError` until one came too long after the first.
 
         Raises:
             EpisodeFault: of kind `policy`, not to be tried again: `_MOST_DEATHS` engines ended under the turn.

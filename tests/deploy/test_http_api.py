@@ -23,7 +23,7 @@ from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.sglang_format import from_answer, to_payload
 from tests.policy.test_sglang_request import ANYTHING, FIELDS, PARAMETERS
 
-POLICY = Policy(engine="transformers", model="some/model")
+POLICY = Policy(engine="transformers", model="some/model", context_length=4096)
 
 
 def some_of(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
@@ -234,9 +234,14 @@ async def test_health_is_an_empty_200(client):
     assert (response.status_code, response.content) == (200, b"")
 
 
-async def test_model_info_names_the_model_and_its_weights_version_as_sglang_does(client):
+async def test_model_info_names_the_model_its_context_and_its_weights_version_as_sglang_does(client):
     response = await client.get("/model_info")
-    assert response.json() == {"model_path": "some/model", "weight_version": "4", "is_generation": True}
+    assert response.json() == {
+        "model_path": "some/model",
+        "context_length": 4096,
+        "weight_version": "4",
+        "is_generation": True,
+    }
 
 
 async def test_paths_work_below_a_prefix(client):
