@@ -19,11 +19,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
 from deploy.replica import Orders, ReplicaState
+from rollout_service import secrets
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, redact
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.planning import Planner
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.redaction import redact
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
 
@@ -73,6 +75,7 @@ class Coordinator:
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
         """
+        secrets.know(config)
         self._config = config
         self._application = application
         self._fleet = Fleet(config.policy, application)
@@ -82,6 +85,8 @@ class Coordinator:
         self._collections: dict[str, _Running] = {}
         self._planner = Planner(config)
         self._planning = asyncio.Lock()
+        self._of_episodes: dict[str, str] = {}
+        self._of_replicas: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: collections.Counter[str] = collections.Counter()
         self._finished = 0
@@ -98,6 +103,16 @@ class Coordinator:
         self._settled = asyncio.Event()
         """Set once an actor is ready, or none of those that were starting came up."""
 
+    async def receive(self, of_episodes: dict[str, str], of_replicas: dict[str, str]) -> None:
+        """Take the environment variables that hold the secrets of the settings, from the process that starts the
+        service; environment actors and replicas get them from here. Not the constructor: Ray stores what that takes."""
+        self._of_episodes, self._of_replicas = of_episodes, of_replicas
+        secrets.receive(of_episodes)
+
+    async def of_replicas(self) -> dict[str, str]:
+        """The environment variables with secrets that a replica needs."""
+        return self._of_replicas
+
     async def check(self) -> None:
         """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection.
 
@@ -108,7 +123,6 @@ class Coordinator:
 
     def _check(self) -> None:
         from rollout_service.chat import ChatCodec
-        from rollout_service.config import secret
         from rollout_service.policy.context import check_sampling
         from rollout_service.tau2 import tasks
 
@@ -118,9 +132,9 @@ class Coordinator:
         if config.user_kind == "llm":
             from rollout_service.tau2 import users
 
-            secret(config.user.api_key_var, "user.api_key_var")
+            secrets.secret(config.user.api_key_var, "user.api_key_var")
             users.check(config.user)
-        secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
+        secrets.secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
         tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
 
     async def start(self) -> None:
@@ -411,7 +425,7 @@ class Coordinator:
                 )
                 .remote(self._config, self._application)
             )
-            data = await actor.setup.remote()
+            data = await actor.setup.remote(self._of_episodes)
             self._data = self._data or data
             refuse_other_data(self._data, data)
             self._actors[name] = actor
@@ -451,10 +465,13 @@ class Coordinator:
 
 
 def _start_failure(error: BaseException) -> ServiceError:
-    text = redact((str(error).strip() or repr(error)).splitlines()[-1], limit=500)
-    return ServiceError(f"No environment actor comes up; the last one failed with: {text}", "See the actor's log.")
+    problem = f"No environment actor comes up; the last one failed with: {_last_line(error)}"
+    return ServiceError(problem, "See the actor's log.")
 
 
 def _service_fault(error: BaseException, what: str = "", retryable: bool = True) -> Fault:
-    text = what or redact((str(error).strip() or repr(error)).splitlines()[-1], limit=500)
-    return Fault(FaultKind.SERVICE, type(error).__name__, text, retryable)
+    return Fault(FaultKind.SERVICE, type(error).__name__, what or _last_line(error), retryable)
+
+
+def _last_line(error: BaseException) -> str:
+    return redact(str(error).strip() or repr(error)).splitlines()[-1][:500]

@@ -10,6 +10,7 @@ import functools
 import gc
 from typing import Any
 
+from rollout_service import secrets
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
 from rollout_service.scheduling import EpisodeSummary
@@ -33,8 +34,11 @@ class EnvironmentActor:
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)
         self._runner: Any = None
 
-    async def setup(self) -> dict[str, str]:
+    async def setup(self, variables: dict[str, str]) -> dict[str, str]:
         """Import τ², read its data, load and prove the codec, find the policy. Call it once, before the first episode.
+
+        Args:
+            variables: environment variables with the keys that episodes need, see `rollout_service.secrets`.
 
         Returns:
             A fingerprint of each configured domain's data.
@@ -42,6 +46,7 @@ class EnvironmentActor:
         Raises:
             RolloutError: the configuration cannot be used here (tokenizer, key variable, τ² package).
         """
+        secrets.receive(variables)
         return await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:

@@ -20,11 +20,13 @@ from ray import serve
 
 from deploy import engines, http_api
 from deploy.turnstile import Turnstile
+from rollout_service import secrets
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import EpisodeFault, FaultKind, WeightError
+from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import Rendezvous, StoredTensors, UpdateMode, WeightSource, WeightUpdate
+from rollout_service.redaction import redact, remember
 
 _INTERRUPT_SECONDS = 0.2
 """Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
@@ -80,7 +82,7 @@ class PolicyReplica:
         self._catching_up: asyncio.Task[None] | None = None
         self._said = ""
         """Why the last of them failed."""
-        self._engine = await asyncio.to_thread(engines.make, config)
+        self._engine = await asyncio.to_thread(_start_engine, config)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turnstile = Turnstile(self._engine.version)
         await self._catch_up_if_possible()
@@ -256,7 +258,7 @@ class PolicyReplica:
         except (WeightError, ray.exceptions.RayError) as error:
             if str(error) != self._said:  # once: it is tried again every few seconds
                 self._said = str(error)
-                logging.getLogger("ray.serve").warning("The newest weights cannot be loaded: %s", error)
+                logging.getLogger("ray.serve").warning("The newest weights cannot be loaded: %s", redact(str(error)))
 
     def __del__(self) -> None:
         """Called by Serve when the replica is drained."""
@@ -282,14 +284,39 @@ async def _see_that_they_are_there(source: WeightSource) -> None:
             raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
 
 
+def _start_engine(config: RolloutConfig) -> engines.Engine:
+    """The engine, in an environment with the variables that the settings name.
+
+    Raises:
+        ConfigError: one of them is set neither where the service was started nor here.
+    """
+    secrets.know(config)
+    names = config.policy.environment_from
+    if names:
+        secrets.receive(_ask_coordinator(config, "of_replicas") or {})
+    for name in names:
+        if name not in os.environ:
+            raise ConfigError(
+                f"policy.environment_from: {name} is set neither where the service was started nor on this node.",
+                "Export it in one of these places; in the settings stands its name only.",
+            )
+        remember(os.environ[name])
+    with discreet("The policy's engine does not start"):  # Serve logs what is raised here
+        return engines.make(config)
+
+
 def _orders(config: RolloutConfig) -> Orders:
-    """The coordinator's; none when there is no coordinator."""
+    orders: Orders | None = _ask_coordinator(config, "orders")
+    return orders or Orders()
+
+
+def _ask_coordinator(config: RolloutConfig, method: str) -> Any:
+    """What the coordinator answers; None when there is no coordinator."""
     from deploy.service import coordinator_name
 
     service = config.service
     try:
         coordinator = ray.get_actor(coordinator_name(service.name), namespace=service.namespace)
-        orders: Orders = ray.get(coordinator.orders.remote(), timeout=60)
+        return ray.get(getattr(coordinator, method).remote(), timeout=60)
     except (ValueError, ray.exceptions.RayError):
-        return Orders()
-    return orders
+        return None

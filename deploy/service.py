@@ -18,8 +18,10 @@ from ray.serve.exceptions import RayServeException
 
 from actors.coordinator import Coordinator
 from deploy import policy
+from rollout_service import secrets
 from rollout_service.config import Policy, RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, last_cause
+from rollout_service.redaction import safe_cause, shows_secret
 
 _POLL_SECONDS = 0.2
 
@@ -57,6 +59,7 @@ def start(config: RolloutConfig) -> Any:
         ) from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
+        call(coordinator.receive.remote(secrets.of_episodes(config), secrets.of_replicas(config)))
         call(coordinator.check.remote())
         actors_started = coordinator.start.remote()
         if application is not None:
@@ -90,7 +93,7 @@ def _deploy(config: RolloutConfig, application: str) -> None:
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise ServiceError(
             f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
-        ) from error
+        ) from safe_cause(error)
     _wait_until_it_samples(settings, application)
 
 
@@ -195,7 +198,11 @@ def call(reference: Any) -> Any:
 def translated(error: RayError) -> BaseException:
     """What a caller of the service should see for an error that Ray raised."""
     if isinstance(error, RayTaskError):
-        return error.cause if isinstance(error.cause, RolloutError) else error
+        if isinstance(error.cause, RolloutError):
+            return error.cause
+        if shows_secret(error):
+            return ServiceError(f"The service failed: {last_cause(str(error))}", "See the cluster's logs.")
+        return error
     if isinstance(error, RayActorError):
         return ServiceError("The service's coordinator is gone.", "Start the service again; see the cluster's logs.")
     return error

@@ -17,6 +17,7 @@ import typer
 from rollout_service import __version__
 from rollout_service.config import RolloutConfig, parse_value
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, StorageError
+from rollout_service.redaction import conceal, redact, shows_secret
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,15 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app([a for a in arguments if a != "--traceback"], standalone_mode=False)
     except RolloutError as error:
-        if show_traceback:
+        if show_traceback and not shows_secret(error):
             raise
         _say(f"Error: {error}")
         code = 2
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
+            if hasattr(error, "message"):
+                error.message = conceal(str(error.message))
             error.show()
             code = error.exit_code
-        elif type(error).__name__ == "Abort" or show_traceback:
+        elif type(error).__name__ == "Abort" or (show_traceback and not shows_secret(error)):
             raise
         else:
             _say(f"Error: {type(error).__name__}: {error} (Run with --traceback to see where.)")
@@ -269,4 +272,4 @@ def _remove(path: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)

@@ -13,12 +13,14 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from rollout_service import secrets
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
 from rollout_service.progress import CollectionProgress
+from rollout_service.redaction import safe_cause, shown
 from rollout_service.request import SELECTION, CollectionRequest
 from rollout_service.stream import GroupStream, answer
 from rollout_service.trajectory import Outcome, Trajectory
@@ -58,6 +60,7 @@ class RolloutClient:
         self._ray = ray
         self._service = service
         self._settings = config if config is not None else RolloutConfig.load()
+        secrets.know(self._settings)
         self._owner = False
         self._disconnects = not ray.is_initialized()
         self._embedded = address is None and self._disconnects
@@ -104,7 +107,8 @@ class RolloutClient:
                 there = there[part] if isinstance(there, dict) else None  # a section that is left out there
             if section not in ("tasks", "service") and there != value:
                 raise ServiceError(
-                    f"{dotted}: the running service {self.config.service.name!r} has {there!r}, not {value!r}.",
+                    f"{dotted}: the running service {self.config.service.name!r} has "
+                    f"{shown(there, dotted)}, not {shown(value, dotted)}.",
                     "Attach without this setting, or start a service of another service.name.",
                 )
 
@@ -397,7 +401,7 @@ def connect(address: str | None, namespace: str) -> None:
             "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token, and its token in "
             "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
             "Leave the address out for an embedded service.",
-        ) from error
+        ) from safe_cause(error)
 
 
 def _reach(address: str) -> None:

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from rollout_service.errors import ConfigError, TaskError
 from rollout_service.policy.base import Sampling
+from rollout_service.redaction import redact, shown
+from rollout_service.secrets import EngineArguments, Environment, Misplaced, ModelArguments, Url, VariableName
 from rollout_service.selection import read_domain, read_ids
 
 if TYPE_CHECKING:
@@ -72,11 +74,16 @@ class _Readable(ModelMetaclass):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise _readable(error, {}, cast(type[BaseModel], cls)) from error
+            raise _readable(error, {}, cast(type[BaseModel], cls)) from None
 
 
 class _Section(BaseModel, metaclass=_Readable):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The password of a URL is no part of what is shown."""
+        for name, value in super().__repr_args__():
+            yield name, redact(value) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -189,6 +196,7 @@ _HEEDED_BY = {
     **dict.fromkeys(
         (
             "environment",
+            "environment_from",
             "replicas",
             "autoscaling",
             "gpus_per_replica",
@@ -215,7 +223,7 @@ class Policy(_Section):
     model: str | None = Field(
         None, min_length=1, description="folder or hub name of the weights; for http: of those that url serves"
     )
-    url: str | None = Field(None, description="of the endpoint, for http: a server, or the router before several")
+    url: Url | None = Field(None, description="of the endpoint, for http: a server, or the router before several")
     tokenizer: str | None = Field(
         None, description="folder or hub name; null: the model's; without one, the small one that ships with this"
     )
@@ -234,10 +242,17 @@ class Policy(_Section):
     retry_seconds: Pause = Field(
         120.0, description="how long a turn is asked for again while its replica or endpoint is gone"
     )
-    engine_arguments: dict[str, Any] = Field(
+    engine_arguments: EngineArguments = Field(
         default_factory=dict, description="for sglang: fields of its ServerArgs; for transformers: of from_pretrained"
     )
-    environment: dict[str, str] = Field(default_factory=dict, description="environment variables of the replicas")
+    environment: Environment = Field(
+        default_factory=dict, description="environment variables of the replicas; Ray logs them, so no secrets"
+    )
+    environment_from: list[VariableName] = Field(
+        default_factory=list,
+        description="NAMES of environment variables that the replicas get, such as HF_TOKEN, with the values where the "
+        "service is started; one that is not set there must be set on the replicas' nodes",
+    )
     replicas: int = Field(1, ge=1, le=_MOST_PROCESSES)
     autoscaling: Autoscaling | None = Field(None, description="instead of a fixed number of replicas")
     gpus_per_replica: float | None = Field(None, ge=0, description="null: what the engine's arguments ask for")
@@ -308,10 +323,10 @@ class User(_Section):
 
     kind: Literal["scripted", "llm"] | None = Field(None, description="null: llm when a model is named, else scripted")
     model: str | None = Field(None, description="a litellm model name, e.g. openai/gpt-4.1-mini")
-    base_url: str | None = Field(None, description="of an OpenAI-compatible endpoint; null: the provider's own")
-    api_key_var: str | None = Field(None, description="NAME of the environment variable that holds the key")
+    base_url: Url | None = Field(None, description="of an OpenAI-compatible endpoint; null: the provider's own")
+    api_key_var: VariableName | None = Field(None, description="NAME of the environment variable that holds the key")
     temperature: float | None = Field(0.0, ge=0.0, description="null: the provider's default")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="more arguments for litellm.completion")
+    arguments: ModelArguments = Field(default_factory=dict, description="more arguments for litellm.completion")
     timeout_seconds: Seconds = Field(60.0, description="for one request")
     retries: int = Field(5, ge=0, description="further requests after a failed one, before the episode is at fault")
     max_retry_wait_seconds: Seconds = Field(60.0, description="upper bound of one wait; Retry-After is kept to it")
@@ -344,9 +359,9 @@ class Judge(_Section):
     """The language model that judges NL assertions."""
 
     model: str | None = Field(None, description="a litellm model name; null: τ²'s default")
-    base_url: str | None = None
-    api_key_var: str | None = Field(None, description="NAME of the environment variable that holds the key")
-    arguments: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0.0})
+    base_url: Url | None = None
+    api_key_var: VariableName | None = Field(None, description="NAME of the environment variable that holds the key")
+    arguments: ModelArguments = Field(default_factory=lambda: {"temperature": 0.0})
 
 
 class Evaluation(_Section):
@@ -460,7 +475,7 @@ class RolloutConfig(_Section):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise _readable(error, sources) from error
+            raise _readable(error, sources) from None
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> RolloutConfig:
         """A copy with some fields replaced, checked again. What was left at its default counts as that still.
@@ -474,24 +489,7 @@ class RolloutConfig(_Section):
         try:
             return RolloutConfig.model_validate(tree)
         except ValidationError as error:
-            raise _readable(error, {}) from error
-
-
-def secret(variable: str | None, field: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The secret that the environment variable holds; None when no variable is named.
-
-    Raises:
-        ConfigError: the variable is named but not set.
-    """
-    if variable is None:
-        return None
-    value = (os.environ if environ is None else environ).get(variable)
-    if not value:
-        raise ConfigError(
-            f"{field}: the environment variable {variable} is not set.",
-            f"Export {variable} where the service runs (on a cluster: in the job's runtime_env).",
-        )
-    return value
+            raise _readable(error, {}) from None
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -502,8 +500,9 @@ def parse_value(text: str, source: str) -> Any:
     """
     try:
         return _parse_yaml(text, source)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"The {source} is {text[:200]!r}, which is not YAML.", "Quote it, or mend it.") from error
+    except (yaml.YAMLError, ValueError, RecursionError):
+        problem = f"The {source} is {shown(text, source)}, which is not YAML."
+        raise ConfigError(problem, "Quote it, or mend it.") from None  # PyYAML's own text repeats it
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -563,7 +562,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"The config file {path} cannot be read: {error.strerror}.", "Check the path.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"The config file {path} is not YAML: {error}.", "Mend it there.") from error
+        raise ConfigError(f"The config file {path} is not YAML: {_without_text(error)}.", "Mend it there.") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -571,11 +570,19 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
+def _without_text(error: Exception) -> str:
+    """What the parser says, but for the line that it shows and the words that it quotes: a key may stand there."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return where + re.sub(r"'[^']{2,}'", "…", problem)
+
+
 def _by_name(given: Mapping[str, Any] | None, what: str) -> list[tuple[str, Any]]:
     if given is None:
         return []
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"{what} is {_shown(given)}.", "Give settings by dotted name: {'limits.max_turns': 40}.")
+        raise ConfigError(f"{what} is {shown(given)}.", "Give settings by dotted name: {'limits.max_turns': 40}.")
     return _flatten(given)
 
 
@@ -610,7 +617,9 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if below is None:
             below = tree[name] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"{dotted}: {name} is set to {_shown(below)}, which has no parts.", "Set one of them.")
+            raise ConfigError(
+                f"{dotted}: {name} is set to {shown(below, name)}, which has no parts.", "Set one of them."
+            )
         tree = below
     tree[leaf] = value
 
@@ -671,6 +680,8 @@ def _readable(error: ValidationError, sources: Mapping[str, str], model: type[Ba
     where = next((source for name, source in sources.items() if _overlap(name, dotted)), None)
     source = "" if where is None else f" (from {where})"
     more = f" ({error.error_count() - 1} more problems after this one.)" if error.error_count() > 1 else ""
+    if isinstance(refused, Misplaced):
+        return ConfigError(f"{dotted}{source}: {refused.problem}", refused.remedy + more)
     if isinstance(refused, _Refused):
         problem = refused.problem.removeprefix(dotted).lstrip()
         joint = "" if problem.startswith(":") else " "
@@ -687,8 +698,8 @@ def _readable(error: ValidationError, sources: Mapping[str, str], model: type[Ba
     if first["type"] == "model_type":
         below = [f"{dotted}.{name}" for name in _section(model, path).model_fields]
         hint = f"Set what is in it: {', '.join(below)}."
-        return ConfigError(f"{dotted} is {_shown(first['input'])}{source}, but it is a section.", hint + more)
-    value = f" is {_shown(first['input'])}{source}:"
+        return ConfigError(f"{dotted} is {shown(first['input'], dotted)}{source}, but it is a section.", hint + more)
+    value = f" is {shown(first['input'], dotted)}{source}:"
     return ConfigError(f"{dotted or 'config'}{value} {message}.", f"Set it to a valid value.{more}")
 
 
@@ -696,12 +707,6 @@ def _overlap(one: str, other: str) -> bool:
     """Whether two dotted names are one setting, or one of them a section that holds the other."""
     shorter, longer = sorted((f"{one}.", f"{other}."), key=len)
     return longer.startswith(shorter)
-
-
-def _shown(value: Any) -> str:
-    """A value in an error."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _section(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:

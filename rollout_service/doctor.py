@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
-from rollout_service.config import RolloutConfig, secret
+from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
+from rollout_service.redaction import redact
+from rollout_service.secrets import secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
 
 def _look(what: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(what, True, look())
+        return Finding(what, True, redact(look()))
     except RolloutError as error:
         return Finding(what, False, str(error))
     except Exception as error:
-        return Finding(what, False, f"{type(error).__name__}: {error}")
+        return Finding(what, False, redact(f"{type(error).__name__}: {error}"))
 
 
 def _python() -> str:

@@ -8,16 +8,23 @@ Invariant: nothing that goes wrong is ever turned into a reward. It becomes one 
   attempt may help. The scheduler retries it; what is left after the last attempt is reported as a failure.
 
 What the policy itself does wrong (a malformed call, an empty turn) is neither: that is data, see `Outcome`.
+
+Neither of them holds a secret: their texts are redacted when they are made.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from rollout_service.redaction import conceal, redact, safe_cause, shows_secret
+
+_LONGEST_MESSAGE = 2000
+"""Characters of a fault's."""
 
 
 class FaultKind(StrEnum):
@@ -47,13 +54,16 @@ class Fault:
     retryable: bool
     """True when another attempt may end differently."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", redact(self.message, _LONGEST_MESSAGE))
+
 
 class EpisodeFault(Exception):
     """Raised inside an episode when something other than the policy's own behaviour stops it."""
 
     def __init__(self, kind: FaultKind, message: str, *, error: str = "EpisodeFault", retryable: bool = True) -> None:
-        super().__init__(message)
         self.fault = Fault(FaultKind(kind), error, message, retryable)
+        super().__init__(self.fault.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_episode_fault, (self.fault,)
@@ -69,48 +79,51 @@ class SharedWriteError(BaseException):
 
 
 @contextmanager
-def boundary(kind: FaultKind, *, secrets: Iterable[str] = ()) -> Iterator[None]:
+def boundary(kind: FaultKind) -> Iterator[None]:
     """Turn any exception that crosses this boundary into an `EpisodeFault` of `kind`.
 
-    An `EpisodeFault` raised further in passes through: the innermost boundary knows best. `secrets` are removed from
-    the message.
+    An `EpisodeFault` raised further in passes through: the innermost boundary knows best.
     """
     try:
         yield
     except (EpisodeFault, RolloutError, EpisodeEnd):
         raise
     except (Exception, SharedWriteError) as error:
-        message = redact(f"{error}" or repr(error), secrets)
-        raise EpisodeFault(kind, message, error=type(error).__name__) from error
+        raise EpisodeFault(kind, f"{error}" or repr(error), error=type(error).__name__) from safe_cause(error)
 
 
-_KEY_SHAPES = re.compile(r"\b(sk|pk|rk|key|hf|gsk|xai)[-_][A-Za-z0-9_\-]{12,}|(?i:bearer)\s+[A-Za-z0-9._\-]{8,}")
-
-
-def redact(text: str, secrets: Iterable[str] = (), limit: int = 2000) -> str:
-    """`text` with every secret, and everything shaped like an API key, replaced; cut to `limit` characters."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "[redacted]")
-    text = _KEY_SHAPES.sub("[redacted]", text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+@contextmanager
+def discreet(what: str) -> Iterator[None]:
+    """Let nothing through that would show a secret in its traceback, which Ray logs: a `RolloutError` goes on without
+    its causes, any other such exception becomes a `ServiceError` that says `what` went wrong."""
+    try:
+        yield
+    except Exception as error:
+        if not shows_secret(error):
+            raise
+        if isinstance(error, RolloutError):
+            raise error from None
+        raise ServiceError(f"{what}: {type(error).__name__}: {error}") from None
 
 
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Fault)\b(?:\(\)$|:?\s*)")
 """How the last line of a traceback starts, or all that is said of an exception without a message."""
 
+_LONGEST_CAUSE = 1000
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of what the error says, or its name where it says nothing."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of what the error says, without secrets, or its name where it says nothing."""
+    return redact(str(error).strip() or repr(error)).splitlines()[0]
 
 
 def last_cause(text: str) -> str:
     """What the last exception in a traceback's text says, on one line and without secrets; the last line where there is
     no exception; nothing where it says nothing."""
-    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    lines = [line for line in redact(text).splitlines() if line.strip()] or [""]
     last = ([line for line in lines if _EXCEPTION.match(line)] or lines)[-1]
-    return redact(_EXCEPTION.sub("", last).strip(), limit=1000)
+    said = _EXCEPTION.sub("", last).strip()
+    return said if len(said) <= _LONGEST_CAUSE else said[: _LONGEST_CAUSE - 1] + "…"
 
 
 class EpisodeEnd(Exception):
@@ -126,9 +139,10 @@ class EpisodeEnd(Exception):
 
 
 class RolloutError(Exception):
-    """Base of every error that is the caller's to mend. `remedy` says what to do."""
+    """Base of every error that is the caller's to mend. `remedy` says what to do. Neither text shows a secret."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
+        problem, remedy = redact(problem), redact(remedy)
         super().__init__(f"{problem} {remedy}".strip())
         self.problem = problem
         self.remedy = remedy
@@ -138,7 +152,11 @@ class RolloutError(Exception):
 
 
 class ConfigError(RolloutError):
-    """A setting is unknown or has a bad value."""
+    """A setting is unknown or has a bad value. It repeats what the user wrote, who may have written a key in the wrong
+    place: whatever might be one is left out."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(conceal(problem), conceal(remedy))
 
 
 class TaskError(RolloutError):

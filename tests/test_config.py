@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from rollout_service import RolloutConfig
-from rollout_service.config import field_names, secret
+from rollout_service.config import field_names
 from rollout_service.errors import ConfigError
 
 
@@ -327,13 +327,6 @@ def test_whatever_is_wrong_with_settings_is_a_config_error_with_a_remedy(make):
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.remedy
-
-
-def test_a_secret_is_read_from_the_variable_that_is_named():
-    assert secret("KEY", "user.api_key_var", {"KEY": "v"}) == "v"
-    assert secret(None, "user.api_key_var", {}) is None
-    with pytest.raises(ConfigError, match=r"user\.api_key_var.*KEY is not set.*runtime_env"):
-        secret("KEY", "user.api_key_var", {})
 
 
 def test_every_setting_can_be_set_by_its_dotted_name():

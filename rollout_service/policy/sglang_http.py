@@ -22,6 +22,7 @@ from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.sglang_format import from_answer, to_payload
+from rollout_service.redaction import redact
 
 _BUSY = {
     HTTPStatus.REQUEST_TIMEOUT,
@@ -113,4 +114,4 @@ class SglangHttpPolicy:
 
 async def _said(response: aiohttp.ClientResponse, url: str) -> str:
     text = (await response.text()).strip()
-    return f"{url} answered {response.status} {response.reason}: {text[:500]}"
+    return f"{url} answered {response.status} {response.reason}: {redact(text, 500)}"

@@ -14,13 +14,14 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from rollout_service import __version__
+from rollout_service import __version__, secrets
 from rollout_service.chat import ChatCodec
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
 from rollout_service.policy.context import context_length
+from rollout_service.redaction import redact
 from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
 from rollout_service.tau2.clock import Clock
@@ -67,7 +68,8 @@ class EpisodeRunner:
         self._loop = loop
         self._solo = config.agent == "solo"
         self._user_kind = config.user_kind
-        self._judge_secrets = evaluation.configure_judge(config.evaluation)
+        secrets.know(config)
+        evaluation.configure_judge(config.evaluation)
         self._context_length = context_length(config.policy)
 
     def prepare(self) -> dict[str, str]:
@@ -106,7 +108,7 @@ class EpisodeRunner:
         """What made a trajectory that was sampled so and that `evaluator` scored."""
         codec, config = self._codec, self._config
         return Provenance(
-            model=config.policy.model or config.policy.url or config.policy.engine,
+            model=redact(config.policy.model or config.policy.url or config.policy.engine),
             tokenizer=codec.name,
             tokenizer_fingerprint=codec.tokenizer_fingerprint,
             template_fingerprint=codec.template_fingerprint,
@@ -264,7 +266,7 @@ class _Episode:
         start = time.perf_counter()
         runner = self._runner
         try:
-            with boundary(FaultKind.EVALUATOR, secrets=runner._judge_secrets):
+            with boundary(FaultKind.EVALUATOR):
                 return evaluation.score(
                     orchestrator,
                     end,

@@ -11,8 +11,10 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from rollout_service.config import Evaluation, secret
-from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error, redact
+from rollout_service.config import Evaluation
+from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
+from rollout_service.redaction import redact, safe_cause
+from rollout_service.secrets import secret
 from rollout_service.tau2 import compat, environment, played
 from rollout_service.tau2.domain import Domain, EndState
 
@@ -20,11 +22,8 @@ _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
 """Of each request to the judge; `judge.arguments` may say otherwise. litellm would wait ten minutes, three times."""
 
 
-def configure_judge(evaluation: Evaluation) -> list[str]:
+def configure_judge(evaluation: Evaluation) -> None:
     """Point τ²'s NL-assertion judge, which reads module constants, at the configured model. Once per process.
-
-    Returns:
-        The secrets that error messages must not show.
 
     Raises:
         ConfigError: the key's environment variable is not set.
@@ -40,7 +39,6 @@ def configure_judge(evaluation: Evaluation) -> list[str]:
     if judge.model:
         module.DEFAULT_LLM_NL_ASSERTIONS = judge.model
     module.DEFAULT_LLM_NL_ASSERTIONS_ARGS = arguments
-    return [key] if key else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,5 +189,5 @@ def _refuse_broken(raised: environment.Raised, task: compat.Task, domain: str) -
         except Exception as error:
             problem = f"{assertion.func_name} of {domain}'s task {task.id!r} raises after the gold actions too: {error}"
             raise EpisodeFault(
-                FaultKind.EVALUATOR, redact(problem), error=type(error).__name__, retryable=False
-            ) from error
+                FaultKind.EVALUATOR, problem, error=type(error).__name__, retryable=False
+            ) from safe_cause(error)

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import litellm
 
-from rollout_service.config import User, secret
+from rollout_service.config import User
 from rollout_service.errors import (
     ConfigError,
     EpisodeEnd,
@@ -29,8 +29,9 @@ from rollout_service.errors import (
     FaultKind,
     Tau2Error,
     UserSimulatorError,
-    redact,
 )
+from rollout_service.redaction import keep_out_of_logs, redact, safe_cause
+from rollout_service.secrets import secret
 from rollout_service.tau2 import answer, compat
 from rollout_service.tau2.clock import Clock
 from rollout_service.tau2.scripted_user import ScriptedUser
@@ -39,6 +40,7 @@ from rollout_service.trajectory import UserUsage
 logger = logging.getLogger(__name__)
 
 logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
+keep_out_of_logs("LiteLLM", "httpx", "openai._base_client")  # they write the address, with what it holds
 litellm.suppress_debug_info = True
 if litellm.client_session is None:
     # litellm's own pool ends at 100 connections: with more slots than that, a user that hangs would stall others.
@@ -80,14 +82,14 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         Raises:
             ConfigError: the key's environment variable is not set.
         """
-        self._key = secret(config.api_key_var, "user.api_key_var")
+        key = secret(config.api_key_var, "user.api_key_var")
         arguments = {**config.arguments, **_LITELLM_ARGUMENTS, "timeout": config.timeout_seconds}
         if config.temperature is not None:
             arguments["temperature"] = config.temperature
         if config.base_url:
             arguments["api_base"] = config.base_url
-        if self._key or config.base_url:
-            arguments["api_key"] = self._key or "none"  # a local endpoint asks for no key, its client library does
+        if key or config.base_url:
+            arguments["api_key"] = key or "none"  # a local endpoint asks for no key, its client library does
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm=config.model, llm_args=arguments)
         self._config = config
         self._usage = usage
@@ -159,8 +161,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             self._usage.cost_usd += reply.cost or 0.0
 
     def _fault(self, error: Exception, requests: int) -> EpisodeFault:
-        secrets = [self._key] if self._key else []
-        text = redact(str(error).split("\n")[0], secrets, limit=500)
+        text = redact(str(error)).split("\n")[0][:500]
         remedy = self._remedy(error)
         return EpisodeFault(
             FaultKind.USER_SIMULATOR,
@@ -253,7 +254,7 @@ def check_endpoint(config: User) -> None:
         raise UserSimulatorError(
             f"user.base_url: nothing answers at {config.base_url}: {error}.",
             "Start the user simulator's server, or correct the address (it must be reachable from the cluster).",
-        ) from error
+        ) from safe_cause(error)
 
 
 def timed(user: Any, add_seconds: Callable[[float], None]) -> None:
