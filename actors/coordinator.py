@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,8 @@ class _Running:
         self.active = 0
         """Episodes that an actor has now."""
         self.changed = asyncio.Event()
+        self.since = time.monotonic()
+        """When it was asked for."""
         self.error: RolloutError | None = None
 
 
@@ -318,7 +321,8 @@ class Coordinator:
         request = running.requests[assignment.episode]
         allowed = self._config.service.max_staleness
         oldest = 0 if allowed is None else max(0, self._fleet.version - allowed)
-        request = replace(request, attempt=assignment.attempt, min_version=oldest)
+        waited = time.monotonic() - running.since
+        request = replace(request, attempt=assignment.attempt, min_version=oldest, waited_seconds=waited)
         running.active += 1
         try:
             summary, trajectory = await self._attempt(running, request, assignment.actor)

@@ -7,7 +7,6 @@ selection go on where the last one stopped, epoch by epoch, and no episode seed 
 from __future__ import annotations
 
 import itertools
-import time
 import uuid
 from typing import Any
 
@@ -55,7 +54,6 @@ class Planner:
         if request.n is None:
             sampler.drawn += len(sampler.whole)  # so that the next pass over the whole set has seeds of its own
         collection_id = uuid.uuid4().hex[:12]
-        now = time.time()
         requests = []
         for group, task in enumerate(chosen):
             agent.check(self._config.agent, tasks.get(task))
@@ -68,7 +66,6 @@ class Planner:
                     sample_index=sample,
                     task=task,
                     seed=tasks.episode_seed(seed, task, first_draw + group, sample),
-                    requested_at=now,
                     sampling=request.sampling,
                 )
                 for sample in range(request.group_size)

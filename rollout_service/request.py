@@ -6,8 +6,7 @@ Invariant: plain values, cheap to send. An episode keeps its identity and its se
 from __future__ import annotations
 
 import dataclasses
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rollout_service.errors import Fault
@@ -54,8 +53,9 @@ class EpisodeRequest:
     task: TaskRef
     seed: int
     attempt: int = 1
-    requested_at: float = field(default_factory=time.time)
-    """Unix time at which the collection was asked for."""
+    waited_seconds: float = 0.0
+    """From the collection's request until the episode starts, or as much of it as is over. A span and no time of day:
+    clocks differ between machines, and are set."""
     min_version: int = 0
     """Weights older than this may not sample for it: the trajectory would be too old when it is done."""
     sampling: Sampling | None = None
@@ -63,7 +63,7 @@ class EpisodeRequest:
 
     def identity(self) -> dict[str, Any]:
         """The fields that its trajectory takes over as they are."""
-        own = ("requested_at", "min_version", "sampling")
+        own = ("waited_seconds", "min_version", "sampling")
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in own}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rollout_service.request import EpisodeRequest
@@ -53,14 +54,17 @@ class Slots:
         """
         from rollout_service.tau2.clock import Clock
 
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
         async with self._free:
-            loop = asyncio.get_running_loop()
             self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
             delay = self._next_start - loop.time()
             clock = self._clocks[request.trajectory_id] = Clock(delay + self._wall_seconds)
             try:
                 await asyncio.sleep(delay)
-                return await self.do(lambda: runner.run(request, clock))
+                waited = request.waited_seconds + loop.time() - asked
+                started = replace(request, waited_seconds=waited)
+                return await self.do(lambda: runner.run(started, clock))
             except asyncio.CancelledError:
                 clock.cancelled.set()
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from typing import Any
 
@@ -24,6 +25,7 @@ class Runner:
         self.left: dict[str, float] = {}
         """Seconds that each episode had when it began."""
         self.ended_by: dict[str, str] = {}
+        self.waited: dict[str, float] = {}
 
     def run(self, request: Any, clock: Any) -> str:
         name = request.trajectory_id
@@ -31,6 +33,7 @@ class Runner:
         self.most = max(self.most, len(self.running))
         try:
             self.left[name] = clock.remaining()
+            self.waited[name] = request.waited_seconds
             while not self.let_go.wait(0.01):
                 clock.remaining()
             self.ended_by[name] = "let go"
@@ -123,3 +126,22 @@ def test_an_error_of_the_request_reaches_the_caller_and_frees_the_slot():
                 await slots.run(Refusing(), request(number))
 
     asyncio.run(play())
+
+
+def test_the_time_that_an_episode_waited_is_a_span_that_no_clock_on_the_wall_can_change(monkeypatch):
+    """What the coordinator counted before, and the wait for a slot here."""
+
+    async def play() -> dict[str, float]:
+        runner, slots = Runner(), Slots(1, wall_seconds=60)
+        asked = [dataclasses.replace(request(number), waited_seconds=100.0) for number in range(2)]
+        tasks = [asyncio.ensure_future(slots.run(runner, each)) for each in asked]
+        await until(lambda: runner.running)
+        monkeypatch.setattr("time.time", lambda: 0.0)  # 1970
+        await asyncio.sleep(0.3)
+        runner.let_go.set()
+        await asyncio.gather(*tasks)
+        return runner.waited
+
+    waited = asyncio.run(play())
+    assert 100.0 <= waited["t-0"] <= waited["t-1"] - 0.3
+    assert waited["t-1"] < 160

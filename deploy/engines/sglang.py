@@ -70,7 +70,9 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._frozen = False
-        self._busy_since = time.time()
+        self._busy_since = time.monotonic()
+        self._word: tuple[float, float] = 0.0, 0.0
+        """SGLang's own time of the scheduler's last word, and ours when that was first seen."""
         self._closing = False
         threading.Thread(target=self._end_with, args=(multiprocessing.active_children(),), daemon=True).start()
         self._context_length = wanted = context_length(policy)
@@ -90,7 +92,7 @@ class SglangEngine:
         check_request(input_ids, sampling, vocabulary=vocabulary, context_length=self._context_length)
         rid = uuid.uuid4().hex
         if not self._manager.rid_to_state:
-            self._busy_since = time.time()
+            self._busy_since = time.monotonic()
         try:
             answer = await self._engine.async_generate(
                 input_ids=input_ids.tolist(), sampling_params=sampling_params(sampling), return_logprob=True, rid=rid
@@ -119,7 +121,7 @@ class SglangEngine:
 
         await self._manager.continue_generation(ContinueGenerationReqInput())
         self._frozen = False
-        self._busy_since = time.time()
+        self._busy_since = time.monotonic()
 
     def check(self, source: WeightSource) -> None:
         """See `Engine`."""
@@ -238,7 +240,9 @@ class SglangEngine:
         """See `Engine`. A scheduler that died takes the replica's process with it; this finds one that hangs."""
         if self._manager.gracefully_exit:
             raise RuntimeError("the engine is shutting down")
-        silent = time.time() - max(self._busy_since, self._manager.last_receive_tstamp)
+        if self._word[0] != (last := self._manager.last_receive_tstamp):  # a time of day, which may be set
+            self._word = last, time.monotonic()
+        silent = time.monotonic() - max(self._busy_since, self._word[1])
         if self._manager.rid_to_state and not self._frozen and silent > _STALL_SECONDS:
             raise RuntimeError(f"the scheduler has said nothing for {silent:.0f} s while turns run")
 

@@ -25,6 +25,7 @@ from rollout_service.redaction import redact
 from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
 from rollout_service.tau2.clock import Clock
+from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.trajectory import (
     Outcome,
     Provenance,
@@ -134,7 +135,7 @@ class _Episode:
         self._clock = clock
         self._chosen = request.sampling or runner._config.policy.sampling
         self._sampling = runner.sampling(self._chosen)
-        self._timing = Timing(queue_seconds=max(0.0, time.time() - request.requested_at))
+        self._timing = Timing(queue_seconds=request.waited_seconds)
         self._usage = UserUsage()
         self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
@@ -175,7 +176,7 @@ class _Episode:
             runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._clock
         )
         users.timed(user, self._add_user_seconds)
-        return compat.Orchestrator(
+        return Orchestrator(
             domain=request.task.domain,
             agent=agent.make(self._config.agent, tools, world.get_policy(), task, self._take_turn),
             user=user,

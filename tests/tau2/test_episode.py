@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import threading
 import time
@@ -422,3 +423,51 @@ def test_a_fault_keeps_its_kind_when_it_crosses_a_process():
 
     fault = EpisodeFault(FaultKind.POLICY, "gone", error="RayActorError", retryable=False)
     assert pickle.loads(pickle.dumps(fault)).fault == fault.fault
+
+
+class SteppingClock(datetime.datetime):
+    """A clock on the wall that somebody sets back, an hour at every look."""
+
+    looks = 0
+
+    @classmethod
+    def now(cls, tz=None):
+        cls.looks += 1
+        return datetime.datetime(2026, 10, 25, 3) - datetime.timedelta(hours=cls.looks)
+
+
+@pytest.mark.parametrize("domain", ["retail", "telecom"])
+@pytest.mark.parametrize("mode", ["fast", "official"])
+def test_messages_stand_in_the_order_of_events_whatever_the_clock_on_the_wall_says(monkeypatch, domain, mode):
+    steady = episodes.run(domain, 1, evaluation__mode=mode)
+    monkeypatch.setattr("tau2.utils.utils.datetime", SteppingClock)
+    stepped = episodes.run(domain, 1, evaluation__mode=mode)
+    assert SteppingClock.looks > len(stepped.messages)
+    assert [messages.from_record(m) for m in stepped.messages] == [messages.from_record(m) for m in steady.messages]
+    assert stepped.reward == steady.reward == 1.0
+    assert [t.message_index for t in stepped.turns] == [t.message_index for t in steady.turns]
+    assert [m["turn_idx"] for m in stepped.messages] == list(range(len(stepped.messages)))
+    times = [m["timestamp"] for m in stepped.messages]
+    assert times == sorted(times)
+    assert violations(stepped) == []
+
+
+def test_messages_before_the_episode_stand_before_it_when_the_clock_is_set_back(monkeypatch):
+    """The mock task with a history: τ² gives its messages times of its own."""
+    initial = {reference: tasks.get(reference).initial_state for reference in tasks.references("mock", "base")}
+    task = next(reference for reference, state in initial.items() if state and state.message_history)
+    monkeypatch.setattr("tau2.utils.utils.datetime", SteppingClock)
+    trajectory = episodes.runner(episodes.settings()).run(episodes.request(task))
+    history = initial[task].message_history
+    assert [messages.from_record(m) for m in trajectory.messages[: len(history)]] == history
+    assert trajectory.reward == 1.0
+
+
+def test_a_fault_keeps_the_order_of_events_too(monkeypatch):
+    monkeypatch.setattr("tau2.utils.utils.datetime", SteppingClock)
+    config = episodes.settings()
+    trajectory = episodes.runner(config, FailingPolicy(config, _raises)).run(
+        episodes.request(episodes.task("retail", 1))
+    )
+    assert trajectory.messages[0]["content"].startswith("Hi! How can I help you")
+    assert [m["role"] for m in trajectory.messages[:3]] == ["assistant", "user", "assistant"]

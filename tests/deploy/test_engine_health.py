@@ -1,0 +1,43 @@
+"""When an engine counts as hanging: by a clock that nobody sets."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deploy.engines import sglang
+from deploy.engines.sglang import SglangEngine
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock on the wall and the one that only goes on, both in the test's hands."""
+    clocks = SimpleNamespace(wall=1e9, steady=1e4)
+    monkeypatch.setattr("time.time", lambda: clocks.wall)
+    monkeypatch.setattr("time.monotonic", lambda: clocks.steady)
+    return clocks
+
+
+def busy_engine(clocks: Any) -> Any:
+    """An engine with a turn in flight whose scheduler has just said something, without the processes behind it."""
+    engine: Any = object.__new__(SglangEngine)
+    engine._manager = SimpleNamespace(gracefully_exit=False, rid_to_state={"r": 1}, last_receive_tstamp=clocks.wall)
+    engine._busy_since, engine._frozen, engine._word = clocks.steady, False, (0.0, 0.0)
+    return engine
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_a_clock_that_is_set_neither_kills_a_busy_engine_nor_hides_a_hanging_one(clocks: Any, step: float) -> None:
+    engine = busy_engine(clocks)
+    engine.check_health()
+    clocks.wall += step
+    clocks.steady += 10
+    engine.check_health()
+    clocks.wall += sglang._STALL_SECONDS
+    clocks.steady += sglang._STALL_SECONDS
+    with pytest.raises(RuntimeError, match="has said nothing for 310 s"):
+        engine.check_health()
+    engine._manager.last_receive_tstamp = clocks.wall
+    engine.check_health()
