@@ -153,8 +153,8 @@ class TrajectoryBatch(Sequence[Trajectory]):
 
     @property
     def rewards(self) -> Float32:
-        """float32[n]: NaN where a trajectory was not scored, which is not the same as 0."""
-        return np.array([np.nan if t.reward is None else t.reward for t in self.trajectories], dtype=np.float32)
+        """float32[n]: NaN where a trajectory was not scored (`Trajectory.is_scored`), which is not the same as 0."""
+        return np.array([t.reward if t.is_scored else np.nan for t in self.trajectories], dtype=np.float32)
 
     def group_statistics(self) -> GroupStatistics:
         """Mean and deviation of each trajectory's group, aligned with the batch.

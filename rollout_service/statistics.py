@@ -25,7 +25,7 @@ class DomainSummary:
     domain: str
     episodes: int = 0
     scored: int = 0
-    """Episodes with a reward."""
+    """Episodes with a reward that says something about the policy, see `Trajectory.is_scored`."""
     reward_sum: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     """Episodes by outcome."""
@@ -97,7 +97,7 @@ class Summary:
         domain = self.domains.setdefault(name, DomainSummary(name))
         domain.episodes += 1
         domain.outcomes[str(trajectory.outcome)] += 1
-        if trajectory.reward is not None:
+        if trajectory.is_scored and trajectory.reward is not None:
             domain.scored += 1
             domain.reward_sum += trajectory.reward
 

@@ -179,7 +179,8 @@ class Trajectory:
     """As τ² names it (`user_stop`, `agent_stop`, `max_steps`, `too_many_errors`, `agent_error`), or ours:
     `max_turns`, `context_length`, `response_length`, `wall_time`, `cancelled`, `fault`."""
     reward: float | None
-    """The official evaluator's; None when the episode was not scored, which is not the same as 0."""
+    """The official evaluator's; None when the episode was not scored, which is not the same as 0: a fault or the wall
+    time ended it, or the policy never took a turn."""
     segments: list[TokenSegment] = field(default_factory=list)
     """One, or more where the chat template rewrites history."""
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -197,6 +198,12 @@ class Trajectory:
     def turns(self) -> list[Turn]:
         """Every turn of every segment, in order."""
         return [turn for segment in self.segments for turn in segment.turns]
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the reward says something about the policy. Not where there is none, nor where the policy never took
+        a turn: files of older versions have a reward there too."""
+        return self.reward is not None and any(segment.turns for segment in self.segments)
 
     @property
     def policy_token_count(self) -> int:

@@ -114,7 +114,7 @@ def test_a_batch_behaves_as_a_sequence() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.floats(0, 1, width=32)), max_size=12))
 @many
 def test_group_statistics_are_those_of_the_scored_members(members: list[tuple[str, float | None]]) -> None:
-    batch = TrajectoryBatch(make_trajectory(group_id=group, reward=reward, segments=[]) for group, reward in members)
+    batch = TrajectoryBatch(make_trajectory(group_id=group, reward=reward) for group, reward in members)
     statistics = batch.group_statistics()
     assert len(statistics.mean) == len(statistics.std) == len(statistics.scored) == len(members)
     for row, (group, _) in enumerate(members):

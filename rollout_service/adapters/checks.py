@@ -18,8 +18,8 @@ from rollout_service.errors import ConfigError, RolloutError
 from rollout_service.trajectory import TokenSegment, Trajectory
 
 Unscored = Literal["refuse", "mask"]
-"""What becomes of a trajectory without a reward. `refuse`: an error. `mask`: it keeps its place in its group, but its
-loss mask and its advantage are 0 and the group's mean leaves it out."""
+"""What becomes of a trajectory that is not scored (`Trajectory.is_scored`). `refuse`: an error. `mask`: it keeps its
+place in its group, but its loss mask and its advantage are 0 and the group's mean leaves it out."""
 
 
 class TrainingDataError(RolloutError):
@@ -144,7 +144,7 @@ def check_groups(trajectories: Sequence[Trajectory], group_size: int | None = No
 
 
 def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> None:
-    """Every trajectory has a reward, or may be masked.
+    """Every trajectory has a reward that says something about the policy, or may be masked.
 
     Raises:
         TrainingDataError: names the first without.
@@ -153,10 +153,11 @@ def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> Non
     if unscored not in get_args(Unscored):
         raise ConfigError(f"unscored is {unscored!r}.", f"Choose one of {', '.join(get_args(Unscored))}.")
     for trajectory in trajectories:
-        if trajectory.reward is None and unscored == "refuse":
+        if not trajectory.is_scored and unscored == "refuse":
             fault = "" if trajectory.fault is None else f"; {trajectory.fault.kind}: {trajectory.fault.message}"
+            what = "which is not 0" if trajectory.reward is None else "but the policy never took a turn"
             raise TrainingDataError(
-                f"{_named(trajectory)}: reward is None, which is not 0 (it ended by "
+                f"{_named(trajectory)}: reward is {trajectory.reward}, {what} (it ended by "
                 f"{trajectory.termination_reason!r}{fault}).",
                 'Pass unscored="mask" to train without it, or drop its group.',
             )

@@ -5,9 +5,9 @@ last `response_length` tokens are what follows the opening prompt, and `loss_mas
 with those. Every sample has log-probs: slime decides from a batch's first one whether all have them
 (`slime/ray/rollout.py`).
 
-An episode without a reward (a fault of the infrastructure, a cancellation, the wall time) becomes a placeholder that
-slime does not train on: two tokens, mask 0, `remove_sample`, status `aborted`. `reward_post_process` leaves it out of
-its group. Rules: slime 0.3.1, `slime/utils/types.py`.
+An episode that is not scored (a fault of the infrastructure, a cancellation, the wall time, no turn of the policy's)
+becomes a placeholder that slime does not train on: two tokens, mask 0, `remove_sample`, status `aborted`.
+`reward_post_process` leaves it out of its group. Rules: slime 0.3.1, `slime/utils/types.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sample_dicts(trajectory: Trajectory) -> list[dict[str, Any]]:
     """
     timing = trajectory.timing
     waited = timing.user_seconds + timing.environment_seconds + timing.evaluation_seconds
-    if trajectory.reward is None or not trajectory.segments:
+    if not trajectory.is_scored:
         return [_placeholder(trajectory) | {"non_generation_time": waited}]
     check_logprobs([trajectory])
     return [
@@ -123,7 +123,6 @@ def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
 
 def _placeholder(trajectory: Trajectory) -> dict[str, Any]:
     """Two tokens, because slime needs a prompt of at least one and a response of at least one."""
-    scored = trajectory.reward is not None  # no token was sampled: the opening prompt did not fit
     return {
         "tokens": [0, 0],
         "response": "",
@@ -131,8 +130,8 @@ def _placeholder(trajectory: Trajectory) -> dict[str, Any]:
         "loss_mask": [0],
         "rollout_log_probs": [0.0],
         "weight_versions": [],
-        "reward": trajectory.reward if scored else 0.0,
-        "status": _STATUS[trajectory.outcome] if scored else "aborted",
+        "reward": 0.0,
+        "status": "aborted",
         "remove_sample": True,
         "prefix_cache_info": {"cached_tokens": 0, "total_prompt_tokens": 0},
         "metadata": {METADATA: _metadata(trajectory, 0)},

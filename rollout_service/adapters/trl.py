@@ -197,16 +197,16 @@ def _columns(trajectories: Sequence[Trajectory], end_id: int) -> Columns:
 
 def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
     if not trajectory.segments:  # nothing was sampled: a fault, or the prompt did not fit. TRL wants a token of all.
-        return [end_id], [end_id], [0.0], [0], trajectory.reward, trajectory.trajectory_id
+        return [end_id], [end_id], [0.0], [0], None, trajectory.trajectory_id
     segment = checks.only_segment(trajectory)
     start = segment.prompt_length
-    mask = segment.loss_mask[start:] * (trajectory.reward is not None)
+    mask = segment.loss_mask[start:] * trajectory.is_scored
     return (
         segment.token_ids[:start].tolist(),
         segment.token_ids[start:].tolist(),
         segment.logprobs[start:].tolist(),
         mask.tolist(),
-        trajectory.reward,
+        trajectory.reward if trajectory.is_scored else None,
         trajectory.trajectory_id,
     )
 

@@ -97,7 +97,7 @@ def data_proto(
     batch = TrajectoryBatch(trajectories)
     checks.check_rewards(batch, unscored)
     checks.check_groups(batch, group_size)
-    batch = batch.filter(lambda trajectory: trajectory.reward is not None)
+    batch = batch.filter(lambda trajectory: trajectory.is_scored)
     checks.check_tokenizers(batch, tokenizer_fingerprint)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)

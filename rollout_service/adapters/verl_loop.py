@@ -86,10 +86,6 @@ class Tau2AgentLoop:
 
         player = await _player(self._client, self._tokenizer, self._actor, *self._chosen)
         trajectory = await player.play(_task(row), sampling_params)
-        if not trajectory.segments:
-            raise ConfigError(
-                f"The first prompt of {trajectory.task} leaves no room for a turn.", "Raise rollout.max_model_len."
-            )
         output = agent_loop_output(trajectory)
         if not sampling_params.get("logprobs"):
             output["response_logprobs"] = None
@@ -110,10 +106,11 @@ class _Player:
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)
 
     async def play(self, task: TaskRef, parameters: Mapping[str, Any]) -> Trajectory:
-        """The first attempt that has a reward.
+        """The first attempt that is scored.
 
         Raises:
-            TrainingDataError: none has.
+            TrainingDataError: none is.
+            ConfigError: the first prompt does not fit.
         """
         sampling, attempts = self._sampling(parameters), self._config.service.max_attempts
         name, seed = uuid.uuid4().hex, random.getrandbits(31)
@@ -121,8 +118,12 @@ class _Player:
         for attempt in range(1, attempts + 1):
             request = EpisodeRequest(name, "verl", name, 0, task, seed, attempt, sampling=sampling)
             trajectory = await self._slots.run(self._runner, request)
-            if trajectory.reward is not None:
+            if trajectory.is_scored:
                 return trajectory
+            if trajectory.termination_reason == "context_length":  # the next attempt would begin with the same prompt
+                raise ConfigError(
+                    f"The first prompt of {task} leaves no room for a turn.", "Raise rollout.max_model_len."
+                )
             fault = trajectory.fault
             why = trajectory.termination_reason if fault is None else f"{fault.kind}: {fault.message}"
             logger.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)

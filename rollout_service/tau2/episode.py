@@ -2,7 +2,7 @@
 
 Invariant: `EpisodeRunner.run` always returns a trajectory. The official orchestrator runs in the calling thread; only
 the policy's calls go to the event loop. What the policy did is in the outcome, what others did to it in the fault, and
-only an episode that ended by its own doing has a reward.
+only an episode in which the policy took a turn and that ended by its own doing has a reward.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ class _Episode:
                 reason, conversation = _converse(orchestrator)
                 end = self._domain.end_state(orchestrator.environment)
                 hashes = end.hashes
-            if reason not in _UNSCORED:
+            if not self._transcript.turns:
+                _refuse_what_the_user_ended(reason, conversation)
+            elif reason not in _UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
         except EpisodeFault as error:
             reason, fault = "fault", error.fault
@@ -313,6 +315,24 @@ class _Episode:
         spoken = [index for index, message in enumerate(record) if message["role"] == "assistant"]
         for turn, index in zip(self._transcript.turns, spoken[len(spoken) - replies :], strict=False):
             turn.message_index = index
+
+
+def _refuse_what_the_user_ended(reason: str, conversation: list[compat.Message]) -> None:
+    """See that it was a limit that ended the episode before the policy took a turn, or a cancellation.
+
+    Raises:
+        EpisodeFault: it was the user: it said so, or made so many errors.
+    """
+    if reason not in ("user_stop", "too_many_errors"):
+        return
+    last = next((m.content for m in reversed(conversation) if isinstance(m, compat.UserMessage)), None)
+    signal = next((signal for signal in compat.STOP_SIGNALS if signal in (last or "")), reason)
+    raise EpisodeFault(
+        FaultKind.USER_SIMULATOR,
+        f"the user ended the conversation ({signal}) before the policy took a turn. If it comes again and again, "
+        "choose another user.model.",
+        error="UserEnded",
+    )
 
 
 def _converse(orchestrator: Any) -> tuple[str, list[compat.Message]]:

@@ -32,7 +32,7 @@ def test_every_golden_file_is_tested():
         ("completed", "completed", False, True),
         ("truncated", "truncated", False, True),
         ("agent_error", "completed", False, True),
-        ("prompt_too_long", "truncated", True, True),
+        ("prompt_too_long", "aborted", True, False),
         ("fault", "aborted", True, False),
         ("cancelled", "aborted", True, False),
         ("wall_time", "aborted", True, False),
@@ -101,9 +101,9 @@ def test_any_trajectory_s_samples_are_aligned_and_lose_nothing(trajectory):
         assert all(logprob == 0.0 for mask, logprob in pairs if not mask)
         again = type(sample).from_dict(json.loads(json.dumps(sample.to_dict())))
         assert again.to_dict() == sample.to_dict()
-    if trajectory.reward is None:
-        assert [sample.remove_sample for sample in samples] == [True]
-    elif trajectory.segments:
+    if not trajectory.is_scored:
+        assert [(sample.remove_sample, sample.status.value) for sample in samples] == [(True, "aborted")]
+    else:
         assert len(samples) == len(trajectory.segments)
         for sample, segment in zip(samples, trajectory.segments, strict=True):
             prompt = segment.token_ids[: segment.prompt_length].tolist()

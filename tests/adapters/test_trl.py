@@ -302,10 +302,15 @@ def test_an_episode_without_a_reward_is_refused_or_teaches_nothing(trainer, made
     assert tau2_reward(given["completion_ids"], rollout_reward=given["rollout_reward"]) == [None]
 
 
-def test_an_episode_whose_prompt_did_not_fit_keeps_its_reward_and_has_nothing_to_train_on(trainer, made) -> None:
-    client = Client(made(reward=0.0, segments=[], outcome=Outcome.TRUNCATED, termination_reason="context_length"))
-    given = rollout_func(client)(["mock/base/a"], trainer)
-    assert (given["rollout_reward"], given["env_mask"]) == ([0.0], [[0]])
+@pytest.mark.parametrize("reward", [None, 0.0], ids=["new", "of an older version's file"])
+def test_an_episode_in_which_the_policy_never_spoke_is_refused_or_has_neither_reward_nor_tokens(
+    trainer, made, reward
+) -> None:
+    client = Client(made(reward=reward, segments=[], outcome=Outcome.TRUNCATED, termination_reason="context_length"))
+    with pytest.raises(TrainingDataError, match=rf"reward is {reward}.*'context_length'"):
+        rollout_func(client)(["mock/base/a"], trainer)
+    given = rollout_func(client, unscored="mask")(["mock/base/a"], trainer)
+    assert (given["rollout_reward"], given["env_mask"]) == ([None], [[0]])
     assert {len(given[name][0]) for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")} == {1}
 
 

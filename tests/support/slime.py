@@ -167,7 +167,7 @@ EPISODES: dict[str, Trajectory] = {
     "cancelled": episode(outcome=Outcome.ABORTED, termination_reason="cancelled", reward=None),
     "wall_time": episode(outcome=Outcome.TRUNCATED, termination_reason="wall_time", reward=None),
     "prompt_too_long": episode(
-        outcome=Outcome.TRUNCATED, termination_reason="context_length", reward=0.0, segments=[], messages=[]
+        outcome=Outcome.TRUNCATED, termination_reason="context_length", reward=None, segments=[], messages=[]
     ),
     "two_segments": episode(segments=[segment(), segment(prompt=(1, 2, 3, 10), first=20)]),
 }

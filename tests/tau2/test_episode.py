@@ -125,15 +125,31 @@ def test_control_tokens_in_what_the_user_says_stay_text():
         ({"limits__max_turns": 2}, "max_turns"),
         ({"limits__max_steps": 4}, "max_steps"),
         ({"limits__max_errors": 1, "policy__script": {"malformed_call": 1.0}}, "too_many_errors"),
-        ({"policy__context_length": 6500}, "context_length"),
+        ({"policy__context_length": 7000}, "context_length"),
         ({"policy__response_length": 200}, "response_length"),
-        ({"policy__response_length": 9999, "policy__context_length": 6500}, "context_length"),
+        ({"policy__response_length": 9999, "policy__context_length": 7000}, "context_length"),
     ],
 )
 def test_each_limit_truncates_with_its_own_reason_and_the_official_reward_of_0(limits, reason):
     trajectory = episodes.run("retail", 1, **limits)
     assert (trajectory.outcome, trajectory.termination_reason, trajectory.reward) == ("truncated", reason, 0.0)
     assert trajectory.fault is None
+    assert violations(trajectory) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"limits__max_steps": 1}, "max_steps"),
+        ({"policy__context_length": 300}, "context_length"),
+        ({"policy__context_length": 300, "agent": "solo"}, "context_length"),
+    ],
+)
+def test_a_limit_that_ends_an_episode_before_the_policy_spoke_leaves_it_without_a_reward(settings, reason):
+    trajectory = episodes.run("mock", 1, **settings)
+    assert (trajectory.outcome, trajectory.termination_reason) == ("truncated", reason)
+    assert (trajectory.reward, trajectory.reward_info, trajectory.fault) == (None, None, None)
+    assert (trajectory.turns, trajectory.is_scored) == ([], False)
     assert violations(trajectory) == []
 
 

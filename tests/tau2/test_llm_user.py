@@ -458,6 +458,39 @@ def test_a_server_that_refuses_the_reminder_is_at_fault_for_its_silence() -> Non
     assert len(api.requests) == 2 + 3
 
 
+# Episodes in which the policy never spoke ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal", compat.STOP_SIGNALS)
+def test_a_user_that_ends_before_the_policy_spoke_is_at_fault_and_nothing_is_scored(signal: str) -> None:
+    with gold_server(always(saying(f"No, thanks. {signal}"))) as api:
+        trajectory = run(api)
+    assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
+    assert (trajectory.reward, trajectory.reward_info, trajectory.turns) == (None, None, [])
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert signal in trajectory.fault.message
+    assert [m["role"] for m in trajectory.messages] == ["assistant", "user"]
+
+
+def test_a_user_whose_calls_fail_until_the_end_before_the_policy_spoke_is_at_fault() -> None:
+    def brain(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        function = {"name": "no_such_tool", "arguments": "{}"}
+        return {"tool_calls": [{"id": f"call_{len(messages)}", "type": "function", "function": function}]}
+
+    with OpenAIServer(brain) as api:
+        trajectory = run(api, limits__max_errors=3)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.reward, trajectory.turns) == (FaultKind.USER_SIMULATOR, None, [])
+    assert "too_many_errors" in trajectory.fault.message
+
+
+def test_a_user_that_stops_after_one_turn_of_the_policy_is_scored() -> None:
+    with gold_server(lambda request: saying(compat.STOP) if request.number else server.ok) as api:
+        trajectory = run(api)
+    assert (trajectory.outcome, trajectory.reward, len(trajectory.turns)) == (Outcome.COMPLETED, 0.0, 1)
+
+
 # Limits and neighbours -----------------------------------------------------------------------------------------------
 
 
