@@ -8,7 +8,7 @@ WORKERS ?= 2
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types parity bench slime-contract tokenizer clean
+.PHONY: demo test lint types parity fuzz bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -26,6 +26,9 @@ types: $(VENV)/.installed-dev
 
 parity: $(VENV)/.installed-test
 	$(BIN)/python -m tests.parity $(ARGS)
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -W ignore -m tests.fuzz_turns $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)

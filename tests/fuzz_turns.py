@@ -85,7 +85,7 @@ _NUMBERS = (0, -1, 1e308, -1e-320, 2**31, 2**63, -(2**64), 10**40, 10**4295, -(1
 
 def _nested(rng: random.Random) -> Any:
     value: Any = rng.choice((1, "x", None))
-    for _ in range(rng.choice((3, 30, 62, 70, 300))):
+    for _ in range(rng.choice((3, 30, 62, 70, 250, 300))):
         value = [value] if rng.random() < 0.5 else {rng.choice(("a", "role", "")): value}
     return value
 
@@ -203,18 +203,21 @@ class Writer:
 class WildPolicy:
     """Writes what a `Writer` makes up."""
 
-    def __init__(self, writer: Writer, turns: int) -> None:
+    def __init__(self, writer: Writer, turns: int, tokenizer: str | None) -> None:
         self._writer = writer
         self._turns = turns
+        self._tokenizer = tokenizer
         self.written: list[str] = []
 
     async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
-        codec, solo = episodes.codec(), metadata["agent"] == "solo"
+        codec, solo = episodes.codec(self._tokenizer), metadata["agent"] == "solo"
         text = self._writer.turn(calls_only=solo and self._writer.rng.random() < 0.8)  # text ends its episode
         if len(self.written) + 1 >= self._turns and self._writer.rng.random() < 0.5:
             text = '<tool_call>\n{"name": "done", "arguments": {}}\n</tool_call>' if solo else "Goodbye."
         self.written.append(text)
         ids = [*codec.encode_written(text), codec.end_of_turn_id]
+        if self._writer.rng.random() < 0.03:  # anything that can be sampled: control tokens, halves of characters
+            ids[:-1] = self._writer.rng.choices(range(len(codec._tokenizer)), k=20)
         cut = len(ids) > 2 and self._writer.rng.random() < 0.02
         ids = ids[: len(ids) // 2] if cut else ids
         n = len(ids)
@@ -265,15 +268,19 @@ class Found:
     seconds: float = 0.0
 
 
-def play(name: str, kind: str, seed: int, turns: int) -> Found:
-    """One episode of at most so many turns, and what is wrong with it."""
+def play(name: str, kind: str, seed: int, turns: int, tokenizer: str | None = None) -> Found:
+    """One episode of at most so many turns, and what is wrong with it.
+
+    Args:
+        tokenizer: folder of the tokenizer; None: the embedded one.
+    """
     rng = random.Random(f"{name}:{kind}:{seed}")
     fit = [task for task in tasks.references(name) if _fits(kind, task)]
     task = rng.choice(fit)
     shared, solo = domain.get(name), kind == "solo"
     schemas = [*shared.tool_schemas(solo), *(tool.openai_schema for tool in shared.user_tools(tasks.get(task)) or [])]
     writer = Writer(task, [schema["function"]["name"] for schema in schemas], rng)
-    policy = WildPolicy(writer, turns)
+    policy = WildPolicy(writer, turns, tokenizer)
     config = episodes.settings(
         agent=kind,
         evaluation__mode=rng.choice(("fast", "fast", "fast", "official", "check")),
@@ -281,6 +288,8 @@ def play(name: str, kind: str, seed: int, turns: int) -> Found:
         limits__max_errors=rng.choice((10, 100_000, 100_000)),
         limits__max_steps=100_000,
         policy__context_length=400_000,
+        policy__tokenizer=tokenizer,
+        policy__history=rng.choice(("append", "template")),
     )
     found = Found(name, kind, seed)
     start = time.perf_counter()
@@ -321,6 +330,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--domain", action="append")
     parser.add_argument("--agent", action="append")
+    parser.add_argument("--tokenizer", help="a folder; else the embedded one")
     arguments = parser.parse_args()
     played = [
         (name, kind)
@@ -331,13 +341,14 @@ def main() -> None:
     turns: Counter[tuple[str, str]] = Counter()
     bad = 0
     for seed in range(arguments.seed, sys.maxsize):
+        print(f"{sum(turns.values())} turns", end="\r", file=sys.stderr)
         if sum(turns.values()) >= arguments.turns:
             break
         for name, kind in played:
             costly = _COSTLY.get(name, 1)
             if seed % costly:
                 continue
-            found = play(name, kind, seed, 12 * costly)
+            found = play(name, kind, seed, 12 * costly, arguments.tokenizer)
             turns[name, kind] += found.turns
             counts[name, kind, found.end] += 1
             if found.problems:

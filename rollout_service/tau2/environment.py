@@ -3,8 +3,8 @@
 Invariant: an environment belongs to one episode. Every environment of the service is made here, for play, evaluation
 and replay alike, and all of them answer a call in the same way. They are the official ones, but
 
-* no call takes more than a moment of time or more memory than its own arguments (`arithmetic`); one that would is
-  answered with an error, as τ² answers every call that fails;
+* calls are bounded in time and memory (`arithmetic`, and the limits below); one that goes beyond is answered with an
+  error, as τ² answers every call that fails;
 * a call has the arguments that its record has, so that the record replays: JSON has no NaN;
 * an id that a tool draws follows from the call (`draws`);
 * an assertion that raises while an episode is scored is noted, and not met.
@@ -30,6 +30,10 @@ _MOST_BITS = 14_250
 """Of an integer in a call's arguments: 4,290 decimal digits. Python writes out 4,300, and τ²'s tools make prices of
 such numbers, which neither the tool's answer nor the database's hash could then hold."""
 
+_MOST_ANSWERED = 2**23
+"""Characters that the tools of an environment answer before they answer no more. No policy's context holds as many, but
+a single turn could ask for gigabytes: `search_onestop_flight` without places answers 1.6 million, in 40 tokens."""
+
 _OURS = (EpisodeEnd, EpisodeFault, RolloutError, MemoryError, OSError)
 """Errors that are never the doing of whoever is scored."""
 
@@ -54,21 +58,28 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
     """Comes before a domain's own class of environment."""
 
     draws: Draws
+    answered = 0
+    """Characters of all answers so far."""
 
     def get_response(self, message: compat.ToolCall) -> compat.ToolMessage:
         """The answer to a call, whose arguments become what its record will say."""
         message.arguments = message.model_dump(mode="json")["arguments"]
         with self.draws.of("call", message.requestor, message.id, message.name):
-            return super().get_response(message)
+            answer = super().get_response(message)
+        self.answered += len(answer.content or "")
+        return answer
 
     @functools.wraps(compat.Environment.make_tool_call)  # its name is in the answer to a call with too many arguments
     def make_tool_call(self, *args: Any, **arguments: Any) -> Any:
         """What the tool gives.
 
         Raises:
-            ValueError: the call would take too long, or leave a number that cannot be written out.
+            ValueError: the call would take too long, or leave a number that cannot be written out; or enough was
+                answered.
             Exception: whatever the tool raises.
         """
+        if self.answered > _MOST_ANSWERED:
+            raise ValueError("Too many results")
         if any(map(_is_too_long, _values(arguments))):
             raise ValueError("Number is too large")
         make = functools.partial(super().make_tool_call, *args, **arguments)
@@ -141,7 +152,8 @@ def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environ
             f"agent: the domain {domain} has no solo mode.", "Use mock or telecom, or agent llm."
         ) from error
     kind: Any = type(world)
-    world.__class__ = _class(kind)
+    if not isinstance(world, EpisodeEnvironment):
+        world.__class__ = _class(kind)
     world.draws = Draws()
     return world
 

@@ -151,6 +151,20 @@ def test_a_number_that_could_not_be_written_out_is_a_tool_error_and_leaves_the_d
     assert domain.get("airline").end_state(fresh).hashes == before
 
 
+def test_a_turn_that_asks_for_everything_again_and_again_is_answered_until_no_context_holds_it():
+    everything = {"origin": None, "destination": None, "date": "2024-05-20"}
+    calls = [
+        compat.ToolCall(id=str(number), name="search_onestop_flight", arguments=everything) for number in range(40)
+    ]
+    fresh = domain.get("airline").environment()
+    answers = [fresh.get_response(call) for call in calls]
+    assert answers[0].content == answer(untouched("airline"), "search_onestop_flight", **everything).content
+    assert sum(len(said.content) for said in answers) < 2**23 + 2**21
+    assert (answers[-1].content, answers[-1].error) == ("Error: Too many results", True)
+    turn = compat.AssistantMessage(role="assistant", tool_calls=calls)
+    domain.get("airline").environment().set_state(None, None, [turn, *answers])  # raises where an answer differs
+
+
 def test_a_call_has_the_arguments_that_its_record_has():
     call = compat.ToolCall(
         id="1", name="check_app_status", arguments={"app_name": math.nan, "x": [math.inf, 1]}, requestor="user"
