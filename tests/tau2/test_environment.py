@@ -141,10 +141,10 @@ def test_a_number_that_could_not_be_written_out_is_a_tool_error_and_leaves_the_d
         said = answer(
             fresh,
             "update_reservation_baggages",
-            reservation_id="4WQ150",
+            reservation_id="VAAOXJ",
             total_baggages=1,
             nonfree_baggages=number,
-            payment_id="credit_card_4421486",
+            payment_id="credit_card_1052991",
         )
         assert said.error
     assert environment.database_hashes(fresh) == before

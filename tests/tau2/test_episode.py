@@ -312,10 +312,10 @@ def test_the_stop_word_beside_a_call_of_the_solo_agent_is_text_and_the_call_is_a
 def test_a_number_too_long_to_be_written_out_is_an_error_that_the_policy_sees_and_the_episode_is_scored():
     call = episodes.written(
         "update_reservation_baggages",
-        reservation_id="4WQ150",
+        reservation_id="VAAOXJ",
         total_baggages=3,
         nonfree_baggages=int("9" * 4300),
-        payment_id="credit_card_4421486",
+        payment_id="credit_card_1052991",
     )
     runner = episodes.runner(episodes.settings(), episodes.WrittenTurns(call, "That failed."))
     trajectory = runner.run(episodes.request(episodes.task("airline", 1)))
