@@ -24,6 +24,7 @@ from rollout_service import secrets
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.planning import Planner
+from rollout_service.policy import endpoint
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.redaction import redact
@@ -117,12 +118,15 @@ class Coordinator:
         return self._of_replicas
 
     async def check(self) -> None:
-        """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection.
+        """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection, and an
+        endpoint that does not say how many tokens it takes. What it says holds for every environment actor.
 
         Raises:
             RolloutError: what cannot be used, and what to do.
         """
         await asyncio.get_running_loop().run_in_executor(None, self._check)
+        policy = await endpoint.settled(self._config.policy)
+        self._config = self._config.model_copy(update={"policy": policy})
 
     def _check(self) -> None:
         from rollout_service.chat import ChatCodec

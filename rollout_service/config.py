@@ -232,7 +232,7 @@ class Policy(_Section):
         "append", description="append: keep what the engine saw; template: follow a template that rewrites history"
     )
     context_length: int | None = Field(
-        None, ge=256, description="tokens, prompt and turn together; null: the model's; without one, 65536"
+        None, ge=256, description="tokens, prompt and turn together; null: the model's, which an endpoint is asked for"
     )
     response_length: int | None = Field(
         None, ge=1, description="tokens of an episode after its first prompt; null: as many as the context takes"

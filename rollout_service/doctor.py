@@ -5,6 +5,7 @@ Invariant: changes nothing, starts nothing, spends nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("tasks", lambda: _tasks(config)),
         ("policy", lambda: _policy(config)),
         ("policy's tokenizer", lambda: _codec(config)),
+        ("policy's context", lambda: _context(config)),
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
         ("memory", lambda: _memory(config)),
@@ -109,6 +111,18 @@ def _codec(config: RolloutConfig) -> str:
     return f"{codec.name}: proved, template {history}, turns end with {codec.end_of_turn}"
 
 
+def _context(config: RolloutConfig) -> str:
+    where = f"the endpoint {config.policy.url}" if config.policy.engine == "http" else "the policy"
+    return f"{where} takes {_context_length(config)} tokens, prompt and turn together"
+
+
+def _context_length(config: RolloutConfig) -> int:
+    from rollout_service.policy import endpoint
+    from rollout_service.policy.context import context_length
+
+    return context_length(asyncio.run(endpoint.settled(config.policy, retry_seconds=0)))
+
+
 def _user(config: RolloutConfig) -> str:
     user = config.user
     if config.user_kind == "dummy":
@@ -135,7 +149,6 @@ def _memory(config: RolloutConfig) -> str:
     import tracemalloc
 
     from rollout_service.ledger import BYTES_PER_TOKEN
-    from rollout_service.policy.context import context_length
     from rollout_service.tau2 import domain, played, tasks
 
     chosen, count = config.tasks, 8
@@ -149,7 +162,7 @@ def _memory(config: RolloutConfig) -> str:
         sizes[name] = tracemalloc.get_traced_memory()[0] / len(kept) / 1024
         tracemalloc.stop()
     environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
-    tokens = context_length(config.policy) * BYTES_PER_TOKEN / 1024
+    tokens = _context_length(config) * BYTES_PER_TOKEN / 1024
     return f"KiB per concurrent episode: environment {environments}; tokens at most {tokens:,.0f}"
 
 

@@ -102,8 +102,8 @@ def check_rollout(args: Any, evaluation: bool) -> None:
 def service_config(args: Any) -> RolloutConfig:
     """The service's settings: those of `rollout_service_config`, with the policy behind slime's router.
 
-    Where that file says nothing of them, the tokenizer is `--hf-checkpoint`'s, and the context
-    `--rollout-max-context-len` or else the model's.
+    Where that file says nothing of them, the tokenizer is `--hf-checkpoint`'s, and the context what slime gives its
+    engines.
 
     Raises:
         ConfigError: naming the field, the value and the remedy.
@@ -114,9 +114,7 @@ def service_config(args: Any) -> RolloutConfig:
     overrides = {**chosen, "policy.engine": "http", "policy.url": router_url(args)}
     config = RolloutConfig.load(path, overrides, defaults={"policy.tokenizer": args.hf_checkpoint})
     if "policy.context_length" not in config.explicit():
-        limit = getattr(args, "rollout_max_context_len", None)
-        of_model = limit or context_length(Policy(engine="sglang", model=args.hf_checkpoint))
-        config = config.with_overrides({"policy.context_length": of_model})
+        config = config.with_overrides({"policy.context_length": _context_length(args)})
     if config.policy.history == "template":
         for flag, why in (
             ("partial_rollout", "--partial-rollout cannot take back an episode of several samples"),
@@ -125,6 +123,14 @@ def service_config(args: Any) -> RolloutConfig:
             if getattr(args, flag, False):
                 raise ConfigError(f"policy.history is template, and slime's {why}.", "Leave out one of them.")
     return config
+
+
+def _context_length(args: Any) -> int:
+    """Tokens that slime lets a sample have, or its engines a request. Where no flag says, SGLang goes by the
+    configuration of the model that slime starts it on, `--hf-checkpoint`."""
+    named = (getattr(args, name, None) for name in ("rollout_max_context_len", "sglang_context_length"))
+    limits = [limit for limit in named if limit]
+    return min(limits) if limits else context_length(Policy(engine="sglang", model=args.hf_checkpoint))
 
 
 def sampling(params: Mapping[str, Any]) -> Sampling:

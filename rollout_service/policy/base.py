@@ -7,12 +7,15 @@ engine computes with: `Sampling` holds what needs no model, `check_request` what
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from rollout_service.errors import EpisodeFault, FaultKind
 
 LARGEST_INT = 2**31 - 1
 """Engines keep these numbers as int32."""
@@ -113,6 +116,39 @@ class Generation:
     cached_tokens: int = 0
     """Of those, taken from the prefix cache."""
 
+    def check_tokens(self, ends: Collection[int], vocabulary_size: int | None) -> None:
+        """See that these can be the model's own tokens, all of them.
+
+        Args:
+            ends: ids that may end a turn.
+            vocabulary_size: rows of the model's output; None: not known.
+
+        Raises:
+            EpisodeFault: the stop token is missing, or an id is none of the model's. It is the server's set-up, so
+                another attempt would end the same.
+        """
+        if self.finish_reason == "stop" and (not len(self.token_ids) or int(self.token_ids[-1]) not in ends):
+            last = f"its last token is {self.token_ids[-1]}" if len(self.token_ids) else "it has no token"
+            raise EpisodeFault(
+                FaultKind.POLICY,
+                f"the server says that the turn stopped, but {last}, and a turn ends with one of {sorted(ends)}: the "
+                "stop token was taken off, and is not put back by guess. Have the server return it (no_stop_trim of "
+                "SGLang, include_stop_str_in_output of vLLM); a further token that ends turns belongs in "
+                "policy.sampling.stop_token_ids",
+                error="StopTokenMissing",
+                retryable=False,
+            )
+        highest = np.iinfo(np.int32).max if vocabulary_size is None else vocabulary_size - 1
+        impossible = self.token_ids[(self.token_ids < 0) | (self.token_ids > highest)]
+        if len(impossible):
+            raise EpisodeFault(
+                FaultKind.POLICY,
+                f"the server sampled the id {impossible[0]}, and the model has those from 0 to {highest}: it serves "
+                "another model than policy.model or policy.tokenizer names",
+                error="IdOutsideVocabulary",
+                retryable=False,
+            )
+
     def check(self) -> None:
         """Raise `ValueError` unless this is a whole turn: aligned arrays, not empty, finite, a known finish reason."""
         lengths = {len(self.token_ids), len(self.logprobs), len(self.weight_versions)}
@@ -146,6 +182,7 @@ class Policy(Protocol):
 
         Raises:
             EpisodeFault: of kind `policy`, when no tokens could be had.
+            EpisodeEnd: `context_length`, when the engine has no room for a turn.
             asyncio.CancelledError: the caller cancelled; the request is aborted in the engine.
         """
         ...

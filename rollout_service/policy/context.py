@@ -1,11 +1,13 @@
-"""How many tokens the policy takes, prompt and turn together, and which ids its model knows.
+"""What the policy's model takes and gives: how many tokens, prompt and turn together, and how many ids.
 
-Invariant: every process of a service finds the same numbers, from the configuration and the model's own files.
+Invariant: every process of a service finds the same, from the configuration and the model's own files. What they do not
+say is not assumed: an endpoint of others is asked (`rollout_service.policy.endpoint`) before anything is played.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from rollout_service.config import Policy
@@ -13,29 +15,53 @@ from rollout_service.errors import ConfigError, first_line
 from rollout_service.policy.base import RequestError, Sampling, refuse_unknown_ids
 
 WITHOUT_MODEL = 65536
-"""Tokens, where nothing says how many."""
+"""Tokens of an episode that the scripted engine plays: there is no model that could set a limit."""
+
+
+def only_endpoint_knows(policy: Policy) -> bool:
+    """Whether nobody but the endpoint of others, which serves the policy, can say its `context_length`."""
+    return policy.engine == "http" and policy.context_length is None
 
 
 def context_length(policy: Policy) -> int:
     """`policy.context_length`, or what the model's configuration says.
 
     Raises:
-        ConfigError: the model's configuration cannot be read.
+        ConfigError: the model's configuration cannot be read, or nothing says.
     """
     if policy.context_length is not None:
         return policy.context_length
-    config = _configuration(policy)
-    return WITHOUT_MODEL if config is None else int(getattr(config, "max_position_embeddings", WITHOUT_MODEL))
+    if policy.engine == "scripted":
+        return WITHOUT_MODEL
+    said = None if policy.engine == "http" else getattr(_configuration(str(policy.model)), "max_position_embeddings", 0)
+    if not said:
+        source = "its endpoint was not asked" if policy.engine == "http" else f"{policy.model!r} does not say"
+        raise ConfigError(
+            f"policy.context_length is not set, and {source} how many tokens the model takes.",
+            "Set it: prompt and turn together.",
+        )
+    return int(said)
 
 
 def vocabulary(policy: Policy) -> int | None:
-    """Rows of the model's embedding: its ids are those below. None where no model is served here, or its
-    configuration does not say.
+    """Rows of the model's embedding, those that only pad it included: its ids are those below. None where the model's
+    files are not at hand, or do not say.
 
     Raises:
-        ConfigError: the model's configuration cannot be read.
+        ConfigError: the configuration of a model that is served here cannot be read.
     """
-    rows: int | None = getattr(_configuration(policy), "vocab_size", None)
+    # Behind an endpoint, the tokenizer's folder is the model's own as a rule.
+    source = policy.model or policy.tokenizer if policy.engine == "http" else policy.model
+    if policy.engine == "scripted" or source is None:
+        return None
+    if policy.engine == "http" and not (Path(source) / "config.json").is_file():
+        return None
+    try:
+        rows: int | None = getattr(_configuration(source), "vocab_size", None)
+    except ConfigError:
+        if policy.engine != "http":
+            raise
+        return None
     return rows
 
 
@@ -49,16 +75,12 @@ def check_sampling(policy: Policy, sampling: Sampling) -> None:
         try:
             refuse_unknown_ids(sampling.stop_token_ids, known, "policy.sampling.stop_token_ids")
         except RequestError as error:
-            raise ConfigError(f"{error}.", f"Give ids of {policy.model}.") from None
-
-
-def _configuration(policy: Policy) -> Any:
-    """The text model's configuration; None where no model is served here."""
-    return _read(policy.model) if policy.model and policy.engine in ("sglang", "transformers") else None
+            raise ConfigError(f"{error}.", f"Give ids of {policy.model or policy.tokenizer}.") from None
 
 
 @functools.cache
-def _read(model: str) -> Any:
+def _configuration(model: str) -> Any:
+    """The text model's."""
     import transformers
 
     try:

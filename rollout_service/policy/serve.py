@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rollout_service.errors import EpisodeFault, FaultKind, first_line
 from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
 SERVE_ENVIRONMENT = {
@@ -51,9 +52,17 @@ class ServePolicy:
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica."""
         handle = self._handle.options(session_id=session_id)
-        return await self._patience.asked_again(
-            lambda: self._ask(handle.generate.remote(input_ids, sampling, metadata))
-        )
+
+        async def ask(fitting: Sampling) -> Generation:
+            return await self._patience.asked_again(
+                lambda: self._ask(handle.generate.remote(input_ids, fitting, metadata))
+            )
+
+        try:
+            return await fitted(ask, sampling, len(input_ids))
+        except RequestError as error:
+            said = first_line(getattr(error, "cause", error))  # without the replica's traceback
+            raise EpisodeFault(FaultKind.POLICY, said, error="RequestError", retryable=False) from error
 
     @staticmethod
     async def _ask(response: Any) -> Generation:
@@ -71,7 +80,4 @@ class ServePolicy:
             raise DeadEngineError(str(error.actor_id)) from error
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise LostTurnError from error
-        except RequestError as error:
-            said = first_line(getattr(error, "cause", error))  # without the replica's traceback
-            raise EpisodeFault(FaultKind.POLICY, said, error="RequestError", retryable=False) from error
         return generation

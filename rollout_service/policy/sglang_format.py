@@ -24,6 +24,7 @@ def sampling_params(sampling: Sampling) -> dict[str, Any]:
         "max_new_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(sampling.stop_token_ids) or None,
         "ignore_eos": sampling.ignore_eos,
+        "no_stop_trim": True,  # a server that takes the stop token off would have the trainer forget to end turns
     }
 
 

@@ -2,7 +2,8 @@
 
 Invariant: a turn is sent again only where nothing of it can have been recorded: when the endpoint did not take it, or
 when its answer was lost. A request that the endpoint refuses is not repeated. An interrupted turn goes on from its
-tokens. A turn by weights older than it may have is thrown away and asked for again.
+tokens. A turn by weights older than it may have is thrown away and asked for again. A prompt that the endpoint calls
+too long ends the episode, see `rollout_service.policy.overlong`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
+from rollout_service.policy.overlong import fitted
+from rollout_service.policy.patience import BUSY, DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.sglang_format import from_answer, to_payload
 from rollout_service.redaction import redact
-
-_BUSY = {
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-}
-"""What says nothing about the request: the endpoint or what is behind it was full, starting or gone."""
 
 _ABORT_SECONDS = 5.0
 
@@ -63,7 +56,11 @@ class SglangHttpPolicy:
         least = metadata.get("min_version", 0)
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            return await self._patience.asked_again(functools.partial(self._ask, prompt, how, session_id, least))
+            async def ask(fitting: Sampling) -> Generation:
+                once = functools.partial(self._ask, prompt, fitting, session_id, least)
+                return await self._patience.asked_again(once)
+
+            return await fitted(ask, how, len(prompt))
 
         return await resumed(sample, input_ids, sampling)
 
@@ -80,7 +77,7 @@ class SglangHttpPolicy:
             async with self._session.post(
                 f"{self._url}/generate", json=to_payload(prompt, sampling, rid), headers=headers
             ) as response:
-                if response.status in _BUSY:
+                if response.status in BUSY:
                     raise LostTurnError from ConnectionError(await _said(response, self._url))
                 if response.status != HTTPStatus.OK:
                     raise ValueError(await _said(response, self._url))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rollout_service.errors import ConfigError
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.overlong import fitted
 from rollout_service.policy.resume import resumed
 
 
@@ -36,6 +37,7 @@ class VerlPolicy:
 
         Raises:
             ConfigError: the first prompt is too long.
+            EpisodeEnd: a later one is.
             ValueError: the servers gave no log-probs.
         """
         if metadata["turn"] == 0 and len(input_ids) > self._prompt_length:
@@ -46,10 +48,13 @@ class VerlPolicy:
             )
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            output = await self._client.generate(
-                request_id=session_id, prompt_ids=prompt.tolist(), sampling_params=_parameters(how)
-            )
-            return _generation(output, len(prompt), how.max_new_tokens)
+            async def ask(fitting: Sampling) -> Generation:
+                output = await self._client.generate(
+                    request_id=session_id, prompt_ids=prompt.tolist(), sampling_params=_parameters(fitting)
+                )
+                return _generation(output, len(prompt), fitting)
+
+            return await fitted(ask, how, len(prompt))
 
         return await resumed(sample, input_ids, sampling)
 
@@ -66,9 +71,9 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _generation(output: Any, prompt_tokens: int, room: int) -> Generation:
-    """Of a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort; what
-    filled its room is taken to be cut, as nothing says whether its last token was an end."""
+def _generation(output: Any, prompt_tokens: int, sampling: Sampling) -> Generation:
+    """Of a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort: then
+    what filled its room was cut, unless its last token is one that ends a turn."""
     tokens = np.asarray(output.token_ids, dtype=np.int32)
     if output.log_probs is None and len(tokens):
         raise ValueError("verl's server returned no log-probs")
@@ -79,7 +84,8 @@ def _generation(output: Any, prompt_tokens: int, room: int) -> Generation:
     elif output.stop_reason in ("stop", "length"):
         reason = output.stop_reason
     else:
-        reason = "length" if len(tokens) >= room else "stop"
+        ended = len(tokens) > 0 and int(tokens[-1]) in sampling.stop_token_ids
+        reason = "length" if len(tokens) >= sampling.max_new_tokens and not ended else "stop"
     return Generation(
         token_ids=tokens,
         logprobs=np.asarray(output.log_probs or [], dtype=np.float32),

@@ -20,7 +20,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.policy.base import Generation, Policy, Sampling
-from rollout_service.policy.context import context_length
+from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.redaction import redact
 from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
@@ -71,7 +71,9 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         secrets.know(config)
         evaluation.configure_judge(config.evaluation)
-        self._context_length = context_length(config.policy)
+        self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
+        """None: the endpoint says itself when an episode is too long."""
+        self._vocabulary = vocabulary(config.policy)
 
     def prepare(self) -> dict[str, str]:
         """Read what the configured domains' episodes share, so that the first of them need not.
@@ -104,6 +106,10 @@ class EpisodeRunner:
         of its chat template."""
         stops = tuple(sorted({*chosen.stop_token_ids, *self._codec.stop_token_ids}))
         return chosen.model_copy(update={"stop_token_ids": stops})
+
+    def ends(self, sampling: Sampling) -> frozenset[int]:
+        """Ids with which a turn that stopped may end."""
+        return self._codec.turn_end_ids.union(sampling.stop_token_ids)
 
     def provenance(self, evaluator: str, sampling: Sampling) -> Provenance:
         """What made a trajectory that was sampled so and that `evaluator` scored."""
@@ -211,6 +217,7 @@ class _Episode:
             seconds = time.perf_counter() - start
             self._timing.policy_seconds += seconds
         with boundary(FaultKind.POLICY):
+            generation.check_tokens(self._runner.ends(sampling), self._runner._vocabulary)
             return self._transcript.record(generation, seconds)
 
     def _room(self, prompt_length: int) -> int:
@@ -220,9 +227,13 @@ class _Episode:
             EpisodeEnd: none.
         """
         turns = self._transcript.turns
-        limits = {"context_length": self._runner._context_length}
+        limits = {}
+        if (context := self._runner._context_length) is not None:
+            limits["context_length"] = context
         if (response := self._config.policy.response_length) is not None:
             limits["response_length"] = (turns[0].start if turns else prompt_length) + response
+        if not limits:
+            return self._sampling.max_new_tokens
         reason = min(limits, key=limits.__getitem__)
         if prompt_length >= limits[reason]:
             raise EpisodeEnd(reason)

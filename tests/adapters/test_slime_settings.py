@@ -56,6 +56,19 @@ def test_the_policy_is_behind_slime_s_router_with_the_checkpoint_s_tokenizer():
     assert policy.context_length == 8192
 
 
+@pytest.mark.parametrize(
+    ("flags", "length"),
+    [
+        ({"rollout_max_context_len": 8192, "sglang_context_length": 4096}, 4096),
+        ({"rollout_max_context_len": None, "sglang_context_length": 4096}, 4096),
+        ({"rollout_max_context_len": 2048, "sglang_context_length": 4096}, 2048),
+    ],
+)
+def test_the_context_is_no_more_than_slime_gives_its_engines(flags, length):
+    args = slime.make_args("http://10.0.0.7:3000", **flags)
+    assert slime_settings.service_config(args).policy.context_length == length
+
+
 def test_settings_come_from_the_file_then_from_what_goes_over_it(tmp_path):
     file = tmp_path / "service.yaml"
     file.write_text("policy: {context_length: 4096}\nlimits: {max_turns: 7}\nservice: {slots: 8}\n")

@@ -18,8 +18,10 @@ import pytest
 from rollout_service.adapters import slime_service
 from rollout_service.adapters.slime import generate
 from rollout_service.chat import ChatCodec
-from rollout_service.errors import WeightError
+from rollout_service.config import Policy
+from rollout_service.errors import EpisodeEnd, WeightError
 from rollout_service.policy.base import Sampling
+from rollout_service.policy.endpoint import settled
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
 from rollout_service.verify import verify
@@ -140,10 +142,30 @@ async def test_cancelling_a_turn_aborts_it_in_the_server(server):
 async def test_what_the_server_refuses_is_not_repeated(server):
     policy = SglangHttpPolicy(server)
     start_time = time.monotonic()
+    impossible = Sampling.model_construct(**Sampling().model_dump() | {"top_p": 5.0})
     with pytest.raises(ValueError, match="400"):
-        await policy.generate(np.arange(1, 70000, dtype=np.int32) % 4000, Sampling(), "s", {})
+        await policy.generate(PROMPT, impossible, "s", {})
     assert time.monotonic() - start_time < 30
     await policy.aclose()
+
+
+async def test_the_server_is_asked_how_many_tokens_it_takes_and_what_is_longer_ends_the_episode(server, model):
+    settings = Policy(engine="http", url=server, tokenizer=model)
+    taken = (await settled(settings)).context_length
+    assert taken == 65536 - 6, "what SGLang's scheduler takes of a model of 65,536"
+    policy = SglangHttpPolicy(server)
+    for length in (taken, 65536, 70000):  # too long for the scheduler, for the context, and by far
+        with pytest.raises(EpisodeEnd, match="context_length"):
+            await policy.generate(np.arange(length, dtype=np.int32) % 4000, Sampling(max_new_tokens=1), "s", {})
+    await policy.aclose()
+
+
+async def test_a_turn_for_which_prompt_and_room_together_are_too_long_is_sampled_all_the_same(server):
+    policy = SglangHttpPolicy(server)
+    any_token = Sampling(max_new_tokens=65536, stop_token_ids=tuple(range(4096)))
+    turn = await policy.generate(PROMPT, any_token, "s", {})
+    await policy.aclose()
+    assert (len(turn.token_ids), turn.finish_reason) == (1, "stop"), "the stop token is part of the turn"
 
 
 async def test_an_endpoint_that_is_gone_is_named_after_the_retries():

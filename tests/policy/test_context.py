@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 
 from rollout_service.config import Policy
 from rollout_service.errors import ConfigError
 from rollout_service.policy.base import Sampling
-from rollout_service.policy.context import WITHOUT_MODEL, check_sampling, context_length, vocabulary
+from rollout_service.policy.context import (
+    WITHOUT_MODEL,
+    check_sampling,
+    context_length,
+    only_endpoint_knows,
+    vocabulary,
+)
 from tests.support import tiny_model
 
 SERVED = ("sglang", "transformers")
@@ -39,20 +46,39 @@ def test_the_configuration_goes_before_the_model_which_is_not_even_read(tmp_path
 @pytest.mark.parametrize(
     "policy",
     [
-        Policy(),
         Policy(engine="http", url="http://there", tokenizer="/nowhere"),
         Policy(engine="http", url="http://there", tokenizer="/nowhere", model="/nowhere"),
     ],
-    ids=["scripted", "http", "http with a model"],
 )
-def test_without_a_model_that_is_served_here_it_is_65536_or_what_the_configuration_says(policy):
-    assert context_length(policy) == WITHOUT_MODEL == 65536
-    assert context_length(policy.model_copy(update={"context_length": 4096})) == 4096
+def test_of_an_endpoint_of_others_nothing_is_assumed(policy):
+    assert only_endpoint_knows(policy)
+    with pytest.raises(ConfigError, match=r"policy\.context_length is not set"):
+        context_length(policy)
+    told = policy.model_copy(update={"context_length": 4096})
+    assert (only_endpoint_knows(told), context_length(told)) == (False, 4096)
 
 
-def test_a_model_whose_configuration_does_not_say_takes_65536(tmp_path):
+def test_the_scripted_engine_has_no_model_that_could_set_a_limit():
+    assert context_length(Policy()) == WITHOUT_MODEL == 65536
+    assert context_length(Policy(context_length=4096)) == 4096
+
+
+def test_a_model_whose_configuration_does_not_say_makes_the_setting_a_duty(tmp_path):
     model = folder(tmp_path, json.dumps({"model_type": "mamba"}))
-    assert context_length(Policy(engine="sglang", model=model)) == 65536
+    with pytest.raises(ConfigError, match=r"policy\.context_length is not set.*does not say"):
+        context_length(Policy(engine="sglang", model=model))
+    assert context_length(Policy(engine="sglang", model=model, context_length=1000)) == 1000
+
+
+def test_the_vocabulary_is_that_of_the_model_where_its_files_are_at_hand(model, tmp_path):
+    rows = len(transformers.AutoTokenizer.from_pretrained(model))
+    endpoint = {"engine": "http", "url": "http://there"}
+    assert vocabulary(Policy(engine="sglang", model=model)) == rows
+    assert vocabulary(Policy(**endpoint, tokenizer=model)) == rows
+    assert vocabulary(Policy(**endpoint, tokenizer="/nowhere", model=model)) == rows
+    assert vocabulary(Policy(**endpoint, tokenizer="/nowhere")) is None
+    assert vocabulary(Policy(**endpoint, tokenizer=folder(tmp_path, "{}"))) is None
+    assert vocabulary(Policy()) is None
 
 
 def test_of_a_model_with_images_it_is_the_text_model_s(tmp_path):

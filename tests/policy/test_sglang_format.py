@@ -265,6 +265,7 @@ def test_a_request_looks_like_sglang_s():
             "max_new_tokens": 64,
             "stop_token_ids": [1, 2],
             "ignore_eos": True,
+            "no_stop_trim": True,
         },
         "return_logprob": True,
         "rid": "mine",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout_service.errors import ConfigError
+from rollout_service.errors import ConfigError, EpisodeEnd
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.verl import VerlPolicy
 from tests.support import episodes
@@ -46,6 +46,33 @@ def test_a_turn_ends_as_the_engine_or_its_length_says(said, tokens, reason):
     generation, _ = ask({"token_ids": list(range(tokens)), "stop_reason": said}, max_new_tokens=5)
     assert generation.finish_reason == reason
     generation.check()
+
+
+def test_a_turn_that_fills_its_room_and_ends_with_a_stop_token_has_stopped():
+    ids = {"token_ids": [0, 1, 2, 3, 4], "stop_reason": "completed"}
+    assert ask(ids, max_new_tokens=5, stop_token_ids=(4,))[0].finish_reason == "stop"
+    assert ask(ids, max_new_tokens=5, stop_token_ids=(3,))[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("limit", [12, 10])
+def test_a_prompt_for_which_the_servers_have_less_room_gets_it_or_ends_the_episode(limit):
+    rooms = []
+
+    async def generate(**request: Any) -> Any:
+        rooms.append(request["sampling_params"]["max_tokens"])
+        if len(PROMPT) + rooms[-1] > limit:
+            raise ValueError(f"Prompt length (10) exceeds the model's maximum context length ({limit}).")
+        return SimpleNamespace(token_ids=[1], log_probs=[-1.0], extra_fields={}, stop_reason="stop")
+
+    policy = VerlPolicy(SimpleNamespace(generate=generate), prompt_length=20)
+    metadata = {"task": episodes.task("mock"), "turn": 1}
+    turn = policy.generate(PROMPT, Sampling(max_new_tokens=5), "session", metadata)
+    if limit > len(PROMPT):
+        assert asyncio.run(turn).token_ids.tolist() == [1]
+        assert rooms == [5, 2]
+    else:
+        with pytest.raises(EpisodeEnd, match="context_length"):
+            asyncio.run(turn)
 
 
 @pytest.mark.parametrize("word", ["abort", "aborted"])

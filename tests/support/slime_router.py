@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,6 +84,10 @@ class Router:
         self.interrupts: Callable[[int], bool] = lambda number: False
         """Whether the request of that number is interrupted half-way by a weight update."""
         self.refuses = False
+        self.limit: int | None = None
+        """Tokens that the server takes, prompt and turn together."""
+        self.strips = False
+        """Whether the stop token is taken off each turn."""
         self.seconds: Callable[[Any], float] = lambda prompt: 0.0
         """That the turn after this prompt takes."""
         self.running = 0
@@ -116,6 +121,7 @@ class Router:
         app.router.add_post("/abort_request", self._abort)
         app.router.add_get("/workers", self._workers)
         app.router.add_get("/v1/loads", self._loads)
+        app.router.add_get("/server_info", self._server_info)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024).start()
@@ -126,6 +132,9 @@ class Router:
 
     async def _loads(self, request: web.Request) -> web.Response:
         return web.json_response({"loads": [{"num_running_reqs": self.running, "num_waiting_reqs": 0}]})
+
+    async def _server_info(self, request: web.Request) -> web.Response:
+        return web.json_response({"context_length": self.limit, "max_req_input_len": None})
 
     async def _abort(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -143,6 +152,8 @@ class Router:
         if self.refuses:
             return web.json_response({"error": {"message": "no"}}, status=400)
         asked = read_request(await request.read(), 1)
+        if refusal := self._too_long(len(asked.prompts[0]), asked.sampling.max_new_tokens):
+            return web.json_response({"error": {"message": refusal}}, status=400)
         self.running += 1
         try:
             generation = await self.engine(asked.prompts[0], asked.sampling)
@@ -155,7 +166,22 @@ class Router:
         if self.interrupts(number):
             generation = _first(generation, len(generation.token_ids) // 2)
             self.version += 1
+        if self.strips and generation.finish_reason == "stop":
+            generation = replace(_first(generation, len(generation.token_ids) - 1), finish_reason="stop")
         answer = to_answer(generation, body["rid"], 0.0)
         del answer["meta_info"]["weight_versions"]
         answer["meta_info"]["weight_version"] = str(version)
         return web.json_response(answer)
+
+    def _too_long(self, prompt: int, room: int) -> str | None:
+        """In SGLang's words."""
+        if self.limit is not None and prompt >= self.limit:
+            return f"The input ({prompt} tokens) is longer than the model's context length ({self.limit} tokens)."
+        if self.limit is not None and prompt + room > self.limit:
+            return (
+                f"Requested token count exceeds the model's maximum context length of {self.limit} tokens. You "
+                f"requested a total of {prompt + room} tokens: {prompt} tokens from the input messages and {room} "
+                "tokens for the completion. Please reduce the number of tokens in the input messages or the completion "
+                "to fit within the limit."
+            )
+        return None

@@ -1,0 +1,85 @@
+"""What an endpoint of others says of itself, asked before anything is played.
+
+Invariant: nothing is assumed about a server. How many tokens it takes is what it says, or what the configuration says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from rollout_service.config import Policy
+from rollout_service.errors import ConfigError, ServiceError
+from rollout_service.policy.context import only_endpoint_knows
+from rollout_service.policy.patience import BUSY, LostTurnError, Patience
+
+_PATHS = ("/server_info", "/get_server_info", "/model_info", "/get_model_info", "/v1/models")
+"""SGLang's, new and old; the last is also vLLM's. A router passes on some of them."""
+
+_LENGTHS = ("max_req_input_len", "context_length", "max_model_len", "max_total_tokens")
+"""What they call the tokens that a request may have. The first is SGLang's scheduler's: no more than fits its cache."""
+
+_SECONDS = 10.0
+"""For one answer."""
+
+
+async def settled(policy: Policy, retry_seconds: float | None = None) -> Policy:
+    """The settings, with `context_length` as the endpoint says it where they leave it open.
+
+    Args:
+        retry_seconds: how long an endpoint that cannot be reached is asked again; None: as the settings say.
+
+    Raises:
+        ConfigError: the endpoint does not say.
+        ServiceError: it cannot be reached.
+    """
+    if not only_endpoint_knows(policy):
+        return policy
+    url = str(policy.url).rstrip("/")
+    seconds = policy.retry_seconds if retry_seconds is None else retry_seconds
+    try:
+        length = await Patience(seconds).asked_again(lambda: _context_length(url))
+    except (aiohttp.ClientError, OSError) as error:
+        raise ServiceError(
+            f"policy.url: {url} cannot be asked how many tokens it takes: {error or type(error).__name__}.",
+            "Start it first, or set policy.context_length.",
+        ) from error
+    if length is None:
+        raise ConfigError(
+            f"policy.context_length is not set, and the endpoint at {url} does not say how many tokens it takes.",
+            "Set it to what the server behind it takes, prompt and turn together.",
+        )
+    return policy.model_copy(update={"context_length": length})
+
+
+async def _context_length(url: str) -> int | None:
+    """The least of what the first of the endpoint's answers that says anything says.
+
+    Raises:
+        LostTurnError: nobody answers, or the endpoint has no server yet.
+    """
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session:
+        for path in _PATHS:
+            try:
+                async with session.get(url + path) as response:
+                    if response.status in BUSY:
+                        raise LostTurnError from ConnectionError(f"it answers {response.status} {response.reason}")
+                    said = await response.json(content_type=None) if response.status == HTTPStatus.OK else None
+            except ValueError:  # no JSON
+                continue
+            except (aiohttp.ClientError, OSError) as error:
+                raise LostTurnError from error
+            if lengths := list(_lengths(said)):
+                return min(lengths)
+    return None
+
+
+def _lengths(said: Any) -> Iterator[int]:
+    """Every length in an answer: its own fields', and those of the models that it lists."""
+    models = said.get("data") if isinstance(said, dict) else None
+    for item in [said, *(models if isinstance(models, list) else [])]:
+        if isinstance(item, dict):
+            yield from (item[name] for name in _LENGTHS if type(item.get(name)) is int and item[name] > 0)

@@ -1,0 +1,132 @@
+"""Whole episodes on an endpoint of others that has a context of its own, or that takes off what ends a turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.coordinator import Coordinator
+from rollout_service.errors import ConfigError, FaultKind
+from rollout_service.policy.base import Generation
+from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.trajectory import Trajectory
+from rollout_service.verify import verify
+from tests.support import episodes
+from tests.support.slime_router import Router, scripted
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Router]:
+    with Router(scripted(episodes.codec(), [episodes.task("retail")])) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def calm(router: Router) -> None:
+    router.calm()
+
+
+def play(router: Router, **settings: Any) -> Trajectory:
+    """One episode over HTTP, as an environment actor plays it."""
+    config = episodes.settings(
+        policy__engine="http",
+        policy__url=router.url,
+        policy__tokenizer="./rollout_service/assets/tokenizer",
+        **settings,
+    )
+    policy = SglangHttpPolicy(router.url, retry_seconds=1.0)
+    try:
+        return episodes.runner(config, policy).run(episodes.request(episodes.task("retail")))
+    finally:
+        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(10)
+
+
+@pytest.fixture(scope="module")
+def whole(router: Router) -> int:
+    """Tokens of the episode where nothing is too long."""
+    trajectory = play(router)
+    assert (trajectory.outcome, trajectory.reward) == ("completed", 1.0)
+    return len(trajectory.segments[0].token_ids)
+
+
+@pytest.mark.parametrize("configured", [False, True], ids=["the server alone knows", "configured"])
+def test_an_episode_that_outgrows_the_server_is_truncated_and_scored_not_lost(router, whole, configured):
+    router.limit = whole - 600
+    trajectory = play(router, **({"policy__context_length": router.limit} if configured else {}))
+    assert (trajectory.outcome, trajectory.termination_reason) == ("truncated", "context_length")
+    assert (trajectory.reward, trajectory.fault) == (0.0, None)
+    assert len(trajectory.turns) > 1
+    assert [str(violation) for _, found in verify([trajectory]) for violation in found] == []
+
+
+@pytest.mark.parametrize("context", [None, "the server's", "more than the server's"])
+def test_an_episode_that_fits_is_not_lost_to_prompt_and_room_counted_together(router, whole, context):
+    router.limit = whole + 10
+    chosen = {None: {}, "the server's": router.limit, "more than the server's": router.limit + 5000}[context]
+    trajectory = play(router, **({"policy__context_length": chosen} if chosen else {}))
+    assert (trajectory.outcome, trajectory.reward, trajectory.fault) == ("completed", 1.0, None)
+    assert len(trajectory.segments[0].token_ids) == whole
+
+
+def test_a_server_that_takes_the_stop_token_off_is_refused_with_the_remedy(router):
+    router.strips = True
+    trajectory = play(router)
+    assert trajectory.reward is None
+    fault = trajectory.fault
+    assert (fault.kind, fault.error, fault.retryable) == (FaultKind.POLICY, "StopTokenMissing", False)
+    for word in ("no_stop_trim", "include_stop_str_in_output", "policy.sampling.stop_token_ids"):
+        assert word in fault.message
+    assert trajectory.segments == [], "nothing is recorded of which the end would be a guess"
+    assert all(request["sampling_params"]["no_stop_trim"] is True for request in router.requests)
+
+
+async def test_the_service_asks_the_endpoint_before_it_starts_anything_or_demands_the_setting(router):
+    config = episodes.settings(
+        policy__engine="http",
+        policy__url=router.url,
+        policy__tokenizer="./rollout_service/assets/tokenizer",
+        tasks__domain="mock",
+    )
+    with pytest.raises(ConfigError, match=r"policy\.context_length is not set.*does not say"):
+        await Coordinator(config, None).check()
+    router.limit = 4321
+    coordinator = Coordinator(config, None)
+    await coordinator.check()
+    assert (await coordinator.configuration()).policy.context_length == 4321, "what every actor is given"
+
+
+class OneTurn:
+    """A policy whose first turn has these tokens, whatever it is asked."""
+
+    def __init__(self, token_ids: list[int], reason: str = "stop") -> None:
+        self.ids, self.reason = np.asarray(token_ids, np.int32), reason
+
+    async def generate(self, *_: Any) -> Generation:
+        n = len(self.ids)
+        return Generation(self.ids, np.full(n, -0.5, np.float32), np.zeros(n, np.int32), self.reason)
+
+
+def first_turn(token_ids: list[int], reason: str = "stop", **settings: Any) -> Trajectory:
+    config = episodes.settings(limits__max_turns=1, **settings)
+    return episodes.runner(config, OneTurn(token_ids, reason)).run(episodes.request(episodes.task("mock")))
+
+
+def test_whatever_the_way_to_the_engine_a_turn_that_stopped_ends_with_a_stop_token():
+    codec = episodes.codec()
+    written = codec.encode_turn("Hello.", [("get_users", {})])
+    other_end = codec._token_id("<|endoftext|>")
+    for token_ids, settings, is_fault in (
+        (written, {}, False),
+        (written[:-1], {}, True),
+        (codec.encode_turn("Hello.")[:-1], {}, True),
+        ([], {}, True),
+        ([*written[:-1], other_end], {}, False),  # the model's own end, though not the template's
+        (written[:-1], {"policy__sampling": {"stop_token_ids": [written[-2]]}}, False),
+    ):
+        fault = first_turn(token_ids, **settings).fault
+        assert (fault is not None and fault.error == "StopTokenMissing") is is_fault, codec.decode(token_ids)
+    assert first_turn(written[:-1], "length").fault is None, "cut by length: it has no end"
