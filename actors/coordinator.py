@@ -26,7 +26,7 @@ from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.planning import Planner
 from rollout_service.policy import endpoint
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
-from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.redaction import redact
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
@@ -303,9 +303,13 @@ class Coordinator:
         """What each policy replica says of itself; none where an endpoint of others serves the policy."""
         return [] if self._application is None else await self._fleet.states()
 
-    async def group_size(self) -> int:
-        """Ranks that a process group with every replica and the trainer has."""
-        return await self._fleet.group_size()
+    async def group_terms(self) -> GroupTerms:
+        """What a process group of the trainer and every replica must be like, see `Fleet.group_terms`."""
+        return await self._fleet.group_terms()
+
+    async def absent(self, group: str) -> list[str]:
+        """Replicas of the process group that are gone."""
+        return await self._fleet.absent(group)
 
     async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
         """Every replica joins a process group for weight updates, see `Fleet.join`."""

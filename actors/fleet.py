@@ -1,7 +1,8 @@
 """Fleet: the policy replicas as the coordinator sees them, and the weights that they serve.
 
 Invariant: the version only grows, and one update runs at a time. What can be refused is refused by every replica before
-the first of them touches a weight. The newest weights that can be had again are kept, for replicas that start later.
+the first of them touches a weight. The newest weights that can be had again are kept, for replicas that start later;
+weights that are some of the model's only never go over others than those that they were made from.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from ray.serve.exceptions import RayServeException
 
 from deploy import engines
 from deploy.policy import DEPLOYMENT
-from deploy.replica import Orders, ReplicaState
+from deploy.replica import Fit, Orders, ReplicaState
 from rollout_service.config import Policy
 from rollout_service.errors import RolloutError, ServiceError, WeightError
-from rollout_service.policy.weights import BroadcastTensors, Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.policy.weight_history import Names, WeightHistory
+from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Fleet:
         self._updating: WeightUpdate | None = None
         self.orders = Orders()
         """What a replica that starts now should do."""
+        self._history = WeightHistory()
         self._groups: dict[str, set[str]] = {}
         """Replicas in each process group."""
         self.version = policy.weight_version
@@ -66,11 +69,15 @@ class Fleet:
         """
         self._refuse(update)
         self._updating = update
-        before = self.orders.update
+        before = self.orders.update, self._history
         try:
-            await self._see_that_it_fits(update)
-            if not isinstance(update.source, BroadcastTensors):  # those are sent once, to those who are there
-                self.orders = replace(self.orders, update=update)
+            names = await self._see_that_it_fits(update)
+            if not self._history.is_replaced_by(names):
+                update = replace(update, after=self.version)
+            self._history = self._history.followed_by(update.source, names)
+            if self._history.source is not None:  # else later replicas have what could be had before, and say so
+                whole = replace(update, source=self._history.source, after=None)
+                self.orders = replace(self.orders, update=whole)
             try:
                 answers = await self._ask("update_weights", update)
             except BaseException:  # who has loaded them nobody knows: the number is taken, and later replicas get them
@@ -78,7 +85,7 @@ class Fleet:
                 raise
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
             if answers and not loaded:
-                self.orders = replace(self.orders, update=before)
+                self.orders, self._history = replace(self.orders, update=before[0]), before[1]
                 _all(answers)
             self.version = update.version
         finally:
@@ -105,12 +112,26 @@ class Fleet:
                 f"Give {self.version + 1} or more, or leave it out.",
             )
 
-    async def _see_that_it_fits(self, update: WeightUpdate) -> None:
-        states = _all(await self._ask("check_update", update))
-        if not isinstance(update.source, BroadcastTensors):
-            return
-        group = update.source.group
-        members, there = self._groups.get(group, set()), {state.replica for state in states}
+    async def _see_that_it_fits(self, update: WeightUpdate) -> Names:
+        """The parameters that the update changes."""
+        fits: list[Fit] = _all(await self._ask("check_update", update))
+        if not fits:
+            raise ServiceError("No policy replica answers.", "Try again when they are replaced; see their logs.")
+        names = fits[0].names
+        if isinstance(update.source, BroadcastTensors):
+            states = [fit.state for fit in fits]
+            self._refuse_other_members(update.source.group, {state.replica for state in states})
+            behind = [state for state in states if state.version != self.version]
+            if behind and not self._history.is_replaced_by(names):
+                raise WeightError(
+                    f"Replica {behind[0].replica} has weights of version {behind[0].version}, not {self.version}: the "
+                    "tensors leave out some that were changed since.",
+                    "Send all parameters of the model.",
+                )
+        return names
+
+    def _refuse_other_members(self, group: str, there: set[str]) -> None:
+        members = self._groups.get(group, set())
         if members != there:
             raise WeightError(
                 f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
@@ -138,25 +159,34 @@ class Fleet:
             states = await self.states()
             self.version = max([self.version, *(state.version for state in states)])
             self.orders = Orders(pauses=max((state.pauses for state in states), default=0))
+            if self.version > self._policy.weight_version:
+                self._history = WeightHistory.unknown()
 
-    async def group_size(self) -> int:
-        """Ranks that a process group with every replica's processes and the trainer has.
+    async def group_terms(self) -> GroupTerms:
+        """What a process group must be like that has the trainer and every replica's processes.
 
         Raises:
-            WeightError: SGLang cannot bring all of them into one group.
+            WeightError: SGLang cannot bring all of them into one group, or NCCL is not set up alike in all.
         """
         if self._policy.engine_arguments.get("pp_size", 1) != 1:
             raise WeightError(
                 "With policy.engine_arguments.pp_size above 1 SGLang gives the stages the same ranks.",
                 "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
             )
-        return 1 + len(await self.states()) * engines.processes(self._policy)
+        cumem = _all(await self._ask("nccl_cumem"))
+        if len(set(cumem)) > 1:
+            values = ", ".join(sorted({str(value) for value in cumem}))
+            raise WeightError(
+                f"NCCL_CUMEM_ENABLE differs between the replicas: {values}.", "Set it for all, in policy.environment."
+            )
+        return GroupTerms(1 + len(cumem) * engines.processes(self._policy), next(iter(cumem), None))
 
     async def join(self, rendezvous: Rendezvous) -> list[ReplicaState]:
         """Every replica joins the process group, with ranks from 1 on.
 
         Raises:
-            WeightError: the group is of another size than the replicas make it, or does not come about.
+            WeightError: the group is of another size than the replicas make it, or does not come about; all have left
+                it then.
         """
         names = sorted(state.replica for state in await self.states())
         each = engines.processes(self._policy)
@@ -167,16 +197,30 @@ class Fleet:
                 "A replica came or went meanwhile: make the group again.",
             )
         ranks = dict(zip(names, itertools.count(1, each), strict=False))
-        try:
-            joined = _all(await self._ask("join", rendezvous, ranks))
-        except RolloutError:
-            await self._ask("leave", rendezvous.name)
-            raise
         self._groups[rendezvous.name] = set(names)
+        try:
+            joined: list[ReplicaState] = _all(await self._ask("join", rendezvous, ranks))
+            gone = set(names) - {state.replica for state in joined}
+            if gone:
+                raise WeightError(
+                    f"The group {rendezvous.name!r} did not come about: {', '.join(sorted(gone))} died meanwhile.",
+                    "Make another when the replica is replaced.",
+                )
+        except RolloutError:
+            await self.leave(rendezvous.name)
+            raise
         return joined
 
+    async def absent(self, group: str) -> list[str]:
+        """Replicas of the process group that are gone."""
+        try:
+            there = {state.replica for state in await self.states()}
+        except ServiceError:  # none is left
+            there = set()
+        return sorted(self._groups.get(group, set()) - there)
+
     async def leave(self, group: str) -> None:
-        """Every replica leaves the process group."""
+        """Every replica leaves the process group; one that is in the middle of an update through it is replaced."""
         self._groups.pop(group, None)
         await self._ask("leave", group)
 
@@ -189,7 +233,7 @@ class Fleet:
         return answers
 
 
-def _all(answers: list[Any]) -> list[ReplicaState]:
+def _all(answers: list[Any]) -> list[Any]:
     """The answers of the replicas that live, or an error among them, one of the service's own if there is one."""
     living = [answer for answer in answers if not isinstance(answer, RayActorError)]
     answers = living or answers  # what is lost is being replaced, and starts with what the others have

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,16 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.resume import resumed
-from rollout_service.policy.weights import Rendezvous, StoredTensors, UpdateMode, WeightSource, WeightUpdate
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Rendezvous,
+    StoredTensors,
+    UpdateMode,
+    WeightSource,
+    WeightUpdate,
+    single_sources,
+)
 from rollout_service.redaction import redact, remember
 
 _INTERRUPT_SECONDS = 0.2
@@ -34,8 +44,14 @@ _INTERRUPT_SECONDS = 0.2
 _BEHIND_SECONDS = 60.0
 """That a turn waits for a replica whose weights are too old for it."""
 
+_LEAVE_SECONDS = 10.0
+"""For an engine to leave a process group, which takes it milliseconds unless it waits in it."""
+
 _EXIT_SECONDS = 1.0
 """Until a broken replica ends, so that its error still gets out."""
+
+_CLOSE_SECONDS = 3.0
+"""For the engine of a broken replica to stop its processes. What is left of them ends with the replica's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +68,20 @@ class ReplicaState:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """A replica's word that it can load new weights."""
+
+    state: ReplicaState
+    names: Names
+    """The parameters that they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
     """What holds for every replica, also for one that starts later."""
 
     update: WeightUpdate | None = None
-    """The newest weights that can be had again."""
+    """The newest weights that can be had again: over the model's own, all that was changed."""
     pause: UpdateMode | None = None
     """How turns were stopped, while the replicas are paused."""
     pauses: int = 0
@@ -79,6 +104,10 @@ class PolicyReplica:
         """Of the last order to pause or to resume."""
         self._stopped: UpdateMode | None = None
         """How the turns were stopped, while they are."""
+        self._groups: dict[str, float] = {}
+        """Process groups that it is in: how long one of them may take to bring weights, in seconds."""
+        self._receiving: str | None = None
+        """The group whose tensors are being loaded."""
         self._catching_up: asyncio.Task[None] | None = None
         self._said = ""
         """Why the last of them failed."""
@@ -123,7 +152,7 @@ class PolicyReplica:
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
-    async def check_update(self, update: WeightUpdate) -> ReplicaState:
+    async def check_update(self, update: WeightUpdate) -> Fit:
         """See, before anything is touched, that the replica can load this.
 
         Raises:
@@ -134,18 +163,23 @@ class PolicyReplica:
                 f"mode {update.mode!r} empties the cache, which turns that are paused in place still need.",
                 "Give mode='in_place', or pause in another mode.",
             )
-        await asyncio.to_thread(self._engine.check, update.source)
-        return self.state()
+        return Fit(self.state(), await asyncio.to_thread(self._engine.check, update.source))
 
     async def update_weights(self, update: WeightUpdate) -> ReplicaState:
         """Load new weights, and sample with them from now on. Does nothing if the replica has them, or newer ones.
 
         Raises:
-            WeightError: they could not be loaded; the old ones still serve.
+            WeightError: they could not be loaded, or belong over others; the old ones still serve.
             Exception: anything else; the replica ends itself, and its successor starts with whole weights.
         """
         async with self._changing:
             if update.version > self._engine.version:
+                if update.after not in (None, self._engine.version):
+                    raise WeightError(
+                        f"Version {update.version} is some parameters only, to be changed in version {update.after}; "
+                        f"this replica has version {self._engine.version}.",
+                        "It gets the others as soon as it can have them; what came through a process group, send anew.",
+                    )
                 try:
                     await self._stop(update.mode)
                     await self._load(update)
@@ -154,14 +188,19 @@ class PolicyReplica:
             return self.state()
 
     async def _load(self, update: WeightUpdate) -> None:
+        self._receiving = update.source.group if isinstance(update.source, BroadcastTensors) else None
+        seconds = self._groups.get(self._receiving) if self._receiving else None  # it may be the trainer that is gone
+        keep = self._stopped == "in_place"
         try:
-            await self._engine.load(update.source, update.version, keep_cache=self._stopped == "in_place")
+            await asyncio.wait_for(self._engine.load(update.source, update.version, keep_cache=keep), seconds)
         except WeightError:
             raise
         except BaseException:  # also a cancellation: what was loaded by then stays
             self._stopped = None  # for `_go`: nothing may be sampled any more
-            asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
+            self._end_soon()
             raise
+        finally:
+            self._receiving = None
         self._turnstile.set_version(update.version)
 
     async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
@@ -204,16 +243,41 @@ class PolicyReplica:
             await self._engine.thaw()
         self._turnstile.open()
 
+    async def nccl_cumem(self) -> str | None:
+        """`NCCL_CUMEM_ENABLE` in the engine's processes, which have this one's environment; None: not set."""
+        return os.environ.get("NCCL_CUMEM_ENABLE")
+
     async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
-        """Join a process group for weight updates, see `Engine.join`; `ranks` are by replica."""
-        rank = ranks.get(self.state().replica)
-        if rank is not None:  # one that came up meanwhile has none; the next update says so
-            await self._engine.join(rendezvous, rank)
+        """Join a process group for weight updates, see `Engine.join`; `ranks` are by replica.
+
+        Raises:
+            WeightError: it did not come about in time.
+        """
+        name = self.state().replica
+        rank = ranks.get(name)
+        if rank is None:  # it came up meanwhile; the next update says so
+            return self.state()
+        seconds = rendezvous.timeout_seconds
+        self._groups[rendezvous.name] = seconds
+        try:
+            await asyncio.wait_for(self._engine.join(rendezvous, rank), seconds)
+        except TimeoutError:
+            raise WeightError(
+                f"Replica {name} could not join the group {rendezvous.name!r} in {seconds:g} s: a rank never came.",
+                "See that the trainer's address can be reached from every node, and make another group.",
+            ) from None
         return self.state()
 
     async def leave(self, group: str) -> ReplicaState:
-        """Leave the process group of that name."""
-        await self._engine.leave(group)
+        """Leave the process group of that name. An engine that waits for the others of the group, for their tensors or
+        in its making, would wait for ever: the replica ends itself."""
+        self._groups.pop(group, None)
+        try:
+            if self._receiving == group:
+                raise TimeoutError
+            await asyncio.wait_for(self._engine.leave(group), _LEAVE_SECONDS)
+        except TimeoutError:
+            self._end_soon()
         return self.state()
 
     async def _catch_up(self) -> None:
@@ -247,7 +311,7 @@ class PolicyReplica:
         try:
             self._engine.check_health()
         except Exception:
-            asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
+            self._end_soon()
             raise
         if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
             self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
@@ -269,17 +333,24 @@ class PolicyReplica:
         if engine is not None:
             engine.close()
 
+    def _end_soon(self) -> None:
+        asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
+
     def _end(self) -> None:
-        with contextlib.suppress(Exception):
-            self._end_engine()
+        """At once, but for what the engine needs to stop its processes: its thread may wait in a process group."""
+        closing = threading.Thread(target=self._end_engine, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
         os._exit(1)
 
 
 async def _see_that_they_are_there(source: WeightSource) -> None:
     """Tensors go with the process that gave them, and one bucket that is gone would be noticed half way."""
-    if isinstance(source, StoredTensors):
+    for single in single_sources(source):
+        if not isinstance(single, StoredTensors):
+            continue
         try:
-            await asyncio.gather(*(bucket.data for bucket in source.buckets))
+            await asyncio.gather(*(bucket.data for bucket in single.buckets))
         except ray.exceptions.RayError as error:
             raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
 

@@ -218,19 +218,18 @@ class RolloutClient:
 
         Raises:
             WeightError: another model's weights, a version that does not grow, another update under way, a replica
-                outside the group. Nothing was changed.
+                outside the group: nothing was changed. Or the group broke in the middle, and is left: replicas that
+                had begun to load are replaced, `weight_version` says what is served.
             ServiceError: no replica could load them.
         """
         call = self._service.call
         update = self._update(weights, version if version is not None else self.weight_version() + 1, mode, group)
-        if group is None:
+        if group is None or isinstance(weights, (str, os.PathLike)):
             report: UpdateReport = call(self._coordinator.update_weights.remote(update))
             return report
+        group.refuse_if_left()
         call(self._coordinator.check_update.remote(update))  # a refusal must come before anything is sent
-        submitted = self._coordinator.update_weights.remote(update)
-        group.send(weights.values())  # type: ignore[union-attr]
-        report = call(submitted)
-        return report
+        return group.update(weights.values(), update)
 
     async def aupdate_weights(
         self,
@@ -243,23 +242,39 @@ class RolloutClient:
         """`update_weights` for an event loop."""
         return await asyncio.to_thread(self.update_weights, weights, version=version, mode=mode, group=group)
 
-    def weight_group(self, backend: Literal["nccl", "gloo"] = "nccl", address: str | None = None) -> WeightGroup:
+    def weight_group(
+        self,
+        backend: Literal["nccl", "gloo"] = "nccl",
+        address: str | None = None,
+        timeout_seconds: float = 600.0,
+    ) -> WeightGroup:
         """Make a process group of this process (rank 0) and every replica's GPUs, for `update_weights`.
 
-        It holds for the replicas that run now. Close it, and make another, when replicas come or go.
+        It holds for the replicas that run now. Close it, and make another, when replicas come or go. With `nccl`,
+        NCCL_CUMEM_ENABLE must be in this process what it is in the replicas, 0 with SGLang; it is set if it can be.
 
         Args:
             backend: `nccl` for GPUs, `gloo` for CPUs.
             address: of this machine, as the replicas reach it; None: the one that Ray uses.
+            timeout_seconds: that anyone waits for the others, to join and in an update, above 0. The first tensor of an
+                update also waits until the turns have stopped. A replica that dies is noticed in seconds.
 
         Raises:
-            WeightError: the group did not come about.
+            WeightError: the group did not come about, or NCCL could not work in it.
         """
         from rollout_service.policy.weight_group import WeightGroup
 
-        size = self._service.call(self._coordinator.group_size.remote())
+        if backend not in ("nccl", "gloo"):
+            raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
+        if (
+            isinstance(timeout_seconds, bool)
+            or not isinstance(timeout_seconds, (int, float))
+            or not timeout_seconds > 0
+        ):
+            raise WeightError(f"timeout_seconds is {timeout_seconds!r}.", "Give a number of seconds above 0.")
+        terms = self._service.call(self._coordinator.group_terms.remote())
         address = address or self._ray.util.get_node_ip_address()
-        return WeightGroup.meet(address, backend, size, self._coordinator)
+        return WeightGroup.meet(address, backend, terms, self._coordinator, timeout_seconds)
 
     def weight_version(self) -> int:
         """Version of the weights that the service was given last."""

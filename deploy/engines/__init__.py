@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from rollout_service.config import Policy, RolloutConfig
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 
 
@@ -48,8 +49,11 @@ class Engine(Protocol):
         """Go on after `freeze`."""
         ...
 
-    def check(self, source: WeightSource) -> None:
+    def check(self, source: WeightSource) -> Names:
         """See, before anything is touched, that these weights are this model's. May block for a moment.
+
+        Returns:
+            The parameters that they are, by the names given; None for all that the model has.
 
         Raises:
             WeightError: they are not; names the first tensor that differs.

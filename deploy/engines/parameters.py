@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rollout_service.errors import ConfigError, WeightError
-from rollout_service.policy.weights import Checkpoint, WeightSource
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import Checkpoint, Layers, WeightSource
 
 Shape = tuple[int, ...]
 
@@ -21,15 +22,20 @@ _SINGLE = "model.safetensors"
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
 
+_COMPUTED = ".rotary_emb.inv_freq"
+
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 """One tensor under two names, where the model ties them; its checkpoint then has the second only."""
 
 
-def check(model: str, source: WeightSource) -> None:
+def check(model: str, source: WeightSource) -> Names:
     """See that these weights are that model's, as far as its files tell.
 
     Args:
         model: folder or hub name of what the engine serves.
+
+    Returns:
+        Which of its parameters they are; not all where its files do not tell what all are.
 
     Raises:
         WeightError: as `refuse_others` and `described` do.
@@ -37,8 +43,24 @@ def check(model: str, source: WeightSource) -> None:
     folder = located(model)
     expected = shapes(folder) if folder else None
     offered = described(source)
-    if expected is not None:
-        refuse_others(expected, offered)
+    names = frozenset(name for name, _ in offered)
+    if folder is None or expected is None:
+        return names
+    refuse_others(expected, offered)
+    return covered(_parameters(folder, expected), names)
+
+
+def covered(parameters: Iterable[str], offered: frozenset[str]) -> Names:
+    """Which parameters those are that are offered: None for all."""
+    return None if offered.issuperset(parameters) else offered
+
+
+def _parameters(folder: Path, named: Iterable[str]) -> set[str]:
+    """Of a checkpoint's tensors those that are parameters of their own: not a head that the model ties to its
+    embedding, and no tables of positions, which old checkpoints have and engines compute."""
+    config = json.loads((folder / "config.json").read_text())
+    tied = config.get("tie_word_embeddings", False)
+    return {name for name in named if not name.endswith(_COMPUTED) and not (tied and name == _HEAD)}
 
 
 def refuse_others(expected: Mapping[str, Shape], offered: Iterable[tuple[str, Shape]]) -> None:
@@ -70,9 +92,13 @@ def described(source: WeightSource) -> list[tuple[str, Shape]]:
     """Name and shape of each tensor of the source.
 
     Raises:
-        WeightError: a folder that is not there, or without weights that can be read.
+        WeightError: a folder that is not there, or without weights that can be read; no tensor at all.
     """
+    if isinstance(source, Layers):
+        return [item for single in source.sources for item in described(single)]
     if not isinstance(source, Checkpoint):
+        if not source.specs:
+            raise WeightError("The new weights have no tensor.", "Give at least one.")
         return [(spec.name, tuple(spec.shape)) for spec in source.specs]
     folder = Path(source.path)
     if not folder.is_dir():

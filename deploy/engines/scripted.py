@@ -19,6 +19,7 @@ from rollout_service.chat import ChatCodec
 from rollout_service.config import Script
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 from rollout_service.tau2 import gold, tasks
 from rollout_service.trajectory import TaskRef
@@ -85,8 +86,9 @@ class ScriptedEngine:
         """See `Engine`."""
         self._thawed.set()
 
-    def check(self, source: WeightSource) -> None:
-        """See `Engine`: there is nothing that could not fit."""
+    def check(self, source: WeightSource) -> Names:
+        """See `Engine`: there is nothing that could not fit, or that could be missing."""
+        return None
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""

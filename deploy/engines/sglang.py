@@ -32,7 +32,15 @@ from rollout_service.policy.base import Generation, RequestError, Sampling, chec
 from rollout_service.policy.context import context_length
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
-from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezvous, WeightSource, unpacked
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Checkpoint,
+    Rendezvous,
+    WeightSource,
+    single_sources,
+    unpacked,
+)
 
 _OURS = {"model_path", "skip_tokenizer_init", "weight_version"}
 """Arguments that follow from other settings."""
@@ -69,6 +77,7 @@ class SglangEngine:
         self.version = policy.weight_version
         self._manager = self._engine.tokenizer_manager
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
+        self._groups: set[str] = set()
         self._frozen = False
         self._busy_since = time.monotonic()
         self._word: tuple[float, float] = 0.0, 0.0
@@ -123,19 +132,26 @@ class SglangEngine:
         self._frozen = False
         self._busy_since = time.monotonic()
 
-    def check(self, source: WeightSource) -> None:
+    def check(self, source: WeightSource) -> Names:
         """See `Engine`."""
         assert self._policy.model is not None
-        parameters.check(self._policy.model, source)
+        self._refuse_strange_group(source)
+        return parameters.check(self._policy.model, source)
+
+    def _refuse_strange_group(self, source: WeightSource) -> None:
+        if isinstance(source, BroadcastTensors) and source.group not in self._groups:
+            raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""
+        self._refuse_strange_group(source)  # it may have left since it was asked
         if not keep_cache:
             await self._come_to_rest()
-        if isinstance(source, Checkpoint):
-            await self._load_checkpoint(source, version)
-        else:
-            await self._load_tensors(source, version)
+        for number, single in enumerate(single_sources(source)):
+            if isinstance(single, Checkpoint):
+                await self._load_checkpoint(single, version, alone=number == 0)
+            else:
+                await self._load_tensors(single, version)
         self.version = version
 
     async def _come_to_rest(self) -> None:
@@ -145,7 +161,7 @@ class SglangEngine:
         if not result.success:
             raise WeightError(f"The engine does not come to rest: {result.message}", "See the replica's log.")
 
-    async def _load_checkpoint(self, source: Checkpoint, version: int) -> None:
+    async def _load_checkpoint(self, source: Checkpoint, version: int, *, alone: bool) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 
         success, message, _ = await self._manager.update_weights_from_disk(
@@ -154,6 +170,8 @@ class SglangEngine:
                 model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=False
             )
         )
+        if not alone:
+            _demand((success, message))
         if not success:  # SGLang went back to the weights that it had
             raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
 
@@ -217,11 +235,13 @@ class SglangEngine:
         )
         if not success:
             raise WeightError(f"The engine could not join the group {rendezvous.name!r}: {message}", "Make a new one.")
+        self._groups.add(rendezvous.name)
 
     async def leave(self, group: str) -> None:
-        """See `Engine`."""
+        """See `Engine`. SGLang is asked even if the engine never joined: it may still be waiting in the group."""
         from sglang.srt.managers.io_struct import DestroyWeightsUpdateGroupReqInput
 
+        self._groups.discard(group)
         await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
 
     def _end_with(self, processes: list[Any]) -> None:

@@ -31,6 +31,7 @@ from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
 from rollout_service.policy.base import Generation, Sampling, check_request
 from rollout_service.policy.context import context_length
+from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Checkpoint,
@@ -38,6 +39,7 @@ from rollout_service.policy.weights import (
     StoredTensors,
     TensorSpec,
     WeightSource,
+    single_sources,
     unpacked,
 )
 
@@ -88,6 +90,7 @@ class TransformersEngine:
         self.version = policy.weight_version
         self._device: torch.device = model.device
         self._weights: dict[str, torch.Tensor] = model.state_dict()
+        self._parameters = [name for name, _ in model.named_parameters()]
         self._stops = _stops(model)
         self._context_length = context_length(policy)
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
@@ -127,25 +130,26 @@ class TransformersEngine:
         """See `Engine`."""
         await self._between_steps(functools.partial(setattr, self, "_frozen", False))
 
-    def check(self, source: WeightSource) -> None:
+    def check(self, source: WeightSource) -> Names:
         """See `Engine`."""
         if isinstance(source, BroadcastTensors) and source.group not in self._groups:
             raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
-        parameters.refuse_others(
-            {name: tuple(tensor.shape) for name, tensor in self._weights.items()}, parameters.described(source)
-        )
+        offered = parameters.described(source)
+        parameters.refuse_others({name: tuple(tensor.shape) for name, tensor in self._weights.items()}, offered)
+        return parameters.covered(self._parameters, frozenset(name for name, _ in offered))
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
         """See `Engine`. Frozen turns whose cache is not kept go on as if new: what they have is their prompt."""
         await asyncio.to_thread(self.check, source)
-        if isinstance(source, StoredTensors):
-            for bucket in source.buckets:
-                data = await bucket.data
-                await self._between_steps(functools.partial(self._write, unpacked(bucket, data)))
-        elif isinstance(source, Checkpoint):
-            await self._between_steps(functools.partial(self._write, _read(source)))
-        else:
-            await self._between_steps(functools.partial(self._write, self._received(source)))
+        for single in single_sources(source):
+            if isinstance(single, StoredTensors):
+                for bucket in single.buckets:
+                    data = await bucket.data
+                    await self._between_steps(functools.partial(self._write, unpacked(bucket, data)))
+            elif isinstance(single, Checkpoint):
+                await self._between_steps(functools.partial(self._write, _read(single)))
+            else:
+                await self._between_steps(functools.partial(self._write, self._received(single)))
         await self._between_steps(functools.partial(self._renew, version, keep_cache))
 
     async def join(self, rendezvous: Rendezvous, rank: int) -> None:

@@ -7,6 +7,9 @@ Torch is imported when a group is made.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,46 @@ from rollout_service.policy.weights import Rendezvous
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+_CUMEM = "NCCL_CUMEM_ENABLE"
+"""How NCCL allocates what it shares with other processes. A rank with 0 cannot open what one without it has allocated:
+it dies in the first broadcast, and the others wait for it."""
+
+
+def match_nccl(replicas: str | None) -> None:
+    """See that NCCL allocates here as it does in the replicas, before it meets them. Sets the variable where it still
+    counts.
+
+    Args:
+        replicas: the variable's value there; None: not set.
+
+    Raises:
+        WeightError: it differs and cannot be changed any more, or is not ours to change.
+    """
+    own = os.environ.get(_CUMEM)
+    if (own == "0") == (replicas == "0"):
+        return
+    if own is None and not _nccl_is_up():
+        os.environ[_CUMEM] = "0"
+        return
+    here = "not set, and NCCL is up already," if own is None else repr(own)
+    there = "not set" if replicas is None else repr(replicas)
+    raise WeightError(
+        f"{_CUMEM} is {here} in this process and {there} in the replicas: NCCL cannot share memory between them.",
+        f"Start the trainer with {_CUMEM}=0."
+        if replicas == "0"
+        else f"Start the trainer without it, or the replicas with policy.environment: {{{_CUMEM}: '0'}}.",
+    )
+
+
+def _nccl_is_up() -> bool:
+    """Whether this process has a process group of NCCL's: it reads its variables once."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    groups = distributed.distributed_c10d._world.pg_map
+    return any("nccl" in distributed.get_backend_config(group) for group in groups)
 
 
 def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
@@ -64,6 +107,11 @@ def leave(group: ProcessGroup) -> None:
     group.shutdown()
 
 
+def abort(group: ProcessGroup) -> None:
+    """Leave the group whatever is under way in it. What waits in NCCL ends; what waits in gloo does at its timeout."""
+    group.abort()
+
+
 def _add_backend(group: ProcessGroup, backend: str, store: Any, timeout: timedelta) -> None:
     import torch
     from torch import distributed
@@ -73,12 +121,28 @@ def _add_backend(group: ProcessGroup, backend: str, store: Any, timeout: timedel
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = timeout
         device, kind = "cuda", kinds.NCCL
-        made: Any = distributed.ProcessGroupNCCL(
-            distributed.PrefixStore("cuda/", store), group.rank(), group.size(), options
-        )
+        with _errors_left_to_us():
+            made: Any = distributed.ProcessGroupNCCL(
+                distributed.PrefixStore("cuda/", store), group.rank(), group.size(), options
+            )
     else:
         device, kind = "cpu", kinds.GLOO
         made = distributed.ProcessGroupGloo(distributed.PrefixStore("cpu/", store), group.rank(), group.size(), timeout)
     made._set_sequence_number_for_group()
     group._set_default_backend(kind)
     group._register_backend(torch.device(device), kind, made)
+
+
+@contextmanager
+def _errors_left_to_us() -> Iterator[None]:
+    """A group that is made meanwhile does not end its process when a rank is lost, which is torch's default."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

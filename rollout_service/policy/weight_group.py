@@ -1,7 +1,8 @@
 """WeightGroup: the trainer's end of a process group that carries weights to the replicas.
 
 Invariant: the trainer is rank 0 and only sends; the replicas receive the same tensors in the same order, for they are
-told names, dtypes and shapes before the first is sent.
+told names, dtypes and shapes before the first is sent. Nobody waits without an end: a replica that dies, or one that
+never comes, is an error here in time, and then the group is left, by the replicas too.
 """
 
 from __future__ import annotations
@@ -9,15 +10,32 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import Any, Literal, Self
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy import process_group
-from rollout_service.policy.weights import Rendezvous
+from rollout_service.policy.weights import GroupTerms, Rendezvous, WeightUpdate
+
+if TYPE_CHECKING:
+    from actors.fleet import UpdateReport
 
 _POLL_SECONDS = 0.5
+"""Between two looks at the replicas while something takes long."""
+
+_NOTICE_SECONDS = 5.0
+"""For the cluster to notice that a replica has died whose connection broke."""
+
+_LEAVE_SECONDS = 20.0
+"""For the replicas to leave a group that broke; those that cannot end themselves meanwhile."""
+
+_AHEAD = 2
+"""Tensors that are made ready while the one before is being sent."""
 
 
 class WeightGroup:
@@ -25,52 +43,111 @@ class WeightGroup:
 
     def __init__(self, rendezvous: Rendezvous, group: Any, coordinator: Any) -> None:
         self.name = rendezvous.name
-        self._backend = rendezvous.backend
-        self._group = group
+        self._rendezvous = rendezvous
+        self._group: Any = group
+        """None once it is left."""
         self._coordinator = coordinator
 
     @classmethod
-    def meet(cls, address: str, backend: Literal["nccl", "gloo"], world_size: int, coordinator: Any) -> Self:
-        """Meet the replicas at this machine's `address`; blocks until all are there.
+    def meet(
+        cls,
+        address: str,
+        backend: Literal["nccl", "gloo"],
+        terms: GroupTerms,
+        coordinator: Any,
+        timeout_seconds: float,
+    ) -> Self:
+        """Meet the replicas at this machine's `address`; blocks until all are there, at most `timeout_seconds`.
 
         Raises:
-            WeightError: the replicas could not join.
+            WeightError: the replicas could not join, or NCCL could not work with them.
         """
-        import ray
-
-        from deploy.service import call
-
-        rendezvous = Rendezvous(f"weights-{uuid.uuid4().hex[:8]}", address, _free_port(), backend, world_size)
+        if backend == "nccl":
+            process_group.match_nccl(terms.nccl_cumem)
+        name = f"weights-{uuid.uuid4().hex[:8]}"
+        rendezvous = Rendezvous(name, address, _free_port(), backend, terms.world_size, timeout_seconds)
         answer = coordinator.join_group.remote(rendezvous)
-        own: Future[Any] = Future()
-        threading.Thread(target=lambda: _settle(own, process_group.join, rendezvous, 0), daemon=True).start()
+        watch = _Watch(rendezvous, coordinator, answer)
         try:
-            while not own.done():
-                wait([own], _POLL_SECONDS)
-                if ray.wait([answer], timeout=0)[0]:
-                    call(answer)  # a replica that cannot join says so; this end would wait for it until its timeout
-            group = own.result()
-            call(answer)
+            group = watch.until(_in_thread(process_group.join, rendezvous, 0))
+            watch.answered()
         except BaseException:
-            coordinator.leave_group.remote(rendezvous.name)
+            coordinator.leave_group.remote(name)
             raise
         return cls(rendezvous, group, coordinator)
 
-    def send(self, tensors: Iterable[Any]) -> None:
-        """Send each tensor to every replica."""
+    def update(self, tensors: Iterable[Any], update: WeightUpdate) -> UpdateReport:
+        """Have the replicas load the tensors that `update` describes, sending each to all of them.
+
+        Raises:
+            WeightError: a replica died or does not answer. The group is left then.
+            RolloutError: the replicas' own.
+        """
+        self.refuse_if_left()
+        answer = self._coordinator.update_weights.remote(update)
+        watch = _Watch(self._rendezvous, self._coordinator, answer)
+        try:
+            for sent in self._sent(tensors):
+                watch.until(sent)
+            report: UpdateReport = watch.answered()
+        except BaseException:
+            self._abandon(answer)
+            raise
+        return report
+
+    def refuse_if_left(self) -> None:
+        """Raise `WeightError` if it was closed, or broke."""
+        if self._group is None:
+            raise WeightError(f"The process group {self.name} was left.", "Make another: client.weight_group().")
+
+    def _sent(self, tensors: Iterable[Any]) -> Iterator[Future[None]]:
+        """For each tensor when it will have been sent; in another thread, for NCCL comes back from no wait of its own.
+        The tensors are made in this one, where the trainer's streams and collectives are."""
+        queue: SimpleQueue[tuple[Future[None], Any] | None] = SimpleQueue()
+        threading.Thread(target=_send, args=(self._group, queue), daemon=True).start()
+        under_way: deque[Future[None]] = deque()
+        try:
+            for tensor in tensors:
+                sent: Future[None] = Future()
+                queue.put((sent, self._ready(tensor)))
+                under_way.append(sent)
+                if len(under_way) > _AHEAD:
+                    yield under_way.popleft()
+            yield from under_way
+        finally:
+            queue.put(None)
+
+    def _ready(self, tensor: Any) -> Any:
+        """The tensor where it can be sent from, with its values there."""
         import torch
 
-        device = torch.device("cuda", torch.cuda.current_device()) if self._backend == "nccl" else torch.device("cpu")
-        for tensor in tensors:
-            process_group.broadcast(self._group, torch.as_tensor(tensor).detach().to(device).contiguous())
+        nccl = self._rendezvous.backend == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        ready = torch.as_tensor(tensor).detach().to(device).contiguous()
+        if nccl:
+            torch.cuda.current_stream(device).synchronize()  # the sending thread has another stream
+        return ready
+
+    def _abandon(self, answer: Any) -> None:
+        """Leave a group in which others may be waiting; returns when they do not any more."""
+        import ray
+
+        group, self._group = self._group, None
+        leaving = self._coordinator.leave_group.remote(self.name)
+        wait([_in_thread(process_group.abort, group)], _POLL_SECONDS)
+        with contextlib.suppress(Exception):
+            ray.wait([leaving, answer], num_returns=2, timeout=_LEAVE_SECONDS)
 
     def close(self) -> None:
-        """Leave the group, here and in the replicas."""
-        from deploy.service import call
+        """Leave the group, here and in the replicas. Twice is once."""
+        import ray
 
+        group, self._group = self._group, None
+        if group is None:
+            return
         with contextlib.suppress(Exception):
-            call(self._coordinator.leave_group.remote(self.name))
-        process_group.leave(self._group)
+            ray.wait([self._coordinator.leave_group.remote(self.name)], timeout=_LEAVE_SECONDS)
+        wait([_in_thread(process_group.leave, group)], _LEAVE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -79,12 +156,124 @@ class WeightGroup:
         self.close()
 
 
-def _settle(future: Future[Any], action: Callable[..., Any], *arguments: Any) -> None:
-    """Do it, in a thread of no executor: those are waited for when the process ends."""
-    try:
-        future.set_result(action(*arguments))
-    except BaseException as error:
-        future.set_exception(error)
+class _Watch:
+    """Waits for what this end does in a group, and looks meanwhile whether it can still come to an end."""
+
+    def __init__(self, rendezvous: Rendezvous, coordinator: Any, answer: Any) -> None:
+        """
+        Args:
+            answer: reference of what the replicas' side will say.
+        """
+        self._rendezvous = rendezvous
+        self._coordinator = coordinator
+        self._answer = answer
+        self._asked: Any = None
+        """Reference of an answer about replicas that are gone."""
+
+    def until(self, own: Future[Any]) -> Any:
+        """The future's result.
+
+        Raises:
+            WeightError: a replica is gone, or the time is over.
+            RolloutError: what the replicas said.
+        """
+        deadline = time.monotonic() + self._rendezvous.timeout_seconds
+        while not wait([own], _POLL_SECONDS).done:
+            self._refuse_if_ended()
+            self._refuse_if_gone()
+            if time.monotonic() > deadline:
+                raise self._late()
+        try:
+            return own.result()
+        except WeightError:
+            raise
+        except Exception as error:
+            self._blame_the_dead()
+            raise self._broken(first_line(error)) from error
+
+    def answered(self) -> Any:
+        """What the replicas' side says, once this end is done.
+
+        Raises:
+            WeightError: the time is over.
+            RolloutError: what the replicas said.
+        """
+        import ray
+
+        from deploy.service import call
+
+        if not ray.wait([self._answer], timeout=self._rendezvous.timeout_seconds)[0]:
+            raise self._late()
+        try:
+            return call(self._answer)
+        except ServiceError:
+            self._blame_the_dead()
+            raise
+
+    def _refuse_if_ended(self) -> None:
+        """A replica that cannot go on says so; this end would wait for it."""
+        import ray
+
+        if ray.wait([self._answer], timeout=0)[0]:
+            self.answered()
+
+    def _blame_the_dead(self) -> None:
+        """Something broke: say so if it was a replica that died, which the cluster may notice a little later."""
+        noticed = time.monotonic() + _NOTICE_SECONDS
+        while time.monotonic() < noticed:
+            self._refuse_if_gone()
+            time.sleep(_POLL_SECONDS)
+
+    def _refuse_if_gone(self) -> None:
+        import ray
+
+        from deploy.service import call
+
+        if self._asked is None:
+            self._asked = self._coordinator.absent.remote(self._rendezvous.name)
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return
+        asked, self._asked = self._asked, None
+        gone = call(asked)
+        if gone:
+            raise self._broken(f"{', '.join(gone)} died")
+
+    def _late(self) -> RolloutError:
+        seconds = self._rendezvous.timeout_seconds
+        return self._broken(
+            f"of its {self._rendezvous.world_size - 1} ranks in the replicas one has not come in {seconds:g} s"
+        )
+
+    def _broken(self, why: str) -> RolloutError:
+        return WeightError(
+            f"The process group {self._rendezvous.name} is left: {why}.",
+            "Make another with client.weight_group() when the replicas are back; client.replicas() shows them.",
+        )
+
+
+def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> None:
+    """Broadcast what comes, in order; nothing more behind what failed."""
+    for sent, tensor in iter(queue.get, None):
+        try:
+            process_group.broadcast(group, tensor)
+        except BaseException as error:
+            sent.set_exception(error)
+            return
+        sent.set_result(None)
+
+
+def _in_thread(action: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Do it in a thread of no executor: those are waited for when the process ends."""
+    future: Future[Any] = Future()
+
+    def settle() -> None:
+        try:
+            future.set_result(action(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=settle, daemon=True).start()
+    return future
 
 
 def _free_port() -> int:

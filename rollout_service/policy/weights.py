@@ -70,7 +70,14 @@ class BroadcastTensors:
     specs: tuple[TensorSpec, ...]
 
 
-WeightSource = Checkpoint | StoredTensors | BroadcastTensors
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Weights in several places, to be loaded in this order: a tensor in a later one replaces the earlier one's."""
+
+    sources: tuple[Checkpoint | StoredTensors, ...]
+
+
+WeightSource = Checkpoint | StoredTensors | BroadcastTensors | Layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,14 @@ class WeightUpdate:
     source: WeightSource
     version: int
     mode: UpdateMode
+    after: int | None = None
+    """Version of the weights that these change, where they are not all that were ever changed: over others they would
+    make weights that nobody gave. None: over any."""
+
+
+def single_sources(source: WeightSource) -> tuple[Checkpoint | StoredTensors | BroadcastTensors, ...]:
+    """What to load, in order."""
+    return source.sources if isinstance(source, Layers) else (source,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,16 @@ class Rendezvous:
     backend: Literal["nccl", "gloo"]
     world_size: int
     timeout_seconds: float = 600.0
+    """That anyone waits for the others: to join, or to send or take a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTerms:
+    """What the replicas want of a process group that the trainer makes."""
+
+    world_size: int
+    nccl_cumem: str | None
+    """`NCCL_CUMEM_ENABLE` in the replicas' processes; None: not set. See `process_group.match_nccl`."""
 
 
 def spec(name: str, tensor: Any) -> TensorSpec:

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 NAMES = ("environments", "episodes", "starvation", "slots", "scale", "calls")
-GPU_NAMES = ("serving",)
+GPU_NAMES = ("serving", "updates")
 """Only when named: they need a GPU and SGLang."""
 
 

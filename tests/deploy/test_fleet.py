@@ -6,24 +6,42 @@ import asyncio
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from actors.fleet import Fleet
-from deploy.replica import ReplicaState
+from deploy.replica import Fit, ReplicaState
 from rollout_service.errors import ServiceError, WeightError
-from rollout_service.policy.weights import BroadcastTensors, Checkpoint, Rendezvous, WeightUpdate
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Bucket,
+    Checkpoint,
+    GroupTerms,
+    Layers,
+    Rendezvous,
+    StoredTensors,
+    TensorSpec,
+    WeightSource,
+    WeightUpdate,
+)
 from tests.support.episodes import settings
 
 UPDATE = WeightUpdate(Checkpoint("new"), 1, "drain")
 
 
 class Replicas:
-    """Stands for a Serve handle: `said` has what they answer, by method; else each gives its state."""
+    """Stands for a Serve handle: `said` has what they answer, by method, or by method and name; else each gives its
+    state. `without` names those that are skipped by a method, as Serve skips one that has died."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
         self.asked: list[tuple[Any, ...]] = []
         self.said: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        self.covered: Names = None
+        """The parameters that an update has, as they say."""
+        self.without: dict[str, list[str]] = {}
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -34,8 +52,14 @@ class Replicas:
     async def results_async(self, return_exceptions: bool) -> list[Any]:
         method = self.asked[-1][0]
         await self.gate.wait()
-        states = [ReplicaState(name, 0, paused=False, running=0, pauses=4) for name in self.names]
-        return [self.said.get(method, state) for state in states]
+        names = [name for name in self.names if name not in self.without.get(method, ())]
+        states = {
+            name: ReplicaState(name, self.versions.get(name, 0), paused=False, running=0, pauses=4) for name in names
+        }
+        if method == "check_update":
+            states = {name: Fit(state, self.covered) for name, state in states.items()}
+        said = self.said.get(method, states)
+        return [said[name] if isinstance(said, dict) else said for name in names]
 
 
 def fleet(replicas: Replicas) -> Fleet:
@@ -84,6 +108,77 @@ async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weigh
         await ours.update(WeightUpdate(Checkpoint("other"), 1, "drain"))
 
 
+def part(*names: str) -> StoredTensors:
+    return StoredTensors(tuple(Bucket((TensorSpec(name, "int8", (1,)),), None) for name in names))
+
+
+async def given(ours: Fleet, replicas: Replicas, version: int, source: WeightSource, *names: str) -> None:
+    """Update to these parameters, to all if none is named."""
+    replicas.covered = frozenset(names) if names else None
+    await ours.update(WeightUpdate(source, version, "drain"))
+    replicas.versions = dict.fromkeys(replicas.names, version)
+
+
+async def test_new_replicas_are_offered_what_was_sent_since_the_last_whole_set_in_order():
+    replicas = Replicas(["a"])
+    ours = fleet(replicas)
+    await given(ours, replicas, 1, part("p", "q"), "p", "q")
+    await given(ours, replicas, 2, Checkpoint("/whole"))
+    await given(ours, replicas, 3, part("p"), "p")
+    await given(ours, replicas, 4, part("q"), "q")
+    whole = Layers((Checkpoint("/whole"), part("p"), part("q")))
+    assert ours.orders.update == WeightUpdate(whole, 4, "drain")
+    await given(ours, replicas, 5, part("p", "q"), "p", "q")
+    assert ours.orders.update == WeightUpdate(Layers((Checkpoint("/whole"), part("p", "q"))), 5, "drain")
+    await given(ours, replicas, 6, part("p", "q", "r"))
+    assert ours.orders.update == WeightUpdate(part("p", "q", "r"), 6, "drain")
+
+
+async def test_a_part_goes_only_over_the_weights_that_it_was_made_from():
+    replicas = Replicas(["a"])
+    ours = fleet(replicas)
+    await given(ours, replicas, 1, part("p"), "p")
+    await given(ours, replicas, 2, part("q"), "q")
+    await given(ours, replicas, 3, part("p", "q"), "p", "q")
+    sent = [arguments[0] for method, *arguments in replicas.asked if method == "update_weights"]
+    assert [update.after for update in sent] == [None, 1, None]
+
+
+async def test_a_part_after_a_broadcast_is_offered_to_no_replica_that_has_not_had_that():
+    replicas = Replicas(["a"])
+    ours = fleet(replicas)
+    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 2))
+    await given(ours, replicas, 1, part("p", "q"))
+    await given(ours, replicas, 2, BroadcastTensors("group", ()), "p")
+    await given(ours, replicas, 3, part("q"), "q")
+    assert ours.orders.update == WeightUpdate(part("p", "q"), 1, "drain"), "a later replica says version 1, and has it"
+    await given(ours, replicas, 4, part("p"), "p")
+    assert ours.orders.update == WeightUpdate(Layers((part("q"), part("p"))), 4, "drain")
+
+
+async def test_a_broadcast_of_a_part_is_refused_while_a_replica_of_the_group_has_older_weights():
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    await given(ours, replicas, 1, part("p"), "p")
+    replicas.versions["b"] = 0
+    with pytest.raises(WeightError, match=r"Replica b has weights of version 0, not 1.*Send all parameters"):
+        await given(ours, replicas, 2, BroadcastTensors("group", ()), "q")
+    await given(ours, replicas, 2, BroadcastTensors("group", ()), "p")
+    assert ours.version == 2
+
+
+async def test_over_weights_that_others_gave_no_part_is_offered_to_new_replicas():
+    replicas = Replicas(["a"])
+    ours = fleet(replicas)
+    replicas.versions["a"] = 5
+    await ours.adopt()
+    await given(ours, replicas, 6, part("p"), "p")
+    assert ours.orders.update is None
+    await given(ours, replicas, 7, Checkpoint("/whole"))
+    assert ours.orders.update == WeightUpdate(Checkpoint("/whole"), 7, "drain")
+
+
 @pytest.mark.parametrize(
     ("now", "message"), [(["a"], "1 of the group are gone"), (["a", "b", "c"], "1 of 3 started later")]
 )
@@ -105,6 +200,36 @@ async def test_a_group_that_one_replica_could_not_join_is_left_by_all():
     with pytest.raises(WeightError, match="cannot reach"):
         await ours.join(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
     assert replicas.asked[-1] == ("leave", "group")
+
+
+async def test_a_replica_that_dies_while_a_group_is_made_is_named_and_the_group_left_by_the_others():
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    replicas.without["join"] = ["b"]
+    with pytest.raises(WeightError, match="b died meanwhile"):
+        await ours.join(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
+    assert replicas.asked[-1] == ("leave", "group")
+
+
+async def test_replicas_of_a_group_that_are_gone_are_named():
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    assert await ours.absent("group") == []
+    replicas.names = ["a", "c"]
+    assert await ours.absent("group") == ["b"]
+    replicas.said["state"] = RayActorError()
+    assert await ours.absent("group") == ["a", "b"]
+
+
+async def test_replicas_whose_nccl_is_not_set_up_alike_make_no_group():
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    replicas.said["nccl_cumem"] = "0"
+    assert await ours.group_terms() == GroupTerms(3, "0")
+    replicas.said["nccl_cumem"] = {"a": "0", "b": None}
+    with pytest.raises(WeightError, match="NCCL_CUMEM_ENABLE differs between the replicas: 0, None"):
+        await ours.group_terms()
 
 
 async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already_have_had():

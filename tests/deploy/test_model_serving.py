@@ -7,9 +7,12 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import aiohttp
 import numpy as np
+import psutil
 import pytest
 from ray import serve
 
@@ -85,6 +88,64 @@ async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, mo
     assert second.cached_tokens >= len(longer) - 1, "the session header keeps a client on its replica"
     expected = Reference(model).logprobs(np.concatenate([longer, second.token_ids]))[len(longer) :]
     assert np.abs(second.logprobs - expected).max() < 1e-4
+
+
+def test_the_successor_of_a_replica_has_every_part_that_was_sent_and_not_the_newest_only(service, model, tmp_path):
+    other = Reference(str(tiny_model.make(tmp_path / "other", seed=7))).state()
+    attention = {name: tensor for name, tensor in other.items() if "q_proj" in name or "k_proj" in name}
+    rest = {name: tensor for name, tensor in other.items() if "mlp" in name}
+    service.update_weights(model)
+    service.update_weights(attention)
+    version = service.update_weights(rest).version
+    expected = {version: Reference(model, attention | rest)}
+    before = service.collect(8, progress=False)
+    kill_a_replica()
+    until_there_are_replicas(service, 2, version)
+    after = service.collect(8, progress=False)
+    service.update_weights(model)
+    assert max(error(t.segments[0], expected) for t in before) < 1e-4
+    assert max(error(t.segments[0], expected) for t in after) < 1e-4
+    assert {t.weight_version_range for t in after} == {(version, version)}
+
+
+def kill_a_replica() -> None:
+    replicas = (p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:laptop" in _command(p))
+    next(replicas).kill()
+
+
+class KillsAReplica(dict[str, Any]):
+    """Weights; while they are sent a replica is killed."""
+
+    def values(self) -> Iterator[Any]:  # type: ignore[override]
+        for number, tensor in enumerate(super().values()):
+            if number == 3:
+                kill_a_replica()
+            yield tensor
+
+
+def _command(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or [])
+
+
+def until_there_are_replicas(service: RolloutClient, count: int, version: int) -> None:
+    deadline = time.monotonic() + 120
+    while [state.version for state in service.replicas()] != [version] * count:
+        assert time.monotonic() < deadline, "the replicas were not replaced"
+        time.sleep(0.5)
+
+
+def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_no_wait(service, model):
+    tensors, version = Reference(model).state(), service.weight_version()
+    names = "|".join(state.replica for state in service.replicas())
+    with service.weight_group("gloo", timeout_seconds=60) as group:
+        with pytest.raises(WeightError, match=rf"({names}).* died"):
+            service.update_weights(KillsAReplica(tensors), group=group)
+        with pytest.raises(WeightError, match="was left"):
+            service.update_weights(tensors, group=group)
+    assert service.weight_version() == version, "no replica has them"
+    until_there_are_replicas(service, 2, version)
+    with service.weight_group("gloo", timeout_seconds=60) as group:
+        assert service.update_weights(tensors, group=group).lost == []
 
 
 async def until_running(service: RolloutClient, turns: int) -> None:

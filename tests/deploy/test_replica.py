@@ -14,7 +14,14 @@ from deploy import replica as module
 from deploy.replica import Orders, PolicyReplica
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Generation, Sampling
-from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, WeightUpdate
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Bucket,
+    Checkpoint,
+    Rendezvous,
+    StoredTensors,
+    WeightUpdate,
+)
 from tests.support.episodes import settings
 
 PROMPT = np.asarray([1, 2], dtype=np.int32)
@@ -28,6 +35,9 @@ class Engine:
         self.error: Exception | None = None
         self.loaded: list[Any] = []
         self.running = self.most = 0
+        self.loading = asyncio.Event()
+        self.others = asyncio.Event()
+        """Set once the other ranks of a process group have come."""
 
     async def generate(self, input_ids, sampling, metadata) -> Generation:
         self.running += 1
@@ -43,9 +53,18 @@ class Engine:
 
     async def load(self, source, version, *, keep_cache) -> None:
         self.loaded.append(source)
+        self.loading.set()
+        if isinstance(source, BroadcastTensors):
+            await self.others.wait()
         if self.error is not None:
             raise self.error
         self.version = version
+
+    async def join(self, rendezvous, rank) -> None:
+        await self.others.wait()
+
+    async def leave(self, group) -> None:
+        await self.others.wait()
 
     def interrupt(self) -> None: ...
     async def freeze(self) -> None: ...
@@ -61,6 +80,15 @@ def engine(monkeypatch) -> Engine:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
     return made
+
+
+@pytest.fixture
+def ended(monkeypatch) -> asyncio.Event:
+    """Set when a replica ends itself."""
+    event = asyncio.Event()
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(PolicyReplica, "_end", lambda self: event.set())
+    return event
 
 
 async def started(monkeypatch, orders: Orders | None = None) -> PolicyReplica:
@@ -109,11 +137,8 @@ async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeyp
     assert engine.most == 2
 
 
-async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch):
+async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch, ended):
     replica = await started(monkeypatch)
-    ended = asyncio.Event()
-    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.01)
-    monkeypatch.setattr(replica, "_end", ended.set)
     engine.error = RuntimeError("CUDA error")
     with pytest.raises(RuntimeError, match="CUDA error"):
         await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "abort_and_resume"))
@@ -123,12 +148,53 @@ async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(e
     late.cancel()
 
 
+def group(seconds: float) -> Rendezvous:
+    return Rendezvous("group", "127.0.0.1", 1, "gloo", 2, timeout_seconds=seconds)
+
+
+async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_names_the_replica(
+    engine, monkeypatch, ended
+):
+    replica = await started(monkeypatch)
+    with pytest.raises(WeightError, match=r"Replica r1 could not join the group 'group' in 0.05 s"):
+        await replica.join(group(0.05), {"r1": 1})
+    monkeypatch.setattr(module, "_LEAVE_SECONDS", 0.05)
+    await replica.leave("group")
+    await asyncio.wait_for(ended.wait(), 5)  # an engine that does not even leave can sample nothing
+
+
+@pytest.mark.parametrize("end", ["trainer gone", "group left"])
+async def test_a_replica_that_waits_for_tensors_which_nobody_sends_any_more_ends_itself(
+    engine, monkeypatch, ended, end
+):
+    replica = await started(monkeypatch)
+    engine.others.set()
+    await replica.join(group(0.05 if end == "trainer gone" else 600.0), {"r1": 1})
+    engine.others.clear()
+    update = asyncio.ensure_future(replica.update_weights(WeightUpdate(BroadcastTensors("group", ()), 4, "drain")))
+    await engine.loading.wait()
+    if end == "group left":
+        await replica.leave("group")
+    await asyncio.wait_for(ended.wait(), 5)
+    update.cancel()
+
+
 async def test_weights_that_could_not_be_loaded_leave_the_old_ones_in_service(engine, monkeypatch):
     replica = await started(monkeypatch)
     engine.error = WeightError("the file is cut short.")
     with pytest.raises(WeightError):
         await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "drain"))
     assert (await turn(replica)).weight_versions.tolist() == [3]
+
+
+async def test_some_parameters_are_not_loaded_over_other_weights_than_those_that_they_were_made_from(
+    engine, monkeypatch
+):
+    replica = await started(monkeypatch)
+    with pytest.raises(WeightError, match=r"Version 5 .*in version 4; this replica has version 3"):
+        await replica.update_weights(WeightUpdate(Checkpoint("new"), 5, "drain", after=4))
+    assert engine.loaded == []
+    assert (await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "drain", after=3))).version == 4
 
 
 async def test_turns_that_are_paused_in_place_refuse_an_update_that_would_empty_their_cache(engine, monkeypatch):

@@ -29,6 +29,7 @@ from rollout_service.policy.weights import (
     BroadcastTensors,
     Bucket,
     Checkpoint,
+    Layers,
     Rendezvous,
     StoredTensors,
     TensorSpec,
@@ -420,6 +421,28 @@ async def test_what_an_update_leaves_out_stays(engine, old, new, tmp_path):
     mixed.load_state_dict(pair, strict=False)
     mixed.save_pretrained(tmp_path)
     await assert_serves(engine, tmp_path, 1)
+
+
+async def test_weights_in_several_places_are_loaded_in_their_order(engine, old, new, tmp_path):
+    head, norm = "lm_head.weight", "model.norm.weight"
+    layers = Layers(
+        (Checkpoint(str(new)), stored({norm: weights(old)[norm]}, Put), stored({head: weights(old)[head]}, Put))
+    )
+    assert engine.check(layers) is None
+    assert engine.check(layers.sources[1]) == {norm}
+    await engine.load(layers, 3, keep_cache=False)
+    mixed = transformers.AutoModelForCausalLM.from_pretrained(new)
+    mixed.load_state_dict({name: weights(old)[name] for name in (head, norm)}, strict=False)
+    mixed.save_pretrained(tmp_path)
+    await assert_serves(engine, tmp_path, 3)
+
+
+async def test_an_engine_takes_no_update_without_a_tensor(engine, old):
+    with pytest.raises(WeightError, match="have no tensor"):
+        engine.check(stored({}, Put))
+    with pytest.raises(WeightError, match="have no tensor"):
+        await engine.load(stored({}, Put), 1, keep_cache=False)
+    await assert_serves(engine, old, 0)
 
 
 async def test_a_tied_head_may_come_or_not(start, tmp_path):
