@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class PolicyReplica:
         self._engine = await asyncio.to_thread(_start_engine, config)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turnstile = Turnstile(self._engine.version)
-        await self._catch_up_if_possible()
+        await self._catch_up_if_possible(starting=True)
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class PolicyReplica:
             self._end_soon()
         return self.state()
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, starting: bool) -> None:
         """Do what the service has ordered by now, if this replica missed it: it is new, or it failed to."""
         orders = await asyncio.to_thread(_orders, self._config)
         if orders.pause is None:
@@ -291,7 +291,8 @@ class PolicyReplica:
         if update is not None and update.version > self._engine.version:
             await asyncio.to_thread(self._engine.check, update.source)
             await _see_that_they_are_there(update.source)
-            await self.update_weights(update)
+            # While it starts there is no cache to keep, and none of older weights may be taken to be there.
+            await self.update_weights(replace(update, mode="drain") if starting else update)
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -316,9 +317,9 @@ class PolicyReplica:
         if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
             self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
 
-    async def _catch_up_if_possible(self) -> None:
+    async def _catch_up_if_possible(self, starting: bool = False) -> None:
         try:
-            await self._catch_up()
+            await self._catch_up(starting)
         except (WeightError, ray.exceptions.RayError) as error:
             if str(error) != self._said:  # once: it is tried again every few seconds
                 self._said = str(error)

@@ -41,6 +41,9 @@ class _Rows:
     """int32[rows]: number of its group, counted from 0 in order of first appearance in the batch."""
     rewards: Float32
     """float32[rows]: reward of its trajectory; NaN when that was not scored."""
+    oldest_versions: Int32
+    """int32[rows]: oldest weight version in the row, see `TokenSegment.oldest_version`; -1 when nothing was sampled.
+    Below all of `weight_versions` where tokens were sampled over the keys and values of older weights."""
 
     def to_torch(self) -> dict[str, torch.Tensor]:
         """Every array as a CPU tensor of the same dtype, by name. Memory is shared where the array can be written.
@@ -264,6 +267,7 @@ class TrajectoryBatch(Sequence[Trajectory]):
             "trajectory_index": index,
             "group_index": self._group_index()[index],
             "rewards": self.rewards[index],
+            "oldest_versions": np.array([_or_context(s.oldest_version) for s in self._segments()], dtype=np.int32),
         }
 
     def _check_lengths(self, max_length: int) -> None:
@@ -275,6 +279,10 @@ class TrajectoryBatch(Sequence[Trajectory]):
                     f"max_length={max_length}.",
                     "Raise max_length, bound the episodes' context length, or drop it first with batch.filter(...).",
                 )
+
+
+def _or_context(version: int | None) -> int:
+    return CONTEXT_VERSION if version is None else version
 
 
 def _concatenate(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:

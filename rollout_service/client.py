@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rollout_service import secrets
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy.base import Sampling
-from rollout_service.policy.weights import BroadcastTensors, Checkpoint, UpdateMode, WeightUpdate, spec, stored
+from rollout_service.policy.weights import (
+    BroadcastTensors,
+    Checkpoint,
+    UpdateMode,
+    WeightUpdate,
+    refuse_mode,
+    refuse_version,
+    spec,
+    stored,
+)
 from rollout_service.progress import CollectionProgress
 from rollout_service.redaction import safe_cause, shown
 from rollout_service.request import SELECTION, CollectionRequest
@@ -269,7 +279,7 @@ class RolloutClient:
         if (
             isinstance(timeout_seconds, bool)
             or not isinstance(timeout_seconds, (int, float))
-            or not timeout_seconds > 0
+            or not 0 < timeout_seconds < math.inf
         ):
             raise WeightError(f"timeout_seconds is {timeout_seconds!r}.", "Give a number of seconds above 0.")
         terms = self._service.call(self._coordinator.group_terms.remote())
@@ -302,11 +312,16 @@ class RolloutClient:
         Args:
             mode: what becomes of running turns: see `update_weights`. What a turn waits counts to its
                 `policy.timeout_seconds`.
+
+        Raises:
+            WeightError: another mode.
         """
+        refuse_mode(mode)
         self._service.call(self._coordinator.pause.remote(mode))
 
     async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
         """`pause` for an event loop."""
+        refuse_mode(mode)
         await answer(self._coordinator.pause.remote(mode))
 
     def resume(self) -> None:
@@ -318,12 +333,16 @@ class RolloutClient:
         await answer(self._coordinator.resume.remote())
 
     def _update(self, weights: Any, version: int, mode: UpdateMode, group: WeightGroup | None) -> WeightUpdate:
-        if mode not in get_args(UpdateMode):
-            raise WeightError(f"mode is {mode!r}.", f"Choose one of {', '.join(get_args(UpdateMode))}.")
+        refuse_mode(mode)
+        refuse_version(version)
         if isinstance(weights, (str, os.PathLike)):
             if group is not None:
                 raise WeightError("A checkpoint does not go through a process group.", "Leave out the group.")
-            return WeightUpdate(Checkpoint(os.fspath(weights)), version, mode)
+            return WeightUpdate(Checkpoint(os.path.abspath(os.fsdecode(weights))), version, mode)
+        if not isinstance(weights, Mapping):
+            raise WeightError(
+                f"weights is a {type(weights).__name__}.", "Give a checkpoint folder, or tensors by name: state_dict()."
+            )
         if not weights:
             raise WeightError("weights is empty.", "Give at least one tensor.")
         if group is not None:

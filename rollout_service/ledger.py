@@ -73,6 +73,7 @@ class TokenLedger:
             cached_tokens=generation.cached_tokens,
             tool_calls=list(tool_calls),
             policy_seconds=seconds,
+            prefix_version=generation.prefix_version,
         )
         self._turns.append(turn)
         return turn

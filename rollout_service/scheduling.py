@@ -24,7 +24,8 @@ class EpisodeSummary:
     reward: float | None
     fault: Fault | None
     versions: tuple[int, int] | None = None
-    """Oldest and newest weight version that sampled a token."""
+    """Oldest weight version, that sampled a token or whose keys and values one was computed over, and the newest that
+    sampled one."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Of the prompt tokens, those that the engine took from its prefix cache."""
@@ -38,10 +39,15 @@ class EpisodeSummary:
             trajectory.termination_reason,
             trajectory.reward,
             trajectory.fault,
-            trajectory.weight_version_range,
+            _versions(trajectory),
             trajectory.prompt_token_count,
             trajectory.cached_token_count,
         )
+
+
+def _versions(trajectory: Trajectory) -> tuple[int, int] | None:
+    oldest, sampled = trajectory.oldest_version, trajectory.weight_version_range
+    return None if oldest is None or sampled is None else (oldest, sampled[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +184,7 @@ class Collection:
 
     def finish(self, episode: int, fault: Fault | None, actor: str, versions: tuple[int, int] | None = None) -> bool:
         """An attempt ended. True: it is the episode's result. False: it will be repeated: an infrastructure fault, or
-        too old already. `versions`: oldest and newest that sampled."""
+        too old already. `versions`: as the summary's."""
         state = self._episodes[episode]
         if state.done:
             raise ValueError(f"episode {episode} of {self.collection_id} is done already")

@@ -70,6 +70,10 @@ class Turn:
     """Parse status of each tool call, in order: `ok`, or why it is malformed."""
     policy_seconds: float = 0.0
     """From sending the prompt to having the tokens."""
+    prefix_version: int | None = field(default=None, metadata=schema.ADDED)
+    """Oldest version of the weights whose keys and values the tokens were computed over, at most the oldest that
+    sampled one: below it where an `in_place` update came since the episode's cache began. None: not known, as with
+    engines that others serve and update."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +101,16 @@ class TokenSegment:
     def policy_token_count(self) -> int:
         """Tokens that the policy sampled."""
         return int(self.loss_mask.sum())
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Oldest weight version in the segment: that sampled a token, or whose keys and values one was computed over as
+        far as that is known. None when nothing was sampled."""
+        sampled = self.weight_versions[self.loss_mask == 1]
+        if not len(sampled):
+            return None
+        prefixes = [turn.prefix_version for turn in self.turns if turn.prefix_version is not None]
+        return min([int(sampled.min()), *prefixes])
 
 
 @dataclass(slots=True)
@@ -233,6 +247,12 @@ class Trajectory:
             return None
         sampled = np.concatenate(versions)
         return int(sampled.min()), int(sampled.max())
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The segments' oldest version, by which staleness goes: see `TokenSegment.oldest_version`."""
+        versions = [segment.oldest_version for segment in self.segments]
+        return min((version for version in versions if version is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON values (arrays become lists), with the schema version."""

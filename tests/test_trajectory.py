@@ -5,7 +5,9 @@ import json
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 
+from rollout_service.batch import TrajectoryBatch
 from rollout_service.errors import Fault, FaultKind
+from rollout_service.scheduling import EpisodeSummary
 from rollout_service.trajectory import SCHEMA_VERSION, Outcome, Trajectory
 from tests.support.trajectories import as_text, make_segment, make_trajectory, trajectories
 
@@ -49,7 +51,24 @@ def test_types_are_restored_not_just_values() -> None:
 def test_no_segment_means_nothing_sampled() -> None:
     trajectory = make_trajectory(segments=[])
     assert trajectory.weight_version_range is None
+    assert trajectory.oldest_version is None
     assert (trajectory.policy_token_count, trajectory.prompt_token_count, trajectory.turns) == (0, 0, [])
+
+
+def test_the_oldest_version_is_that_of_what_the_tokens_were_computed_over_where_that_is_known() -> None:
+    segment = make_segment(turns=2)  # of versions 0 and 1
+    segment.weight_versions[segment.loss_mask == 1] += 3
+    assert segment.oldest_version == 3, "files written before do not say more"
+    segment.turns[1].prefix_version = 2
+    trajectory = make_trajectory(segments=[make_segment(), segment])
+    assert (segment.oldest_version, trajectory.oldest_version) == (2, 0)
+    trajectory = make_trajectory(segments=[segment])
+    assert (trajectory.oldest_version, trajectory.weight_version_range) == (2, (3, 4))
+    assert EpisodeSummary.of(trajectory).versions == (2, 4), "what the staleness gate goes by"
+    batch = TrajectoryBatch([trajectory, make_trajectory(segments=[make_segment()])])
+    for arrays in (batch.padded(), batch.packed()):
+        assert arrays.oldest_versions.dtype == np.int32
+        assert arrays.oldest_versions.tolist() == [2, 0]
 
 
 def test_only_calls_that_did_not_parse_count_as_malformed() -> None:

@@ -1,8 +1,8 @@
 """A continuous batch: turns that are sampled together, one token each per step, joining and leaving between any two.
 
-Invariant: what a turn reuses of others' keys and values is of the very tokens that it has, from the first on. So what
-runs beside a turn changes when a token is sampled, never the distribution that it is sampled from. A turn that the
-model fails on ends alone: those that ran beside it go on.
+Invariant: what a turn reuses of others' keys and values is of the very tokens that it has, from the first on, and of no
+older weights than it allows. So what runs beside a turn changes when a token is sampled, never the distribution that it
+is sampled from. A turn that the model fails on ends alone: those that ran beside it go on.
 
 For one thread; only `Turn.done` is shared.
 """
@@ -39,6 +39,8 @@ class Turn:
     sampling: Sampling
     stops: frozenset[int]
     """Tokens that end it."""
+    since: int | None = None
+    """Version of the oldest weights whose keys and values it may reuse; None: those that it begins with."""
     done: Future[Generation] = field(default_factory=Future)
     """The answer. Cancelling it drops the turn."""
     cached: int = 0
@@ -70,6 +72,7 @@ class Turn:
                     finish_reason=reason,
                     prompt_tokens=self.prompt,
                     cached_tokens=self.cached,
+                    prefix_version=self.context.oldest,
                 )
             )
 
@@ -116,7 +119,7 @@ class Batch:
         if not self._running:
             return
         try:
-            self._advance(self._portions(), version)
+            self._advance(self._portions(version), version)
         except Exception:
             self._kept.clear()  # it may be memory that is missing
             self._model.see_that_it_works()
@@ -134,6 +137,8 @@ class Batch:
 
     def _advance(self, fed: list[tuple[Turn, int]], version: int) -> None:
         logits = self._model.forward([(turn.context, count) for turn, count in fed])
+        for turn, _ in fed:
+            turn.context.computed_by(version)
         ready = [turn for turn, _ in fed if not turn.pending]
         sampled = sample(logits, [turn.sampling for turn in ready])
         for turn, token, logprob in zip(ready, *sampled, strict=True):
@@ -183,7 +188,7 @@ class Batch:
         """That the turn's keys and values take, or will when it has been fed whole."""
         return max(turn.context.bytes, turn.context.size * self._model.token_bytes)
 
-    def _portions(self) -> list[tuple[Turn, int]]:
+    def _portions(self, version: int) -> list[tuple[Turn, int]]:
         """Which turns to feed in this step, and how many tokens: first those that need one, then the longest waiting.
 
         A prompt's prefix is looked up when its turn comes, not before: turns of one group begin alike, and most find
@@ -195,15 +200,17 @@ class Batch:
             if not room:
                 break
             if not turn.context.seen:
-                self._reuse_prefix(turn)
+                self._reuse_prefix(turn, version)
             count = min(turn.pending, room)
             room -= count
             portions.append((turn, count))
         return portions
 
-    def _reuse_prefix(self, turn: Turn) -> None:
-        """Take the longest prefix that some other turn has been fed."""
-        others = [*self._kept, *(other.context for other in self._running if other is not turn)]
+    def _reuse_prefix(self, turn: Turn, version: int) -> None:
+        """Take the longest prefix that some other turn has been fed, by weights that are not too old for this one."""
+        since = version if turn.since is None else turn.since
+        contexts = [*self._kept, *(other.context for other in self._running if other is not turn)]
+        others = [context for context in contexts if context.oldest is not None and context.oldest >= since]
         best = max(others, key=turn.context.common, default=turn.context)
         count = turn.context.common(best)
         turn.cached = min(count, turn.prompt)

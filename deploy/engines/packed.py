@@ -39,6 +39,8 @@ class Context:
         """Of those, from the first on, the ones with keys and values."""
         self.bytes = 0
         """That the keys and values take."""
+        self.oldest: int | None = None
+        """Version of the oldest weights that computed some of them; None where there are none."""
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
@@ -57,12 +59,16 @@ class Context:
 
     def forget(self) -> None:
         """Have seen nothing."""
-        self.seen, self.bytes = 0, 0
+        self.seen, self.bytes, self.oldest = 0, 0, None
         self._layers.clear()
 
     def rewind(self) -> None:
         """Have not seen the last token, so that what follows it can be computed again."""
         self.seen = min(self.seen, self.size - 1)
+
+    def computed_by(self, version: int) -> None:
+        """Keys and values came to it that are of that version, no older than those before."""
+        self.oldest = version if self.oldest is None else self.oldest
 
     def common(self, other: Context) -> int:
         """How many tokens from the first on `other` has seen that are this one's too, the last of this one left out:
@@ -76,11 +82,12 @@ class Context:
         self.forget()
         for layer, held in other._layers.items():
             self._hold(layer, [_grown(part[:, :count], _room(count)) for part in held])
-        self.seen = count
+        self.seen, self.oldest = count, other.oldest
 
     def take_seen(self, other: Context) -> None:
         """Have seen what `other` has, which is empty afterwards."""
         self.seen, self.bytes, self._layers = other.seen, other.bytes, other._layers
+        self.oldest = other.oldest
         other._layers = {}
         other.forget()
 

@@ -63,6 +63,7 @@ class ScriptedEngine:
             weight_versions=np.full(len(cut), self.version, dtype=np.int32),
             finish_reason=finish,
             prompt_tokens=len(input_ids),
+            prefix_version=self.version,
         )
 
     async def _wait(self, seconds: float) -> bool:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,9 @@ _REST_SECONDS = 60.0
 _STALL_SECONDS = 300.0
 """Without a word from the scheduler while turns run. It speaks every 50 tokens of a turn at the latest."""
 
+_BEGUN = "Failed to update weights"
+"""SGLang's word for a checkpoint that failed half way. It then goes back to files, which need not be what it had."""
+
 
 class SglangEngine:
     """One SGLang engine, over as many GPUs as its arguments say."""
@@ -75,6 +79,8 @@ class SglangEngine:
             }
         )
         self.version = policy.weight_version
+        self._emptied = policy.weight_version
+        """Version of the weights when the prefix cache was last empty."""
         self._manager = self._engine.tokenizer_manager
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._groups: set[str] = set()
@@ -96,22 +102,32 @@ class SglangEngine:
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
     ) -> Generation:
-        """Sample one turn, see `Engine`."""
+        """Sample one turn, see `Engine`. The prefix cache has a part for each version at which episodes began theirs:
+        what is in it is of those weights, or of newer ones."""
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
         vocabulary = int(self._manager.model_config.vocab_size)
         check_request(input_ids, sampling, vocabulary=vocabulary, context_length=self._context_length)
         rid = uuid.uuid4().hex
         if not self._manager.rid_to_state:
             self._busy_since = time.monotonic()
+        since = max(metadata.get("prefix_version", self.version), self._emptied)
+        request = GenerateReqInput(
+            input_ids=input_ids.tolist(),
+            sampling_params=sampling_params(sampling),
+            return_logprob=True,
+            rid=rid,
+            extra_key=str(since),  # prompts share keys and values only with those of the same
+        )
         try:
-            answer = await self._engine.async_generate(
-                input_ids=input_ids.tolist(), sampling_params=sampling_params(sampling), return_logprob=True, rid=rid
-            )
+            answer = await anext(self._manager.generate_request(request, None))
         except asyncio.CancelledError:
             self._manager.abort_request(rid=rid)
             raise
         except ValueError as error:  # SGLang's own word for a request that it refuses
             raise RequestError(str(error)) from error
-        return ended_by(from_answer(answer), () if sampling.ignore_eos else self._ends)
+        generation = replace(from_answer(answer), prefix_version=since)
+        return ended_by(generation, () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:
         """See `Engine`."""
@@ -147,12 +163,15 @@ class SglangEngine:
         self._refuse_strange_group(source)  # it may have left since it was asked
         if not keep_cache:
             await self._come_to_rest()
+            self._emptied = self.version
         for number, single in enumerate(single_sources(source)):
             if isinstance(single, Checkpoint):
                 await self._load_checkpoint(single, version, alone=number == 0)
             else:
                 await self._load_tensors(single, version)
         self.version = version
+        if not keep_cache:
+            self._emptied = version
 
     async def _come_to_rest(self) -> None:
         """Wait until nothing is left of the turns, and empty the prefix cache. Their answers come before the scheduler
@@ -170,9 +189,9 @@ class SglangEngine:
                 model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=False
             )
         )
-        if not alone:
+        if not alone or _BEGUN in message:
             _demand((success, message))
-        if not success:  # SGLang went back to the weights that it had
+        if not success:
             raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
 
     async def _load_tensors(self, source: Any, version: int) -> None:

@@ -114,7 +114,8 @@ class TransformersEngine:
         """
         check_request(input_ids, sampling, vocabulary=self._vocabulary, context_length=self._context_length)
         stops = frozenset() if sampling.ignore_eos else self._stops.union(sampling.stop_token_ids)
-        turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops)
+        since = metadata.get("prefix_version")
+        turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops, since)
         self._post(turn)
         return await asyncio.wrap_future(turn.done)  # cancelling it cancels `done`, which the thread sees
 

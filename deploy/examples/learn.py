@@ -194,7 +194,7 @@ def update(client: RolloutClient, trainer: Trainer, groups: Groups, disk: Path |
     if disk:
         trainer.model.save_pretrained(disk)
     client.update_weights(disk or trainer.model.state_dict(), mode="abort_and_resume")
-    oldest = min(t.weight_version_range[0] for t in batch if t.weight_version_range)
+    oldest = min(t.oldest_version for t in batch if t.oldest_version is not None)
     return {
         "version": version,
         "staleness": version - oldest,

@@ -102,6 +102,7 @@ def collate_padded(
         * `old_logprobs`: float32[rows, L], the log-prob with which it did; 0 where the loss mask is 0
         * `weight_versions`: int32[rows, L], the weights with which it did; -1 where the loss mask is 0
         * `advantages`, `rewards`: float32[rows]; an unscored row has advantage 0 and reward NaN
+        * `oldest_versions`: int32[rows], oldest weights in the row, see `TokenSegment.oldest_version`; -1 for none
         * `lengths`, `trajectory_index`, `group_index`: int64[rows]. A trajectory of several segments has several rows
           with one advantage: a loss that averages over trajectories goes by `trajectory_index`.
 
@@ -170,6 +171,7 @@ def _tensors(batch: TrajectoryBatch, arrays: PaddedBatch | PackedBatch, scale: b
         "position_ids": _tensor(arrays.position_ids, np.int64),
         "advantages": _tensor(advantages, np.float32),
         "rewards": _tensor(arrays.rewards, np.float32),
+        "oldest_versions": _tensor(arrays.oldest_versions, np.int32),
         "lengths": _tensor(arrays.lengths, np.int64),
         "trajectory_index": _tensor(arrays.trajectory_index, np.int64),
         "group_index": _tensor(arrays.group_index, np.int64),

@@ -166,10 +166,10 @@ def _objects(values: list[Any]) -> npt.NDArray[Any]:
 
 
 def _extra_fields(trajectory: Trajectory) -> dict[str, Any]:
-    oldest, newest = trajectory.weight_version_range or (None, None)
+    sampled = trajectory.weight_version_range
     return {
-        "min_global_steps": oldest,
-        "max_global_steps": newest,
+        "min_global_steps": trajectory.oldest_version,
+        "max_global_steps": None if sampled is None else sampled[1],
         "trajectory_id": trajectory.trajectory_id,
         "task_id": str(trajectory.task),
         "outcome": str(trajectory.outcome),

@@ -115,6 +115,8 @@ class Generation:
     """Length of the prompt as the engine counted it."""
     cached_tokens: int = 0
     """Of those, taken from the prefix cache."""
+    prefix_version: int | None = None
+    """Oldest version of the weights whose keys and values the tokens were computed over; None: not known."""
 
     def check_tokens(self, ends: Collection[int], vocabulary_size: int | None) -> None:
         """See that these can be the model's own tokens, all of them.
@@ -161,6 +163,11 @@ class Generation:
             raise ValueError("the engine returned no token")
         if not np.isfinite(self.logprobs).all():
             raise ValueError("the engine returned a log-prob that is not a finite number")
+        if self.prefix_version is not None and self.prefix_version > self.weight_versions.min():
+            raise ValueError(
+                f"the engine returned tokens of weight version {self.weight_versions.min()} and says that none of the "
+                f"keys and values before them were older than {self.prefix_version}"
+            )
         if self.finish_reason not in ("stop", "length"):
             raise ValueError(f"finish_reason {self.finish_reason!r} is neither 'stop' nor 'length'")
 
@@ -178,7 +185,9 @@ class Policy(Protocol):
             sampling: how to sample; the engine adds its own stop tokens.
             session_id: one episode's calls share it; a router may keep them on one replica for its prefix cache.
             metadata: what the episode knows of itself: `task`, `agent`, `seed` and `turn`, on which the scripted engine
-                acts, and `min_version`: weights older than that may not sample the turn.
+                acts; `min_version`: weights older than that may not sample the turn; `prefix_version`, from the second
+                turn on where it is known: that of the turn before. Keys and values of older weights may not be reused;
+                without it, none but those of the weights that sample the turn's first token.
 
         Raises:
             EpisodeFault: of kind `policy`, when no tokens could be had.

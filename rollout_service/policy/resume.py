@@ -62,7 +62,8 @@ def ended_by(part: Generation, ends: Collection[int]) -> Generation:
 
 def joined(parts: list[Generation]) -> Generation:
     """The turn that the parts make, in order. Prompt and cached tokens are those of the first part with a token: its
-    prompt is the turn's own, and one that never ran has counted nothing."""
+    prompt is the turn's own, and one that never ran has counted nothing. Its keys and values are also the oldest: they
+    are as old in a later part, or computed anew."""
     if len(parts) == 1:
         return parts[0]
     first = next((part for part in parts if len(part.token_ids)), parts[0])
@@ -73,4 +74,5 @@ def joined(parts: list[Generation]) -> Generation:
         finish_reason=parts[-1].finish_reason,
         prompt_tokens=first.prompt_tokens,
         cached_tokens=first.cached_tokens,
+        prefix_version=first.prefix_version,
     )

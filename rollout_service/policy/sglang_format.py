@@ -74,6 +74,7 @@ def _read(answer: Mapping[str, Any]) -> Generation:
         finish_reason=reason["type"],
         prompt_tokens=int(meta.get("prompt_tokens", 0)),
         cached_tokens=int(meta.get("cached_tokens", 0)),
+        prefix_version=None if meta.get("prefix_version") is None else _number(meta["prefix_version"]),
     )
 
 
@@ -104,6 +105,7 @@ def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any
     elif tokens:
         reason["matched"] = tokens[-1]
     spans = _spans(generation.weight_versions)
+    prefix = {} if generation.prefix_version is None else {"prefix_version": generation.prefix_version}  # our own
     return {
         "text": "",
         "output_ids": tokens,
@@ -118,6 +120,7 @@ def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any
             ],
             "weight_version": spans[-1]["version"] if spans else "0",
             "weight_versions": spans,
+            **prefix,
             "e2e_latency": seconds,
         },
     }

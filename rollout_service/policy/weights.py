@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,8 @@ UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
 """How running turns meet new weights. `drain`: they finish first. `abort_and_resume`: they stop, and go on from the
 tokens that they have, the prefix computed anew with the new weights. `in_place`: they go on without a stop, on the keys
 and values that the old weights left in the cache."""
+
+_LARGEST_VERSION = int(np.iinfo(np.int32).max)
 
 _BUCKET_BYTES = 1 << 30
 """Of tensors per object in the store: what a replica holds in memory besides its model while it loads."""
@@ -119,12 +121,28 @@ class GroupTerms:
     """`NCCL_CUMEM_ENABLE` in the replicas' processes; None: not set. See `process_group.match_nccl`."""
 
 
+def refuse_mode(mode: Any) -> None:
+    """Raise `WeightError` unless it is an `UpdateMode`."""
+    if mode not in get_args(UpdateMode):
+        raise WeightError(f"mode is {mode!r}.", f"Choose one of {', '.join(get_args(UpdateMode))}.")
+
+
+def refuse_version(version: Any) -> None:
+    """Raise `WeightError` unless it is an integer that can stand beside a token, from 0 on."""
+    if type(version) is not int or not 0 <= version <= _LARGEST_VERSION:
+        raise WeightError(
+            f"version is {version!r}.", f"Give an integer from 0 to {_LARGEST_VERSION}, such as the training step."
+        )
+
+
 def spec(name: str, tensor: Any) -> TensorSpec:
     """What describes a torch tensor or numpy array of that name.
 
     Raises:
-        WeightError: it is neither.
+        WeightError: it is neither, or the name is no text.
     """
+    if not isinstance(name, str):
+        raise WeightError(f"A tensor has the name {name!r}.", "Give model.state_dict().")
     if not hasattr(tensor, "dtype"):
         kind = type(tensor).__name__
         raise WeightError(f"{name} is a {kind}, neither a torch tensor nor a numpy array.", "Give model.state_dict().")

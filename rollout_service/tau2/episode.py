@@ -248,6 +248,8 @@ class _Episode:
             "turn": number,
             "min_version": max(request.min_version, self._transcript.newest_version),
         }
+        if number and (prefix := self._transcript.turns[-1].prefix_version) is not None:
+            metadata["prefix_version"] = prefix
         call: Coroutine[Any, Any, Generation] = self._runner._policy.generate(
             input_ids, sampling, request.trajectory_id, metadata
         )

@@ -165,6 +165,7 @@ def test_shapes_and_types_are_those_that_are_documented() -> None:
     per_row = {
         "advantages": torch.float32,
         "rewards": torch.float32,
+        "oldest_versions": torch.int32,
         "lengths": torch.int64,
         "trajectory_index": torch.int64,
         "group_index": torch.int64,

@@ -26,7 +26,7 @@ from rollout_service.verify import verify
 from tests.deploy.test_http_serving import free_port
 from tests.support import openai_server, tiny_model
 from tests.support.episodes import settings
-from tests.support.reference import Reference, error
+from tests.support.reference import Reference, error, pure_error
 from tests.support.services import start
 
 IDS = ["create_task_1", "update_task_1"]
@@ -90,6 +90,30 @@ async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, mo
     assert np.abs(second.logprobs - expected).max() < 1e-4
 
 
+def test_every_trajectory_is_of_the_weights_that_it_names_whatever_is_updated_in_place(service, model, tmp_path):
+    folders = [model, str(tiny_model.make(tmp_path / "other", seed=3))]
+    start = service.update_weights(model).version
+    served = {start + i: Reference(folders[i % 2]) for i in range(5)}
+    trajectories = []
+    for version in list(served)[1:]:
+        stream = service.stream(12)
+        came = [next(stream)]
+        service.update_weights(folders[(version - start) % 2], version=version, mode="in_place")
+        trajectories += [group[0] for group in (*came, *stream)]
+        later = service.collect(8, progress=False)
+        assert {turn.prefix_version for t in later for turn in t.turns} == {version}
+        assert {t.weight_version_range for t in later} == {(version, version)}
+        assert max(error(t.segments[0], served) for t in later) < 1e-4
+        assert sum(t.turns[0].cached_tokens > 0 for t in later) >= 4, "the system prompt of their version is shared"
+    service.update_weights(model)
+    assert [str(v) for _, found in verify(trajectories) for v in found] == []
+    assert max(pure_error(t.segments[0], served) for t in trajectories) < 1e-4
+    assert all(t.oldest_version == t.turns[0].prefix_version for t in trajectories)
+    went_on = [t for t in trajectories if t.oldest_version < t.weight_version_range[1]]
+    assert went_on, "no update came in the middle of an episode"
+    assert all(turn.prefix_version == t.oldest_version for t in went_on for turn in t.turns)
+
+
 def test_the_successor_of_a_replica_has_every_part_that_was_sent_and_not_the_newest_only(service, model, tmp_path):
     other = Reference(str(tiny_model.make(tmp_path / "other", seed=7))).state()
     attention = {name: tensor for name, tensor in other.items() if "q_proj" in name or "k_proj" in name}
@@ -128,8 +152,14 @@ def _command(process: psutil.Process) -> str:
 
 
 def until_there_are_replicas(service: RolloutClient, count: int, version: int) -> None:
+    def versions() -> list[int]:
+        try:
+            return [state.version for state in service.replicas()]
+        except ServiceError:  # none is left
+            return []
+
     deadline = time.monotonic() + 120
-    while [state.version for state in service.replicas()] != [version] * count:
+    while versions() != [version] * count:
         assert time.monotonic() < deadline, "the replicas were not replaced"
         time.sleep(0.5)
 
@@ -307,8 +337,18 @@ def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(clust
             client.update_weights("/any/folder", version=5)
         with pytest.raises(WeightError, match=r"mode is 'later'.*drain"):
             client.update_weights("/any/folder", mode="later")
+        with pytest.raises(WeightError, match="mode is 'later'"):
+            client.pause("later")
         with pytest.raises(WeightError, match="empty"):
             client.update_weights({})
+        with pytest.raises(WeightError, match="weights is a list"):
+            client.update_weights([1.0])
+        with pytest.raises(WeightError, match=r"version is 2147483648"):
+            client.update_weights("/any/folder", version=2**31)
+        with pytest.raises(WeightError, match=r"backend is 'mpi'"):
+            client.weight_group("mpi")
+        with pytest.raises(WeightError, match=r"timeout_seconds is inf"):
+            client.weight_group("gloo", timeout_seconds=float("inf"))
         with pytest.raises(WeightError, match="scripted engine"):
             client.weight_group("gloo")
     assert [str(v) for _, found in verify(batch) for v in found] == []

@@ -21,7 +21,7 @@ from rollout_service.policy.base import Sampling
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.verify import verify
 from tests.support import openai_server, sglang, tiny_model
-from tests.support.reference import Reference, error
+from tests.support.reference import Reference, error, pure_error
 from tests.support.services import start
 
 pytestmark = [sglang.needed, pytest.mark.timeout(400)]
@@ -64,10 +64,13 @@ def service(cluster, models):
         yield client
 
 
-def collect_while(client: RolloutClient, act, n: int = 24, seconds: float = 0.7):
-    """Trajectories of a collection in the midst of which `act` is called."""
+def collect_while(client: RolloutClient, act, n: int = 24):
+    """Trajectories of a collection in the midst of which `act` is called: turns are being sampled then."""
     stream = client.stream(n)
-    time.sleep(seconds)
+    deadline = time.monotonic() + 60
+    while sum(state.running for state in client.replicas()) < 8:
+        assert time.monotonic() < deadline, "no turn was sampled"
+        time.sleep(0.02)
     result = act()
     return result, [group[0] for group in stream]
 
@@ -176,6 +179,14 @@ def test_in_place_weights_change_under_running_turns_that_never_stop(service, mo
     assert report.version == service.weight_version() == 7
     see_that_all_is_exact(trajectories, {})  # what the old weights left in the cache is part of each new log-prob
     assert [2, 7] in [spans(t) for t in trajectories]
+    served = {2: Reference(str(models["first"])), 7: Reference(str(models["second"]))}
+    assert max(pure_error(segment, served) for t in trajectories for segment in t.segments) < TOLERANCE
+    assert {t.oldest_version for t in trajectories if spans(t) == [2, 7]} == {2}
+    # Episodes that begin now share the prompt that the old weights read, and reuse nothing of it.
+    later = service.collect(8, progress=False)
+    see_that_all_is_exact(later, served)
+    assert {turn.prefix_version for t in later for turn in t.turns} == {7}
+    assert any(t.turns[0].cached_tokens for t in later), "they share what the new weights read"
     # With a cache of their own weights only, the log-probs are theirs again: the very same, although sent otherwise.
     service.update_weights(weights, version=8)
     see_that_all_is_exact(service.collect(4, progress=False), {8: Reference(str(models["second"]))})

@@ -357,6 +357,53 @@ async def test_without_its_cache_a_turn_goes_on_as_if_the_new_weights_had_read_i
     np.testing.assert_allclose(turn.logprobs[count:], expected, atol=TOLERANCE)
 
 
+async def test_a_new_episode_reuses_only_what_its_own_weights_computed_and_an_old_one_says_what_it_goes_on_over(
+    engine, old, new
+):
+    system = prompt(900)
+    first, second, third = (np.concatenate([system, prompt(30, seed=number)]) for number in range(3))
+    began = await sample(engine, first, max_new_tokens=8)
+    assert (began.prefix_version, began.cached_tokens) == (0, 0)
+    await engine.load(Checkpoint(str(new)), 1, keep_cache=True)
+
+    fresh = await sample(engine, second, max_new_tokens=8)
+    assert (fresh.prefix_version, fresh.cached_tokens) == (1, 0)
+    assert_scored(fresh, new, second)
+    sibling = await sample(engine, third, max_new_tokens=8)
+    assert (sibling.prefix_version, sibling.cached_tokens) == (1, len(system)), (
+        "they share what the new weights computed"
+    )
+    assert_scored(sibling, new, third)
+
+    longer = np.concatenate([first, began.token_ids, prompt(5, seed=9)])
+    goes_on = await engine.generate(longer, Sampling(max_new_tokens=8), {"prefix_version": began.prefix_version})
+    assert goes_on.cached_tokens == len(first) + 7, "its own keys and values, of both turns"
+    assert (goes_on.prefix_version, set(goes_on.weight_versions.tolist())) == (0, {1})
+    assert np.abs(goes_on.logprobs - scored(new, longer, goes_on.token_ids)).max() > 1, "those of a mixture"
+
+    await engine.load(Checkpoint(str(old)), 2, keep_cache=False)
+    again = await engine.generate(longer, Sampling(max_new_tokens=8), {"prefix_version": 0})
+    assert (again.prefix_version, again.cached_tokens) == (2, 0), "nothing older is left"
+    assert_scored(again, old, longer)
+
+
+async def test_a_turn_under_which_the_weights_change_in_place_says_those_of_its_prompt(engine, new):
+    kept = await loaded_in_mid_turn(engine, new, prompt(200), keep=True)
+    assert kept.prefix_version == 0
+
+
+async def test_a_prompt_that_is_half_computed_when_the_weights_change_is_of_the_older(engine, new):
+    ids = prompt(5000)
+    turn = sample(engine, ids, max_new_tokens=2)
+    await until(lambda: any(t.context.seen for t in list(engine._batch._running)))
+    await engine.freeze()
+    assert sampled(engine) == 0
+    await engine.load(Checkpoint(str(new)), 1, keep_cache=True)
+    await engine.thaw()
+    made = await turn
+    assert (made.prefix_version, made.weight_versions.tolist()) == (0, [1, 1])
+
+
 def rendezvous(world_size: int = 2) -> Rendezvous:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -201,3 +201,14 @@ def test_what_follows_the_end_of_an_interrupted_turn_is_dropped_and_a_whole_turn
     assert ended_by(part, []) is part
     whole = Generation(ids, -ids.astype(np.float32), ids, "length", 10, 2)
     assert ended_by(whole, [STOP]) is whole
+
+
+def test_a_turn_that_goes_on_with_newer_weights_was_computed_over_those_of_its_beginning():
+    def part(version: int, tokens: int) -> Generation:
+        ids = np.zeros(tokens, dtype=np.int32)
+        return Generation(
+            ids, ids.astype(np.float32), ids + version, "abort", prefix_version=version if tokens else None
+        )
+
+    assert joined([part(1, 0), part(2, 3), part(4, 2)]).prefix_version == 2
+    assert joined([part(3, 2)]).prefix_version == 3

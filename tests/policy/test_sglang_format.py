@@ -22,13 +22,15 @@ LOGPROB = st.floats(max_value=0, allow_nan=False, allow_infinity=False, width=32
 @st.composite
 def generations(draw) -> Generation:
     drawn = draw(st.lists(st.tuples(TOKEN, LOGPROB, st.integers(0, 3)), max_size=12))
+    versions = (draw(st.integers(0, 10**6)) + np.cumsum([rise for _, _, rise in drawn])).astype(np.int32)
     return Generation(
         token_ids=np.asarray([token for token, _, _ in drawn], dtype=np.int32),
         logprobs=np.asarray([logprob for _, logprob, _ in drawn], dtype=np.float32),
-        weight_versions=(draw(st.integers(0, 10**6)) + np.cumsum([rise for _, _, rise in drawn])).astype(np.int32),
+        weight_versions=versions,
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
         prompt_tokens=draw(st.integers(0, 10**6)),
         cached_tokens=draw(st.integers(0, 10**6)),
+        prefix_version=draw(st.none() | st.integers(0, int(versions.min(initial=10**6)))),
     )
 
 
@@ -72,7 +74,7 @@ def test_a_turn_comes_back_from_json_exactly(generation):
     for name in ("token_ids", "logprobs", "weight_versions"):
         sent, came = getattr(generation, name), getattr(back, name)
         assert (came.dtype, came.tobytes()) == (sent.dtype, sent.tobytes())
-    for name in ("finish_reason", "prompt_tokens", "cached_tokens"):
+    for name in ("finish_reason", "prompt_tokens", "cached_tokens", "prefix_version"):
         assert getattr(back, name) == getattr(generation, name)
 
 

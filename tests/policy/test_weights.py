@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from rollout_service.errors import WeightError
 from rollout_service.policy import weights
-from rollout_service.policy.weights import Bucket, StoredTensors, TensorSpec, spec, stored, unpacked
+from rollout_service.policy.weights import (
+    Bucket,
+    StoredTensors,
+    TensorSpec,
+    refuse_mode,
+    refuse_version,
+    spec,
+    stored,
+    unpacked,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
@@ -178,3 +187,21 @@ def test_a_numpy_scalar_is_a_tensor_and_what_is_none_is_refused_by_name():
     assert round_trip({"scale": np.float32(0.5)})["scale"].item() == 0.5
     with pytest.raises(WeightError, match="scale is a float"):
         stored({"weight": torch.zeros(2), "scale": 0.5}, put)
+
+
+@pytest.mark.parametrize("version", [-1, 2**31, 1.0, True, "3", None, np.int64(3)])
+def test_a_version_that_cannot_stand_beside_a_token_is_refused(version):
+    refuse_version(2**31 - 1)
+    with pytest.raises(WeightError, match=r"version is .* integer from 0 to 2147483647"):
+        refuse_version(version)
+
+
+def test_a_mode_that_there_is_not_is_refused_with_those_that_there_are():
+    refuse_mode("drain")
+    with pytest.raises(WeightError, match=r"mode is 'inplace'.*drain, abort_and_resume, in_place"):
+        refuse_mode("inplace")
+
+
+def test_a_tensor_without_a_name_is_refused():
+    with pytest.raises(WeightError, match="name 3"):
+        stored({3: torch.zeros(2)}, put)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,17 @@ class Reference:
             scores = torch.log_softmax(self._model(ids).logits[0, :-1].float(), dim=-1)
         found = scores.gather(1, ids[0, 1:, None])[:, 0].numpy()
         return np.concatenate([[np.float32(0.0)], found])
+
+
+def pure_error(segment: TokenSegment, versions: Mapping[int, Reference]) -> float:
+    """`error` over the turns that say that nothing but weights of one version was in them, not even in what they were
+    computed over."""
+    pure = np.full(len(segment.token_ids), -1, dtype=np.int32)
+    for turn in segment.turns:
+        sampled = segment.weight_versions[turn.start : turn.end]
+        if set(sampled.tolist()) == {turn.prefix_version}:
+            pure[turn.start : turn.end] = sampled
+    return error(replace(segment, weight_versions=pure), versions)
 
 
 def error(segment: TokenSegment, versions: Mapping[int, Reference]) -> float:

@@ -7,6 +7,7 @@ import datetime
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -487,3 +488,25 @@ def test_a_fault_keeps_the_order_of_events_too(monkeypatch):
     )
     assert trajectory.messages[0]["content"].startswith("Hi! How can I help you")
     assert [m["role"] for m in trajectory.messages[:3]] == ["assistant", "user", "assistant"]
+
+
+def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
+    asked = []
+
+    class Updated(episodes.LocalPolicy):
+        """Its weights change in place after each turn."""
+
+        async def generate(self, input_ids, sampling, session_id, metadata):
+            asked.append(metadata.get("prefix_version"))
+            made = await super().generate(input_ids, sampling, session_id, metadata)
+            self.engine.version += 1
+            return replace(made, prefix_version=metadata.get("prefix_version", made.prefix_version))
+
+    config = episodes.settings()
+    policy = Updated(config)
+    policy.engine.version = 4
+    trajectory = episodes.runner(config, policy).run(episodes.request(episodes.task("mock", 1)))
+    assert len(trajectory.turns) > 1
+    assert asked == [None] + [4] * (len(trajectory.turns) - 1)
+    assert [turn.prefix_version for turn in trajectory.turns] == [4] * len(trajectory.turns)
+    assert trajectory.oldest_version == 4
