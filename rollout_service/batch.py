@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import rollout_service.storage as storage
+from rollout_service import arguments
 from rollout_service.errors import ConfigError, RolloutError
+from rollout_service.redaction import shown
 from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Trajectory
 
 if TYPE_CHECKING:
@@ -114,7 +116,11 @@ class TrajectoryBatch(Sequence[Trajectory]):
     """Trajectories in the order in which they came."""
 
     def __init__(self, trajectories: Iterable[Trajectory]) -> None:
-        self.trajectories = list(trajectories)
+        """
+        Raises:
+            ConfigError: something else than trajectories.
+        """
+        self.trajectories = _listed(trajectories)
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -144,7 +150,13 @@ class TrajectoryBatch(Sequence[Trajectory]):
         storage.write(path, self.trajectories)
 
     def filter(self, predicate: Callable[[Trajectory], bool]) -> TrajectoryBatch:
-        """The trajectories for which `predicate` holds."""
+        """The trajectories for which `predicate` holds.
+
+        Raises:
+            ConfigError: it cannot be called.
+        """
+        if not callable(predicate):
+            raise ConfigError(f"predicate is {shown(predicate)}.", "Give a function of a trajectory.")
         return TrajectoryBatch(filter(predicate, self.trajectories))
 
     def groups(self) -> dict[str, list[Trajectory]]:
@@ -188,7 +200,12 @@ class TrajectoryBatch(Sequence[Trajectory]):
 
         Returns:
             float32[n]: NaN where a trajectory was not scored.
+
+        Raises:
+            ConfigError: `scale` is no truth value, or `epsilon` not above 0.
         """
+        arguments.truth("scale", scale)
+        epsilon = arguments.number("epsilon", epsilon, above=0)
         statistics = self.group_statistics()
         centred = self.rewards - statistics.mean
         return centred / (statistics.std + np.float32(epsilon)) if scale else centred
@@ -202,8 +219,9 @@ class TrajectoryBatch(Sequence[Trajectory]):
 
         Raises:
             ConfigError: a segment is longer than `max_length`. Cutting it would train on half a conversation, so that
-                is left to the caller.
+                is left to the caller. Or `pad_token_id` is no token id.
         """
+        pad_token_id = arguments.whole("pad_token_id", pad_token_id, 0, arguments.MOST_TOKEN_ID)
         segments = self._segments()
         if max_length is not None:
             self._check_lengths(max_length)
@@ -271,6 +289,7 @@ class TrajectoryBatch(Sequence[Trajectory]):
         }
 
     def _check_lengths(self, max_length: int) -> None:
+        arguments.whole("max_length", max_length, 1)
         for trajectory in self.trajectories:
             longest = max((len(segment.token_ids) for segment in trajectory.segments), default=0)
             if longest > max_length:
@@ -283,6 +302,17 @@ class TrajectoryBatch(Sequence[Trajectory]):
 
 def _or_context(version: int | None) -> int:
     return CONTEXT_VERSION if version is None else version
+
+
+def _listed(trajectories: Any) -> list[Trajectory]:
+    if isinstance(trajectories, Iterable) and not isinstance(trajectories, (str, bytes)):
+        found = list(trajectories)
+        strange = [item for item in found if not isinstance(item, Trajectory)]
+        if not strange:
+            return found
+        trajectories = strange[0]
+    problem = f"trajectories: {shown(trajectories)} is no trajectory."
+    raise ConfigError(problem, "Give those of client.collect().")
 
 
 def _concatenate(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:

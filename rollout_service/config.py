@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args,
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from rollout_service import arguments
 from rollout_service.errors import ConfigError, TaskError
 from rollout_service.policy.base import Sampling
 from rollout_service.redaction import redact, shown
@@ -87,10 +88,16 @@ class _Section(BaseModel, metaclass=_Readable):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as truth values, and Python takes those for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+    def _is_not_converted(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as truth values, which Python takes for 1 and 0; pydantic reads 0, 1 and "no"
+        as truth values, and decodes bytes."""
+        wants_truth = cls.model_fields[str(info.field_name)].annotation is bool
+        if isinstance(value, bool) and not wants_truth:
             raise ValueError("a truth value (YAML's true, yes or on) does not fit here; quote it if it is text")
+        if wants_truth and not isinstance(value, bool):
+            raise ValueError("only true or false fits here")
+        if isinstance(value, bytes):
+            raise ValueError("bytes do not fit here; decode them")
         return value
 
     def refuse_idle(self, names: Iterable[str], prefix: str, why: str, remedy: str) -> None:
@@ -555,10 +562,9 @@ def _explicit(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    if not isinstance(path, (str, Path)):
-        raise ConfigError(f"path is {path!r}.", "Give the path of a YAML file; settings by name are `overrides`.")
+    path = arguments.path("path", path)
     try:
-        loaded = _parse_yaml(Path(path).read_text(encoding="utf-8"), f"config file {path}")
+        loaded = _parse_yaml(path.read_text(encoding="utf-8"), f"config file {path}")
     except OSError as error:
         raise ConfigError(f"The config file {path} cannot be read: {error.strerror}.", "Check the path.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -599,7 +605,7 @@ def _flatten(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
     def visit(below: Mapping[str, Any], prefix: str) -> None:
         for key, value in below.items():
             dotted = f"{prefix}{key}"
-            if isinstance(value, Mapping) and dotted not in mappings:
+            if isinstance(value, Mapping) and dotted not in mappings and (value or dotted in sections):
                 visit(value, f"{dotted}.")
             elif dotted in leaves:
                 raise ConfigError(f"{dotted} is set twice, in two notations.", "Leave out one of them.")

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from rollout_service import arguments
 from rollout_service.errors import StorageError
 from rollout_service.parquet import ParquetSink, check_version, parquet_rows, to_json, to_record, unstorable
 from rollout_service.trajectory import Trajectory
@@ -104,7 +105,7 @@ def salvage(path: str | Path) -> Iterator[Trajectory | Unreadable]:
     Raises:
         StorageError: there is no such path, its ending is unknown, or the file system fails.
     """
-    path = Path(path)
+    path = arguments.path("path", path, StorageError)
     is_parquet = _is_parquet(path)
     if not path.exists():
         raise StorageError(f"{path} does not exist.", "Check the path.")
@@ -129,7 +130,8 @@ class TrajectoryWriter:
             StorageError: the ending is unknown, the path exists and `append` is false, it holds something else or
                 another schema version, or it cannot be opened.
         """
-        self.path = Path(path)
+        self.path = arguments.path("path", path, StorageError)
+        arguments.truth("append", append)
         sink = ParquetSink if check_path(self.path, may_exist=append) else _JsonlSink
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,9 +228,10 @@ def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
     Raises:
         StorageError: the ending is neither, or the path exists though it must not.
     """
-    if Path(path).exists() and not may_exist:
+    path = arguments.path("path", path, StorageError)
+    if path.exists() and not may_exist:
         raise StorageError(f"{path} exists already.", "Choose another path, or append to it, or overwrite it.")
-    return _is_parquet(Path(path))
+    return _is_parquet(path)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -12,14 +12,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from rollout_service import arguments
 from rollout_service.batch import TrajectoryBatch
 from rollout_service.chat import ChatCodec
-from rollout_service.errors import ConfigError, RolloutError
+from rollout_service.errors import RolloutError
 from rollout_service.trajectory import TokenSegment, Trajectory
 
 Unscored = Literal["refuse", "mask"]
 """What becomes of a trajectory that is not scored (`Trajectory.is_scored`). `refuse`: an error. `mask`: it keeps its
 place in its group, but its loss mask and its advantage are 0 and the group's mean leaves it out."""
+
+_MOST_MEMBERS = 1_000_000
+"""Of a group; a collection has no more episodes."""
 
 
 class TrainingDataError(RolloutError):
@@ -44,6 +48,7 @@ def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = 
     Raises:
         TrainingDataError: names the first that was not.
     """
+    arguments.optional(arguments.text, "tokenizer_fingerprint", expected, "checks.tokenizer_fingerprint(tokenizer)")
     for trajectory in filter(lambda trajectory: trajectory.segments, trajectories):
         found = trajectory.provenance.tokenizer_fingerprint
         if expected is None:
@@ -133,10 +138,11 @@ def check_groups(trajectories: Sequence[Trajectory], group_size: int | None = No
     Raises:
         TrainingDataError: names the first group in which a member is missing, or is there twice.
     """
+    arguments.optional(arguments.whole, "group_size", group_size, 1, _MOST_MEMBERS)
     for name, members in TrajectoryBatch(trajectories).groups().items():
         found = [member.sample_index for member in members]
         if found != list(range(group_size or max(found) + 1)):
-            size = "" if group_size is None else f" of {group_size}"
+            size = "" if group_size is None else f" and group_size is {group_size}"
             raise TrainingDataError(
                 f"Group {name!r} is not whole: sample_index has {found}{size}.",
                 "Hand over whole groups, as client.stream gives them; filter groups, not their members.",
@@ -150,8 +156,7 @@ def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> Non
         TrainingDataError: names the first without.
         ConfigError: `unscored` is no such word.
     """
-    if unscored not in get_args(Unscored):
-        raise ConfigError(f"unscored is {unscored!r}.", f"Choose one of {', '.join(get_args(Unscored))}.")
+    arguments.choice("unscored", unscored, get_args(Unscored))
     for trajectory in trajectories:
         if not trajectory.is_scored and unscored == "refuse":
             fault = "" if trajectory.fault is None else f"; {trajectory.fault.kind}: {trajectory.fault.message}"

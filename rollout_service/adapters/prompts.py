@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_service.errors import StorageError
+from rollout_service import arguments
+from rollout_service.errors import StorageError, TaskError
 from rollout_service.tau2 import tasks
 from rollout_service.trajectory import TaskRef
 
@@ -37,12 +38,14 @@ def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str]
         TaskError: unknown domain or split.
         StorageError: the file exists, cannot be written, or does not end in .jsonl or .parquet.
     """
-    path = Path(path)
+    path = arguments.path("path", path, StorageError)
+    domains = arguments.texts("domains", domains, "retail", TaskError)
+    splits = arguments.texts("splits", splits, "train", TaskError)
+    arguments.truth("overwrite", overwrite)
     if path.suffix not in _WRITERS:
         raise StorageError(f"{path} does not end in .jsonl or .parquet.", "slime reads the first, verl the second.")
     if path.exists() and not overwrite:
         raise StorageError(f"{path} exists.", "Pass --overwrite, or choose another name.")
-    splits = list(splits)
     found = [task for domain in domains for split in splits for task in tasks.references(domain, split)]
     try:
         _WRITERS[path.suffix](path, found)

@@ -31,6 +31,7 @@ from rollout_service.adapters import checks
 from rollout_service.adapters.checks import Unscored
 from rollout_service.batch import PackedBatch, PaddedBatch, TrajectoryBatch
 from rollout_service.errors import ConfigError
+from rollout_service.redaction import shown
 from rollout_service.trajectory import CONTEXT_VERSION, Trajectory
 
 if TYPE_CHECKING:
@@ -154,7 +155,10 @@ def _admitted(
     unscored: Unscored,
     fingerprint: str | None,
 ) -> TrajectoryBatch:
-    batch = TrajectoryBatch(t for item in items for t in ([item] if isinstance(item, Trajectory) else item))
+    if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
+        raise ConfigError(f"items is {shown(items)}.", "Give trajectories, or groups of them.")
+    groups = (item if isinstance(item, Sequence) and not isinstance(item, str) else [item] for item in items)
+    batch = TrajectoryBatch(trajectory for group in groups for trajectory in group)
     checks.check_rewards(batch, unscored)
     checks.check_groups(batch, group_size)
     checks.check_tokenizers(batch, fingerprint)

@@ -29,11 +29,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from rollout_service import arguments
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import TrainingDataError, Unscored
 from rollout_service.errors import ConfigError
+from rollout_service.redaction import shown
 from rollout_service.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -63,9 +65,10 @@ def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | Non
     Raises:
         TrainingDataError: the completions do not come from `rollout_func`.
     """
-    if rollout_reward is None:
+    if not isinstance(rollout_reward, list) or len(rollout_reward) != len(completions):
         raise TrainingDataError(
-            f"rollout_reward is missing: these {len(completions)} completions were not made by the service.",
+            f"rollout_reward is {shown(rollout_reward)}: the service did not make these {len(completions)} "
+            "completions.",
             "Give the trainer rollout_func=rollout_func(client) too.",
         )
     return rollout_reward
@@ -91,6 +94,11 @@ def rollout_func(
         settings that would make the log-probs another policy's, and where the processes' clients are of several
         services.
     """
+    arguments.choice("unscored", unscored, get_args(Unscored))
+    if weights is not None and not callable(weights):
+        raise ConfigError(f"weights is {shown(weights)}.", "Give a function of the model, or leave it out.")
+    if not hasattr(client, "update_weights"):
+        raise ConfigError(f"client is {shown(client)}.", "Give a RolloutClient.")
     synchronized = _Weights(client, weights or (lambda model: model.state_dict()))
     fingerprint = ""
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service import arguments
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import Unscored
 from rollout_service.batch import TrajectoryBatch
@@ -30,6 +31,9 @@ from rollout_service.trajectory import TokenSegment, Trajectory
 
 if TYPE_CHECKING:
     import torch
+
+_MOST_LENGTH = 2**24
+"""Tokens of a row. No model has a context that long; a row of such a width would fill the memory first."""
 
 
 def agent_loop_output(trajectory: Trajectory, *, tokenizer_fingerprint: str | None = None) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def agent_loop_output(trajectory: Trajectory, *, tokenizer_fingerprint: str | No
     Raises:
         TrainingDataError: no reward, another tokenizer, a missing log-prob, or not exactly one segment.
     """
+    TrajectoryBatch([trajectory])  # refuses what is no trajectory
     checks.check_rewards([trajectory], "refuse")
     checks.check_tokenizers([trajectory], tokenizer_fingerprint)
     checks.check_logprobs([trajectory])
@@ -94,6 +99,9 @@ def data_proto(
             importance ratio fits (see `checks.check_sampling`), or not exactly one segment.
         ConfigError: a prompt or a response that is too long.
     """
+    pad_token_id = arguments.whole("pad_token_id", pad_token_id, 0, arguments.MOST_TOKEN_ID)
+    prompt_length = arguments.whole("prompt_length", prompt_length, 1, _MOST_LENGTH)
+    response_length = arguments.whole("response_length", response_length, 1, _MOST_LENGTH)
     batch = TrajectoryBatch(trajectories)
     checks.check_rewards(batch, unscored)
     checks.check_groups(batch, group_size)
