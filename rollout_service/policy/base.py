@@ -36,7 +36,7 @@ class Sampling(BaseModel):
     stop_token_ids: tuple[Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)], ...] = Field(
         (), max_length=1024, description="of the model's vocabulary; end a turn, besides those that the model names"
     )
-    ignore_eos: bool = Field(False, description="sample max_new_tokens whatever comes, as benchmarks do")
+    ignore_eos: bool = Field(False, strict=True, description="sample max_new_tokens whatever comes, as benchmarks do")
 
     @field_validator("temperature", "top_p", "top_k", "max_new_tokens", mode="before")
     @classmethod
