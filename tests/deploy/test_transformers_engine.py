@@ -611,7 +611,9 @@ def test_bad_settings_are_refused_by_name(start, old, tmp_path):
 
 
 def test_a_model_that_mixes_what_shares_a_pass_is_refused(start, tmp_path):
-    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1)
+    config = transformers.MambaConfig(
+        vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1, max_position_embeddings=2048
+    )
     transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="cannot serve a MambaForCausalLM"):
         start(tmp_path)
