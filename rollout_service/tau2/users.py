@@ -161,7 +161,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             self._usage.cost_usd += reply.cost or 0.0
 
     def _fault(self, error: Exception, requests: int) -> EpisodeFault:
-        text = redact(str(error)).split("\n")[0][:500]
+        text = redact(str(error)).split("\n")[0][:500].rstrip(". ")
         remedy = self._remedy(error)
         return EpisodeFault(
             FaultKind.USER_SIMULATOR,

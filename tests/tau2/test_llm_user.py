@@ -278,7 +278,7 @@ def test_a_model_that_refuses_the_temperature_is_told_with_the_setting_that_help
     with gold_server(always(refuses_temperature)) as api:
         refused, taken = run(api), run(api, user__temperature=None)
     assert refused.fault is not None
-    assert "user.temperature: null" in refused.fault.message
+    assert "(your key is none). Set user.temperature: null" in refused.fault.message
     assert (refused.fault.retryable, refused.user_usage.requests) == (False, 1)
     assert (taken.fault, taken.reward) == (None, 1.0)
 
