@@ -107,7 +107,7 @@ class ChatCodec:
         try:
             # AutoTokenizer imports torch where it is installed, which costs each process seconds and 180 MB.
             loader = transformers.PreTrainedTokenizerFast if path is None else transformers.AutoTokenizer
-            tokenizer = loader.from_pretrained(str(Path(source).expanduser()))
+            tokenizer = loader.from_pretrained(str(Path(source).expanduser()), trust_remote_code=False)
         except Exception as error:
             raise CodecError(
                 f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",

@@ -146,29 +146,40 @@ def tasks(
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file of trajectories.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer, if it moved.")] = None,
-    check: Annotated[list[str] | None, typer.Option(help="Only this check: tokens, prefix, messages, reward.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub name of the tokenizer, if the file names no folder of this machine."),
+    ] = None,
+    check: Annotated[
+        list[str] | None, typer.Option(help="Only this check: record, tokens, prefix, messages, reward.")
+    ] = None,
     show: Annotated[int, typer.Option(help="Violations to print.")] = 20,
 ) -> int:
-    """Audit stored trajectories: tokens, prefixes, messages and rewards. Needs neither Ray nor a GPU."""
+    """Audit stored trajectories: records, tokens, prefixes, messages and rewards. Needs neither Ray nor a GPU."""
     from rollout_service.report import print_audit
-    from rollout_service.storage import iterate
+    from rollout_service.storage import Unreadable, salvage
     from rollout_service.verify import CHECKS
     from rollout_service.verify import verify as audit
 
     unknown = sorted(set(check or []) - set(CHECKS))
     if unknown:
         raise ConfigError(f"--check: there is no check {unknown[0]!r}.", f"Choose from {', '.join(CHECKS)}.")
-    audited, violations = 0, []
+    wanted = [name for name in CHECKS if name == "record" or name in (check or CHECKS)]
+    audited, ours, violations = 0, 0, []
+    first_error = StorageError(f"{path} holds no trajectory.", "Collect some first.")
     try:
-        for _, found in audit(iterate(path), tokenizer=tokenizer, checks=check or CHECKS):
+        for item, found in audit(salvage(path), tokenizer=tokenizer, checks=wanted):
+            if not isinstance(item, Unreadable) or item.record is not None:
+                ours += 1
+            elif not audited:
+                first_error = item.error
             audited += 1
             violations += found
-    finally:  # what was found before a damaged line is worth knowing too
-        if audited:
-            print_audit(audited, violations, check or list(CHECKS), show)
-    if not audited:
-        raise StorageError(f"{path} holds no trajectory.", "Collect some first.")
+    finally:  # what was found before the disk failed is worth knowing too
+        if ours:
+            print_audit(audited, violations, wanted, show)
+    if not ours:
+        raise first_error
     return 1 if violations else 0
 
 

@@ -38,6 +38,26 @@ class Outcome(StrEnum):
     """A fault, or a cancellation, stopped it. It has no reward."""
 
 
+_OUTCOMES = {
+    "user_stop": Outcome.COMPLETED,
+    "agent_stop": Outcome.COMPLETED,
+    "agent_error": Outcome.AGENT_ERROR,
+    "cancelled": Outcome.ABORTED,
+    "fault": Outcome.ABORTED,
+}
+
+OUR_REASONS = ("max_turns", "context_length", "response_length", "wall_time", "cancelled", "fault")
+"""Termination reasons that τ² does not have."""
+
+UNSCORED = ("cancelled", "fault", "wall_time")
+"""Termination reasons that say nothing of the policy: such an episode has no reward."""
+
+
+def outcome_of(termination_reason: str) -> Outcome:
+    """The outcome of an episode that ended so. Every reason that is not named here is a limit."""
+    return _OUTCOMES.get(termination_reason, Outcome.TRUNCATED)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TaskRef:
     """Names one τ²-bench task."""

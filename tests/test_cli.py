@@ -58,6 +58,21 @@ def test_verify_passes_a_sound_file_and_fails_a_damaged_one(stored, tmp_path):
     assert f"{lines[1]['trajectory_id']} [tokens] segment 0" in failed.stdout
 
 
+def test_verify_goes_on_behind_what_it_cannot_read_and_refuses_a_file_of_someone_else(stored, tmp_path):
+    first, second = stored.read_bytes().splitlines(keepends=True)
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_bytes(b"{oops}\n" + first + second[:100])
+    found = cli("verify", damaged)
+    assert found.returncode == 1, found.stderr
+    assert "3 trajectories" in found.stdout
+    assert "line 1 is not JSON" in found.stdout
+    assert "line 3 is unfinished" in found.stdout
+    damaged.write_text('{"question": 1}\n{"question": 2}\n')
+    refused = cli("verify", damaged)
+    assert refused.returncode == 2
+    assert "line 1 has no schema version" in refused.stderr
+
+
 def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
     path = tmp_path / "out.parquet"
     done = cli("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)

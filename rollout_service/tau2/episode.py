@@ -27,24 +27,14 @@ from rollout_service.tau2 import agent, compat, domain, evaluation, messages, ta
 from rollout_service.tau2.clock import Clock
 from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.trajectory import (
-    Outcome,
+    UNSCORED,
     Provenance,
     Timing,
     Trajectory,
     UserUsage,
+    outcome_of,
 )
 from rollout_service.transcript import Transcript
-
-_OUTCOMES = {
-    "user_stop": Outcome.COMPLETED,
-    "agent_stop": Outcome.COMPLETED,
-    "agent_error": Outcome.AGENT_ERROR,
-    "cancelled": Outcome.ABORTED,
-    "fault": Outcome.ABORTED,
-}
-"""Every other termination reason is a limit: truncated."""
-
-_UNSCORED = {"cancelled", "fault", "wall_time"}
 
 _CANCEL_POLL_SECONDS = 1.0
 """How late a waiting episode may notice that it was cancelled."""
@@ -164,7 +154,7 @@ class _Episode:
                 hashes = end.hashes
             if not self._transcript.turns:
                 _refuse_what_the_user_ended(reason, conversation)
-            elif reason not in _UNSCORED:
+            elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
         except EpisodeFault as error:
             reason, fault = "fault", error.fault
@@ -309,7 +299,7 @@ class _Episode:
         self._locate_turns(record, replies)
         return Trajectory(
             **self._request.identity(),
-            outcome=_OUTCOMES.get(reason, Outcome.TRUNCATED),
+            outcome=outcome_of(reason),
             termination_reason=reason,
             reward=None if score is None else float(score.reward_info.reward),
             segments=self._transcript.segments(),
