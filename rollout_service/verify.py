@@ -9,7 +9,8 @@ names and those in local folders, and runs no code of theirs. Five checks, after
    versions never decrease within the trajectory.
 3. `prefix`: every turn's prompt lies before it in the same append-only segment, so it is a prefix of the final tokens:
    spans are in order, do not overlap, and the segment ends with a sampled token.
-4. `messages`: decoding a turn's tokens and parsing them gives the message that τ² received.
+4. `messages`: decoding a turn's tokens and parsing them gives the message that τ² received; the tokenizer has every
+   token, and a turn that the engine stopped ends with a token that ends turns.
 5. `reward`: the official evaluator gives the same reward for the same messages, and replaying them the same database;
    an episode in which the policy never spoke has none.
 
@@ -217,11 +218,17 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     if codec.template_fingerprint != trajectory.provenance.template_fingerprint:
         problem = f"it is {codec.template_fingerprint} here, recorded {trajectory.provenance.template_fingerprint!r}"
         yield Violation(trajectory.trajectory_id, "messages", "template_fingerprint", problem)
+    ends = codec.turn_end_ids.union(trajectory.provenance.sampling.get("stop_token_ids") or ())
     number = 0
     for index, segment in enumerate(trajectory.segments):
+        if unknown := codec.unknown_ids(np.unique(segment.token_ids).tolist()):
+            yield Violation(trajectory.trajectory_id, "messages", f"segment {index}", _where_unknown(segment, unknown))
         for turn in segment.turns:
             parsed = codec.parse(segment.token_ids[turn.start : turn.end].tolist())
             where = f"segment {index} turn {number}"
+            if turn.finish_reason == "stop" and (last := int(segment.token_ids[turn.end - 1])) not in ends:
+                problem = f"the engine stopped it, but its last token {last} ends no turn: the stop token was taken off"
+                yield Violation(trajectory.trajectory_id, "messages", where, problem)
             if [call.status for call in parsed.calls] != turn.tool_calls:
                 problem = (
                     f"its tool calls parse as {[call.status for call in parsed.calls]}, recorded {turn.tool_calls}"
@@ -237,6 +244,12 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
             elif not parsed.is_empty and trajectory.outcome is not Outcome.ABORTED:
                 yield Violation(trajectory.trajectory_id, "messages", where, "no message was made of its tokens")
             number += 1
+
+
+def _where_unknown(segment: TokenSegment, unknown: list[int]) -> str:
+    at = int(np.flatnonzero(np.isin(segment.token_ids, unknown))[0])
+    kind = "sampled" if segment.loss_mask[at] else "context"
+    return f"the tokenizer has no token {segment.token_ids[at]}, which stands at {at} ({kind}); {len(unknown)} such ids"
 
 
 def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from rollout_service.errors import Fault, FaultKind
+from rollout_service.policy.base import Generation, Sampling
 from rollout_service.request import unfinished
 from rollout_service.trajectory import Outcome, Trajectory
+from rollout_service.transcript import Transcript
 from rollout_service.verify import verify
 from tests.support import episodes
 
@@ -153,6 +156,55 @@ def test_an_aborted_episode_with_a_reward_is_found(sound):
     damaged = copy.deepcopy(sound)
     damaged.outcome = Outcome.ABORTED
     assert "an aborted episode has a reward" in str(audit(damaged))
+
+
+def test_a_reward_of_an_episode_in_which_the_policy_never_spoke_is_found(sound):
+    silent = copy.deepcopy(sound)
+    silent.segments = []
+    assert "[reward] reward: it is 1.0, and the policy never spoke" in str(audit(silent))
+
+
+class ServerThatStrips(episodes.LocalPolicy):
+    """Its tokens lack the one that ended the turn."""
+
+    async def generate(self, *arguments):
+        made = await super().generate(*arguments)
+        return Generation(made.token_ids[:-1], made.logprobs[:-1], made.weight_versions[:-1], made.finish_reason)
+
+
+class PaddedHead(episodes.LocalPolicy):
+    """Its model has more rows than the tokenizer has tokens, and samples one of them."""
+
+    async def generate(self, *arguments):
+        made = await super().generate(*arguments)
+        made.token_ids[0] = episodes.codec().tokenizer_size + 40
+        return made
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (ServerThatStrips, "turn 0: the engine stopped it, but its last token"),
+        (PaddedHead, f"the tokenizer has no token {episodes.codec().tokenizer_size + 40}"),
+    ],
+)
+def test_tokens_that_a_server_took_off_or_made_up_are_found(sound, policy, text):
+    """As files have them that were written before such turns were refused: each turn is recorded as it was sampled."""
+    config = episodes.settings()
+    transcript = Transcript(episodes.codec())
+    prompt = transcript.prompt([{"role": "user", "content": "Hello"}])
+    call = policy(config).generate(prompt, Sampling(), "s", {"task": sound.task, "agent": "llm", "seed": 0, "turn": 0})
+    transcript.record(asyncio.run(call))
+    recorded = copy.deepcopy(sound)
+    recorded.segments = transcript.segments()
+    assert text in str(audit(recorded)), audit(recorded)
+    assert text not in str(audit(sound))
+
+
+def test_a_context_token_that_the_tokenizer_does_not_have_is_found(sound):
+    changed = copy.deepcopy(sound)
+    changed.segments[0].token_ids[3] = 2**31 - 1
+    assert "has no token 2147483647, which stands at 3 (context)" in str(audit(changed))
 
 
 def test_a_version_that_falls_from_one_segment_to_the_next_is_found(sound):
