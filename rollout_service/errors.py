@@ -82,14 +82,17 @@ class SharedWriteError(BaseException):
 def boundary(kind: FaultKind) -> Iterator[None]:
     """Turn any exception that crosses this boundary into an `EpisodeFault` of `kind`.
 
-    An `EpisodeFault` raised further in passes through: the innermost boundary knows best.
+    An `EpisodeFault` raised further in passes through: the innermost boundary knows best. An exception may say by an
+    attribute `retryable` that another attempt is of no use.
     """
     try:
         yield
     except (EpisodeFault, RolloutError, EpisodeEnd):
         raise
     except (Exception, SharedWriteError) as error:
-        raise EpisodeFault(kind, f"{error}" or repr(error), error=type(error).__name__) from safe_cause(error)
+        retryable = getattr(error, "retryable", True)
+        name = type(error).__name__
+        raise EpisodeFault(kind, f"{error}" or repr(error), error=name, retryable=retryable) from safe_cause(error)
 
 
 @contextmanager

@@ -59,7 +59,9 @@ class Sampling(BaseModel):
 
 
 class RequestError(ValueError):
-    """The engine cannot do what is asked for, now or later; names the field. Asking again is of no use."""
+    """The engine cannot do what is asked for, now or later; names the field."""
+
+    retryable = False
 
 
 def check_request(

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TypeVar
 
-from rollout_service.errors import EpisodeFault, FaultKind
+from rollout_service.errors import EpisodeFault, FaultKind, first_line
 
 _Answer = TypeVar("_Answer")
 
@@ -90,10 +90,10 @@ class Patience:
                 raise EpisodeFault(
                     FaultKind.POLICY,
                     f"{len(dead)} engines ended while they had this turn, so it is not asked for again; the replicas' "
-                    f"logs say why. The last: {cause}",
+                    f"logs say why. The last: {first_line(cause)}",
                     error=type(cause).__name__,
                     retryable=False,
-                ) from cause
+                ) from None
             if now + wait > give_up:
                 raise cause from None
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that a lost replica's turns do not come at once

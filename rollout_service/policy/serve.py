@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.errors import EpisodeFault, FaultKind, first_line
+from rollout_service.errors import first_line
 from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
@@ -50,7 +50,12 @@ class ServePolicy:
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
     ) -> Generation:
-        """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica."""
+        """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica.
+
+        Raises:
+            RequestError: the engine refuses it.
+            EpisodeFault: it ended one replica after the other.
+        """
         handle = self._handle.options(session_id=session_id)
 
         async def ask(fitting: Sampling) -> Generation:
@@ -58,11 +63,7 @@ class ServePolicy:
                 lambda: self._ask(handle.generate.remote(input_ids, fitting, metadata))
             )
 
-        try:
-            return await fitted(ask, sampling, len(input_ids))
-        except RequestError as error:
-            said = first_line(getattr(error, "cause", error))  # without the replica's traceback
-            raise EpisodeFault(FaultKind.POLICY, said, error="RequestError", retryable=False) from error
+        return await fitted(ask, sampling, len(input_ids))
 
     @staticmethod
     async def _ask(response: Any) -> Generation:
@@ -80,4 +81,6 @@ class ServePolicy:
             raise DeadEngineError(str(error.actor_id)) from error
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise LostTurnError from error
+        except RequestError as error:
+            raise RequestError(first_line(getattr(error, "cause", error))) from None  # without the replica's traceback
         return generation

@@ -19,7 +19,7 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import BUSY, DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
@@ -79,6 +79,8 @@ class SglangHttpPolicy:
             ) as response:
                 if response.status in BUSY:
                     raise LostTurnError from ConnectionError(await _said(response, self._url))
+                if HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise RequestError(await _said(response, self._url))
                 if response.status != HTTPStatus.OK:
                     raise ValueError(await _said(response, self._url))
                 part = from_answer(await response.json(content_type=None))

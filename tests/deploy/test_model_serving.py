@@ -18,7 +18,7 @@ from ray import serve
 
 from deploy import policy as application
 from rollout_service import RolloutClient
-from rollout_service.errors import ConfigError, EpisodeFault, ServiceError, WeightError
+from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
 from rollout_service.policy.base import Generation, Sampling
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
@@ -235,7 +235,7 @@ def test_a_stop_token_that_the_model_has_not_is_refused_before_anything_is_sampl
 
 async def test_a_turn_that_the_engine_refuses_is_a_fault_that_no_other_attempt_mends(service):
     policy = ServePolicy("laptop-policy", retry_seconds=60)
-    with pytest.raises(EpisodeFault) as raised:
+    with pytest.raises(EpisodeFault) as raised, boundary(FaultKind.POLICY):
         await policy.generate(np.array([5, 4096], dtype=np.int32), Sampling(), "r", {})
     fault = raised.value.fault
     assert (fault.kind, fault.error, fault.retryable) == ("policy", "RequestError", False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.errors import EpisodeFault, FaultKind, boundary
+from rollout_service.policy.base import Generation, RequestError, Sampling
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from tests.support.slime_router import Router
 
@@ -38,3 +41,37 @@ async def test_a_turn_by_weights_that_are_too_old_is_asked_for_again():
 async def test_an_endpoint_that_stays_too_old_is_an_error_with_both_versions():
     with pytest.raises(ValueError, match="version 3, older than 5"):
         await asked([3] * 20, min_version=5, retry_seconds=0.1)
+
+
+async def test_what_an_endpoint_refuses_is_asked_for_once_and_no_other_attempt_mends_it():
+    async def engine(prompt, sampling) -> Generation:
+        pytest.fail("it was sampled")
+
+    with Router(engine) as router:
+        router.refuses = True
+        policy = SglangHttpPolicy(router.url, 60)
+        with pytest.raises(RequestError, match="answered 400"):
+            await policy.generate(PROMPT, Sampling(), "session", {})
+        with pytest.raises(EpisodeFault) as raised, boundary(FaultKind.POLICY):
+            await policy.generate(PROMPT, Sampling(), "session", {})
+        await policy.aclose()
+        assert len(router.requests) == 2
+    assert raised.value.fault.retryable is False
+
+
+async def test_a_turn_that_ends_every_server_behind_an_endpoint_is_asked_for_three_times():
+    connections = 0
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        head = await reader.readuntil(b"\r\n\r\n")
+        connections += b"/generate" in head
+        writer.close()
+
+    async with await asyncio.start_server(dies, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        policy = SglangHttpPolicy(f"http://127.0.0.1:{port}", 60)
+        with pytest.raises(EpisodeFault, match="3 engines ended while they had this turn") as raised:
+            await policy.generate(PROMPT, Sampling(), "session", {})
+        await policy.aclose()
+    assert (raised.value.fault.retryable, connections) == (False, 3)
