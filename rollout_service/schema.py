@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 """Metadata of a field that records written before lack: they are read with its default. Every other field must be
@@ -39,7 +40,9 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def array_dtype(hint: Any) -> np.dtype[Any] | None:
-    """The dtype where `hint` is an array."""
+    """The dtype where `hint` is an array: `NDArray[np.int32]`, which numpy spells in two ways."""
+    if get_origin(hint) is npt.NDArray:  # numpy 2.5 on Python 3.12 and later: an alias with a name
+        return np.dtype(get_args(hint)[0])
     return np.dtype(get_args(get_args(hint)[1])[0]) if get_origin(hint) is np.ndarray else None
 
 
