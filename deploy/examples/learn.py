@@ -274,7 +274,7 @@ def report(output: Path) -> None:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        print("For the plot: pip install '.[examples]'")
+        print("For the plot: pip install -c constraints.txt '.[examples]'")
         return
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for run in runs:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import shlex
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
@@ -19,6 +23,7 @@ from rollout_service.cli import app
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.sizing import ClusterSize, ModelShape
+from tests.support import sglang
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
@@ -44,6 +49,12 @@ def cluster_of(name: str) -> dict[str, Any]:
 def nodes(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         yield group["template"]["spec"]
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    """Every pod that the manifest describes, the head's first."""
+    submitter = manifest(name)["spec"].get("submitterPodTemplate")
+    return [*nodes(cluster_of(name)), *([submitter["spec"]] if submitter else [])]
 
 
 def in_image(path: str) -> Path:
@@ -143,18 +154,58 @@ def test_a_cluster_asks_for_a_token_and_runs_the_image_s_ray(name):
 
 
 @pytest.mark.parametrize("name", ["rayservice", "rayjob"])
-def test_every_node_has_serve_s_settings_the_key_s_secret_and_shared_memory(name):
-    variable = loaded("multi-node").user.api_key_var
+def test_every_node_has_serve_s_settings_and_shared_memory(name):
     for node in nodes(cluster_of(name)):
         (container,) = node["containers"]
-        environment = {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in container["env"]}
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert environment.items() >= SERVE_ENVIRONMENT.items()
-        assert environment[variable] == {"secretKeyRef": {"name": "rollout-keys", "key": variable}}
-        assert node["securityContext"]["runAsNonRoot"] is True
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in node["volumes"]}
-        assert set(mounted.values()) == volumes.keys()
+        assert set(mounted.values()) == volumes.keys() - {"kubernetes-token"}
         assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize("name", ["rayservice", "rayjob"])
+def test_the_key_is_on_the_pod_that_starts_the_service_and_on_no_other(name):
+    variable = loaded("multi-node").user.api_key_var
+    head, *workers = pods(name)
+    secrets = {entry["name"]: entry["valueFrom"] for entry in head["containers"][0]["env"] if "valueFrom" in entry}
+    assert secrets == {variable: {"secretKeyRef": {"name": "rollout-keys", "key": variable}}}
+    for pod in workers:
+        assert all("valueFrom" not in entry for entry in pod["containers"][0].get("env", ()))
+    assert all("envFrom" not in container for pod in (head, *workers) for container in pod["containers"])
+    text = (ROOT / f"deploy/kuberay/{name}.yaml").read_text()
+    assert f"kubectl create secret generic rollout-keys --from-literal={variable}=" in text
+
+
+@pytest.mark.parametrize("name", ["rayservice", "rayjob"])
+def test_every_container_keeps_to_the_restricted_pod_security_standard(name):
+    for pod in pods(name):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert {kind for volume in pod.get("volumes", ()) for kind in volume} <= {
+            *("name", "persistentVolumeClaim", "emptyDir", "projected")
+        }
+    containers = [container for pod in pods(name) for container in pod["containers"]]
+    for container in (*containers, cluster_of(name)["autoscalerOptions"]):  # KubeRay puts the autoscaler on the head
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@pytest.mark.parametrize("name", ["rayservice", "rayjob"])
+def test_the_autoscaler_alone_has_a_token_for_kubernetes(name):
+    assert all(pod["automountServiceAccountToken"] is False for pod in pods(name))
+    cluster = cluster_of(name)
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]
+    assert mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount"
+    (volume,) = [each for each in next(nodes(cluster))["volumes"] if each["name"] == mount["name"]]
+    paths = [
+        source.get("path") or source["items"][0]["path"]
+        for projected in volume["projected"]["sources"]
+        for source in projected.values()
+    ]
+    assert paths == ["token", "ca.crt", "namespace"]
+    assert cluster["enableInTreeAutoscaling"] is True
 
 
 @pytest.mark.parametrize("name", ["rayservice", "rayjob"])
@@ -176,8 +227,80 @@ def test_all_that_the_image_copies_exists_and_is_sent_to_the_builder():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = re.findall(r"^COPY (?:--\S+ )*(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
-    assert sources == allowed
+    assert sources >= allowed
+    assert all(source in allowed or source.split("/")[0] in allowed for source in sources)
     assert all((ROOT / source).exists() for source in sources)
+
+
+# Versions ---------------------------------------------------------------------------------------------------------
+
+
+TESTED, IMAGE = ROOT / "constraints.txt", ROOT / "deploy/docker/constraints.txt"
+COMPROMISED = ["1.82.7", "1.82.8", "1.107.0"]
+"""Releases of litellm that somebody else put on the index."""
+
+
+def pinned(path: Path) -> dict[str, str]:
+    requirements = [Requirement(line) for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in requirements}
+
+
+def asked_for(lines: Iterable[str], python: str) -> list[Requirement]:
+    requirements = [Requirement(line) for line in lines]
+    environment = {"python_version": python, "platform_machine": "x86_64", "sys_platform": "linux", "extra": ""}
+    return [each for each in requirements if each.marker is None or each.marker.evaluate(environment)]
+
+
+def unmet(requirements: list[Requirement], versions: dict[str, str]) -> list[str]:
+    return [
+        str(each)
+        for each in requirements
+        if not each.specifier.contains(versions[canonicalize_name(each.name)], prereleases=True)
+    ]
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_compromised_releases_of_litellm_are_never_installed():
+    (litellm,) = [each for each in asked_for(project()["dependencies"], "3.12") if each.name == "litellm"]
+    assert [version for version in COMPROMISED if litellm.specifier.contains(version)] == []
+    assert litellm.specifier.contains("1.106.2")
+
+
+@pytest.mark.parametrize(("path", "python"), [(TESTED, "3.11"), (IMAGE, "3.12")], ids=["tested", "image"])
+def test_the_constraints_are_versions_that_this_package_asks_for(path, python):
+    assert unmet(asked_for(project()["dependencies"], python), pinned(path)) == []
+
+
+@sglang.needed
+def test_the_constraints_of_the_image_are_versions_that_sglang_asks_for():
+    (metadata,) = importlib.metadata.distributions(name="sglang", path=[str(sglang.INSTALLED)])
+    versions = pinned(IMAGE)
+    assert versions["sglang"] == metadata.version
+    assert unmet(asked_for(metadata.requires or [], "3.12"), versions) == []
+
+
+def test_the_image_s_ray_is_the_constraints():
+    assert f"rayproject/ray:{pinned(IMAGE)['ray']}-py312" in DOCKERFILE.read_text()
+
+
+def test_the_image_is_installed_with_its_constraints():
+    (install,) = re.findall(r"^RUN pip install (.*'\.\[sglang\]')$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert "-c constraints.txt" in install
+    assert re.search(r"^COPY .* deploy/docker/constraints\.txt \./$", DOCKERFILE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *CONFIGS, ROOT / "Makefile"], ids=by_name)
+def test_the_package_is_installed_with_constraints_wherever_a_document_says_how(path):
+    lines = [
+        line for line in path.read_text().splitlines() if re.search(r"pip install (-\S+ (\S+ )?)*'?\.(\[|'|$)", line)
+    ]
+    assert lines or path.suffix == ".yaml"
+    for line in lines:
+        (constraints,) = re.findall(r"-c (\S+)", line)
+        assert (ROOT / constraints) == (IMAGE if "[sglang]" in line else TESTED)
 
 
 def test_the_image_s_node_is_not_root():
