@@ -57,7 +57,9 @@ class TokenLedger:
         """Append tokens that the policy did not sample (mask 0)."""
         self._append(token_ids, 0, 0.0, CONTEXT_VERSION)
 
-    def append_policy(self, generation: Generation, tool_calls: Sequence[str] = (), seconds: float = 0.0) -> Turn:
+    def append_policy(
+        self, generation: Generation, tool_calls: Sequence[str] = (), seconds: float = 0.0, unknown_tokens: int = 0
+    ) -> Turn:
         """Append one turn's sampled tokens (mask 1) with the log-probs and versions that the engine gave for them.
 
         Raises:
@@ -74,6 +76,7 @@ class TokenLedger:
             tool_calls=list(tool_calls),
             policy_seconds=seconds,
             prefix_version=generation.prefix_version,
+            unknown_tokens=unknown_tokens,
         )
         self._turns.append(turn)
         return turn

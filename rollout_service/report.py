@@ -50,7 +50,8 @@ def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:
     yield "rate", f"{summary.episodes / max(seconds, 1e-9) * 60:.1f} episodes/min"
     yield "ended by", _counts(summary.termination_reasons)
     yield "turns", f"{summary.turns} ({summary.malformed_calls} malformed tool calls)"
-    yield "policy tokens", f"{summary.policy_tokens:,} sampled"
+    unknown = f", {summary.unknown_tokens:,} of them no token of the tokenizer's" if summary.unknown_tokens else ""
+    yield "policy tokens", f"{summary.policy_tokens:,} sampled{unknown}"
     share = summary.cached_tokens / max(summary.prompt_tokens, 1)
     yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {share:.0%} of them from the prefix cache"
     yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())

@@ -60,6 +60,8 @@ class Summary:
     """Attempts that a fault stopped and that were made again."""
     policy_tokens: int = 0
     """Tokens that the policy sampled."""
+    unknown_tokens: int = 0
+    """Of those, ids for which the tokenizer has no token."""
     prompt_tokens: int = 0
     """Tokens that were sent to the engine, summed over turns, cached ones included."""
     cached_tokens: int = 0
@@ -82,6 +84,7 @@ class Summary:
             self.faults[str(trajectory.fault.kind)] += 1
         self.retries += trajectory.attempt - 1
         self.policy_tokens += trajectory.policy_token_count
+        self.unknown_tokens += trajectory.unknown_token_count
         self.prompt_tokens += trajectory.prompt_token_count
         self.cached_tokens += trajectory.cached_token_count
         self.malformed_calls += trajectory.malformed_call_count

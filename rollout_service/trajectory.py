@@ -94,6 +94,9 @@ class Turn:
     """Oldest version of the weights whose keys and values the tokens were computed over, at most the oldest that
     sampled one: below it where an `in_place` update came since the episode's cache began. None: not known, as with
     engines that others serve and update."""
+    unknown_tokens: int = field(default=0, metadata=schema.ADDED)
+    """Sampled ids for which the tokenizer has no token: only rows that pad the model's head have them. They are no
+    text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -178,6 +181,10 @@ class Provenance:
     """Name or path of the tokenizer; `embedded` for the one that ships with the package."""
     tokenizer_fingerprint: str = ""
     """Hash of vocabulary, merges and added tokens."""
+    tokenizer_size: int | None = field(default=None, metadata=schema.ADDED)
+    """One past the tokenizer's largest id."""
+    model_vocabulary_size: int | None = field(default=None, metadata=schema.ADDED)
+    """Rows of the model's embedding, those that only pad it included; None where nothing said."""
     template_fingerprint: str = ""
     """Hash of the chat template."""
     history: str = "append"
@@ -258,6 +265,11 @@ class Trajectory:
     def malformed_call_count(self) -> int:
         """Tool calls that could not be parsed."""
         return sum(status != "ok" for turn in self.turns for status in turn.tool_calls)
+
+    @property
+    def unknown_token_count(self) -> int:
+        """Sampled ids for which the tokenizer has no token."""
+        return sum(turn.unknown_tokens for turn in self.turns)
 
     @property
     def weight_version_range(self) -> tuple[int, int] | None:

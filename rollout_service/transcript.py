@@ -66,8 +66,10 @@ class Transcript:
         Raises:
             ValueError: the generation's arrays are not aligned.
         """
-        turn = self._codec.parse(generation.token_ids.tolist())
-        self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds)
+        sampled = generation.token_ids.tolist()
+        turn = self._codec.parse(sampled)
+        unknown = len(self._codec.unknown_ids(sampled))
+        self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds, unknown)
         self._messages.append(turn.as_message())
         self.newest_version = max(self.newest_version, int(generation.weight_versions.max()))
         return turn

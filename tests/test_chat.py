@@ -428,6 +428,15 @@ def test_callers_may_change_what_they_get(embedded: ChatCodec) -> None:
     assert messages == [user("Twice the same, <|im_end|> and all.")]
 
 
+def test_an_id_without_a_token_is_found_and_is_no_text(codec: ChatCodec) -> None:
+    ids = codec.encode_turn("Hello.")
+    assert codec.unknown_ids(range(codec.tokenizer_size)) == []
+    beyond = [codec.tokenizer_size, 2**31 - 1, -1]
+    assert codec.unknown_ids([*ids, *beyond]) == beyond
+    turn = codec.parse([codec.tokenizer_size, *ids])
+    assert turn == codec.parse(ids)
+
+
 @given(text=st.text(max_size=300))
 @some
 def test_text_becomes_the_tokens_that_the_tokenizer_itself_makes_of_it(codec: ChatCodec, text: str) -> None:

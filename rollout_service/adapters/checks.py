@@ -61,6 +61,35 @@ def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = 
             )
 
 
+def check_vocabulary(trajectories: Sequence[Trajectory], vocabulary_size: int | None = None) -> None:
+    """The trainer's model has a row for every token id. A model that was padded to a round number of rows can sample an
+    id that its tokenizer does not have.
+
+    Args:
+        vocabulary_size: rows of the trainer's embedding; None: as many as the tokenizer has ids. Records that do not
+            say how many that are then pass, unless an id is negative.
+
+    Raises:
+        TrainingDataError: names the first id that is too large.
+    """
+    for trajectory in trajectories:
+        made = trajectory.provenance
+        rows = vocabulary_size if vocabulary_size is not None else made.tokenizer_size
+        for number, segment in enumerate(trajectory.segments):
+            ids = segment.token_ids
+            outside = (ids < 0) if rows is None else (ids < 0) | (ids >= rows)
+            if not outside.any():
+                continue
+            at = int(outside.argmax())
+            whose = "the tokenizer has" if vocabulary_size is None else "vocabulary_size says there are"
+            raise TrainingDataError(
+                f"{_named(trajectory)}: segments[{number}].token_ids[{at}] is {ids[at]}, and {whose} {rows} ids; the "
+                f"model that sampled has {made.model_vocabulary_size or 'an unknown number of'} rows.",
+                "Pass vocabulary_size=model.config.vocab_size if the trained model has that row, or leave its group "
+                "out with batch.filter(...).",
+            )
+
+
 def check_logprobs(trajectories: Sequence[Trajectory]) -> None:
     """Every sampled token has a log-prob.
 

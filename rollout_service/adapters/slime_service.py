@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from rollout_service.adapters import slime_settings
-from rollout_service.adapters.checks import check_tokenizers
+from rollout_service.adapters.checks import check_tokenizers, check_vocabulary
 from rollout_service.chat import ChatCodec
 from rollout_service.client import RolloutClient
 from rollout_service.errors import CodecError, ServiceError
 from rollout_service.policy.base import Sampling
+from rollout_service.policy.context import vocabulary
 from rollout_service.stream import GroupStream
 from rollout_service.trajectory import TaskRef, Trajectory
 
@@ -41,6 +42,8 @@ class Service:
     client: RolloutClient
     fingerprint: str
     """Of the tokenizer of slime's `--hf-checkpoint`."""
+    vocabulary: int | None
+    """Rows of that model's embedding; None where its files do not say."""
 
     @property
     def fans_out(self) -> bool:
@@ -68,6 +71,7 @@ class Service:
             if not finished:
                 await asyncio.shield(_in_background(_closed(stream)))
         check_tokenizers(trajectories, self.fingerprint)
+        check_vocabulary(trajectories, self.vocabulary)
         for trajectory in trajectories:
             if (fault := trajectory.fault) is not None:
                 logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, task, fault.kind, fault.message)
@@ -121,7 +125,8 @@ def _start(args: Any) -> Service:
             f"fingerprints are {other} and {own}.",
             "Leave policy.tokenizer out of rollout_service_config.",
         )
-    service = Service(RolloutClient("auto", config=config, start=True), own)
+    rows = vocabulary(config.policy.model_copy(update={"model": args.hf_checkpoint}))
+    service = Service(RolloutClient("auto", config=config, start=True), own, rows)
     # What was imported by now stays: a full collection over it would stop slime's loop for a third of a second.
     gc.freeze()
     atexit.register(gc.unfreeze)  # or some extension modules call all of it leaked

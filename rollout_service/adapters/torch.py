@@ -83,6 +83,7 @@ def collate_padded(
     scale: bool = True,
     unscored: Unscored = "refuse",
     tokenizer_fingerprint: str | None = None,
+    vocabulary_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Trajectories as rectangles, one row per segment, padded on the right to L, the longest.
 
@@ -93,6 +94,7 @@ def collate_padded(
         scale: divide advantages by their group's deviation, see `TrajectoryBatch.advantages`.
         unscored: what to do with a trajectory without a reward.
         tokenizer_fingerprint: of the trainer's tokenizer, see `checks.tokenizer_fingerprint`.
+        vocabulary_size: rows of the trained model's embedding; None: as many as the tokenizer has ids.
 
     Returns:
         CPU tensors by name, all writable.
@@ -108,11 +110,11 @@ def collate_padded(
           with one advantage: a loss that averages over trajectories goes by `trajectory_index`.
 
     Raises:
-        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a missing log-prob, or sampling that
-            no importance ratio fits, see `checks.check_sampling`.
+        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a token id that the model has no row
+            for, a missing log-prob, or sampling that no importance ratio fits, see `checks.check_sampling`.
         ConfigError: a segment is longer than `max_length`, or torch is not installed.
     """
-    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint)
+    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
     arrays = batch.padded(pad_token_id, max_length)
     scored = ~np.isnan(arrays.rewards)[:, None]
     return _tensors(batch, arrays, scale) | {
@@ -129,6 +131,7 @@ def collate_packed(
     scale: bool = True,
     unscored: Unscored = "refuse",
     tokenizer_fingerprint: str | None = None,
+    vocabulary_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Trajectories end to end, without padding. Arguments and errors as `collate_padded`.
 
@@ -138,7 +141,7 @@ def collate_packed(
         * `cu_seqlens`: int32[rows + 1], where each row starts, and the total, as variable-length attention wants it
         * `row_index`: int64[total], the row of each token: `advantages[row_index]` is per token
     """
-    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint)
+    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
     arrays = batch.packed(max_length)
     rows = np.repeat(np.arange(len(arrays.lengths)), arrays.lengths)
     scored = ~np.isnan(arrays.rewards)[rows]
@@ -154,6 +157,7 @@ def _admitted(
     group_size: int | None,
     unscored: Unscored,
     fingerprint: str | None,
+    vocabulary_size: int | None,
 ) -> TrajectoryBatch:
     if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
         raise ConfigError(f"items is {shown(items)}.", "Give trajectories, or groups of them.")
@@ -162,6 +166,7 @@ def _admitted(
     checks.check_rewards(batch, unscored)
     checks.check_groups(batch, group_size)
     checks.check_tokenizers(batch, fingerprint)
+    checks.check_vocabulary(batch, vocabulary_size)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)
     return batch

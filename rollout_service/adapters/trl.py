@@ -89,10 +89,10 @@ def rollout_func(
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
         sampling policy; 0.0 where it did not sample) and `env_mask` (1 on sampled tokens), which TRL trains on, and
         `rollout_reward` and `trajectory_id`, which it passes to the reward functions. It raises `TrainingDataError`
-        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, more than one
-        segment, or sampling that no importance ratio fits (see `checks.refuse_sampling`), and `ConfigError` for
-        settings that would make the log-probs another policy's, and where the processes' clients are of several
-        services.
+        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, a token id
+        that its model has no row for, more than one segment, or sampling that no importance ratio fits (see
+        `checks.refuse_sampling`), and `ConfigError` for settings that would make the log-probs another policy's, and
+        where the processes' clients are of several services.
     """
     arguments.choice("unscored", unscored, get_args(Unscored))
     if weights is not None and not callable(weights):
@@ -111,6 +111,7 @@ def rollout_func(
         trajectories = _collected(client, asked)
         checks.check_rewards(trajectories, unscored)
         checks.check_tokenizers(trajectories, fingerprint)
+        checks.check_vocabulary(trajectories, _embedding_rows(trainer))
         checks.check_logprobs(trajectories)
         return _columns(trajectories, _tokenizer(trainer).eos_token_id)
 
@@ -217,6 +218,11 @@ def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
         trajectory.reward if trajectory.is_scored else None,
         trajectory.trajectory_id,
     )
+
+
+def _embedding_rows(trainer: Any) -> int | None:
+    rows: int | None = getattr(getattr(getattr(trainer, "model", None), "config", None), "vocab_size", None)
+    return rows
 
 
 def _tokenizer(trainer: Any) -> Any:

@@ -36,20 +36,25 @@ _MOST_LENGTH = 2**24
 """Tokens of a row. No model has a context that long; a row of such a width would fill the memory first."""
 
 
-def agent_loop_output(trajectory: Trajectory, *, tokenizer_fingerprint: str | None = None) -> dict[str, Any]:
+def agent_loop_output(
+    trajectory: Trajectory, *, tokenizer_fingerprint: str | None = None, vocabulary_size: int | None = None
+) -> dict[str, Any]:
     """The fields of verl's AgentLoopOutput, plain values. `num_turns` counts τ²'s messages, of all sides.
 
     How the tokens were sampled is not checked: verl validates through agent loops too, and greedily.
 
     Args:
         tokenizer_fingerprint: of the trainer's tokenizer, see `checks.tokenizer_fingerprint`.
+        vocabulary_size: rows of the trained model's embedding; None: as many as the tokenizer has ids.
 
     Raises:
-        TrainingDataError: no reward, another tokenizer, a missing log-prob, or not exactly one segment.
+        TrainingDataError: no reward, another tokenizer, a token id that the model has no row for, a missing log-prob,
+            or not exactly one segment.
     """
     TrajectoryBatch([trajectory])  # refuses what is no trajectory
     checks.check_rewards([trajectory], "refuse")
     checks.check_tokenizers([trajectory], tokenizer_fingerprint)
+    checks.check_vocabulary([trajectory], vocabulary_size)
     checks.check_logprobs([trajectory])
     segment = checks.only_segment(trajectory)
     start = segment.prompt_length
@@ -79,13 +84,14 @@ def data_proto(
     group_size: int | None = None,
     unscored: Unscored = "refuse",
     tokenizer_fingerprint: str | None = None,
+    vocabulary_size: int | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
     """What `DataProto.from_dict` takes as `tensors` and `non_tensors`, one row per trajectory.
 
     Args:
         prompt_length, response_length: `rollout.prompt_length` and `rollout.response_length` of verl's configuration.
-        group_size, unscored, tokenizer_fingerprint: see `rollout_service.adapters.checks`. verl has no word for a
-            missing reward, so what is masked is left out, and its `uid` has fewer rows.
+        group_size, unscored, tokenizer_fingerprint, vocabulary_size: see `rollout_service.adapters.checks`. verl has
+            no word for a missing reward, so what is masked is left out, and its `uid` has fewer rows.
 
     Returns:
         Tensors by name, with P and R the two lengths: `prompts` int64[rows, P]; `responses`, `response_mask`
@@ -95,8 +101,9 @@ def data_proto(
         those of `agent_loop_output`'s `extra_fields`.
 
     Raises:
-        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a missing log-prob, sampling that no
-            importance ratio fits (see `checks.check_sampling`), or not exactly one segment.
+        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a token id that the model has no row
+            for, a missing log-prob, sampling that no importance ratio fits (see `checks.check_sampling`), or not
+            exactly one segment.
         ConfigError: a prompt or a response that is too long.
     """
     pad_token_id = arguments.whole("pad_token_id", pad_token_id, 0, arguments.MOST_TOKEN_ID)
@@ -107,6 +114,7 @@ def data_proto(
     checks.check_groups(batch, group_size)
     batch = batch.filter(lambda trajectory: trajectory.is_scored)
     checks.check_tokenizers(batch, tokenizer_fingerprint)
+    checks.check_vocabulary(batch, vocabulary_size)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)
     segments = [_fitting(trajectory, prompt_length, response_length) for trajectory in batch]

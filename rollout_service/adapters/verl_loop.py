@@ -86,7 +86,7 @@ class Tau2AgentLoop:
 
         player = await _player(self._client, self._tokenizer, self._actor, *self._chosen)
         trajectory = await player.play(_task(row), sampling_params)
-        output = agent_loop_output(trajectory)
+        output = agent_loop_output(trajectory, vocabulary_size=trajectory.provenance.model_vocabulary_size)
         if not sampling_params.get("logprobs"):
             output["response_logprobs"] = None
         return AgentLoopOutput(**output)

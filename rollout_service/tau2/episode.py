@@ -108,6 +108,8 @@ class EpisodeRunner:
             model=redact(config.policy.model or config.policy.url or config.policy.engine),
             tokenizer=codec.name,
             tokenizer_fingerprint=codec.tokenizer_fingerprint,
+            tokenizer_size=codec.tokenizer_size,
+            model_vocabulary_size=self._vocabulary,
             template_fingerprint=codec.template_fingerprint,
             history=config.policy.history,
             sampling=sampling.model_dump(),

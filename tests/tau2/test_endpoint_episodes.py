@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 
 from actors.coordinator import Coordinator
+from rollout_service import report
+from rollout_service.chat import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, FaultKind
 from rollout_service.policy.base import Generation
 from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.statistics import summarize
 from rollout_service.trajectory import Trajectory
 from rollout_service.verify import verify
 from tests.support import episodes
@@ -130,3 +135,49 @@ def test_whatever_the_way_to_the_engine_a_turn_that_stopped_ends_with_a_stop_tok
         fault = first_turn(token_ids, **settings).fault
         assert (fault is not None and fault.error == "StopTokenMissing") is is_fault, codec.decode(token_ids)
     assert first_turn(written[:-1], "length").fault is None, "cut by length: it has no end"
+
+
+ROWS = 4160
+"""Of a model whose tokenizer has 4,096 ids: the others only pad it."""
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the tokenizer and the configuration of such a model."""
+    folder = tmp_path_factory.mktemp("padded")
+    shutil.copytree(EMBEDDED_TOKENIZER, folder, dirs_exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": ROWS}))
+    return str(folder)
+
+
+def sampled(ids: list[int], tokenizer: str) -> Trajectory:
+    """An episode whose first turn has these ids before its text."""
+    endpoint = {"policy__engine": "http", "policy__url": "http://there", "policy__tokenizer": tokenizer}
+    return first_turn([*ids, *episodes.codec().encode_turn("Hello.")], policy__context_length=20_000, **endpoint)
+
+
+def test_an_id_that_only_a_padding_row_of_the_model_has_is_counted_and_is_no_text(padded):
+    trajectory = sampled([4096, ROWS - 1], padded)
+    assert (trajectory.fault, trajectory.turns[0].unknown_tokens, trajectory.unknown_token_count) == (None, 2, 2)
+    assert (trajectory.provenance.tokenizer_size, trajectory.provenance.model_vocabulary_size) == (4096, ROWS)
+    assert [m["content"] for m in trajectory.messages if m["role"] == "assistant"][-1] == "Hello."
+    assert trajectory.segments[0].token_ids.max() == ROWS - 1, "what was sampled is what is recorded"
+    summary = summarize([trajectory, sampled([], padded)])
+    assert summary.unknown_tokens == 2
+    assert ("policy tokens", f"{summary.policy_tokens} sampled, 2 of them no token of the tokenizer's") in list(
+        report._totals(summary, 1.0)
+    )
+
+
+@pytest.mark.parametrize("number", [ROWS, 151_900, -1])
+def test_an_id_that_the_model_cannot_have_is_a_fault_that_is_not_tried_again(padded, number):
+    fault = sampled([number], padded).fault
+    assert (fault.kind, fault.error, fault.retryable) == (FaultKind.POLICY, "IdOutsideVocabulary", False)
+    assert f"the id {number}, and the model has those from 0 to {ROWS - 1}" in fault.message
+
+
+def test_where_nothing_says_how_many_rows_the_model_has_only_the_tokenizer_is_known():
+    trajectory = sampled([151_900], str(EMBEDDED_TOKENIZER))
+    assert (trajectory.fault, trajectory.unknown_token_count) == (None, 1)
+    assert trajectory.provenance.model_vocabulary_size is None
+    assert sampled([-1], str(EMBEDDED_TOKENIZER)).fault.error == "IdOutsideVocabulary"
