@@ -135,6 +135,11 @@ class TokenSegment:
         prefixes = [turn.prefix_version for turn in self.turns if turn.prefix_version is not None]
         return min([int(sampled.min()), *prefixes])
 
+    def oldest_version_of(self, turn: Turn) -> int:
+        """The same of one of its turns."""
+        sampled = int(self.weight_versions[turn.start : turn.end].min())
+        return sampled if turn.prefix_version is None else min(sampled, turn.prefix_version)
+
 
 @dataclass(slots=True)
 class Timing:

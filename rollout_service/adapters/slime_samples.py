@@ -2,8 +2,9 @@
 
 Invariant: one sample per segment, and nothing is cut. `tokens` is the segment as the engine saw and sampled it, its
 last `response_length` tokens are what follows the opening prompt, and `loss_mask` and `rollout_log_probs` are aligned
-with those. Every sample has log-probs: slime decides from a batch's first one whether all have them
-(`slime/ray/rollout.py`).
+with those. `weight_versions` has one entry a turn, the oldest of its tokens' versions and of the keys and values that
+they were computed over: staleness that is counted from it is never too small. Every sample has log-probs: slime decides
+from a batch's first one whether all have them (`slime/ray/rollout.py`).
 
 An episode that is not scored (a fault of the infrastructure, a cancellation, the wall time, no turn of the policy's)
 becomes a placeholder that slime does not train on: two tokens, mask 0, `remove_sample`, status `aborted`.
@@ -102,14 +103,13 @@ def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
     segment = trajectory.segments[number]
     _check(segment, f"Segment {number} of {trajectory.trajectory_id}")
     response = slice(segment.prompt_length, None)
-    versions = segment.weight_versions
     return {
         "tokens": segment.token_ids.tolist(),
         "response": _text(trajectory, segment),
         "response_length": segment.response_length,
         "loss_mask": segment.loss_mask[response].tolist(),
         "rollout_log_probs": segment.logprobs[response].tolist(),
-        "weight_versions": [str(int(versions[turn.end - 1])) for turn in segment.turns],
+        "weight_versions": [str(segment.oldest_version_of(turn)) for turn in segment.turns],
         "reward": trajectory.reward,
         "status": _STATUS[trajectory.outcome],
         "remove_sample": False,

@@ -28,6 +28,20 @@ _OWN = {"rollout_service_config", "rollout_service_set"}
 _OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"}
 """Only concern text, and turns are tokens here."""
 
+_REFUSED = {
+    "group_rm": "it would replace τ²-bench's rewards",
+    "custom_rm_path": "it is never called, because every sample has τ²-bench's reward",
+    "eval_custom_rm_path": "it is never called, because every sample has τ²-bench's reward",
+    "rm_type": "it has no effect, because every sample has τ²-bench's reward",
+    "use_rollout_routing_replay": "routed experts are not recorded",
+    "mask_offpolicy_in_partial_rollout": "slime masks what a sample had before it was taken up again; an episode that "
+    "slime stopped is played anew, and one that went on over a weight update keeps its older tokens",
+    "apply_chat_template_kwargs": "an episode's prompts come from the tokenizer's template without them",
+    "multimodal_keys": "an episode is text alone",
+    "sglang_enable_deterministic_inference": "slime gives each sample a sampling seed, which does not reach the engine",
+}
+"""slime's arguments that change what a sample means and would have no effect, or the wrong one, with the reason."""
+
 _PASSED_ON = {"temperature", "top_p", "top_k", "max_new_tokens", "stop_token_ids"}
 
 
@@ -70,10 +84,21 @@ def check(args: Any) -> None:
             "log-probs are of the whole.",
             "Use -1 for training; evaluation may differ (--eval-top-k).",
         )
-    if getattr(args, "group_rm", False):
-        raise ConfigError("--group-rm would replace τ²-bench's rewards.", "Leave it out.")
-    if getattr(args, "use_rollout_routing_replay", False):
-        raise ConfigError("--use-rollout-routing-replay: routed experts are not recorded.", "Leave it out.")
+    if getattr(args, "rollout_temperature", None) == 0:
+        raise ConfigError(
+            f"--rollout-temperature is {args.rollout_temperature}: greedy tokens have no importance ratio.",
+            "Use one above 0 for training; evaluation may differ (--eval-temperature).",
+        )
+    for name, why in _REFUSED.items():
+        if value := getattr(args, name, None):
+            shown = "" if value is True else f" is {value!r}"
+            raise ConfigError(f"--{name.replace('_', '-')}{shown}: {why}.", "Leave it out.")
+    if getattr(args, "use_opd", False) and getattr(args, "opd_type", None) == "sglang":
+        raise ConfigError(
+            "--opd-type is sglang: the teacher's log-probs would come from a reward function that is never called.",
+            "Use --opd-type megatron, or leave out --use-opd.",
+        )
+    _check_lengths(args)
     normalised = getattr(args, "advantage_estimator", None) in GROUP_NORMALISED
     if (
         normalised
@@ -84,6 +109,20 @@ def check(args: Any) -> None:
             "--custom-reward-post-process-path is not set: slime would count an infrastructure fault as reward 0.",
             "Set it to rollout_service.adapters.slime.reward_post_process.",
         )
+
+
+def _check_lengths(args: Any) -> None:
+    """Refuse bounds of prompts, which slime applies to the lines of the prompt file, and a context for evaluation only.
+    slime itself fills in all but the first where they are not given."""
+    context = getattr(args, "rollout_max_context_len", None)
+    remedy = "Leave it out: --rollout-max-context-len bounds an episode, its prompt included."
+    for name, filled_in in (
+        ("eval_max_prompt_len", None),
+        ("rollout_max_prompt_len", context and context - 1),
+        ("eval_max_context_len", context),
+    ):
+        if (given := getattr(args, name, None)) not in (None, filled_in):
+            raise ConfigError(f"--{name.replace('_', '-')} is {given}: it would bound no τ² episode.", remedy)
 
 
 def check_rollout(args: Any, evaluation: bool) -> None:
@@ -168,6 +207,11 @@ def evaluation_sampling(dataset: Any) -> Sampling:
             raise ConfigError(
                 f"Evaluation set {dataset.name!r} has {name}={value!r}, which generate_rollout does not follow.",
                 "Leave it out, or leave out --eval-function-path: slime's own evaluation does.",
+            )
+    for name in ("custom_rm_path", "rm_type", "apply_chat_template_kwargs", "multimodal_keys"):
+        if value := getattr(dataset, name, None):
+            raise ConfigError(
+                f"Evaluation set {dataset.name!r} has {name}={value!r}: {_REFUSED[name]}.", "Leave it out."
             )
     return sampling(
         {

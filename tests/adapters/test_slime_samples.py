@@ -44,6 +44,16 @@ def test_only_an_episode_with_a_reward_is_counted_and_only_sampled_tokens_are_tr
     assert (sample.remove_sample, is_scored(sample)) == (removed, scored)
 
 
+def test_a_turn_s_weight_version_is_the_oldest_that_it_depends_on():
+    trajectory = trajectories.make_trajectory()
+    (segment,) = trajectory.segments
+    first, second = segment.turns
+    segment.weight_versions[first.start : first.end] = [3, 3, 4, 5]  # a weight update came in mid-turn
+    segment.weight_versions[second.start : second.end] = 5
+    second.prefix_version = 4  # and the next turn went on over keys and values from before it
+    assert sample_dicts(trajectory)[0]["weight_versions"] == ["3", "4"]
+
+
 def test_a_sample_keeps_its_identity_and_what_else_its_metadata_held():
     sample = slime.make_sample(index=11, group_index=4, session_id="s", label="l")
     (out,) = filled(sample, slime.EPISODES["completed"])

@@ -35,6 +35,22 @@ KEY = r"\b(sk|key)[-_][\w-]{8,}"
         ({"rollout_top_k": 20}, "--rollout-top-k is 20"),
         ({"group_rm": True}, "--group-rm"),
         ({"use_rollout_routing_replay": True}, "--use-rollout-routing-replay"),
+        ({"mask_offpolicy_in_partial_rollout": True}, "--mask-offpolicy-in-partial-rollout: slime masks"),
+        ({"custom_rm_path": "my.rm"}, "--custom-rm-path is 'my.rm'"),
+        ({"eval_custom_rm_path": "my.rm"}, "--eval-custom-rm-path is 'my.rm'"),
+        ({"rm_type": "math"}, "--rm-type is 'math'"),
+        (
+            {"apply_chat_template_kwargs": {"enable_thinking": False}},
+            "--apply-chat-template-kwargs is .*enable_thinking",
+        ),
+        ({"multimodal_keys": {"image": "images"}}, "--multimodal-keys"),
+        ({"sglang_enable_deterministic_inference": True}, "--sglang-enable-deterministic-inference"),
+        ({"use_opd": True, "opd_type": "sglang"}, "--opd-type is sglang"),
+        ({"rollout_temperature": 0.0}, "--rollout-temperature is 0.0"),
+        ({"rollout_max_prompt_len": 2048}, "--rollout-max-prompt-len is 2048"),
+        ({"rollout_max_context_len": None, "rollout_max_prompt_len": 2048}, "--rollout-max-prompt-len is 2048"),
+        ({"eval_max_prompt_len": 2048}, "--eval-max-prompt-len is 2048"),
+        ({"eval_max_context_len": 131072}, "--eval-max-context-len is 131072"),
         ({"custom_reward_post_process_path": None}, "adapters.slime.reward_post_process"),
         ({"rollout_service_conf": "x.yaml"}, "rollout_service_conf: no such setting"),
     ],
@@ -44,7 +60,29 @@ def test_what_would_train_wrongly_is_refused_with_the_flag_s_name(fields, said):
         slime_settings.check(slime.make_args(**fields))
 
 
-@pytest.mark.parametrize("fields", [{}, {"advantage_estimator": "ppo", "custom_reward_post_process_path": None}])
+AS_SLIME_FILLS_IN = {
+    "mask_offpolicy_in_partial_rollout": False,
+    "custom_rm_path": None,
+    "rm_type": None,
+    "apply_chat_template_kwargs": {},
+    "multimodal_keys": None,
+    "use_opd": False,
+    "opd_type": None,
+    "rollout_max_prompt_len": 65535,
+    "eval_max_prompt_len": None,
+    "eval_max_context_len": 65536,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        AS_SLIME_FILLS_IN,
+        {"use_opd": True, "opd_type": "megatron"},
+        {"advantage_estimator": "ppo", "custom_reward_post_process_path": None},
+    ],
+)
 def test_what_a_run_script_sets_is_accepted(fields):
     slime_settings.check(slime.make_args(**fields))
 
