@@ -23,6 +23,7 @@ from rollout_service.config import Policy
 from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.redaction import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,4 +253,4 @@ def _cause(error: BaseException) -> BaseException:
 
 def _text(error: BaseException) -> str:
     cause = _cause(error)
-    return f"{type(cause).__name__}: {(str(cause).strip() or '-').splitlines()[-1]}"
+    return f"{type(cause).__name__}: {(redact(str(cause)).strip() or '-').splitlines()[-1]}"

@@ -117,6 +117,7 @@ _TOKENS_OF_TEXT = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a variable, an argument or a header of this name holds a secret: OPENAI_API_KEY, aws_session_token,
     X-Api-Key. The names of places that hold one (API_KEY_FILE) do not, nor do tokens of text (eos_token)."""

@@ -27,6 +27,7 @@ from rollout_service.client import RolloutClient
 from rollout_service.errors import CodecError, ServiceError
 from rollout_service.policy.base import Sampling
 from rollout_service.policy.context import vocabulary
+from rollout_service.redaction import safe_cause
 from rollout_service.stream import GroupStream
 from rollout_service.trajectory import TaskRef, Trajectory
 
@@ -141,7 +142,7 @@ def _reach(url: str) -> None:
         raise ServiceError(
             f"slime's router at {url} cannot be reached: {error}.",
             "Check --sglang-router-ip and --sglang-router-port, and that the router runs.",
-        ) from error
+        ) from safe_cause(error)
 
 
 async def _closed(stream: GroupStream) -> None:

@@ -15,6 +15,7 @@ from rollout_service.config import Policy
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.policy.context import only_endpoint_knows
 from rollout_service.policy.patience import BUSY, LostTurnError, Patience
+from rollout_service.redaction import safe_cause
 
 _PATHS = ("/server_info", "/get_server_info", "/model_info", "/get_model_info", "/v1/models")
 """SGLang's, new and old; the last is also vLLM's. A router passes on some of them."""
@@ -46,7 +47,7 @@ async def settled(policy: Policy, retry_seconds: float | None = None) -> Policy:
         raise ServiceError(
             f"policy.url: {url} cannot be asked how many tokens it takes: {error or type(error).__name__}.",
             "Start it first, or set policy.context_length.",
-        ) from error
+        ) from safe_cause(error)
     if length is None:
         raise ConfigError(
             f"policy.context_length is not set, and the endpoint at {url} does not say how many tokens it takes.",

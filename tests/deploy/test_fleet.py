@@ -93,6 +93,16 @@ async def test_weights_that_no_replica_takes_are_offered_to_none(method):
     assert (await ours.update(UPDATE)).version == 1
 
 
+async def test_what_a_replica_said_when_it_failed_shows_no_secret():
+    replicas = Replicas(["a", "b"])
+    replicas.said["update_weights"] = {
+        "a": ReplicaState("a", 1, paused=False, running=0, pauses=0),
+        "b": ValueError("http://bob:pass@host said\nAuthorization: Bearer correct-horse"),
+    }
+    report = await fleet(replicas).update(UPDATE)
+    assert report.lost == ["ValueError: Authorization: [redacted]"]
+
+
 async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weights():
     class Unreachable(Replicas):
         async def results_async(self, return_exceptions: bool) -> list[Any]:
