@@ -112,6 +112,10 @@ def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
             yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", problem)
         if _uneven(segment):
             continue
+        rows = trajectory.provenance.model_vocabulary_size
+        if rows is not None and (largest := int(segment.token_ids.max(initial=-1))) >= rows:
+            problem = f"token id {largest} is none of the {rows} that the model has"
+            yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", problem)
         versions = segment.weight_versions[segment.loss_mask == 1]
         if len(versions) and (versions[0] < newest or bool(np.any(np.diff(versions) < 0))):
             yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", "a weight version decreases")
@@ -236,14 +240,22 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     if codec.template_fingerprint != trajectory.provenance.template_fingerprint:
         problem = f"it is {codec.template_fingerprint} here, recorded {trajectory.provenance.template_fingerprint!r}"
         yield Violation(trajectory.trajectory_id, "messages", "template_fingerprint", problem)
-    ends = codec.turn_end_ids.union(trajectory.provenance.sampling.get("stop_token_ids") or ())
+    made = trajectory.provenance
+    if made.tokenizer_size not in (None, codec.tokenizer_size):
+        problem = f"it is {codec.tokenizer_size}, recorded {made.tokenizer_size}"
+        yield Violation(trajectory.trajectory_id, "messages", "tokenizer_size", problem)
+    ends = codec.turn_end_ids.union(made.sampling.get("stop_token_ids") or ())
     number = 0
     for index, segment in enumerate(trajectory.segments):
-        if unknown := codec.unknown_ids(np.unique(segment.token_ids).tolist()):
-            yield Violation(trajectory.trajectory_id, "messages", f"segment {index}", _where_unknown(segment, unknown))
+        if wrong := _without_token(segment, codec, made.model_vocabulary_size):
+            yield Violation(trajectory.trajectory_id, "messages", f"segment {index}", wrong)
         for turn in segment.turns:
-            parsed = codec.parse(segment.token_ids[turn.start : turn.end].tolist())
+            ids = segment.token_ids[turn.start : turn.end].tolist()
+            parsed = codec.parse(ids)
             where = f"segment {index} turn {number}"
+            if made.tokenizer_size is not None and (count := len(codec.unknown_ids(ids))) != turn.unknown_tokens:
+                problem = f"the tokenizer has no token for {count} of its ids, recorded {turn.unknown_tokens}"
+                yield Violation(trajectory.trajectory_id, "messages", where, problem)
             if turn.finish_reason == "stop" and (last := int(segment.token_ids[turn.end - 1])) not in ends:
                 problem = f"the engine stopped it, but its last token {last} ends no turn: the stop token was taken off"
                 yield Violation(trajectory.trajectory_id, "messages", where, problem)
@@ -264,10 +276,19 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
             number += 1
 
 
-def _where_unknown(segment: TokenSegment, unknown: list[int]) -> str:
-    at = int(np.flatnonzero(np.isin(segment.token_ids, unknown))[0])
+def _without_token(segment: TokenSegment, codec: ChatCodec, rows: int | None) -> str | None:
+    """What is wrong with the ids for which the tokenizer has no token. A model that is known to have more `rows` than
+    the tokenizer has tokens may sample them; nobody else may."""
+    unknown = np.isin(segment.token_ids, codec.unknown_ids(np.unique(segment.token_ids).tolist()))
+    padding = (segment.token_ids < (rows or 0)) & (segment.loss_mask == 1)
+    wrong = np.flatnonzero(unknown & ~padding)
+    if not len(wrong):
+        return None
+    at = int(wrong[0])
     kind = "sampled" if segment.loss_mask[at] else "context"
-    return f"the tokenizer has no token {segment.token_ids[at]}, which stands at {at} ({kind}); {len(unknown)} such ids"
+    return (
+        f"the tokenizer has no token {segment.token_ids[at]}, which stands at {at} ({kind}); {len(wrong)} such tokens"
+    )
 
 
 def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:

@@ -208,8 +208,24 @@ def test_tokens_that_a_server_took_off_or_made_up_are_found(sound, policy, text)
     transcript.record(asyncio.run(call))
     recorded = copy.deepcopy(sound)
     recorded.segments = transcript.segments()
+    recorded.provenance.tokenizer_size = None
     assert text in str(audit(recorded)), audit(recorded)
     assert text not in str(audit(sound))
+
+
+def test_an_id_of_a_padding_row_is_honest_where_the_model_has_it_and_its_turn_counts_it(sound):
+    size = episodes.codec().tokenizer_size
+    padded = copy.deepcopy(sound)
+    turn = padded.turns[0]
+    padded.segments[0].token_ids[turn.start] = size + 40
+    turn.unknown_tokens = 1
+    padded.provenance.model_vocabulary_size = size + 64
+    unlike = [text for _, text in audit(padded) if "its tokens say" not in text]  # the token that it replaced
+    assert unlike == []
+    turn.unknown_tokens = 0
+    assert "no token for 1 of its ids, recorded 0" in str(audit(padded))
+    padded.provenance.model_vocabulary_size = size + 40
+    assert f"token id {size + 40} is none of the {size + 40}" in str(audit(padded))
 
 
 def test_a_context_token_that_the_tokenizer_does_not_have_is_found(sound):
