@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
@@ -30,6 +30,7 @@ from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, W
 from rollout_service.redaction import redact
 from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
 from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
+from rollout_service.waiting import waits_for
 
 _MAX_ACTORS = 64
 _RETRY_SECONDS = 1.0
@@ -38,6 +39,9 @@ _RETRY_SECONDS = 1.0
 _END_SECONDS = 5.0
 """How long a cancellation waits for what runs. An episode that waits for the policy or the user notices within a
 second; one that is being scored may take longer, and asks nothing of the policy any more."""
+
+_PLACES_SECONDS = 1.0
+"""That the environment actors have to say what their episodes are in."""
 
 _START_TRIES = 6
 """Actors that may fail to start, one after the other, before the service gives up."""
@@ -65,6 +69,10 @@ class _Running:
         self.results: dict[int, tuple[EpisodeSummary, Any]] = {}
         self.active = 0
         """Episodes that an actor has now."""
+        self.pausing = 0
+        """Episodes that wait for a moment before they are tried again."""
+        self.rewards: dict[int, float] = {}
+        """By episode, of those that were scored."""
         self.changed = asyncio.Event()
         self.since = time.monotonic()
         """When it was asked for."""
@@ -93,7 +101,10 @@ class Coordinator:
         self._of_replicas: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: collections.Counter[str] = collections.Counter()
+        self._last_faults: dict[str, str] = {}
         self._finished = 0
+        self._scored = 0
+        self._reward_sum = 0.0
         self._late = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
@@ -226,31 +237,51 @@ class Coordinator:
         return running
 
     async def status(self) -> dict[str, Any]:
-        """Counts of what the service holds and does."""
-        return {
+        """Counts of what the service holds and does.
+
+        A mean is over the `scored` episodes alone, which may be few of those that are done. `last_faults` has a text
+        for each kind of fault; what each collection waits for is in `running`, `places`, `to_be_tried_again` and
+        `held_back`, and in words in `waits_for`.
+        """
+        places = await self._places()
+        status: dict[str, Any] = {
             "actors": len(self._scheduler.actors),
             "lost_actors": self._lost_actors,
             "start_error": None if self._start_error is None else str(self._start_error),
             "slots": self._scheduler.slots,
             "running": self._scheduler.running,
             "finished": self._finished,
+            "scored": self._scored,
+            "mean_reward": self._reward_sum / self._scored if self._scored else None,
             "faults": dict(self._faults),
+            "last_faults": dict(self._last_faults),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
             "weight_version": self._fleet.version,
+            "paused": self._fleet.orders.pause is not None,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
             "collections": {
-                name: {
-                    "episodes": len(running.requests),
-                    "done": running.collection.delivered,
-                    "waiting": running.collection.waiting,
-                    "retries": running.collection.retries,
-                    "failed": running.collection.failed,
-                    "late": running.collection.late,
-                }
-                for name, running in self._collections.items()
+                name: _progress(running, places.get(name, [])) for name, running in self._collections.items()
             },
         }
+        for name, collection in status["collections"].items():
+            collection["waits_for"] = waits_for(status, name)
+        return status
+
+    async def _places(self) -> dict[str, list[tuple[float, str]]]:
+        """By collection, the age of each running episode and what it is in. An actor that does not say so at once is
+        left out."""
+        asked = [asyncio.ensure_future(_answer(actor.places.remote())) for actor in self._actors.values()]
+        found: dict[str, list[tuple[float, str]]] = {}
+        if not asked:
+            return found
+        done, late = await asyncio.wait(asked, timeout=_PLACES_SECONDS)
+        for task in late:
+            task.cancel()
+        for task in done:
+            for trajectory_id, place in task.result().items():
+                found.setdefault(trajectory_id.partition("-")[0], []).append(place)
+        return found
 
     async def stop(self) -> None:
         """End every collection and the environment actors."""
@@ -327,7 +358,7 @@ class Coordinator:
 
     async def _run(self, assignment: Assignment, running: _Running) -> None:
         request = running.requests[assignment.episode]
-        allowed = self._config.service.max_staleness
+        allowed = running.collection.staleness.maximum
         oldest = 0 if allowed is None else max(0, self._fleet.version - allowed)
         waited = time.monotonic() - running.since
         request = replace(request, attempt=assignment.attempt, min_version=oldest, waited_seconds=waited)
@@ -339,13 +370,23 @@ class Coordinator:
             running.changed.set()
         if summary.fault is not None:
             self._faults[str(summary.fault.kind)] += 1
-            if summary.fault.retryable and assignment.attempt < self._config.service.max_attempts:
-                await asyncio.sleep(_RETRY_SECONDS * 2 ** min(assignment.attempt - 1, 5))
+            self._last_faults[str(summary.fault.kind)] = f"{summary.fault.error}: {summary.fault.message}"
+            if summary.fault.retryable and assignment.attempt < running.collection.max_attempts:
+                running.pausing += 1
+                try:
+                    await asyncio.sleep(_RETRY_SECONDS * 2 ** min(assignment.attempt - 1, 5))
+                finally:
+                    running.pausing -= 1
         self._prompt_tokens += summary.prompt_tokens
         self._cached_tokens += summary.cached_tokens
         self._see_version(summary)
         if self._scheduler.finish(assignment, summary.fault, summary.versions):
             self._finished += 1
+            running.rewards.pop(assignment.episode, None)
+            if summary.reward is not None:
+                self._scored += 1
+                self._reward_sum += summary.reward
+                running.rewards[assignment.episode] = summary.reward
             running.results[assignment.episode] = summary, trajectory
             running.changed.set()
         self._pump()
@@ -379,7 +420,8 @@ class Coordinator:
     def _group(self, running: _Running, handout: Handout) -> Group:
         size, group = running.collection.group_size, handout.group
         for episode in handout.expired:
-            running.results[episode] = self._expired(running.requests[episode], running.results[episode][0])
+            running.results[episode] = self._expired(running, episode)
+            running.rewards.pop(episode, None)
         results = [running.results.pop(episode) for episode in range(group * size, (group + 1) * size)]
         return Group(
             requests=running.requests[group * size : (group + 1) * size],
@@ -387,13 +429,13 @@ class Coordinator:
             trajectories=[trajectory for _, trajectory in results],
         )
 
-    def _expired(self, request: EpisodeRequest, summary: EpisodeSummary) -> tuple[EpisodeSummary, Any]:
-        oldest = None if summary.versions is None else summary.versions[0]
+    def _expired(self, running: _Running, episode: int) -> tuple[EpisodeSummary, Any]:
+        versions = running.results[episode][0].versions
         text = (
-            f"its oldest weight version was {oldest} when the trainer was at {self._fleet.version}, in every attempt: "
-            f"service.max_staleness is {self._config.service.max_staleness}"
+            f"its oldest weight version was {None if versions is None else versions[0]} when the trainer was at "
+            f"{self._fleet.version}, in every attempt: max_staleness is {running.collection.staleness.maximum}"
         )
-        lost = unfinished(request, Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+        lost = unfinished(running.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
         return EpisodeSummary.of(lost), ray.put(lost)
 
     def _end(self, running: _Running, error: RolloutError) -> None:
@@ -474,6 +516,35 @@ class Coordinator:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _answer(reference: Any) -> dict[str, tuple[float, str]]:
+    """What an actor says; nothing if it cannot."""
+    try:
+        answer: dict[str, tuple[float, str]] = await reference
+    except RayError:
+        return {}
+    return answer
+
+
+def _progress(running: _Running, places: list[tuple[float, str]]) -> dict[str, Any]:
+    collection = running.collection
+    rewards = [reward for episode, reward in running.rewards.items() if collection.is_done(episode)]
+    return {
+        "episodes": len(running.requests),
+        "done": collection.delivered,
+        "scored": len(rewards),
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
+        "waiting": collection.waiting,
+        "running": running.active,
+        "places": dict(collections.Counter(place for _, place in places)),
+        "oldest_seconds": max((age for age, _ in places), default=None),
+        "to_be_tried_again": running.pausing,
+        "held_back": collection.held_back,
+        "retries": collection.retries,
+        "failed": collection.failed,
+        "late": collection.late,
+    }
 
 
 def _start_failure(error: BaseException) -> ServiceError:

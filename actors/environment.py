@@ -74,6 +74,10 @@ class EnvironmentActor:
         trajectory = await self._slots.run(self._runner, request)
         return EpisodeSummary.of(trajectory), trajectory
 
+    async def places(self) -> dict[str, tuple[float, str]]:
+        """What each running episode is in, and for how long it runs, see `Slots.places`."""
+        return self._slots.places()
+
     async def cancel(self, trajectory_ids: list[str]) -> None:
         """End these episodes as soon as they notice; they come back as aborted."""
         self._slots.cancel(trajectory_ids)

@@ -155,9 +155,20 @@ class Fleet:
         return _all(await self._ask("state"))
 
     async def adopt(self) -> None:
-        """Take over replicas that run already: their newest version is what is served."""
+        """Take over replicas that run already: their newest version is what is served.
+
+        Raises:
+            ServiceError: they serve another model than the settings name, or none.
+        """
         if self._application is not None:
             states = await self.states()
+            other = next((state.serves for state in states if state.serves not in ("", self._policy.serves)), None)
+            if other is not None:
+                raise ServiceError(
+                    f"policy.application: the replicas of {self._application!r} serve {other}, not "
+                    f"{self._policy.serves}: trajectories would name a model that did not sample them.",
+                    "Set policy.engine and policy.model as the application has them, or name another application.",
+                )
             self.version = max([self.version, *(state.version for state in states)])
             self.orders = Orders(pauses=max((state.pauses for state in states), default=0))
             if self.version > self._policy.weight_version:

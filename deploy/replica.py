@@ -65,6 +65,8 @@ class ReplicaState:
     """Turns being sampled."""
     pauses: int
     """Of the last order to pause or to resume, see `Orders`."""
+    serves: str = ""
+    """The model's name in its settings, or `scripted`; nothing: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +306,7 @@ class PolicyReplica:
             paused=self._paused,
             running=self._turnstile.inside,
             pauses=self._pauses,
+            serves=self._config.policy.serves,
         )
 
     async def check_health(self) -> None:

@@ -329,7 +329,9 @@ class IncompleteCollection(RolloutError):
         parts = [f"{len(failures)} of {total} episodes failed after all attempts ({'; '.join(faults[:3])})."]
         if missing:
             parts.append(f"{missing} of {total} episodes never came{': ' + reason if reason else '.'}")
-        super().__init__(" ".join(parts[not failures :]), "What came is in .batch; .failures has each fault.")
+        kinds = sorted({t.fault.kind for t in failures if t.fault is not None})
+        remedy = " ".join([*(kind.remedy for kind in kinds), "What came is in .batch; .failures has each fault."])
+        super().__init__(" ".join(parts[not failures :]), remedy)
         self.batch = batch
         self.failures = failures
         self.missing = missing

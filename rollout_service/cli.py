@@ -85,14 +85,19 @@ def collect(
     from rollout_service.client import RolloutClient
     from rollout_service.progress import CollectionProgress
     from rollout_service.report import print_summary
+    from rollout_service.request import CollectionRequest
     from rollout_service.storage import check_path
 
+    _check_output(output, append, overwrite)
+    if start and address is None:
+        raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
+    CollectionRequest(n=n, group_size=group_size, seed=seed)  # refused before a service is started
     loaded = _config(config, settings, domain, split, task, tokenizer)
     if output is not None:
         check_path(output, may_exist=append or overwrite)
     _say("Starting the service …" if address is None or start else f"Connecting to {address} …")
     with (
-        RolloutClient(address, config=loaded, start=start) as client,
+        RolloutClient(address, config=loaded, start=None if address is None else start) as client,
         contextlib.closing(client.stream(n, group_size=group_size, seed=seed)) as stream,
         _writer(output, append, overwrite) as writer,
         CollectionProgress(stream.episodes) as progress,
@@ -110,6 +115,14 @@ def collect(
     return 1 if any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
 
 
+def _check_output(output: Path | None, append: bool, overwrite: bool) -> None:
+    if append and overwrite:
+        raise ConfigError("--append and --overwrite: the one keeps what the other replaces.", "Leave out one of them.")
+    if output is None and (append or overwrite):
+        name = "--append" if append else "--overwrite"
+        raise ConfigError(f"{name} is given, but no --output.", "Name the file, or leave it out.")
+
+
 def _writer(output: Path | None, append: bool, overwrite: bool) -> contextlib.AbstractContextManager[Any]:
     """Opened only once the collection was accepted: what is refused must not cost the file that is there."""
     from rollout_service.storage import TrajectoryWriter
@@ -124,7 +137,7 @@ def _writer(output: Path | None, append: bool, overwrite: bool) -> contextlib.Ab
 @app.command()
 def tasks(
     domain: Annotated[str | None, typer.Option(help="List its tasks; without it, the domains.")] = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "base",
+    split: Annotated[str | None, typer.Option(help="Which split of the domain. Default: base.")] = None,
 ) -> None:
     """List domains with their splits, or the tasks of one split."""
     from rich.console import Console
@@ -133,13 +146,15 @@ def tasks(
     from rollout_service.tau2 import tasks as tau2_tasks
 
     if domain is None:
+        if split is not None:
+            raise ConfigError("--split is given, but no --domain.", "Name the domain too.")
         table = Table("domain", "splits (tasks)")
         for name in tau2_tasks.domains():
             sizes = {key: len(ids) for key, ids in tau2_tasks.splits(name).items()}
             table.add_row(name, "  ".join(f"{key} ({size})" for key, size in sorted(sizes.items())))
         Console().print(table)
         return
-    for reference in tau2_tasks.references(domain, split):
+    for reference in tau2_tasks.references(domain, split or tau2_tasks.WHOLE_SET):
         print(reference.task_id)
 
 
@@ -153,7 +168,7 @@ def verify(
     check: Annotated[
         list[str] | None, typer.Option(help="Only this check: record, tokens, prefix, messages, reward.")
     ] = None,
-    show: Annotated[int, typer.Option(help="Violations to print.")] = 20,
+    show: Annotated[int, typer.Option(min=0, help="Violations to print.")] = 20,
 ) -> int:
     """Audit stored trajectories: records, tokens, prefixes, messages and rewards. Needs neither Ray nor a GPU."""
     from rollout_service.report import print_audit
@@ -262,14 +277,22 @@ def _config(
     overrides: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: there is no '='.", "Write --set section.field=value.")
+        if not equals or not name:
+            missing = "name before the '='" if equals else "'='"
+            raise ConfigError(f"--set {setting}: there is no {missing}.", "Write --set section.field=value.")
         overrides[name] = parse_value(value, f"value of --set {name}")
+    given: dict[str, Any] = {
+        "tasks.domain": domain,
+        "tasks.split": split,
+        "tasks.ids": ids or None,
+        "policy.tokenizer": tokenizer,
+    }
+    given = {name: chosen for name, chosen in given.items() if chosen is not None}
+    for name in given.keys() & overrides.keys():
+        raise ConfigError(f"--set {name} is given, and an option that says the same.", "Leave out one of them.")
+    overrides |= given
     if domain is not None:
-        overrides["tasks.domain"] = domain
-        overrides["tasks.ids"] = None  # those of a file were meant for its own domain
-    given = {"tasks.split": split, "tasks.ids": ids or None, "policy.tokenizer": tokenizer}
-    overrides |= {name: value for name, value in given.items() if value is not None}
+        overrides.setdefault("tasks.ids", None)  # those of a file were meant for its own domain
     return RolloutConfig.load(path, overrides)
 
 

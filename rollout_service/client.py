@@ -7,14 +7,16 @@ Every method that waits has an async twin with the prefix `a`.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from rollout_service import secrets
+from rollout_service import arguments, attaching, secrets
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
@@ -60,9 +62,10 @@ class RolloutClient:
                 this client. None: only if `config` is given.
 
         Raises:
-            RolloutError: bad settings, no cluster at the address, no service there that may be attached to, or one
-                that runs with other settings than `config` sets.
+            RolloutError: bad arguments or settings, no cluster at the address, no service there that may be attached
+                to, or one that runs with other settings than `config` sets.
         """
+        _check_arguments(address, config, start)
         import ray
 
         from deploy import service
@@ -83,9 +86,28 @@ class RolloutClient:
             else:
                 self._coordinator = self._attach() or self._start_if(may_start)
             self.config: RolloutConfig = service.call(self._coordinator.configuration.remote())
-            self._refuse_other_settings()
+            attaching.refuse_others(self._settings, self.config)
         except BaseException:
             self.close()
+            raise
+
+    @classmethod
+    async def astart(
+        cls, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
+    ) -> Self:
+        """The constructor for an event loop: `client = await RolloutClient.astart(...)`. The imports, Ray's start and
+        the wait for the service go on in a thread; cancelled, it stops what it started by then.
+
+        Args and errors are the constructor's.
+        """
+        _check_arguments(address, config, start)
+        starter = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollout-client-start")
+        made = starter.submit(cls, address, config=config, start=start)
+        starter.shutdown(wait=False)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(made))
+        except asyncio.CancelledError:
+            made.add_done_callback(_abandon)
             raise
 
     def _attach(self) -> Any:
@@ -107,21 +129,6 @@ class RolloutClient:
             "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
         )
 
-    def _refuse_other_settings(self) -> None:
-        """What a collection may choose for itself (`tasks`), and the size of the service, may differ."""
-        running = self.config.model_dump()
-        for dotted, value in self._settings.explicit().items():
-            section, _, _ = dotted.partition(".")
-            there: Any = running
-            for part in dotted.split("."):
-                there = there[part] if isinstance(there, dict) else None  # a section that is left out there
-            if section not in ("tasks", "service") and there != value:
-                raise ServiceError(
-                    f"{dotted}: the running service {self.config.service.name!r} has "
-                    f"{shown(there, dotted)}, not {shown(value, dotted)}.",
-                    "Attach without this setting, or start a service of another service.name.",
-                )
-
     # Collections -----------------------------------------------------------------------------------------------------
 
     def stream(
@@ -139,12 +146,13 @@ class RolloutClient:
                 old when it is taken. Count the groups that you take and drop as well: who asks for more than these
                 before the next update waits for it.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`); what is left out comes from the configuration. With `seed` the same call gives the
-                same tasks and episode seeds; without, a collection goes on where the last one of the same selection
-                stopped.
+                `policy.sampling`), and `max_attempts`, `max_staleness` and `late` (as in `service`); what is left out,
+                or None, comes from the configuration. With `seed` the same call gives the same tasks and episode
+                seeds; without, a collection goes on where the last one of the same selection stopped.
 
         Raises:
-            TaskError: unknown domain, split or task id, or n is not divisible by the group size.
+            TaskError: unknown domain, split or task id, n is not divisible by the group size, or an argument is of the
+                wrong type or out of range.
             ConfigError: sampling settings that there are not.
         """
         stream = self._submit(n, group_size, selection, groups_per_update)
@@ -154,7 +162,8 @@ class RolloutClient:
     def astream(
         self, n: int | None = None, *, group_size: int = 1, groups_per_update: int | None = None, **selection: Any
     ) -> GroupStream:
-        """`stream` for an event loop: `async for group in client.astream(...)`. Errors come with the first group."""
+        """`stream` for an event loop: `async for group in client.astream(...)`. What is wrong with the arguments by
+        themselves is said at once; what only the service can tell comes with the first group."""
         return self._submit(n, group_size, selection, groups_per_update)
 
     def collect(
@@ -170,6 +179,7 @@ class RolloutClient:
                 what came.
             TaskError: as `stream`.
         """
+        arguments.truth("progress", progress)
         came: list[Trajectory] = []
         with (
             contextlib.closing(self.stream(n, group_size=group_size, **selection)) as stream,
@@ -387,15 +397,15 @@ class RolloutClient:
         unknown = sorted(set(selection) - set(SELECTION))
         if unknown:
             raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
+        chosen = attaching.chosen(self._settings)
+        if selection.get("domain") is not None:
+            chosen.pop("ids", None)
+        chosen |= {name: value for name, value in selection.items() if value is not None}
+        if "sampling" in chosen:
+            chosen["sampling"] = self._sampling(chosen["sampling"])
+        request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **chosen)
         if not self._ray.is_initialized():
             raise ServiceError("This client is closed.", "Make another.")
-        if selection.get("sampling") is not None:
-            selection = selection | {"sampling": self._sampling(selection["sampling"])}
-        own = {name.removeprefix("tasks."): v for name, v in self._settings.explicit().items() if name[:6] == "tasks."}
-        own.pop("seed", None)  # the service's sampler has it already; as an argument it would start the epoch anew
-        if "domain" in selection:
-            own.pop("ids", None)
-        request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **own | selection)
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
 
     def _sampling(self, given: Any) -> Sampling:
@@ -403,9 +413,29 @@ class RolloutClient:
         if isinstance(given, Sampling):
             return given
         if not isinstance(given, Mapping):
-            raise ConfigError(f"sampling is {given!r}.", "Give a mapping, such as {'temperature': 0.7}.")
+            raise ConfigError(f"sampling is {shown(given)}.", "Give a mapping, such as {'temperature': 0.7}.")
         named = {f"policy.sampling.{name}": value for name, value in given.items()}
         return self.config.with_overrides(named).policy.sampling
+
+
+def _abandon(made: concurrent.futures.Future[Any]) -> None:
+    """Close a client that nobody waited for. In a thread: this may be called on an event loop."""
+    if made.exception() is None:
+        threading.Thread(target=made.result().close, name="rollout-client-close").start()
+
+
+def _check_arguments(address: Any, config: Any, start: Any) -> None:
+    if isinstance(address, RolloutConfig):
+        raise ConfigError("address is a RolloutConfig.", "Write RolloutClient(config=...).")
+    if address is not None and not (isinstance(address, str) and address.strip()):
+        raise ConfigError(
+            f"address is {shown(address)}.", 'Give "auto" or the address of a Ray cluster, or leave it out.'
+        )
+    if config is not None and not isinstance(config, RolloutConfig):
+        raise ConfigError(f"config is {shown(config)}.", "Give a RolloutConfig, such as RolloutConfig.load(path).")
+    arguments.optional(arguments.truth, "start", start)
+    if start is False and address is None:
+        raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
 
 
 def connect(address: str | None, namespace: str) -> None:
@@ -421,7 +451,7 @@ def connect(address: str | None, namespace: str) -> None:
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray.init("local", include_dashboard=False, **quiet)
+            _in_a_thread_that_stays(lambda: ray.init("local", include_dashboard=False, **quiet))
         else:
             _reach(address)
             ray.init(address, **quiet)
@@ -436,6 +466,27 @@ def connect(address: str | None, namespace: str) -> None:
             "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
             "Leave the address out for an embedded service.",
         ) from safe_cause(error)
+
+
+def _in_a_thread_that_stays(work: Callable[[], object]) -> None:
+    """Do it in this thread if it is the main one, else in one that stays until the process ends: on Linux the processes
+    of a cluster that Ray starts are killed with the thread that started them."""
+    if threading.current_thread() is threading.main_thread():
+        work()
+        return
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+            return
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="rollout-client-ray", daemon=True).start()
+    done.result()
 
 
 def _reach(address: str) -> None:

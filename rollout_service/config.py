@@ -212,6 +212,10 @@ _HEEDED_BY = {
             "start_seconds",
             "application",
             "http_port",
+            "http_host",
+            "http_body_bytes",
+            "http_body_seconds",
+            "http_prompts",
         ),
         _ENGINES_WITH_REPLICAS,
     ),
@@ -283,7 +287,7 @@ class Policy(_Section):
         description="where http_port listens on each node; 0.0.0.0: on every address. Whoever reaches it can sample",
     )
     http_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="of one request; 413 beyond it")
-    http_body_seconds: float = Field(30.0, gt=0, description="for a body to come; 408 after it")
+    http_body_seconds: Seconds = Field(30.0, description="for a body to come; 408 after it")
     http_prompts: int = Field(256, ge=1, description="of one request; 400 beyond it")
     script: Script = Script()
 
@@ -317,7 +321,14 @@ class Policy(_Section):
         if self.autoscaling is not None:
             why = "policy.autoscaling says how many replicas there are"
             self.refuse_idle({"replicas"}, "policy.", why, "Leave out one of them.")
+        if self.http_port is None:
+            self.refuse_idle({"http_host"}, "policy.", "policy.http_port is not set", "Set that too, or leave it out.")
         return self
+
+    @property
+    def serves(self) -> str:
+        """The model's name, or `scripted` where no model samples."""
+        return self.model or self.engine
 
     @property
     def tokenizer_name(self) -> str | None:

@@ -41,6 +41,21 @@ class FaultKind(StrEnum):
     SERVICE = "service"
     """This service: an actor died, a worker ran out of memory, an object was lost."""
 
+    @property
+    def remedy(self) -> str:
+        """What a person can do about faults of this kind."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    FaultKind.POLICY: "See the replicas' logs (or the server's at policy.url), and policy.timeout_seconds.",
+    FaultKind.USER_SIMULATOR: "Check user.model, user.base_url and the key in user.api_key_var; user.timeout_seconds "
+    "and user.retries bound its requests.",
+    FaultKind.ENVIRONMENT: "Leave the task out with tasks.ids if it is always the same one, and report it.",
+    FaultKind.EVALUATOR: "Check evaluation.judge if the tasks have NL assertions; else try evaluation.mode: official.",
+    FaultKind.SERVICE: "See the environment actors' logs; with too little memory, lower service.slots.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

@@ -11,8 +11,7 @@ import uuid
 from typing import Any
 
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import TaskError
-from rollout_service.request import CollectionRequest, EpisodeRequest
+from rollout_service.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.scheduling import Collection, Staleness
 
 
@@ -30,25 +29,17 @@ class Planner:
             version: of the weights that the trainer gave last.
 
         Raises:
-            TaskError: unknown tasks, n not divisible by the group size.
+            TaskError: unknown tasks, or too many of them for one collection.
             RolloutError: tasks unfit for the agent, or sampling settings unfit for the model.
         """
         from rollout_service.policy.context import check_sampling
         from rollout_service.tau2 import agent, tasks
 
-        for name in ("group_size", "groups_per_update"):
-            value = getattr(request, name)
-            if value is not None and value < 1:
-                raise TaskError(f"{name} is {value}.", "It must be at least 1.")
         if request.sampling is not None:
             check_sampling(self._config.policy, request.sampling)
         seed, sampler = self._sampler(request)
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
-        if n < 1 or n % request.group_size:
-            raise TaskError(
-                f"n={n} is not a positive multiple of group_size={request.group_size}.",
-                f"Ask for {max(1, round(n / request.group_size)) * request.group_size}, or another group size.",
-            )
+        check_episodes(n, request.group_size)
         chosen = sampler.whole if request.n is None else itertools.islice(sampler, n // request.group_size)
         first_draw = sampler.drawn
         if request.n is None:
@@ -71,13 +62,16 @@ class Planner:
                 for sample in range(request.group_size)
             ]
         service = self._config.service
+        attempts, oldest, late = (
+            getattr(service if getattr(request, name) is None else request, name) for name in OF_SERVICE
+        )
         collection = Collection(
             collection_id,
             n // request.group_size,
             request.group_size,
-            max_attempts=service.max_attempts,
+            max_attempts=attempts,
             max_buffered_groups=service.max_buffered_groups,
-            staleness=Staleness(service.max_staleness, service.late == "drop", request.groups_per_update),
+            staleness=Staleness(oldest, late == "drop", request.groups_per_update),
             version=version,
         )
         return collection, requests

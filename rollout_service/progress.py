@@ -62,6 +62,8 @@ class CollectionProgress:
             self.summary.add(trajectory)
         done = self.summary.episodes
         note = f"{done / max(self.seconds, 1e-9) * 60:.0f}/min"
+        if unscored := done - self.summary.scored:
+            note += f", {unscored} without a reward"
         if self._bar is not None:
             self._bar.update(self._task, advance=len(group), note=note)
         elif self._enabled and (time.perf_counter() - self._last_line >= _LINE_SECONDS or done == self._total):

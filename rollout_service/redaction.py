@@ -61,7 +61,10 @@ def shown(value: object, name: str = "", limit: int = 200) -> str:
     """How an error shows the bad value of a setting: nothing of it where the name says that it may be a secret."""
     if is_secret_name(name.lower().removesuffix("_var")):
         return "[not shown: it may be a secret]"
-    text = conceal(repr(value))
+    try:
+        text = conceal(repr(value))
+    except Exception:  # a repr that fails, as that of a whole number with too many digits does
+        return f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

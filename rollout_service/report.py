@@ -15,18 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout_service.doctor import Finding
+from rollout_service.errors import FaultKind
 from rollout_service.statistics import Summary
 from rollout_service.verify import Violation
 
 
 def print_summary(summary: Summary, seconds: float, *, where: Path | None = None) -> None:
-    """The closing tables of a collection that took `seconds`: rewards and outcomes by domain, then the totals."""
+    """The closing tables of a collection that took `seconds`: rewards and outcomes by domain, then the totals; then for
+    each kind of fault what the first one said, and what to do."""
     console = Console()
-    table = Table("domain", "episodes", "reward", "95% interval", "outcomes", title="Episodes")
+    table = Table("domain", "episodes", "scored", "reward", "95% interval", "outcomes", title="Episodes")
     for domain in summary.domains.values():
         reward = "–" if domain.mean_reward is None else f"{domain.mean_reward:.3f}"
         interval = "–" if domain.interval is None else "{:.3f} to {:.3f}".format(*domain.interval)
-        table.add_row(domain.domain, str(domain.episodes), reward, interval, _counts(domain.outcomes))
+        counts = str(domain.episodes), str(domain.scored)
+        table.add_row(domain.domain, *counts, reward, interval, _counts(domain.outcomes))
     console.print(table)
     totals = Table(show_header=False, title="Totals")
     for name, value in _totals(summary, seconds):
@@ -34,6 +37,9 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
     if where is not None:
         totals.add_row("stored in", str(where))
     console.print(totals)
+    for kind, count in sorted(summary.faults.items(), key=lambda item: -item[1]):
+        text = f"{count} aborted by {kind}, the first with: {summary.fault_texts[kind]} {FaultKind(kind).remedy}"
+        console.print(Text(" ".join(text.split())), soft_wrap=True)
 
 
 def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rollout_service.errors import Fault
 from rollout_service.trajectory import Outcome, Trajectory
@@ -118,15 +119,15 @@ class Collection:
         self.collection_id = collection_id
         self.group_size = group_size
         self.groups = groups
+        self.max_attempts = max_attempts
+        self.staleness = staleness
         self.retries = 0
         self.failed = 0
         self.late = 0
         """Trajectories that were too old, dropped and delivered alike."""
-        self._staleness = staleness
         self._version = version
         self._taken = 0
         """Groups handed out since the last weight update."""
-        self._max_attempts = max_attempts
         self._max_buffered = max_buffered_groups
         self._episodes = [_Episode() for _ in range(groups * group_size)]
         self._open = [group_size] * groups
@@ -151,21 +152,30 @@ class Collection:
         """True when every group was handed out, or none more will be."""
         return self._handed_out == self.groups or (self._cancelled and not self._ready)
 
+    def is_done(self, episode: int) -> bool:
+        """Whether the episode ended, and is not made again."""
+        return self._episodes[episode].done
+
+    @property
+    def held_back(self) -> Literal["buffer", "staleness"] | None:
+        """Why no new group may start: too many finished ones wait to be taken, or it would be too old by the time that
+        it is handed out. None: one may, or there is none."""
+        if self._cancelled or self._next_new == len(self._episodes) or self._next_new % self.group_size:
+            return None
+        if len(self._ready) >= self._max_buffered:
+            return "buffer"
+        ahead = self._next_new // self.group_size - self._handed_out
+        return None if self.staleness.in_time(self._taken + ahead) else "staleness"
+
     def offers(self) -> list[int]:
         """Episodes that may start next, the preferred first: a repeated one, then the next of the open or a new group.
 
-        No new group while too many finished ones wait to be taken (backpressure), or while it would be too old by the
-        time that it is handed out (staleness).
+        No new group while one is `held_back`.
         """
         if self._cancelled:
             return []
         offers = [self._again[0]] if self._again else []
-        starts_group = self._next_new % self.group_size == 0
-        ahead = self._next_new // self.group_size - self._handed_out
-        held_back = starts_group and (
-            len(self._ready) >= self._max_buffered or not self._staleness.in_time(self._taken + ahead)
-        )
-        if self._next_new < len(self._episodes) and not held_back:
+        if self._next_new < len(self._episodes) and self.held_back is None:
             offers.append(self._next_new)
         return offers
 
@@ -188,12 +198,12 @@ class Collection:
         state = self._episodes[episode]
         if state.done:
             raise ValueError(f"episode {episode} of {self.collection_id} is done already")
-        if fault is not None and fault.retryable and state.attempts < self._max_attempts and not self._cancelled:
+        if fault is not None and fault.retryable and state.attempts < self.max_attempts and not self._cancelled:
             state.failed_on.add(actor)
             self._repeat(episode)
             return False
         state.oldest_version = versions[0] if versions and fault is None else None  # what failed has no age
-        if self._is_dropped(episode) and state.attempts < self._max_attempts and not self._cancelled:
+        if self._is_dropped(episode) and state.attempts < self.max_attempts and not self._cancelled:
             self.late += 1
             self._repeat(episode)
             return False
@@ -217,16 +227,16 @@ class Collection:
         A group in which a trajectory became too old while it waited is not ready any more: that one is made again.
         """
         while self._ready:
-            group = min(self._ready, key=self._age) if self._staleness.maximum is not None else self._ready[0]
+            group = min(self._ready, key=self._age) if self.staleness.maximum is not None else self._ready[0]
             self._ready.remove(group)
             members = range(group * self.group_size, (group + 1) * self.group_size)
-            late = [e for e in members if self._staleness.late(self._episodes[e].oldest_version, self._version)]
-            again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self._max_attempts]
+            late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
+            again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self.max_attempts]
             if not again or self._cancelled:
                 self.late += len(late)
                 self._handed_out += 1
                 self._taken += 1
-                expired = tuple(late) if self._staleness.drop else ()
+                expired = tuple(late) if self.staleness.drop else ()
                 self.failed += len(expired)
                 return Handout(group, expired)
             self.late += len(again)
@@ -246,8 +256,8 @@ class Collection:
         self.retries += 1
 
     def _is_dropped(self, episode: int) -> bool:
-        late = self._staleness.late(self._episodes[episode].oldest_version, self._version)
-        return late and self._staleness.drop
+        late = self.staleness.late(self._episodes[episode].oldest_version, self._version)
+        return late and self.staleness.drop
 
     def cancel(self) -> None:
         """Start nothing more."""

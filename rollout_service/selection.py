@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from rollout_service.errors import TaskError
+from rollout_service.redaction import shown
 
 _EXAMPLE = "Give a name, or a mix such as {'retail': 2, 'airline': 1}; as text, retail=2,airline=1."
 
@@ -36,12 +37,12 @@ def read_domain(given: Any, field: str) -> str | dict[str, float]:
             return given
         given = _parsed(given, field)
     if not isinstance(given, Mapping):
-        raise TaskError(f"{field} is {given!r}.", _EXAMPLE)
+        raise TaskError(f"{field} is {shown(given)}.", _EXAMPLE)
     if not given:
         raise TaskError(f"{field} is a mix without a domain.", _EXAMPLE)
     for name in given:
         if not isinstance(name, str) or not name.strip():
-            raise TaskError(f"{field}: {name!r} is no domain's name.", _EXAMPLE)
+            raise TaskError(f"{field}: {shown(name)} is no domain's name.", _EXAMPLE)
     return {name: _read_weight(name, weight, field) for name, weight in given.items()}
 
 
@@ -50,7 +51,8 @@ def _read_weight(name: str, given: Any, field: str) -> float:
         if isinstance(given, Real) and not isinstance(given, bool) and 0 < float(given) < math.inf:
             return float(given)
     raise TaskError(
-        f"{field}: the weight of {name} is {given!r}.", "A mix takes weights above 0; leave out a domain without one."
+        f"{field}: the weight of {name} is {shown(given)}.",
+        "A mix takes weights above 0; leave out a domain without one.",
     )
 
 
@@ -77,12 +79,14 @@ def read_ids(given: Any, field: str) -> list[str]:
         TaskError: it is something else, text for instance, or has no entry.
     """
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
-        raise TaskError(f"{field} is {given!r}, not a list.", "Give a list of task ids, such as ['0', '7'].")
+        raise TaskError(f"{field} is {shown(given)}, not a list.", "Give a list of task ids, such as ['0', '7'].")
     if not given:
         raise TaskError(f"{field} is empty.", "Leave it out for the whole split.")
     for task_id in given:
         if isinstance(task_id, bool) or not isinstance(task_id, (str, Integral)):
-            raise TaskError(f"{field}: {task_id!r} is no task id.", "Ids are text; `rollout-service tasks` lists them.")
+            raise TaskError(
+                f"{field}: {shown(task_id)} is no task id.", "Ids are text; `rollout-service tasks` lists them."
+            )
     return [str(task_id) for task_id in given]
 
 

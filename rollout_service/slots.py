@@ -71,6 +71,10 @@ class Slots:
             finally:
                 del self._clocks[request.trajectory_id]
 
+    def places(self) -> dict[str, tuple[float, str]]:
+        """Of each episode that runs, by trajectory id: seconds since it was given a slot, and what it is in."""
+        return {name: (clock.age, clock.place) for name, clock in self._clocks.items()}
+
     def cancel(self, trajectory_ids: Iterable[str]) -> None:
         """End these episodes as soon as they notice; they come back as aborted."""
         for trajectory_id in trajectory_ids:

@@ -1,7 +1,7 @@
 """Counts, means and intervals over trajectories.
 
-Invariant: a `Summary` holds numbers only. It forgets a trajectory as soon as it has counted it, so a stream of any
-length can be summarized, and an episode that was not scored is in no mean.
+Invariant: a `Summary` holds numbers, and one text for each kind of fault. It forgets a trajectory as soon as it has
+counted it, so a stream of any length can be summarized, and an episode that was not scored is in no mean.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Summary:
     """Episodes by `termination_reason`."""
     faults: Counter[str] = field(default_factory=Counter)
     """Episodes that a fault stopped for good, by its kind."""
+    fault_texts: dict[str, str] = field(default_factory=dict)
+    """What the first fault of each kind said."""
     retries: int = 0
     """Attempts that a fault stopped and that were made again."""
     policy_tokens: int = 0
@@ -75,13 +77,20 @@ class Summary:
     user_cost_usd: float | None = 0.0
     """US dollars spent on user simulation; None as soon as one episode's cost is not known."""
 
+    @property
+    def scored(self) -> int:
+        """Episodes with a reward."""
+        return sum(domain.scored for domain in self.domains.values())
+
     def add(self, trajectory: Trajectory) -> None:
         """Count one trajectory."""
         self.episodes += 1
         self._add_to_domain(trajectory)
         self.termination_reasons[trajectory.termination_reason] += 1
         if trajectory.fault is not None:
-            self.faults[str(trajectory.fault.kind)] += 1
+            kind = str(trajectory.fault.kind)
+            self.faults[kind] += 1
+            self.fault_texts.setdefault(kind, f"{trajectory.fault.error}: {trajectory.fault.message}")
         self.retries += trajectory.attempt - 1
         self.policy_tokens += trajectory.policy_token_count
         self.unknown_tokens += trajectory.unknown_token_count

@@ -114,6 +114,20 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
         (["verify", "x.jsonl", "--check", "rewards"], "no check 'rewards'"),
         (["collect", "--set", "user.model=openai/m", "--set", "user.api_key_var=NO_KEY"], "NO_KEY is not set"),
         (["collect", "--no-such-option"], "no-such-option"),
+        (["collect", "-o", "x.jsonl", "--append", "--overwrite"], "--append and --overwrite"),
+        (["collect", "--append"], "--append is given, but no --output"),
+        (["collect", "--start"], "--start goes with --address"),
+        (["collect", "-n", "7", "--group-size", "2"], "n=7 is not a positive multiple of group_size=2"),
+        (["collect", "--domain", "retail=2,airline"], "'airline' is not a domain with its weight"),
+        (["collect", "--domain", "retail", "--set", "tasks.domain=mock"], "an option that says the same"),
+        (["collect", "--set", "=3"], "there is no name before the '='"),
+        (["collect", "--set", "limits.max_turns=yes"], "limits.max_turns is True"),
+        (
+            ["doctor", "--set", "policy.model=Qwen/Qwen3-0.6B"],
+            "policy.model (from argument) is set, but policy.engine is",
+        ),
+        (["tasks", "--split", "test"], "--split is given, but no --domain"),
+        (["verify", "x.jsonl", "--show", "-1"], "--show"),
     ],
 )
 def test_bad_input_is_one_paragraph_without_a_traceback_and_exit_code_2(arguments, message):

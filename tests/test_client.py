@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -11,10 +12,12 @@ import pytest
 import ray
 
 from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
+from rollout_service import stream as streams
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
 from rollout_service.verify import verify
 from tests.support import openai_server
+from tests.support.episodes import settings
 from tests.support.services import start
 
 
@@ -87,11 +90,35 @@ def test_a_mix_of_domains_and_chosen_ids_can_be_asked_for(client):
         ({"domain": "retial"}, "retial.*Choose one of"),
         ({"split": "dev"}, "no split 'dev'"),
         ({"ids": ["nope"]}, "'nope'.*Valid"),
+        ({"ids": "create_task_1"}, "ids is 'create_task_1', not a list"),
+        ({"n": "8"}, "n is '8'"),
+        ({"n": 2, "group_size": True}, "group_size is True"),
+        ({"domain": {"mock": -1}}, "weight of mock is -1"),
+        ({"domain": {"mock": 1, "telecom": 1}, "ids": ["x"]}, "not with a mix"),
+        ({"seed": 1.5}, "seed is 1.5"),
     ],
 )
 def test_a_collection_that_cannot_be_made_is_refused_in_words(client, arguments, message):
     with pytest.raises(TaskError, match=message):
         client.collect(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((RolloutConfig(), None, None), r"address is a RolloutConfig\. Write RolloutClient\(config="),
+        (("", None, None), "address is ''"),
+        ((None, {"limits.max_turns": 3}, None), r"config is .*Give a RolloutConfig"),
+        (("auto", None, "yes"), "start is 'yes'"),
+        ((None, None, False), "start is False, but without an address"),
+    ],
+)
+def test_a_client_s_own_arguments_are_checked_before_anything_starts(arguments, message):
+    address, config, begin = arguments
+    with pytest.raises(ConfigError, match=message):
+        RolloutClient(address, config=config, start=begin)
+    with pytest.raises(ConfigError, match=message):
+        asyncio.run(RolloutClient.astart(address, config=config, start=begin))
 
 
 def test_an_unknown_argument_is_refused_with_the_known_ones(client):
@@ -207,6 +234,33 @@ def test_attaching_with_other_settings_than_the_service_has_is_refused(client):
         RolloutClient("auto", config=other)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"service.max_buffered_groups": 3}, r"service\.max_buffered_groups: .*'shared' has 64, not 3"),
+        ({"service.slots": 3}, r"service\.slots: .*'shared' has 16, not 3"),
+        ({"policy.script.early_stop": 0.5}, r"policy\.script\.early_stop: .*'shared' has 0\.0, not 0\.5"),
+    ],
+)
+def test_an_attached_client_does_not_get_other_settings_than_it_sets(client, overrides, message):
+    own = RolloutConfig.load(overrides={"service.name": "shared"} | overrides, environ={})
+    with pytest.raises(ServiceError, match=message):
+        RolloutClient("auto", config=own)
+
+
+def test_an_attached_client_s_attempts_and_staleness_are_those_of_its_collections(cluster):
+    # A turn that waits longer than it may is a fault; each is tried again, unless the client says otherwise.
+    slow = {"latency": {"mean": 0.5}}
+    with start("patient", policy__script=slow, policy__timeout_seconds=0.2, service__max_attempts=2) as service:
+        own = {"service.name": "patient", "service.max_attempts": 1, "service.max_staleness": 0}
+        attached = RolloutClient("auto", config=RolloutConfig.load(overrides=own, environ={}))
+        for client, attempts in ((service, 2), (attached, 1)):
+            (group,) = client.stream(1, seed=0)
+            assert [t.attempt for t in group] == [attempts]
+        (group,) = service.stream(1, seed=0, max_attempts=1)
+        assert [t.attempt for t in group] == [1]
+
+
 def test_an_attached_client_chooses_its_own_tasks(client):
     own = RolloutConfig.load(
         overrides={"service.name": "shared", "tasks.domain": "telecom", "tasks.split": "small"}, environ={}
@@ -297,7 +351,12 @@ def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
     with start("failing", policy__script=slow, policy__timeout_seconds=0.6, service__max_attempts=1) as client:
         with pytest.raises(IncompleteCollection) as caught:
             client.collect(27, seed=0, progress=False)
-        assert client.status()["faults"] == {"policy": len(caught.value.failures)}
+        status = client.status()
+        assert status["faults"] == {"policy": len(caught.value.failures)}
+        assert "the policy gave no answer" in status["last_faults"]["policy"]
+        rewards = caught.value.batch.rewards
+        assert (status["finished"], status["scored"]) == (27, len(rewards))
+        assert status["mean_reward"] == pytest.approx(rewards.mean())
     batch, failures = caught.value.batch, caught.value.failures
     assert len(batch) + len(failures) == 27
     assert batch
@@ -338,11 +397,86 @@ def test_a_user_simulator_that_misbehaves_changes_no_reward_and_stalls_no_neighb
     assert violations(trajectories) == []
 
 
+def test_a_stream_that_waits_says_for_what(cluster, monkeypatch, caplog):
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.5)
+    with start("waiting", user__script={"latency": {"mean": 600.0}}, service__slots=2) as client:
+        stream = client.stream(4, group_size=2, seed=0)
+
+        def take() -> None:
+            with contextlib.suppress(ServiceError):  # the stream is closed below
+                list(stream)
+
+        waiting = threading.Thread(target=take, daemon=True)
+        waiting.start()
+        wait_until(lambda: "waiting for 2 episodes running, the oldest for" in caplog.text)
+        wait_until(lambda: "2 in the user simulator" in caplog.text)
+
+        async def impatient():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(client.astream(2, seed=1)), 3.0)
+
+        asyncio.run(impatient())
+        (progress,) = [c for name, c in client.status()["collections"].items() if name == stream.collection_id]
+        assert progress["places"] == {"the user simulator": 2}
+        assert progress["waits_for"].startswith("2 episodes running, the oldest for")
+        assert (progress["done"], progress["scored"], progress["mean_reward"]) == (0, 0, None)
+        stream.close()
+        waiting.join(60)
+    assert caplog.text.count("waiting for a free slot: all 2 are taken") >= 1
+
+
 def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(cluster):
     with start("solo", agent="solo", tasks__domain="telecom") as client:
         assert len(client.collect(2, split="small", progress=False)) == 2
         with pytest.raises(RolloutError, match="solo"):
             client.collect(1, domain="retail", progress=False)
+
+
+def test_a_client_is_started_from_a_running_loop_that_goes_on_meanwhile():
+    # In a process of its own: Ray itself is started there, in another thread than the main one.
+    import subprocess
+    import sys
+
+    program = """
+import asyncio
+from rollout_service import RolloutClient, RolloutConfig
+
+async def main():
+    ticks = 0
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+    ticker = asyncio.create_task(tick())
+    config = RolloutConfig.load(overrides={"tasks.domain": "mock", "service.actors": 1}, environ={})
+    async with await RolloutClient.astart(config=config) as client:
+        print("ticks", ticks)
+        print("rewards", [t.reward for t in await client.acollect(2)])
+    ticker.cancel()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    (ticks, rewards) = done.stdout.splitlines()
+    assert rewards == "rewards [1.0, 1.0]"
+    assert int(ticks.split()[1]) > 20, "a loop that stood still ticked once or twice"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_start_that_is_cancelled_leaves_no_service(cluster):
+    async def use():
+        config = settings(service__name="abandoned", service__actors=1, tasks__domain="mock")
+        starting = asyncio.create_task(RolloutClient.astart(config=config))
+        await asyncio.to_thread(wait_until, lambda: "abandoned-coordinator" in ray.util.list_named_actors())
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(use())
+    wait_until(lambda: not any(thread.name.startswith("rollout-client-") for thread in threading.enumerate()))
+    assert not [name for name in ray.util.list_named_actors() if name.startswith("abandoned")]
 
 
 def test_no_cluster_at_the_address_is_one_clear_error():

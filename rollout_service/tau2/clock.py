@@ -1,4 +1,4 @@
-"""Clock: an episode's deadline and its cancellation, for whatever waits in the episode's thread.
+"""Clock: an episode's age, deadline and cancellation, for whatever waits in the episode's thread.
 
 Invariant: nothing that waits through it waits beyond the deadline, or long after a cancellation.
 """
@@ -6,9 +6,10 @@ Invariant: nothing that waits through it waits beyond the deadline, or long afte
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from rollout_service.errors import EpisodeEnd
@@ -23,8 +24,25 @@ class Clock:
     """Says how long is left, waits no longer than that, and carries the cancellation."""
 
     def __init__(self, wall_seconds: float) -> None:
-        self._deadline = time.monotonic() + wall_seconds
+        self._start = time.monotonic()
+        self._deadline = self._start + wall_seconds
         self.cancelled = threading.Event()
+        self.place = "the environment"
+        """What the episode is in, or waits for."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the episode was given a slot."""
+        return time.monotonic() - self._start
+
+    @contextlib.contextmanager
+    def within(self, place: str) -> Iterator[None]:
+        """Say that the episode is in `place` for as long as this is open."""
+        before, self.place = self.place, place
+        try:
+            yield
+        finally:
+            self.place = before
 
     def remaining(self) -> float:
         """Seconds left.

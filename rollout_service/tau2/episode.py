@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from rollout_service import __version__, secrets
@@ -175,7 +175,7 @@ class _Episode:
         user = users.make(
             runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._clock
         )
-        users.timed(user, self._add_user_seconds)
+        users.watched(user, self._users_turn)
         return Orchestrator(
             domain=request.task.domain,
             agent=agent.make(self._config.agent, tools, world.get_policy(), task, self._take_turn),
@@ -188,8 +188,14 @@ class _Episode:
             solo_mode=solo,
         )
 
-    def _add_user_seconds(self, seconds: float) -> None:
-        self._timing.user_seconds += seconds
+    @contextlib.contextmanager
+    def _users_turn(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            with self._clock.within("the user simulator"):
+                yield
+        finally:
+            self._timing.user_seconds += time.perf_counter() - start
 
     def _take_turn(self, new_messages: Sequence[ChatMessage]) -> ParsedTurn:
         """One policy turn, from the orchestrator's thread."""
@@ -204,7 +210,8 @@ class _Episode:
             sampling = sampling.model_copy(update={"max_new_tokens": room})
         start = time.perf_counter()
         try:
-            generation = self._generate(input_ids, sampling, number, remaining)
+            with self._clock.within("the policy"):
+                generation = self._generate(input_ids, sampling, number, remaining)
         finally:
             seconds = time.perf_counter() - start
             self._timing.policy_seconds += seconds
@@ -274,7 +281,7 @@ class _Episode:
         start = time.perf_counter()
         runner = self._runner
         try:
-            with boundary(FaultKind.EVALUATOR):
+            with self._clock.within("the evaluation"), boundary(FaultKind.EVALUATOR):
                 return evaluation.score(
                     orchestrator,
                     end,

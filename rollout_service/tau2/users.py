@@ -7,6 +7,7 @@ as long as it says), and what it said never ends up in the conversation.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import functools
 import importlib.util
@@ -257,16 +258,13 @@ def check_endpoint(config: User) -> None:
         ) from safe_cause(error)
 
 
-def timed(user: Any, add_seconds: Callable[[float], None]) -> None:
-    """Have `user` report how long each of its turns takes."""
+def watched(user: Any, turn: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    """Have each turn of `user` pass within `turn()`."""
     generate = user.generate_next_message
 
     def generate_next_message(message: Any, state: Any) -> Any:
-        start = time.perf_counter()
-        try:
+        with turn():
             return generate(message, state)
-        finally:
-            add_seconds(time.perf_counter() - start)
 
     user.generate_next_message = generate_next_message
 

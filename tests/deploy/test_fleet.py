@@ -39,6 +39,7 @@ class Replicas:
         self.asked: list[tuple[Any, ...]] = []
         self.said: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
+        self.serves: dict[str, str] = {}
         self.covered: Names = None
         """The parameters that an update has, as they say."""
         self.without: dict[str, list[str]] = {}
@@ -54,7 +55,10 @@ class Replicas:
         await self.gate.wait()
         names = [name for name in self.names if name not in self.without.get(method, ())]
         states = {
-            name: ReplicaState(name, self.versions.get(name, 0), paused=False, running=0, pauses=4) for name in names
+            name: ReplicaState(
+                name, self.versions.get(name, 0), paused=False, running=0, pauses=4, serves=self.serves.get(name, "")
+            )
+            for name in names
         }
         if method == "check_update":
             states = {name: Fit(state, self.covered) for name, state in states.items()}
@@ -250,3 +254,12 @@ async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already
     await ours.resume()
     assert replicas.asked[1:] == [("pause", "in_place", 5), ("resume", 6)]
     assert (ours.orders.pause, ours.orders.pauses) == (None, 6)
+
+
+async def test_replicas_of_another_model_are_not_taken_over_under_the_name_of_this_one():
+    replicas = Replicas(["a", "b"])
+    replicas.serves = {"a": "scripted", "b": "scripted"}
+    await fleet(replicas).adopt()
+    replicas.serves["b"] = "/models/other"
+    with pytest.raises(ServiceError, match=r"the replicas of 'application' serve /models/other, not scripted"):
+        await fleet(replicas).adopt()

@@ -1,0 +1,43 @@
+"""What a collection waits for, in words.
+
+Invariant: only words; every number is the coordinator's, see `Coordinator.status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
+    """What keeps the next group of the collection from coming, as the service's status tells it."""
+    collection = status["collections"].get(collection_id)
+    if collection is None:
+        return "the service's answer: it does not know the collection (yet, or any more)"
+    parts = []
+    if status["actors"] == 0:
+        error = status["start_error"]
+        parts.append("an environment actor to come up" + (f", the last one failed: {error}" if error else ""))
+    if status["paused"]:
+        parts.append("client.resume(): the policy is paused")
+    if running := collection["running"]:
+        parts.append(_running(running, collection))
+    if again := collection["to_be_tried_again"]:
+        parts.append(f"{_episodes(again)} to be tried again after a fault")
+    if collection["held_back"] == "staleness":
+        parts.append("new weights: with older ones a further group would be too old (max_staleness)")
+    if not parts and collection["waiting"]:
+        parts.append(f"a free slot: all {status['slots']} are taken")
+    return "; ".join(parts) or "the next group to be handed over"
+
+
+def _running(running: int, collection: Mapping[str, Any]) -> str:
+    text = f"{_episodes(running)} running"
+    if (oldest := collection["oldest_seconds"]) is not None:
+        places = sorted(collection["places"].items(), key=lambda item: -item[1])
+        text += f", the oldest for {oldest:.0f} s, " + ", ".join(f"{count} in {place}" for place, count in places)
+    return text
+
+
+def _episodes(count: int) -> str:
+    return f"{count} episode{'' if count == 1 else 's'}"

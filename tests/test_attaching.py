@@ -1,0 +1,64 @@
+"""What a client's own settings may be beside those of the service that it attaches to."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollout_service import RolloutConfig
+from rollout_service.attaching import chosen, refuse_others
+from rollout_service.errors import ServiceError
+
+
+def settings(**overrides):
+    return RolloutConfig.load(overrides={k.replace("__", "."): v for k, v in overrides.items()}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"service__max_buffered_groups": 4},
+            r"max_buffered_groups: .* has 64, not 4\..*another service\.name",
+        ),
+        ({"service__slots": 4}, r"service\.slots: .* has 16, not 4"),
+        ({"service__actors": 4}, r"service\.actors: .* has 2, not 4"),
+        ({"limits__max_turns": 3}, r"limits\.max_turns: .* has 30, not 3"),
+        ({"policy__script": {"early_stop": 0.5}}, r"policy\.script\.early_stop: .* has 0\.0, not 0\.5"),
+        ({"policy__sampling": {"temperature": 0.5}}, r"has 1\.0, not 0\.5.*give sampling= to each collection"),
+        ({"policy__autoscaling": {"max_replicas": 2}}, r"policy\.autoscaling\.max_replicas: .* has None, not 2"),
+        ({"agent": "gt"}, r"agent: .* has 'llm', not 'gt'"),
+        ({"tasks__seed": 7}, r"tasks\.seed: .* has 0, not 7.*give seed= to each collection"),
+        ({"service__max_staleness": None}, r"service\.max_staleness: .* has 3, not None.*give max_staleness= to each"),
+        ({"tasks__ids": None}, r"tasks\.ids: .* has \['1'\], not None"),
+    ],
+)
+def test_what_differs_and_no_collection_can_choose_is_refused_with_both_values(own, message):
+    running = settings(service__actors=2, service__max_staleness=3, tasks__ids=["1"])
+    with pytest.raises(ServiceError, match=message):
+        refuse_others(settings(**own), running)
+
+
+def test_what_a_client_leaves_at_its_default_is_the_service_s():
+    refuse_others(settings(), settings(service__actors=2, limits__max_turns=3, service__max_staleness=1))
+    refuse_others(settings(service__name="other", limits__max_turns=3), settings(limits__max_turns=3))
+
+
+def test_what_a_collection_may_choose_goes_with_each_of_them():
+    own = settings(
+        tasks__domain="telecom",
+        tasks__split="small",
+        tasks__shuffle=False,
+        service__max_staleness=0,
+        service__late="deliver",
+        service__max_attempts=1,
+    )
+    refuse_others(own, settings(service__max_staleness=5))
+    assert chosen(own) == {
+        "domain": "telecom",
+        "split": "small",
+        "shuffle": False,
+        "max_staleness": 0,
+        "late": "deliver",
+        "max_attempts": 1,
+    }
+    assert chosen(settings()) == {}
