@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,17 @@ def broadcast(group: ProcessGroup, tensor: Any) -> None:
         import torch
 
         torch.cuda.current_stream(tensor.device).synchronize()
+
+
+def beside(tensor: Any) -> AbstractContextManager[Any]:
+    """Have this thread's work with the tensor run on a CUDA stream of its own. All threads share a device's default
+    stream: with a broadcast there that never ends, every other thread's next wait for the device would not end either.
+    """
+    if not tensor.is_cuda:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.stream(torch.cuda.Stream(tensor.device))
 
 
 def leave(group: ProcessGroup) -> None:

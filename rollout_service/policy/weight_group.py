@@ -255,7 +255,8 @@ def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> No
     """Broadcast what comes, in order; nothing more behind what failed."""
     for sent, tensor in iter(queue.get, None):
         try:
-            process_group.broadcast(group, tensor)
+            with process_group.beside(tensor):
+                process_group.broadcast(group, tensor)
         except BaseException as error:
             sent.set_exception(error)
             return
