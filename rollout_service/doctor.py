@@ -112,15 +112,11 @@ def _codec(config: RolloutConfig) -> str:
 
 
 def _context(config: RolloutConfig) -> str:
-    where = f"the endpoint {config.policy.url}" if config.policy.engine == "http" else "the policy"
-    return f"{where} takes {_context_length(config)} tokens, prompt and turn together"
-
-
-def _context_length(config: RolloutConfig) -> int:
     from rollout_service.policy import endpoint
     from rollout_service.policy.context import context_length
 
-    return context_length(asyncio.run(endpoint.settled(config.policy, retry_seconds=0)))
+    policy = asyncio.run(endpoint.settled(config.policy, retry_seconds=0))
+    return f"{context_length(policy):,} tokens, prompt and turn together"
 
 
 def _user(config: RolloutConfig) -> str:
@@ -149,6 +145,7 @@ def _memory(config: RolloutConfig) -> str:
     import tracemalloc
 
     from rollout_service.ledger import BYTES_PER_TOKEN
+    from rollout_service.policy.context import context_length, only_endpoint_knows
     from rollout_service.tau2 import domain, played, tasks
 
     chosen, count = config.tasks, 8
@@ -162,8 +159,11 @@ def _memory(config: RolloutConfig) -> str:
         sizes[name] = tracemalloc.get_traced_memory()[0] / len(kept) / 1024
         tracemalloc.stop()
     environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
-    tokens = _context_length(config) * BYTES_PER_TOKEN / 1024
-    return f"KiB per concurrent episode: environment {environments}; tokens at most {tokens:,.0f}"
+    policy = config.policy
+    tokens = "as many as the endpoint takes" if only_endpoint_knows(policy) else f"{context_length(policy):,}"
+    return (
+        f"KiB per concurrent episode: environment {environments}; tokens at most {tokens}, {BYTES_PER_TOKEN} bytes each"
+    )
 
 
 def _cluster(address: str) -> str:

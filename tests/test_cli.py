@@ -202,3 +202,13 @@ def test_doctor_says_ok_or_what_to_do():
     ill = cli("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
     assert ill.returncode == 1
     assert "nothing answers at" in ill.stdout.replace("\n", " ")
+
+
+def test_doctor_asks_an_endpoint_of_others_how_many_tokens_it_takes():
+    endpoint = ["--set", "policy.engine=http", "--set", "policy.url=http://127.0.0.1:9"]
+    endpoint += ["--set", "policy.tokenizer=rollout_service/assets/tokenizer"]
+    said = cli("doctor", *endpoint)
+    assert said.returncode == 1
+    assert "cannot be asked how many tokens it takes" in " ".join(said.stdout.split())
+    told = cli("doctor", *endpoint, "--set", "policy.context_length=4321")
+    assert (told.returncode, "4,321 tokens, prompt and turn together" in " ".join(told.stdout.split())) == (0, True)
