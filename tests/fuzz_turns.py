@@ -227,7 +227,8 @@ class WildPolicy:
 
 
 class WildUser(scripted_user.ScriptedUser):
-    """A user who calls its tools as wildly, and says goodbye only when the policy does."""
+    """A user who opens with words, calls its tools as wildly from then on, and says goodbye only when the policy does:
+    who ends an episode before the policy spoke is at fault."""
 
     writer: Writer
 
@@ -235,7 +236,8 @@ class WildUser(scripted_user.ScriptedUser):
         rng = self.writer.rng
         if isinstance(message, compat.AssistantMessage) and message.content == "Goodbye.":
             return self._say(rng.choice((compat.STOP, f"Thanks. {compat.STOP}", "###TRANSFER###")))
-        if self.tools and rng.random() < 0.4:
+        opening, self._spoke = not self._spoke, True
+        if self.tools and not opening and rng.random() < 0.4:
             calls = [self._call() for _ in range(rng.choice((1, 1, 3)))]
             reply = compat.UserMessage(role="user", tool_calls=calls, cost=0.0)
             with contextlib.suppress(ValueError):  # as of an API: what cannot be written out is asked for again
