@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from deploy import engines
 from deploy.replica import PolicyReplica
-from rollout_service.config import Policy, RolloutConfig, parse_value
+from rollout_service.config import Evaluation, Policy, RolloutConfig, User, parse_value
 from rollout_service.errors import ConfigError
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 
@@ -41,7 +41,9 @@ def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
         config = _from_arguments(config)
     if config.policy.engine == "http":
         raise ConfigError("policy.engine is http: its endpoint serves the policy.", "Choose an engine to serve one.")
-    return serve.deployment(**_options(config.policy))(PolicyReplica).bind(config)
+    # Serve stores what a replica is given, and the addresses of the other models may hold a password.
+    own = config.model_copy(update={"user": User(), "evaluation": Evaluation()})
+    return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own)
 
 
 def gpus(policy: Policy) -> float:

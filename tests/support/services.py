@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
+from deploy.replica import PolicyReplica
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
 
@@ -32,3 +34,10 @@ def client(cluster: None) -> Iterator[RolloutClient]:
     """The embedded default on the mock domain."""
     with start("shared") as service:
         yield service
+
+
+class TellingReplica(PolicyReplica):
+    """A replica that tells of its environment. It is here because Serve's processes import this module."""
+
+    async def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
