@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.server
 import json
@@ -18,7 +19,8 @@ import ray
 from ray import serve
 from ray.experimental import internal_kv
 
-from deploy import policy, replica
+from deploy import policy as application
+from deploy import replica
 from rollout_service import IncompleteCollection, RolloutClient, doctor, storage
 from rollout_service.chat import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, FaultKind, ServiceError, UserSimulatorError
@@ -97,7 +99,7 @@ def service(cluster: None) -> Iterator[Service]:
     ):
         patch.setenv("CANARY_OF_THE_JUDGE", JUDGE)
         patch.setenv("CANARY_OF_THE_REPLICA", REPLICA)
-        patch.setattr(policy, "PolicyReplica", TellingReplica)
+        patch.setattr(application, "PolicyReplica", TellingReplica)
         service = Service(user, judge)
         with service.client:
             yield service
@@ -117,8 +119,8 @@ def test_no_secret_comes_out_of_a_service_whose_episodes_fail(service, tmp_path)
     assert {request.key for request in service.judge.requests} == {JUDGE}
     assert "your key is Basic [redacted]" in failures[0].fault.message
     assert "your key is [redacted]" in failures[1].fault.message
-    application = serve.get_app_handle("canaries-policy")
-    assert application.variable.remote("CANARY_OF_THE_REPLICA").result(timeout_s=60) == REPLICA
+    replicas = serve.get_app_handle("canaries-policy")
+    assert replicas.variable.remote("CANARY_OF_THE_REPLICA").result(timeout_s=60) == REPLICA
 
     for error in (*errors, *refusals(service)):
         assert found_in(told(error)) == []
@@ -248,5 +250,8 @@ def played_over(url: str) -> Trajectory:
         policy__context_length=32768,
         policy__retry_seconds=0.0,
     )
-    runner = episodes.runner(config, SglangHttpPolicy(url, 0.0))
-    return runner.run(episodes.request(tasks.references("mock", "base", [JUDGED])[0]))
+    policy = SglangHttpPolicy(url, 0.0)
+    try:
+        return episodes.runner(config, policy).run(episodes.request(tasks.references("mock", "base", [JUDGED])[0]))
+    finally:
+        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(timeout=30)
