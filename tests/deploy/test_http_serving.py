@@ -242,4 +242,6 @@ async def test_slime_s_generate_is_exact_on_a_real_server_and_goes_on_after_its_
         whole = [len(turn) == how["max_new_tokens"] or turn[-1] == end_of_turn for turn in turns]
         assert len(turns) == 2, "τ² begins with the user, who says two things"
         assert all(whole), "a turn that was interrupted is as long as any"
-        assert set(sample.weight_versions) == {"9"}, "of a turn the newest, as slime itself has it"
+        first_turn, second_turn = sample.weight_versions
+        assert first_turn in ("0", "9"), "it began before the update, and had perhaps sampled nothing by then"
+        assert second_turn == "9"
