@@ -286,6 +286,7 @@ class RolloutClient:
 
         if backend not in ("nccl", "gloo"):
             raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
+        arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
         if (
             isinstance(timeout_seconds, bool)
             or not isinstance(timeout_seconds, (int, float))
@@ -345,10 +346,13 @@ class RolloutClient:
     def _update(self, weights: Any, version: int, mode: UpdateMode, group: WeightGroup | None) -> WeightUpdate:
         refuse_mode(mode)
         refuse_version(version)
+        if group is not None and not hasattr(group, "refuse_if_left"):
+            raise WeightError(f"group is {shown(group)}.", "Give what client.weight_group() returns.")
         if isinstance(weights, (str, os.PathLike)):
             if group is not None:
                 raise WeightError("A checkpoint does not go through a process group.", "Leave out the group.")
-            return WeightUpdate(Checkpoint(os.path.abspath(os.fsdecode(weights))), version, mode)
+            folder = arguments.text("weights", os.fsdecode(weights), "/ckpt/step_40", WeightError)
+            return WeightUpdate(Checkpoint(os.path.abspath(folder)), version, mode)
         if not isinstance(weights, Mapping):
             raise WeightError(
                 f"weights is a {type(weights).__name__}.", "Give a checkpoint folder, or tensors by name: state_dict()."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from rollout_service import RolloutConfig, TrajectoryBatch, storage
 from rollout_service.adapters import checks, trl, verl
 from rollout_service.adapters import torch as torch_adapter
+from rollout_service.cli import main
 from rollout_service.config import field_names
 from rollout_service.tau2 import tasks
 from tests.support import arguments
@@ -142,3 +145,34 @@ def test_a_setting_is_taken_as_it_is_or_refused_by_the_name_of_its_section_at_le
         taken = getattr(taken, name)
     no_limit = field == "policy.sampling.top_k" and value in (0, "0") and taken == -1  # SGLang's word for it
     assert no_limit or _same(value, taken), f"{what} was taken as {taken!r}"
+
+
+COMMANDS = {
+    "tasks --domain": ["tasks", "--domain"],
+    "tasks --split": ["tasks", "--domain", "retail", "--split"],
+    "verify --check": ["verify", "missing.jsonl", "--check"],
+    "verify --show": ["verify", "missing.jsonl", "--show"],
+    "prepare-data --domain": ["prepare-data", "--output", "p.jsonl", "--domain"],
+    "prepare-data --split": ["prepare-data", "--output", "p.jsonl", "--domain", "mock", "--split"],
+    "prepare-data --output": ["prepare-data", "--domain", "mock", "--output"],
+    "size --episodes": ["size", "--model", ".", "--gpu-memory", "80", "--context", "100", "--episodes"],
+    "collect --n": ["collect", "--n"],
+    "collect --group-size": ["collect", "--group-size"],
+    "collect --config": ["collect", "--config"],
+    "collect --set": ["collect", "--set"],
+    "collect --output": ["collect", "--output"],
+    "doctor --set": ["doctor", "--set"],
+    "doctor --config": ["doctor", "--config"],
+}
+WRONG_TEXT = st.sampled_from(["0", "-1", "1.5", "nan", "x", " ", "=", "a.b=1", "limits.max_turns=no", "\x00"])
+
+
+@settings(max_examples=120, deadline=None, database=None)
+@given(st.sampled_from(sorted(COMMANDS)), WRONG_TEXT)
+def test_a_wrong_option_ends_the_command_with_2_and_a_paragraph(command: str, value: str):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
+        main([*COMMANDS[command], value])
+    assert ended.value.code == 2, f"{command} {value!r}: {said.getvalue()}"
+    assert "Traceback" not in said.getvalue()
+    assert "Error" in said.getvalue()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 import ray
 
@@ -17,6 +18,7 @@ from rollout_service.errors import ConfigError, FaultKind, RolloutError, Service
 from rollout_service.tau2 import tasks
 from rollout_service.verify import verify
 from tests.support import openai_server
+from tests.support.arguments import check, nothing, one_of, or_none, truth, whole
 from tests.support.episodes import settings
 from tests.support.services import start
 
@@ -119,6 +121,53 @@ def test_a_client_s_own_arguments_are_checked_before_anything_starts(arguments, 
         RolloutClient(address, config=config, start=begin)
     with pytest.raises(ConfigError, match=message):
         asyncio.run(RolloutClient.astart(address, config=config, start=begin))
+
+
+TAKES = {
+    "n": or_none(whole(1, 1_000_000)),
+    "group_size": lambda value: whole(1, 8)(value) and 8 % value == 0,
+    "groups_per_update": or_none(whole(1)),
+    "domain": or_none(one_of("retail")),
+    "split": or_none(nothing),
+    "ids": or_none(nothing),
+    "shuffle": or_none(truth),
+    "seed": or_none(whole()),
+    "sampling": or_none(one_of({})),
+    "max_attempts": or_none(whole(1)),
+    "max_staleness": or_none(whole(0)),
+    "late": or_none(nothing),
+}
+"""Arguments of a collection, and which values of `tests.support.arguments` fit."""
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_an_argument_of_a_collection_is_taken_as_it_is_or_refused_by_its_name(client, name):
+    def stream(value):
+        client.stream(**{"n": 8} | {name: value}).close()
+
+    check(stream, name, TAKES[name], examples=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "says"),
+    [
+        ("weights", lambda value: isinstance(value, str) and bool(value.strip()), ""),  # the name of a checkpoint
+        ("mode", nothing, "mode"),
+        ("group", or_none(nothing), "group"),
+    ],
+)
+def test_an_argument_of_an_update_is_taken_or_refused_by_its_name(client, name, fits, says):
+    right = {"weights": {"w": np.zeros(1, np.float32)}}
+    check(lambda value: client.update_weights(**right | {name: value}), name, fits, says=says, examples=30)
+
+
+@pytest.mark.parametrize("name", ["backend", "address", "timeout_seconds"])
+def test_an_argument_of_a_weight_group_is_refused_by_its_name(client, name):
+    check(lambda value: client.weight_group(**{"backend": "gloo", name: value}), name, nothing, says="", examples=30)
+
+
+def test_how_replicas_pause_is_one_of_the_known_ways(client):
+    check(client.pause, "mode", nothing, examples=30)
 
 
 def test_an_unknown_argument_is_refused_with_the_known_ones(client):

@@ -104,5 +104,6 @@ def test_slime_gets_a_placeholder_that_is_in_no_mean(silent: dict[str, Any]) -> 
 
 def test_it_needs_no_tokenizer_to_be_taken(silent: dict[str, Any]) -> None:
     made = group(silent)
-    made[2].provenance = Provenance(tokenizer_fingerprint="another")
-    collate_padded(made, 0, unscored="mask", tokenizer_fingerprint=made[0].provenance.tokenizer_fingerprint)
+    for number, trajectory in enumerate(made):
+        trajectory.provenance = Provenance(tokenizer_fingerprint="another" if number == 2 else "ours")
+    collate_padded(made, 0, unscored="mask", tokenizer_fingerprint="ours")
