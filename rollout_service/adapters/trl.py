@@ -188,7 +188,7 @@ def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:
             for group in stream:
                 task = group[0].task
                 key = task.domain, task.split, task.task_id
-                checks.check_groups(group, wanted[key])
+                checks.check_groups(group, wanted.get(key))
                 found[key] = iter(group)
     if missing := sorted(wanted.keys() - found.keys()):
         raise TrainingDataError(f"The group of {'/'.join(missing[0])!r} never came.", "See client.status().")
