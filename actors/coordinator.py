@@ -17,10 +17,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+import rollout_service.secrets as secrets
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
 from deploy.replica import Orders, ReplicaState
-from rollout_service import secrets
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.planning import Planner

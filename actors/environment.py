@@ -10,7 +10,7 @@ import functools
 import gc
 from typing import Any
 
-from rollout_service import secrets
+import rollout_service.secrets as secrets
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
 from rollout_service.scheduling import EpisodeSummary

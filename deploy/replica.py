@@ -19,9 +19,9 @@ import numpy.typing as npt
 import ray
 from ray import serve
 
+import rollout_service.secrets as secrets
 from deploy import engines, http_api
 from deploy.turnstile import Turnstile
-from rollout_service import secrets
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
 from rollout_service.policy.base import Generation, Sampling

@@ -16,9 +16,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
+import rollout_service.secrets as secrets
 from actors.coordinator import Coordinator
 from deploy import policy
-from rollout_service import secrets
 from rollout_service.config import Policy, RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, last_cause
 from rollout_service.redaction import safe_cause, shows_secret

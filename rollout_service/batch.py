@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+import rollout_service.arguments as arguments
 import rollout_service.storage as storage
-from rollout_service import arguments
 from rollout_service.errors import ConfigError, RolloutError
 from rollout_service.redaction import shown
 from rollout_service.trajectory import CONTEXT_VERSION, TokenSegment, Trajectory

@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from rollout_service import arguments, attaching, secrets
+import rollout_service.arguments as arguments
+import rollout_service.attaching as attaching
+import rollout_service.secrets as secrets
 from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args,
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.errors import ConfigError, TaskError
 from rollout_service.policy.base import Sampling
 from rollout_service.redaction import redact, shown

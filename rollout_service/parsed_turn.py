@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout_service import call_formats
+import rollout_service.call_formats as call_formats
 
 ChatMessage = dict[str, Any]
 

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.errors import Fault, TaskError
 from rollout_service.policy.base import Sampling
 from rollout_service.redaction import shown

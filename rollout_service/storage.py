@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.errors import StorageError
 from rollout_service.parquet import ParquetSink, check_version, parquet_rows, to_json, to_record, unstorable
 from rollout_service.trajectory import Trajectory

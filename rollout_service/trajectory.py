@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service import schema
+import rollout_service.schema as schema
 from rollout_service.errors import Fault
 
 SCHEMA_VERSION = 2

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout_service import record_check
+import rollout_service.record_check as record_check
 from rollout_service.chat import ChatCodec
 from rollout_service.errors import CodecError, ConfigError, TaskError
 from rollout_service.storage import Unreadable

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.batch import TrajectoryBatch
 from rollout_service.chat import ChatCodec
 from rollout_service.errors import RolloutError

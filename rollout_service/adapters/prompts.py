@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.errors import StorageError, TaskError
 from rollout_service.tau2 import tasks
 from rollout_service.trajectory import TaskRef

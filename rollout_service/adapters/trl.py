@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import TrainingDataError, Unscored
 from rollout_service.errors import ConfigError

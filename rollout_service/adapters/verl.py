@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service import arguments
+import rollout_service.arguments as arguments
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import Unscored
 from rollout_service.batch import TrajectoryBatch
