@@ -51,9 +51,9 @@ _THOUGHT = re.compile(
 _CALL = re.compile(
     r"</?(?:[a-z]+[:_])?(?:tool_?calls?|tool_code|tool_use|tool_responses?|tool_results?|tool_outputs?|available_tools"
     r"|function_?calls?|function_responses?|arg_key|arg_value)\b"
-    r"|</?(?:[a-z]+:)?(?:function|parameter|invoke)(?:\s*=|\s+name\s*=|\s*>)|</?tools>"
+    r"|</?(?:[a-z]+:)?(?:function|parameter|invoke)(?:\s*=|\s+name\s*=|\s*>)|(?-i:</?tools>)"
     r"|(?-i:\[/?(?:TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|ARGS|CALL_ID)\]|✿[A-Z]+✿)|```\s*tool_\w+"
-    r"|to=functions\.\w|\bfunctions\.\w+:\d|^\s*Action Input\s*:",
+    r"|to=functions\.\w|\bfunctions\.\w+:\d|^[ \t]*Action Input\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONTROL = re.compile(
@@ -62,7 +62,8 @@ _CONTROL = re.compile(
     r"|\[/?(?:INST|SYSTEM_PROMPT|BOS|EOS|EOT|gMASK)\]"
 )
 
-_FENCE = re.compile(r"\A```\w*\s*(.*?)\s*```\Z", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"\A\w+")
 
 _CUT_OFF = {
     *("length", "max_tokens", "model_length", "model_context_window_exceeded", "incomplete"),
@@ -152,7 +153,7 @@ def _markup(text: str, tools: Collection[str], heard: tuple[str, ...]) -> Imposs
             shown = match.group().strip()
             if not any(shown in said for said in heard):
                 return ImpossibleAnswer(f"{problem} ({shown[:40]!r})", remedy)
-    if _is_call(_json(text)):
+    if _is_call(_json(text)) and not any(text.strip() in said for said in heard):
         return ImpossibleAnswer("a tool call as text (nothing but JSON)", _CALL_REMEDY)
     return None
 
@@ -165,7 +166,7 @@ def _named_call(tools: Collection[str]) -> re.Pattern[str] | None:
     python = rf"(?:print\()?(?:\w+\.)*{name}\([^()]*\)\)?"
     return re.compile(
         rf'"(?:name|function|tool|tool_name)"\s*:\s*"(?:\w+\.)*{name}"|</?{name}\b[^<>]*>'
-        rf"|\A\W*{name}\s*(?:\{{|\[ARGS\])|^\s*Action\s*:\s*{name}\b"
+        rf"|\A\W*{name}\s*(?:\{{|\[ARGS\])|^[ \t]*Action\s*:\s*{name}\b"
         rf"|\A[`\[\s]*(?:python\s+)?{python}(?:[\s,;]+{python})*[`\]\s]*\Z",
         re.MULTILINE,
     )
@@ -173,9 +174,8 @@ def _named_call(tools: Collection[str]) -> re.Pattern[str] | None:
 
 def _json(text: str) -> Any:
     bare = text.strip()
-    fenced = _FENCE.match(bare)
-    if fenced:
-        bare = fenced.group(1)
+    if bare.startswith(_FENCE) and bare.endswith(_FENCE):
+        bare = _LANGUAGE.sub("", bare.strip("`")).strip()
     if not bare.startswith(("{", "[")):
         return None
     try:

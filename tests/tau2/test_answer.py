@@ -186,6 +186,22 @@ def test_markup_that_the_agent_wrote_may_be_quoted(markup: str) -> None:
     assert verdict(f"{text} <tool_response>", heard=[f"Sure. {markup}"]) != "said"
 
 
+def test_a_call_in_json_that_the_agent_wrote_may_be_quoted() -> None:
+    """Or else a policy could ask the user to repeat it, and end its episode as the user's fault."""
+    call = f'{{"name": "anything", "arguments": {ARGUMENTS}}}'
+    assert verdict(call).startswith("a tool call as text")
+    assert verdict(call, heard=[f"Please answer with {call}"]) == "said"
+
+
+@pytest.mark.parametrize("text", ["```json{0}{{", "```a{0}x", "Hi{0}x", "Action{0}x", "{0}```{0}x"])
+@pytest.mark.parametrize("space", [" ", "\n", "\t\n"])
+def test_an_answer_with_a_long_run_of_white_space_is_read_in_time_that_grows_with_its_length(
+    text: str, space: str
+) -> None:
+    """Models loop on it. A pattern that tries every start with every end would hold the interpreter for hours."""
+    assert verdict(text.format(space * 50_000)) == "said"
+
+
 @given(st.text(st.characters(exclude_characters="<[{◁✿]`|:", exclude_categories=["Cs"]), max_size=80))
 def test_text_without_markup_is_said_or_empty(text: str) -> None:
     assert verdict(text) in ("said", "empty") or text.lower().startswith("analysis") or "(" in text
