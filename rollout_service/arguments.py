@@ -6,7 +6,6 @@ what belongs there. Nothing is read into a value: "8" is not 8, and True is not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,15 +35,15 @@ def whole(
     return int(value)
 
 
-def number(name: str, value: Any, above: float) -> float:
-    """A finite number that is larger than `above`.
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A number in that range.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is none, or outside.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not above < value < math.inf:
-        raise ConfigError(f"{name} is {shown(value)}.", f"Give a finite number above {above:g}.")
+    if not is_number or not least <= value <= most:
+        raise ConfigError(f"{name} is {shown(value)}.", f"Give a number from {least:g} to {most:g}.")
     return float(value)
 
 

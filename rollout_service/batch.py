@@ -202,10 +202,10 @@ class TrajectoryBatch(Sequence[Trajectory]):
             float32[n]: NaN where a trajectory was not scored.
 
         Raises:
-            ConfigError: `scale` is no truth value, or `epsilon` not above 0.
+            ConfigError: `scale` is no truth value, or `epsilon` outside 1e-12 to 1.
         """
         arguments.truth("scale", scale)
-        epsilon = arguments.number("epsilon", epsilon, above=0)
+        epsilon = arguments.number("epsilon", epsilon, 1e-12, 1.0)  # a number to float32, and smaller than rewards
         statistics = self.group_statistics()
         centred = self.rewards - statistics.mean
         return centred / (statistics.std + np.float32(epsilon)) if scale else centred

@@ -60,7 +60,7 @@ TAKES: dict[str, tuple[Callable[..., Any], arguments.Fits]] = {
     "TrajectoryBatch.load(path)": (TrajectoryBatch.load, nothing),
     "TrajectoryBatch.save(path)": (BATCH.save, nothing),
     "TrajectoryBatch.advantages(scale)": (BATCH.advantages, truth),
-    "TrajectoryBatch.advantages(epsilon)": (BATCH.advantages, number(above=0)),
+    "TrajectoryBatch.advantages(epsilon)": (BATCH.advantages, number(1e-12, 1.0)),
     "TrajectoryBatch.padded(pad_token_id)": (BATCH.padded, TOKEN_ID),
     "TrajectoryBatch.padded(max_length)": (BATCH.padded, LENGTH),
     "TrajectoryBatch.packed(max_length)": (BATCH.packed, LENGTH),

@@ -83,12 +83,12 @@ def whole(least: float = -math.inf, most: float = math.inf) -> Fits:
     return lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most
 
 
-def number(above: float) -> Fits:
-    """Finite numbers above that."""
+def number(least: float, most: float) -> Fits:
+    """Numbers in that range."""
 
     def fits(value: Any) -> bool:
         is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        return is_number and above < value < math.inf
+        return is_number and least <= value <= most
 
     return fits
 
