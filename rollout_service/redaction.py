@@ -196,9 +196,9 @@ _HTML = {"&": ("&amp;",), "<": ("&lt;",), ">": ("&gt;",), '"': ("&quot;", "&#34;
 
 # What has the shape --------------------------------------------------------------------------------------------------
 
-_NAME = (
-    r"(?:[\w.-]*(?:api[_-]?key|secret|password|passwd|private[_-]key|secret[_-]key|access[_-]key(?:[_-]id)?"
-    r"|(?:access|auth|refresh|session|bearer|id|hf)[_-]token))"
+_NAME = (  # the end of one: a pattern that also took the start would try it at every dot and dash of a long text
+    r"(?:api[_-]?key|secret|password|passwd|private[_-]key|secret[_-]key|access[_-]key(?:[_-]id)?"
+    r"|(?:access|auth|refresh|session|bearer|id|hf)[_-]token)"
 )
 _HEADER = (
     r"(?:(?:proxy-)?authorization|(?:x-(?:goog-)?)?api-key|x-auth-token|ocp-apim-subscription-key|(?:set-)?cookie)"
@@ -217,7 +217,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     # Keys in a URL's query.
     (
         re.compile(
-            rf"(?i)([?&;](?:{_NAME}|key|token|sig|signature|x-amz-(?:signature|credential|security-token))=)"
+            rf"(?i)([?&;](?:[\w.-]*{_NAME}|key|token|sig|signature|x-amz-(?:signature|credential|security-token))=)"
             r"[^\s&;#\"'<>\\]+"
         ),
         rf"\1{REDACTED}",
@@ -228,8 +228,8 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(rf"(?i)\b({_HEADER}\s*:\s*)(?!\\*[\"']){_SCHEME}[^\s,;}}]+"),
         rf"\1{REDACTED}",
     ),
-    (re.compile(rf"(?i)\b({_NAME}(?:{_QUOTE})?\s*[:=]\s*b?({_QUOTE}))(?:(?!\2).)+"), rf"\1{REDACTED}"),
-    (re.compile(rf"(?i)\b({_NAME}=)(?!\\*[\"']|\[redacted)[^\s,;&)\]}}]+"), rf"\1{REDACTED}"),
+    (re.compile(rf"(?i)({_NAME}(?:{_QUOTE})?\s*[:=]\s*b?({_QUOTE}))(?:(?!\2).)+"), rf"\1{REDACTED}"),
+    (re.compile(rf"(?i)({_NAME}=)(?!\\*[\"']|\[redacted)[^\s,;&)\]}}]+"), rf"\1{REDACTED}"),
     (re.compile(r"\b((?i:bearer)\s+)(?!(?i:auth|token))[A-Za-z0-9._~+/\-]{8,}=*"), rf"\1{REDACTED}"),
     (re.compile(r"\b((?i:basic)\s+)(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{8,}=*"), rf"\1{REDACTED}"),
     # The prefixes by which providers make their keys known.
@@ -252,6 +252,6 @@ _OPAQUE = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?=[A-Za-z0-9]*[A-Za-z])(?=(?:[A-Za-z]*\d){2})[A-Za-z0-9]{16,}=*"
     r"|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
-    r"|[A-Za-z0-9+/]{15,}={1,2}(?![A-Za-z0-9=])"
+    r"|(?<![+/])[A-Za-z0-9+/]{15,}={1,2}(?![A-Za-z0-9=])"
     r")"
 )

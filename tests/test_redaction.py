@@ -86,6 +86,14 @@ def test_a_text_is_redacted_before_it_is_cut(secret, limit, before):
     assert text == (whole if len(whole := f"{before}{REDACTED}") <= limit else whole[: limit - 1] + "…")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("part", ["a.", "1-2-", "-_", "a/", "/+", "secret ", "secret\\", "?a", "eyJa.", "x://"])
+def test_a_long_text_is_redacted_in_a_time_that_grows_as_its_length(part):
+    text = part * (200_000 // len(part))
+    assert redact(text) == text
+    assert conceal(text) == text
+
+
 @settings(deadline=None)
 @given(st.text())
 @example("https://[redacted]@host/?key=[redacted] Authorization: [redacted] api_key='[redacted]' Bearer [redacted]")
