@@ -221,7 +221,10 @@ def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
 
 
 def _embedding_rows(trainer: Any) -> int | None:
-    rows: int | None = getattr(getattr(getattr(trainer, "model", None), "config", None), "vocab_size", None)
+    config: Any = getattr(trainer.model, "config", None)
+    if hasattr(config, "get_text_config"):  # a model that also sees keeps the number in there
+        config = config.get_text_config()
+    rows: int | None = getattr(config, "vocab_size", None)
     return rows
 
 

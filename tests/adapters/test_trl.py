@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -348,6 +349,19 @@ def test_trl_trains_on_what_is_left_where_some_or_all_of_a_group_have_no_reward(
 def test_what_cannot_be_trained_on_is_refused(trainer, made, fields, problem) -> None:
     with pytest.raises(TrainingDataError, match=problem):
         rollout_func(Client(made(**fields)))(["mock/base/a"], trainer)
+
+
+def test_an_id_is_refused_for_which_the_trained_model_has_no_row_also_where_the_model_sees(trainer, made) -> None:
+    segment = make_segment()
+    highest = int(segment.token_ids.max())
+    provenance = made()("a", 0).provenance
+    provenance.tokenizer_size = highest  # the highest id is one of the model's padding rows
+    rollouts = rollout_func(Client(made(segments=[segment], provenance=provenance)))
+    for rows in (highest, highest + 1):
+        text = {"model_type": "llama", "vocab_size": rows}
+        trainer.model.config = transformers.LlavaConfig(text_config=text)
+        with contextlib.nullcontext() if rows > highest else pytest.raises(TrainingDataError, match=f"are {rows} ids"):
+            rollouts(["mock/base/a"], trainer)
 
 
 def test_missing_logprobs_are_refused(trainer, made) -> None:
