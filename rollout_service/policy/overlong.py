@@ -24,7 +24,9 @@ _WITH_LIMIT = re.compile(
 _WITHOUT_LIMIT = re.compile(
     r"context_length_exceeded"
     r"|(?i:(?:context|sequence) (?:length|window)\b.{0,20}\bexceeded)"
-    r"|(?i:(?:\bexceed\w*|longer than|too long for)\b.{0,60}(?:context|session_len|max_model_len|sequence length))"
+    # not only "context": a gateway's "timeout exceeded … context deadline exceeded" says nothing about the request
+    r"|(?i:\bexceed\w*\b.{0,60}(?:context[ _-](?:length|window|size|limit)|session_len|max_model_len|sequence length))"
+    r"|(?i:(?:longer than|too long for)\b.{0,60}(?:context|session_len|max_model_len|sequence length))"
 )
 
 

@@ -50,6 +50,7 @@ TOO_LONG = {
     ),
     "the engine here": ("4000 input_ids and max_new_tokens of 500 are more than the context of 4096 tokens", 4096),
     "an API's code": ('{"error": {"code": "context_length_exceeded", "message": "too much"}}', 0),
+    "llama.cpp": ("the request exceeds the available context size, try increasing it", 0),
     "without a number": ("Input is too long for the requested model context", 0),
 }
 OTHERS = [
@@ -57,6 +58,9 @@ OTHERS = [
     "sampling_params.temperature: Input should be greater than or equal to 0",
     "the engine's answer lacks 'meta_info': is it SGLang's /generate, with return_logprob?",
     "http://h answered 500 Internal Server Error: context manager failed",
+    "http://h answered 500 Internal Server Error: (Client.Timeout exceeded while awaiting headers): context deadline "
+    "exceeded",
+    "the quota was exceeded in this namespace's context",
     "stop_token_ids exceeds the limit of 64",
     "The model qwen does not exist.",
 ]
