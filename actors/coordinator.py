@@ -41,7 +41,7 @@ _END_SECONDS = 5.0
 second; one that is being scored may take longer, and asks nothing of the policy any more."""
 
 _PLACES_SECONDS = 1.0
-"""That the environment actors have to say what their episodes are in."""
+"""Seconds that the environment actors have to say what their episodes are in."""
 
 _START_TRIES = 6
 """Actors that may fail to start, one after the other, before the service gives up."""

@@ -45,13 +45,13 @@ _BEHIND_SECONDS = 60.0
 """That a turn waits for a replica whose weights are too old for it."""
 
 _LEAVE_SECONDS = 10.0
-"""For an engine to leave a process group, which takes it milliseconds unless it waits in it."""
+"""An engine has so long to leave a process group, which takes it milliseconds unless it waits in it."""
 
 _EXIT_SECONDS = 1.0
 """Until a broken replica ends, so that its error still gets out."""
 
 _CLOSE_SECONDS = 3.0
-"""For the engine of a broken replica to stop its processes. What is left of them ends with the replica's."""
+"""The engine of a broken replica has so long to stop its processes. What is left of them ends with the replica's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ EMBEDDED_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer"
 _MARKER = "probe-9f41c7"
 
 _CACHE_BYTES = 32 << 20
-"""Of recurring texts with their tokens; a domain's system prompt takes 50 to 150 KB."""
+"""Size of the cache of recurring texts with their tokens; a domain's system prompt takes 50 to 150 KB."""
 
 
 class ChatCodec:

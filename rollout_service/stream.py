@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 60.0
 _MOST_PATIENCE_SECONDS = 960.0
 
 _STATUS_SECONDS = 10.0
-"""That the service has to say how it stands."""
+"""Seconds that the service has to say how it stands."""
 
 
 _said_at = float("-inf")

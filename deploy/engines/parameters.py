@@ -56,8 +56,8 @@ def covered(parameters: Iterable[str], offered: frozenset[str]) -> Names:
 
 
 def _parameters(folder: Path, named: Iterable[str]) -> set[str]:
-    """Of a checkpoint's tensors those that are parameters of their own: not a head that the model ties to its
-    embedding, and no tables of positions, which old checkpoints have and engines compute."""
+    """The tensors of a checkpoint that are parameters of their own: not a head that the model ties to its embedding,
+    and no tables of positions, which old checkpoints have and engines compute."""
     config = json.loads((folder / "config.json").read_text())
     tied = config.get("tie_word_embeddings", False)
     return {name for name in named if not name.endswith(_COMPUTED) and not (tied and name == _HEAD)}

@@ -23,7 +23,7 @@ Unscored = Literal["refuse", "mask"]
 place in its group, but its loss mask and its advantage are 0 and the group's mean leaves it out."""
 
 _MOST_MEMBERS = 1_000_000
-"""Of a group; a collection has no more episodes."""
+"""The largest group: a collection has no more episodes."""
 
 
 class TrainingDataError(RolloutError):

@@ -24,7 +24,7 @@ _LENGTHS = ("max_req_input_len", "context_length", "max_model_len", "max_total_t
 """What they call the tokens that a request may have. The first is SGLang's scheduler's: no more than fits its cache."""
 
 _SECONDS = 10.0
-"""For one answer."""
+"""The longest wait for one answer."""
 
 
 async def settled(policy: Policy, retry_seconds: float | None = None) -> Policy:

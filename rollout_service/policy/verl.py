@@ -72,8 +72,8 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
 
 
 def _generation(output: Any, prompt_tokens: int, sampling: Sampling) -> Generation:
-    """Of a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort: then
-    what filled its room was cut, unless its last token is one that ends a turn."""
+    """Read a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort:
+    what filled its room was then cut, unless its last token is one that ends a turn."""
     tokens = np.asarray(output.token_ids, dtype=np.int32)
     if output.log_probs is None and len(tokens):
         raise ValueError("verl's server returned no log-probs")

@@ -29,10 +29,10 @@ _POLL_SECONDS = 0.5
 """Between two looks at the replicas while something takes long."""
 
 _NOTICE_SECONDS = 5.0
-"""For the cluster to notice that a replica has died whose connection broke."""
+"""The cluster has so long to notice that a replica has died whose connection broke."""
 
 _LEAVE_SECONDS = 20.0
-"""For the replicas to leave a group that broke; those that cannot end themselves meanwhile."""
+"""The replicas have so long to leave a group that broke; those that cannot end themselves meanwhile."""
 
 _AHEAD = 2
 """Tensors that are made ready while the one before is being sent."""

@@ -37,12 +37,12 @@ class WeightHistory:
     changed: Names = _NONE
     """Parameters that some update has changed."""
     lost: Names = _NONE
-    """Of those, the ones whose newest values cannot be had again: they went through a process group."""
+    """The changed parameters whose newest values cannot be had again: they went through a process group."""
     layers: tuple[_Layer, ...] = ()
 
     @classmethod
     def unknown(cls) -> WeightHistory:
-        """Of replicas that somebody else has updated before."""
+        """The history of replicas that somebody else has updated before."""
         return cls(changed=None, lost=None)
 
     def is_replaced_by(self, names: Names) -> bool:

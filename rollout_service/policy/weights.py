@@ -109,7 +109,7 @@ class Rendezvous:
     backend: Literal["nccl", "gloo"]
     world_size: int
     timeout_seconds: float = 600.0
-    """That anyone waits for the others: to join, or to send or take a tensor."""
+    """The longest wait for the others: to join, or to send or take a tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _MOST_WORK = 2.5e7
-"""Of one expression, in operations on the digits of Python's integers (30 bits): about 25 ms."""
+"""The most work of one expression, in operations on the digits of Python's integers (30 bits): about 25 ms."""
 
 _DEEP = 500
 """Operators from which on an expression may be nested so deep that Python refuses it for its depth."""

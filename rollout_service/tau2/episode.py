@@ -223,7 +223,7 @@ class _Episode:
         """Tokens that the turn may have.
 
         Raises:
-            EpisodeEnd: none.
+            EpisodeEnd: there are none.
         """
         turns = self._transcript.turns
         limits = {}
