@@ -45,11 +45,12 @@ class Violation:
     trajectory_id: str
     check: str
     where: str
-    """Segment, turn or message, by index."""
+    """Segment, turn or message, by index; the place in the file for what cannot be read."""
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.trajectory_id} [{self.check}] {self.where}: {self.problem}"
+        where = "" if self.where == self.trajectory_id else f"{self.where}: "
+        return f"{self.trajectory_id} [{self.check}] {where}{self.problem}"
 
 
 def verify(
@@ -75,7 +76,8 @@ def verify(
         _codec(tokenizer)
     for item in trajectories:
         if isinstance(item, Unreadable):
-            yield item, [Violation(item.trajectory_id, "record", item.where, item.error.problem)]
+            problem = item.error.problem.removeprefix(item.where).lstrip()
+            yield item, [Violation(item.trajectory_id, "record", item.where, problem)]
         else:
             yield item, list(_violations(item, wanted, tokenizer))
 

@@ -65,8 +65,9 @@ def test_verify_goes_on_behind_what_it_cannot_read_and_refuses_a_file_of_someone
     found = cli("verify", damaged)
     assert found.returncode == 1, found.stderr
     assert "3 trajectories" in found.stdout
-    assert "line 1 is not JSON" in found.stdout
-    assert "line 3 is unfinished" in found.stdout
+    said = " ".join(found.stdout.split())  # without the console's line breaks
+    assert "line 1 [record] is not JSON" in said
+    assert "line 3 [record] is unfinished" in said
     damaged.write_text('{"question": 1}\n{"question": 2}\n')
     refused = cli("verify", damaged)
     assert refused.returncode == 2
