@@ -21,6 +21,9 @@ samplers have it, and as an argument it would start the epoch anew."""
 
 _FIND_THE_SERVICE = ("service.name", "service.namespace")
 
+_FILLED_IN = ("policy.context_length",)
+"""Settings for which the service has a value, where the client's are null: here what the endpoint says."""
+
 
 def chosen(own: RolloutConfig) -> dict[str, Any]:
     """The fields of each collection that the client's settings say. Null says nothing: it is the service's own."""
@@ -39,7 +42,7 @@ def refuse_others(own: RolloutConfig, running: RolloutConfig) -> None:
         there: Any = service
         for part in dotted.split("."):
             there = there[part] if isinstance(there, dict) else None  # a section that is left out there
-        free = dotted in _FIND_THE_SERVICE or (dotted in _OF_COLLECTIONS and value is not None)
+        free = dotted in _FIND_THE_SERVICE or dotted in (_FILLED_IN if value is None else _OF_COLLECTIONS)
         if not free and there != value:
             named = _OF_COLLECTIONS.get(dotted) or {"tasks.seed": "seed"}.get(dotted)
             named = named or ("sampling" if dotted.startswith("policy.sampling.") else None)

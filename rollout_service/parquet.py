@@ -217,7 +217,8 @@ def _damage(part: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are among them
-        raise StorageError(f"{part} is damaged: {str(error).rstrip('.')}.", "Move it away; the other parts are whole.") from error
+        problem = f"{part} is damaged: {str(error).rstrip('.')}."
+        raise StorageError(problem, "Move it away; the other parts are whole.") from error
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]]:

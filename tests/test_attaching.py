@@ -43,6 +43,14 @@ def test_what_a_client_leaves_at_its_default_is_the_service_s():
     refuse_others(settings(service__name="other", limits__max_turns=3), settings(limits__max_turns=3))
 
 
+def test_a_context_that_is_left_to_the_endpoint_is_the_one_that_the_service_found():
+    http = {"policy__engine": "http", "policy__url": "http://router:3000", "policy__tokenizer": "/models/m"}
+    running = settings(**http, policy__context_length=8192)
+    refuse_others(settings(**http, policy__context_length=None), running)
+    with pytest.raises(ServiceError, match=r"policy\.context_length: .* has 8192, not 4096"):
+        refuse_others(settings(**http, policy__context_length=4096), running)
+
+
 def test_what_a_collection_may_choose_goes_with_each_of_them():
     own = settings(
         tasks__domain="telecom",
