@@ -67,8 +67,8 @@ def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | Non
     """
     if not isinstance(rollout_reward, list) or len(rollout_reward) != len(completions):
         raise TrainingDataError(
-            f"rollout_reward is {shown(rollout_reward)}: the service did not make these {len(completions)} "
-            "completions.",
+            f"rollout_reward is {shown(rollout_reward)}: these {len(completions)} completions were not made by "
+            "the service.",
             "Give the trainer rollout_func=rollout_func(client) too.",
         )
     return rollout_reward
