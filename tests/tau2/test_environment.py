@@ -67,7 +67,6 @@ def test_an_expression_that_would_take_long_is_a_tool_error(name, expression):
         ("(-8)**.5", "Error: float() argument must be a string or a real number, not 'complex'"),
         ("9**400", "Error: int too large to convert to float"),
         ("1" + "+1" * 2000, "2001.0"),
-        ("1" + "+1" * 4000, "Error: maximum recursion depth exceeded during compilation"),
         ("()*9**20", "Error: cannot fit 'int' into an index-sized integer"),
         ("import os", "Error: Invalid characters in expression"),
         (["1"], "Error: eval() arg 1 must be a string, bytes or code object"),
@@ -76,6 +75,13 @@ def test_an_expression_that_would_take_long_is_a_tool_error(name, expression):
 def test_an_expression_that_ends_has_the_answer_of_tau2(expression, said):
     assert answer(world("retail"), "calculate", expression=expression).content == said
     assert answer(untouched("retail"), "calculate", expression=expression).content == said
+
+
+def test_whether_python_can_evaluate_a_deep_sum_is_the_same_with_and_without_the_bounds():
+    deep = "1" + "+1" * 4000  # too deep for the compiler of Python 3.11, not for that of 3.13
+    said = answer(untouched("retail"), "calculate", expression=deep).content
+    assert said in ("Error: maximum recursion depth exceeded during compilation", "4001.0")
+    assert answer(world("retail"), "calculate", expression=deep).content == said
 
 
 def _combined(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
