@@ -35,15 +35,15 @@ def whole(
     return int(value)
 
 
-def number(name: str, value: Any, least: float, most: float) -> float:
+def number(name: str, value: Any, least: float, most: float, error: type[RolloutError] = ConfigError) -> float:
     """A number in that range.
 
     Raises:
-        ConfigError: it is none, or outside.
+        RolloutError: as `error`: it is none, or outside.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
-        raise ConfigError(f"{name} is {shown(value)}.", f"Give a number from {least:g} to {most:g}.")
+        raise error(f"{name} is {shown(value)}.", f"Give a number from {least:g} to {most:g}.")
     return float(value)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import math
 import os
 import socket
 import threading
@@ -45,6 +44,9 @@ if TYPE_CHECKING:  # they need Ray, or torch
     from rollout_service.policy.weight_group import WeightGroup
 
 _CONNECT_SECONDS = 10.0
+
+_MOST_SECONDS = 1e8
+"""Of a wait. Timers overflow at some length."""
 
 
 class RolloutClient:
@@ -278,7 +280,7 @@ class RolloutClient:
         Args:
             backend: `nccl` for GPUs, `gloo` for CPUs.
             address: of this machine, as the replicas reach it; None: the one that Ray uses.
-            timeout_seconds: that anyone waits for the others, to join and in an update, above 0. The first tensor of an
+            timeout_seconds: that anyone waits for the others, to join and in an update. The first tensor of an
                 update also waits until the turns have stopped. A replica that dies is noticed in seconds.
 
         Raises:
@@ -289,12 +291,7 @@ class RolloutClient:
         if backend not in ("nccl", "gloo"):
             raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
         arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
-        if (
-            isinstance(timeout_seconds, bool)
-            or not isinstance(timeout_seconds, (int, float))
-            or not 0 < timeout_seconds < math.inf
-        ):
-            raise WeightError(f"timeout_seconds is {timeout_seconds!r}.", "Give a number of seconds above 0.")
+        arguments.number("timeout_seconds", timeout_seconds, 1e-3, _MOST_SECONDS, WeightError)
         terms = self._service.call(self._coordinator.group_terms.remote())
         address = address or self._ray.util.get_node_ip_address()
         return WeightGroup.meet(address, backend, terms, self._coordinator, timeout_seconds)
