@@ -1,7 +1,7 @@
 """Coordinator: takes collections, keeps every slot busy, hands out finished groups. One per service.
 
-Invariant: all decisions are `rollout_service.scheduling`'s; this actor only carries them out. It never touches a
-trajectory's arrays: it reads the episode's summary and passes the trajectory's object reference on.
+Invariant: all decisions are `rollout_service.collecting.scheduling`'s; this actor only carries them out. It never
+touches a trajectory's arrays: it reads the episode's summary and passes the trajectory's object reference on.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-import rollout_service.secrets as secrets
+import rollout_service.config.secrets as secrets
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
 from deploy.replica import Orders, ReplicaState
+from rollout_service.collecting.planning import Planner
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest, aborted_trajectory
+from rollout_service.collecting.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
+from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
-from rollout_service.planning import Planner
 from rollout_service.policy import endpoint
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.redaction import redact
-from rollout_service.request import CollectionRequest, EpisodeRequest, unfinished
-from rollout_service.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
-from rollout_service.waiting import waits_for
 
 _MAX_ACTORS = 64
 _RETRY_SECONDS = 1.0
@@ -140,7 +140,7 @@ class Coordinator:
         self._config = self._config.model_copy(update={"policy": policy})
 
     def _check(self) -> None:
-        from rollout_service.chat import ChatCodec
+        from rollout_service.chat.codec import ChatCodec
         from rollout_service.policy.context import check_sampling
         from rollout_service.tau2 import tasks
 
@@ -393,7 +393,7 @@ class Coordinator:
 
     async def _attempt(self, running: _Running, request: Any, actor: str) -> tuple[EpisodeSummary, Any]:
         if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
-            lost = unfinished(request, _service_fault(running.error, retryable=False))
+            lost = aborted_trajectory(request, _service_fault(running.error, retryable=False))
             return EpisodeSummary.of(lost), ray.put(lost)
         try:
             summary_ref, trajectory = self._actors[actor].run_episode.options(num_returns=2).remote(request)
@@ -408,7 +408,7 @@ class Coordinator:
             fault = _service_fault(error, "the environment actor died")
         except Exception as error:  # whatever it was: an episode that nobody finishes would hold its slot for ever
             fault = _service_fault(error)
-        lost = unfinished(request, fault)
+        lost = aborted_trajectory(request, fault)
         return EpisodeSummary.of(lost), ray.put(lost)
 
     def _see_version(self, summary: EpisodeSummary) -> None:
@@ -435,7 +435,7 @@ class Coordinator:
             f"its oldest weight version was {None if versions is None else versions[0]} when the trainer was at "
             f"{self._fleet.version}, in every attempt: max_staleness is {running.collection.staleness.maximum}"
         )
-        lost = unfinished(running.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+        lost = aborted_trajectory(running.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
         return EpisodeSummary.of(lost), ray.put(lost)
 
     def _end(self, running: _Running, error: RolloutError) -> None:

@@ -10,12 +10,12 @@ import functools
 import gc
 from typing import Any
 
-import rollout_service.secrets as secrets
+import rollout_service.config.secrets as secrets
+from rollout_service.collecting.scheduling import EpisodeSummary
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
-from rollout_service.scheduling import EpisodeSummary
-from rollout_service.slots import Slots
-from rollout_service.trajectory import Trajectory
+from rollout_service.record.trajectory import Trajectory
+from rollout_service.tau2.slots import Slots
 
 _GC_THRESHOLD = 10_000
 """Allocations between looks at the youngest objects; Python's 700 is for small programs."""
@@ -38,7 +38,7 @@ class EnvironmentActor:
         """Import τ², read its data, load and prove the codec, find the policy. Call it once, before the first episode.
 
         Args:
-            variables: environment variables with the keys that episodes need, see `rollout_service.secrets`.
+            variables: environment variables with the keys that episodes need, see `rollout_service.config.secrets`.
 
         Returns:
             A fingerprint of each configured domain's data.
@@ -51,7 +51,7 @@ class EnvironmentActor:
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
         from rollout_service import policy
-        from rollout_service.chat import ChatCodec
+        from rollout_service.chat.codec import ChatCodec
         from rollout_service.tau2.episode import EpisodeRunner
 
         settings = self._config.policy

@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from deploy import engines
 from deploy.policy import DEPLOYMENT
 from deploy.replica import Fit, Orders, ReplicaState
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
@@ -41,7 +41,7 @@ class UpdateReport:
 class Fleet:
     """All replicas of one Serve application; `application` is None where an endpoint of others serves the policy."""
 
-    def __init__(self, policy: Policy, application: str | None) -> None:
+    def __init__(self, policy: PolicyConfig, application: str | None) -> None:
         self._policy = policy
         self._application = application
         self._updating: WeightUpdate | None = None

@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from rollout_service.config import Policy
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.context import context_length
 from rollout_service.policy.sglang_format import to_answer
 from rollout_service.policy.sglang_request import read_request
@@ -43,7 +44,7 @@ _beside = ThreadPoolExecutor(1, thread_name_prefix="http-bodies")
 """One thread: several would share the interpreter's lock with each other and with the loop, and none be done sooner."""
 
 
-async def respond(request: Request, policy: Policy, generate: Generate, version: int) -> Response:
+async def respond(request: Request, policy: PolicyConfig, generate: Generate, version: int) -> Response:
     """The answer to one request. `version` is that of the replica's weights."""
     match request.method, request.url.path.rsplit("/", 1)[-1]:
         case "POST", "generate":
@@ -70,7 +71,7 @@ async def respond(request: Request, policy: Policy, generate: Generate, version:
     )
 
 
-async def _generated(request: Request, policy: Policy, generate: Generate) -> Response:
+async def _generated(request: Request, policy: PolicyConfig, generate: Generate) -> Response:
     if policy.engine == "scripted":
         raise RequestError("the scripted engine plays tasks; it needs an engine with a model to answer tokens")
     start = time.perf_counter()

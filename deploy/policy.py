@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from deploy import engines
 from deploy.replica import PolicyReplica
-from rollout_service.config import Evaluation, Policy, RolloutConfig, User, parse_value
+from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig, User, parse_value
 from rollout_service.errors import ConfigError
 from rollout_service.policy.serve import SERVE_ENVIRONMENT
 
@@ -46,7 +46,7 @@ def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
     return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own)
 
 
-def gpus(policy: Policy) -> float:
+def gpus(policy: PolicyConfig) -> float:
     """GPUs of one replica."""
     return engines.devices(policy) if policy.gpus_per_replica is None else policy.gpus_per_replica
 
@@ -61,7 +61,7 @@ def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:
     return RolloutConfig.load(path, overrides)
 
 
-def _options(policy: Policy) -> dict[str, Any]:
+def _options(policy: PolicyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         # The replica itself counts its turns: were it Serve that did, waiting turns would keep `resume` out.

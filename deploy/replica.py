@@ -19,12 +19,13 @@ import numpy.typing as npt
 import ray
 from ray import serve
 
-import rollout_service.secrets as secrets
+import rollout_service.config.secrets as secrets
 from deploy import engines, http_api
-from deploy.turnstile import Turnstile
+from deploy.turn_gate import TurnGate
 from rollout_service.config import RolloutConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
@@ -115,7 +116,7 @@ class PolicyReplica:
         """Why the last of them failed."""
         self._engine = await asyncio.to_thread(_start_engine, config)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
-        self._turnstile = Turnstile(self._engine.version)
+        self._turn_gate = TurnGate(self._engine.version)
         await self._catch_up_if_possible(starting=True)
 
     # Turns -----------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class PolicyReplica:
         await self._reach(metadata.get("min_version", 0))
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
-            async with self._slots, self._turnstile.turn():
+            async with self._slots, self._turn_gate.turn():
                 return await self._engine.generate(prompt, how, metadata)
 
         return await resumed(sample, input_ids, sampling)
@@ -139,7 +140,7 @@ class PolicyReplica:
     async def _reach(self, version: int) -> None:
         """An update may be on its way here; what came through a process group before this replica started is not."""
         try:
-            await asyncio.wait_for(self._turnstile.reached(version), _BEHIND_SECONDS)
+            await asyncio.wait_for(self._turn_gate.reached(version), _BEHIND_SECONDS)
         except TimeoutError:
             raise EpisodeFault(
                 FaultKind.POLICY,
@@ -203,7 +204,7 @@ class PolicyReplica:
             raise
         finally:
             self._receiving = None
-        self._turnstile.set_version(update.version)
+        self._turn_gate.set_version(update.version)
 
     async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
         """Sample nothing more until `resume`. Does nothing if a later order has come already; see `Orders.pauses`."""
@@ -229,12 +230,12 @@ class PolicyReplica:
         if mode == "in_place":
             await self._engine.freeze()
             return
-        self._turnstile.close()
-        while mode == "abort_and_resume" and self._turnstile.inside:
+        self._turn_gate.close()
+        while mode == "abort_and_resume" and self._turn_gate.inside:
             self._engine.interrupt()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._turnstile.empty(), _INTERRUPT_SECONDS)
-        await self._turnstile.empty()
+                await asyncio.wait_for(self._turn_gate.empty(), _INTERRUPT_SECONDS)
+        await self._turn_gate.empty()
 
     async def _go(self) -> None:
         """Undo `_stop`, unless the replica is paused."""
@@ -243,7 +244,7 @@ class PolicyReplica:
         stopped, self._stopped = self._stopped, None
         if stopped == "in_place":
             await self._engine.thaw()
-        self._turnstile.open()
+        self._turn_gate.open()
 
     async def nccl_cumem(self) -> str | None:
         """`NCCL_CUMEM_ENABLE` in the engine's processes, which have this one's environment; None: not set."""
@@ -304,7 +305,7 @@ class PolicyReplica:
             replica=serve.get_replica_context().replica_id.unique_id,
             version=self._engine.version,
             paused=self._paused,
-            running=self._turnstile.inside,
+            running=self._turn_gate.inside,
             pauses=self._pauses,
             serves=self._config.policy.serves,
         )

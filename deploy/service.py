@@ -16,10 +16,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
-import rollout_service.secrets as secrets
+import rollout_service.config.secrets as secrets
 from actors.coordinator import Coordinator
 from deploy import policy
-from rollout_service.config import Policy, RolloutConfig
+from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, last_cause
 from rollout_service.redaction import safe_cause, shows_secret
 
@@ -97,7 +97,7 @@ def _deploy(config: RolloutConfig, application: str) -> None:
     _wait_until_it_samples(settings, application)
 
 
-def _see_that_it_listens(settings: Policy) -> None:
+def _see_that_it_listens(settings: PolicyConfig) -> None:
     """Serve that runs already keeps its own address, and says so in a log only."""
     running = serve.context._get_global_client().http_config
     there = f"at {running.host}:{running.port}" if serve.status().proxies else "without HTTP"
@@ -109,7 +109,7 @@ def _see_that_it_listens(settings: Policy) -> None:
         )
 
 
-def _wait_until_it_samples(settings: Policy, application: str) -> None:
+def _wait_until_it_samples(settings: PolicyConfig, application: str) -> None:
     deadline = time.monotonic() + settings.start_seconds
     while True:
         status = serve.status().applications.get(application)

@@ -4,21 +4,18 @@ Importing this package is cheap: it needs no Ray cluster, no torch and no networ
 first used.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+import sys
 from typing import TYPE_CHECKING, Any
 
-from rollout_service.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
-from rollout_service.trajectory import Outcome, TaskRef, TokenSegment, Trajectory, Turn
+from rollout_service.moved import MovedModules
+from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
+from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Trajectory, Turn
+from rollout_service.version import __version__
 
 if TYPE_CHECKING:
     from rollout_service.client import RolloutClient
-
-try:
-    __version__ = version("tau2-rollout-service")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0.0.0"
 
 __all__ = [
     "IncompleteCollection",
@@ -33,6 +30,10 @@ __all__ = [
     "Turn",
     "__version__",
 ]
+
+
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

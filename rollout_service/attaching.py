@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rollout_service.collecting.request import OF_SERVICE
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
 from rollout_service.redaction import shown
-from rollout_service.request import OF_SERVICE
 
 _OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", "shuffle")} | {
     f"service.{name}": name for name in OF_SERVICE

@@ -15,13 +15,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import rollout_service.arguments as arguments
 import rollout_service.attaching as attaching
-import rollout_service.secrets as secrets
-from rollout_service.batch import IncompleteCollection, TrajectoryBatch
+import rollout_service.config.arguments as arguments
+import rollout_service.config.secrets as secrets
+from rollout_service.collecting.progress import CollectionProgress
+from rollout_service.collecting.request import SELECTION, CollectionRequest
+from rollout_service.collecting.stream import GroupStream, answer
 from rollout_service.config import RolloutConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
-from rollout_service.policy.base import Sampling
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Checkpoint,
@@ -32,11 +34,9 @@ from rollout_service.policy.weights import (
     spec,
     stored,
 )
-from rollout_service.progress import CollectionProgress
+from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
+from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.redaction import safe_cause, shown
-from rollout_service.request import SELECTION, CollectionRequest
-from rollout_service.stream import GroupStream, answer
-from rollout_service.trajectory import Outcome, Trajectory
 
 if TYPE_CHECKING:  # they need Ray, or torch
     from actors.fleet import UpdateReport

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rollout_service.chat import EMBEDDED_TOKENIZER, ChatCodec
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 
 pytest_plugins = ["tests.support.services"]
 
 SLOW = (
     "deploy/test_sglang_serving",
     "deploy/test_model_serving",
-    "test_base_tasks",
+    "tau2/test_base_tasks",
     "deploy/test_http_serving",
     "test_client",
     "deploy/test_launch",
@@ -23,7 +23,7 @@ SLOW = (
     "deploy/test_job",
     "adapters/test_trl",
     "adapters/test_slime",
-    "test_cli",
+    "cli/test_cli",
     "tau2/test_episode",
 )
 """Modules that take the longest, the longest first: two workers share the modules, and none should start these last."""

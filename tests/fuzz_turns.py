@@ -22,10 +22,10 @@ from unittest import mock
 
 import numpy as np
 
+from rollout_service.audit.verify import verify
 from rollout_service.policy.base import Generation
+from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2 import agent, compat, domain, gold, scripted_user, tasks, users
-from rollout_service.trajectory import TaskRef, Trajectory
-from rollout_service.verify import verify
 from tests.support import episodes
 
 PLAYED = (

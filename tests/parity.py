@@ -17,9 +17,10 @@ from multiprocessing import get_context
 from typing import Any
 
 from rollout_service.config import Evaluation, Script, User
-from rollout_service.tau2 import compat, domain, evaluation, gold, played, scripted_user, tasks
-from rollout_service.tau2.clock import Clock
-from rollout_service.trajectory import TaskRef
+from rollout_service.record.trajectory import TaskRef
+from rollout_service.tau2 import compat, domain, evaluation, gold, scripted_user, tasks
+from rollout_service.tau2 import fast_evaluation as played
+from rollout_service.tau2.deadline import Deadline
 
 DOMAINS = ("mock", "retail", "airline", "telecom", "telecom-workflow")
 
@@ -142,7 +143,7 @@ class Puppet(compat.LLMAgent):  # type: ignore[misc]
 
 def play(world: compat.Environment, task: compat.Task, script: compat.Task) -> compat.Orchestrator:
     """The official orchestrator, after its run of `task` in `world`, both sides playing the actions of `script`."""
-    user = scripted_user.ScriptedUser(script, compat.user_tools(world, None), User(), 0, Clock(600.0))
+    user = scripted_user.ScriptedUser(script, compat.user_tools(world, None), User(), 0, Deadline(600.0))
     orchestrator = compat.Orchestrator(
         domain=world.get_domain_name(),
         agent=Puppet(world, script),

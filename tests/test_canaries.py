@@ -21,12 +21,14 @@ from ray.experimental import internal_kv
 
 from deploy import policy as application
 from deploy import replica
-from rollout_service import IncompleteCollection, RolloutClient, doctor, storage
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service import IncompleteCollection, RolloutClient
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
+from rollout_service.cli import doctor
 from rollout_service.errors import ConfigError, FaultKind, ServiceError, UserSimulatorError
 from rollout_service.policy.sglang_http import SglangHttpPolicy
+from rollout_service.record import storage
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import tasks
-from rollout_service.trajectory import Trajectory
 from tests.support import episodes, openai_server
 from tests.support.openai_server import OpenAIServer, always
 from tests.support.services import TellingReplica, start

@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
-from rollout_service import stream as streams
+from rollout_service.audit.verify import verify
+from rollout_service.collecting import stream as streams
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
-from rollout_service.verify import verify
 from tests.support import openai_server
 from tests.support.arguments import check, nothing, one_of, or_none, truth, whole
 from tests.support.episodes import settings

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.config import Policy, RolloutConfig
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config import PolicyConfig, RolloutConfig
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 
@@ -110,7 +111,7 @@ def make(config: RolloutConfig) -> Engine:
 
         return TransformersEngine(policy)
     from deploy.engines.scripted import ScriptedEngine
-    from rollout_service.chat import ChatCodec
+    from rollout_service.chat.codec import ChatCodec
     from rollout_service.tau2 import tasks
 
     for domain in config.tasks.domains:
@@ -119,7 +120,7 @@ def make(config: RolloutConfig) -> Engine:
     return ScriptedEngine(policy.script, codec, policy.weight_version)
 
 
-def devices(policy: Policy) -> int:
+def devices(policy: PolicyConfig) -> int:
     """GPUs of one replica, as its engine's arguments ask for them: none on a CPU, and none where nothing is said."""
     arguments = policy.engine_arguments
     if policy.engine != "sglang" or arguments.get("device") == "cpu":
@@ -127,7 +128,7 @@ def devices(policy: Policy) -> int:
     return processes(policy)
 
 
-def processes(policy: Policy) -> int:
+def processes(policy: PolicyConfig) -> int:
     """Processes of one replica's engine that hold weights: the ranks that it takes in a process group."""
     if policy.engine != "sglang":
         return 1

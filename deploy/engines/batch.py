@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deploy.engines.packed import Context, PackedModel, sample
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 
 _MAX_RUNNING = 64
 """Turns that share a step; others wait."""

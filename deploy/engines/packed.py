@@ -16,8 +16,8 @@ import torch
 import transformers
 from torch.nn import functional
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
-from rollout_service.policy.base import Sampling
 
 _ATTENTION = "rollout_service_packed"
 """What transformers calls `_attend`."""

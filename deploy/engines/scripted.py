@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.chat import ChatCodec
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import Script
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
+from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import gold, tasks
-from rollout_service.trajectory import TaskRef
 
 _REASONING = "The next step of the plan."
 

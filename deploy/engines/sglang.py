@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from deploy.engines import parameters, processes
 from deploy.engines.launch import launch
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
-from rollout_service.policy.base import Generation, RequestError, Sampling, check_request
+from rollout_service.policy.base import Generation, RequestError, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
@@ -59,7 +60,7 @@ _BEGUN = "Failed to update weights"
 class SglangEngine:
     """One SGLang engine, over as many GPUs as its arguments say."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PolicyConfig) -> None:
         """Start the engine. Blocks until the model is loaded.
 
         Raises:
@@ -312,7 +313,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         )
 
 
-def _refuse_too_large(policy: Policy) -> None:
+def _refuse_too_large(policy: PolicyConfig) -> None:
     """SGLang's scheduler would end, and the replica with it, with the reason in a log only."""
     import torch
 

@@ -26,10 +26,11 @@ from safetensors import safe_open
 from deploy.engines import parameters
 from deploy.engines.batch import Batch, Turn
 from deploy.engines.packed import Context, PackedModel
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, Sampling, check_request
+from rollout_service.policy.base import Generation, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
@@ -76,7 +77,7 @@ class _Errand:
 class TransformersEngine:
     """One model on one device. Batches continuously: turns join and leave between any two tokens."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PolicyConfig) -> None:
         """Load `policy.model`. Blocks until it can sample.
 
         Args:
@@ -234,7 +235,7 @@ class TransformersEngine:
             self._batch.forget()
 
 
-def _loaded(policy: Policy) -> Any:
+def _loaded(policy: PolicyConfig) -> Any:
     """The model, in evaluation mode on its device."""
     arguments = dict(policy.engine_arguments)
     device = arguments.pop("device", None) or _best_device()

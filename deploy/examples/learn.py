@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader
 
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset, collate_padded
-from rollout_service.chat import EMBEDDED_TOKENIZER
-from rollout_service.trajectory import Trajectory
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
+from rollout_service.record.trajectory import Trajectory
 
 Tensors = dict[str, torch.Tensor]
 Groups = Sequence[list[Trajectory]]

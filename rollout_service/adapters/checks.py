@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-import rollout_service.arguments as arguments
-from rollout_service.batch import TrajectoryBatch
-from rollout_service.chat import ChatCodec
+import rollout_service.config.arguments as arguments
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import RolloutError
-from rollout_service.trajectory import TokenSegment, Trajectory
+from rollout_service.record.batch import TrajectoryBatch
+from rollout_service.record.trajectory import TokenSegment, Trajectory
 
 Unscored = Literal["refuse", "mask"]
 """What becomes of a trajectory that is not scored (`Trajectory.is_scored`). `refuse`: an error. `mask`: it keeps its

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import rollout_service.arguments as arguments
+import rollout_service.config.arguments as arguments
 from rollout_service.errors import StorageError, TaskError
+from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import tasks
-from rollout_service.trajectory import TaskRef
 
 AGENT_NAME = "tau2"
 """Of the agent loop, in verl's rows and in its file of agent loops."""

@@ -29,10 +29,10 @@ import numpy as np
 
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import Unscored
-from rollout_service.batch import PackedBatch, PaddedBatch, TrajectoryBatch
 from rollout_service.errors import ConfigError
+from rollout_service.record.batch import PackedBatch, PaddedBatch, TrajectoryBatch
+from rollout_service.record.trajectory import CONTEXT_VERSION, Trajectory
 from rollout_service.redaction import shown
-from rollout_service.trajectory import CONTEXT_VERSION, Trajectory
 
 if TYPE_CHECKING:
     import torch

@@ -31,12 +31,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-import rollout_service.arguments as arguments
+import rollout_service.config.arguments as arguments
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import TrainingDataError, Unscored
 from rollout_service.errors import ConfigError
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.redaction import shown
-from rollout_service.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from rollout_service.client import RolloutClient

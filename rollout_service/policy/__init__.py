@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from rollout_service.policy.base import Policy
 
 if TYPE_CHECKING:  # the configuration itself needs `base`
-    from rollout_service.config import Policy as PolicySettings
+    from rollout_service.config import PolicyConfig
 
 
-def make(settings: PolicySettings, application: str | None) -> Policy:
+def make(settings: PolicyConfig, application: str | None) -> Policy:
     """The policy that the settings name; `application` is the Serve application that fronts the replicas, if any."""
     if application is None:
         from rollout_service.policy.sglang_http import SglangHttpPolicy

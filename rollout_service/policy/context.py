@@ -10,20 +10,21 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, first_line
-from rollout_service.policy.base import RequestError, Sampling, refuse_unknown_ids
+from rollout_service.policy.base import RequestError, refuse_unknown_ids
 
 WITHOUT_MODEL = 65536
 """Tokens of an episode that the scripted engine plays: there is no model that could set a limit."""
 
 
-def only_endpoint_knows(policy: Policy) -> bool:
+def only_endpoint_knows(policy: PolicyConfig) -> bool:
     """Whether nobody but the endpoint of others, which serves the policy, can say its `context_length`."""
     return policy.engine == "http" and policy.context_length is None
 
 
-def context_length(policy: Policy) -> int:
+def context_length(policy: PolicyConfig) -> int:
     """`policy.context_length`, or what the model's configuration says.
 
     Raises:
@@ -43,7 +44,7 @@ def context_length(policy: Policy) -> int:
     return int(said)
 
 
-def vocabulary(policy: Policy) -> int | None:
+def vocabulary(policy: PolicyConfig) -> int | None:
     """Rows of the model's embedding, those that only pad it included: its ids are those below. None where the model's
     files are not at hand, or do not say.
 
@@ -65,7 +66,7 @@ def vocabulary(policy: Policy) -> int | None:
     return rows
 
 
-def check_sampling(policy: Policy, sampling: Sampling) -> None:
+def check_sampling(policy: PolicyConfig, sampling: Sampling) -> None:
     """See that the model has the tokens that are to end a turn.
 
     Raises:

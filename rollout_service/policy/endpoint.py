@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.policy.context import only_endpoint_knows
 from rollout_service.policy.patience import BUSY, LostTurnError, Patience
@@ -27,7 +27,7 @@ _SECONDS = 10.0
 """The longest wait for one answer."""
 
 
-async def settled(policy: Policy, retry_seconds: float | None = None) -> Policy:
+async def settled(policy: PolicyConfig, retry_seconds: float | None = None) -> PolicyConfig:
     """The settings, with `context_length` as the endpoint says it where they leave it open.
 
     Args:
@@ -42,7 +42,7 @@ async def settled(policy: Policy, retry_seconds: float | None = None) -> Policy:
     url = str(policy.url).rstrip("/")
     seconds = policy.retry_seconds if retry_seconds is None else retry_seconds
     try:
-        length = await Patience(seconds).asked_again(lambda: _context_length(url))
+        length = await Patience(seconds).retry_lost_turn(lambda: _context_length(url))
     except (aiohttp.ClientError, OSError) as error:
         raise ServiceError(
             f"policy.url: {url} cannot be asked how many tokens it takes: {error or type(error).__name__}.",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 
 _WITH_LIMIT = re.compile(
     r"longer than the model's context length \((\d+) tokens"  # SGLang, of a prompt

@@ -65,7 +65,7 @@ class Patience:
         self._seconds = seconds
         self._alone = asyncio.Lock()
 
-    async def asked_again(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def retry_lost_turn(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """The turn that `ask` gives, asking again after each `LostTurnError` until one came too long after the first.
 
         Raises:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 
 Sample = Callable[[npt.NDArray[np.int32], Sampling], Awaitable[Generation]]
 """Samples from a prompt, int32[n]; what it gives may be interrupted: `finish_reason` is `abort`."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import first_line
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
@@ -59,7 +60,7 @@ class ServePolicy:
         handle = self._handle.options(session_id=session_id)
 
         async def ask(fitting: Sampling) -> Generation:
-            return await self._patience.asked_again(
+            return await self._patience.retry_lost_turn(
                 lambda: self._ask(handle.generate.remote(input_ids, fitting, metadata))
             )
 

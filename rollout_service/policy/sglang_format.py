@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 
 
 def sampling_params(sampling: Sampling) -> dict[str, Any]:

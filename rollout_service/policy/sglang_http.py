@@ -19,7 +19,8 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import BUSY, DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
@@ -58,7 +59,7 @@ class SglangHttpPolicy:
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
             async def ask(fitting: Sampling) -> Generation:
                 once = functools.partial(self._ask, prompt, fitting, session_id, least)
-                return await self._patience.asked_again(once)
+                return await self._patience.retry_lost_turn(once)
 
             return await fitted(ask, how, len(prompt))
 

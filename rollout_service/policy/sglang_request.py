@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from rollout_service.policy.base import LARGEST_INT, RequestError, Sampling
+from rollout_service.config.sampling import LARGEST_INT, Sampling
+from rollout_service.policy.base import RequestError
 
 _PIECE = 1 << 15
 """Characters that `json` reads at a time: some 0.3 ms."""

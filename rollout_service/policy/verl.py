@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.resume import resumed
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT, ChatMessage, ParsedTurn
 from rollout_service.errors import EpisodeEnd, Tau2Error
-from rollout_service.parsed_turn import MALFORMED_ARGUMENT, ChatMessage, ParsedTurn
 from rollout_service.tau2 import compat, messages
 
 TakeTurn = Callable[[Sequence[ChatMessage]], ParsedTurn]

@@ -14,27 +14,21 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from rollout_service import __version__, secrets
-from rollout_service.chat import ChatCodec
-from rollout_service.config import RolloutConfig
+from rollout_service.chat.codec import ChatCodec
+from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
+from rollout_service.chat.transcript import Transcript
+from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.config import RolloutConfig, secrets
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
-from rollout_service.parsed_turn import ChatMessage, ParsedTurn
-from rollout_service.policy.base import Generation, Policy, Sampling
+from rollout_service.policy.base import Generation, Policy
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
+from rollout_service.record.trajectory import UNSCORED, Provenance, Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.redaction import redact
-from rollout_service.request import EpisodeRequest
 from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
-from rollout_service.tau2.clock import Clock
+from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.orchestrator import Orchestrator
-from rollout_service.trajectory import (
-    UNSCORED,
-    Provenance,
-    Timing,
-    Trajectory,
-    UserUsage,
-    outcome_of,
-)
-from rollout_service.transcript import Transcript
+from rollout_service.version import __version__
 
 _CANCEL_POLL_SECONDS = 1.0
 """How late a waiting episode may notice that it was cancelled."""
@@ -83,13 +77,13 @@ class EpisodeRunner:
                 self._codec.render(opening, schemas)  # the codec remembers the tokens of such long parts
         return {name: domain.get(name).files.fingerprint for name in chosen.domains}
 
-    def run(self, request: EpisodeRequest, clock: Clock | None = None) -> Trajectory:
+    def run(self, request: EpisodeRequest, clock: Deadline | None = None) -> Trajectory:
         """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.
 
         Raises:
             RolloutError: the request itself cannot be met (unknown task, task unfit for the agent).
         """
-        return _Episode(self, request, clock or Clock(self._config.limits.wall_seconds)).run()
+        return _Episode(self, request, clock or Deadline(self._config.limits.wall_seconds)).run()
 
     def sampling(self, chosen: Sampling) -> Sampling:
         """`chosen` with the codec's stop tokens: not every model's own configuration names the token that ends a turn
@@ -126,7 +120,7 @@ class EpisodeRunner:
 class _Episode:
     """The state of one episode while it runs."""
 
-    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, clock: Clock) -> None:
+    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, clock: Deadline) -> None:
         self._runner = runner
         self._config = runner._config
         self._request = request

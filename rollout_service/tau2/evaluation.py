@@ -2,7 +2,8 @@
 
 Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages; nothing is added, clipped or defaulted.
 Where τ² gives none because an assertion about the end state raises, the assertion is not met, and `info` says so.
-`official` has it replay the messages; `fast` shows it the episode's own environment (`rollout_service.tau2.played`).
+`official` has it replay the messages; `fast` shows it the episode's own environment
+(`rollout_service.tau2.fast_evaluation`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout_service.config import Evaluation
+from rollout_service.config.secrets import secret
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
 from rollout_service.redaction import redact, safe_cause
-from rollout_service.secrets import secret
-from rollout_service.tau2 import compat, environment, played
+from rollout_service.tau2 import compat, environment, fast_evaluation
 from rollout_service.tau2.domain import Domain, EndState
 
 _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
@@ -79,8 +80,8 @@ def score(
         return evaluate(messages, task, domain.name, termination_reason, evaluation_type=kind, solo=solo)
 
     def fast(kind: str) -> compat.RewardInfo:
-        gold = functools.partial(played.gold_hashes, domain, task)
-        token = played.case.set(played.Case(orchestrator.environment, end.hashes, gold, messages))
+        gold = functools.partial(fast_evaluation.gold_hashes, domain, task)
+        token = fast_evaluation.case.set(fast_evaluation.Case(orchestrator.environment, end.hashes, gold, messages))
         try:
             return evaluate(
                 messages,
@@ -89,12 +90,12 @@ def score(
                 termination_reason,
                 evaluation_type=kind,
                 solo=solo,
-                environments=played.DOMAIN,
+                environments=fast_evaluation.DOMAIN,
             )
         finally:
-            played.case.reset(token)
+            fast_evaluation.case.reset(token)
 
-    may_be_fast = domain.is_fast and played.leads_to(messages, end, orchestrator.trajectory, solo=solo)
+    may_be_fast = domain.is_fast and fast_evaluation.leads_to(messages, end, orchestrator.trajectory, solo=solo)
     if config.mode == "official" or not may_be_fast:
         return Score(official(config.type), "official")
     if config.mode == "fast":
@@ -182,7 +183,7 @@ def _note(assertion: Any, error: Exception) -> dict[str, Any]:
 
 def _refuse_broken(raised: environment.Raised, task: compat.Task, domain: str) -> None:
     """Tell an assertion that raises because of what the episode did from one that raises whatever it did."""
-    gold = played.play_gold(environment.make(domain), task)
+    gold = fast_evaluation.play_gold(environment.make(domain), task)
     for assertion, _ in raised:
         try:
             gold.run_env_assertion(assertion, raise_assertion_error=False)

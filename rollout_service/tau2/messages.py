@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollout_service.parsed_turn import ChatMessage, ParsedTurn, tool_call
+from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn, tool_call
 from rollout_service.tau2 import compat
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
-from rollout_service.trajectory import Trajectory
 
 _PARTS = {
     "env": ("db_check", "env_assertions"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from rollout_service.config import User
 from rollout_service.tau2 import compat, gold
-from rollout_service.tau2.clock import Clock
+from rollout_service.tau2.deadline import Deadline
 
 _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
 """What a chattering user adds: text that must stay text."""
@@ -19,7 +19,7 @@ _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\
 class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
     """Speaks the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
 
-    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Clock) -> None:
+    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Deadline) -> None:
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm="scripted")
         self._task = task
         self._script = config.script

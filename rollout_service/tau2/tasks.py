@@ -10,11 +10,11 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
+from rollout_service.config.selection import Rotation, read_domain, read_ids
 from rollout_service.errors import TaskError
-from rollout_service.selection import Rotation, read_domain, read_ids
+from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import compat, source_files
 from rollout_service.tau2.once import once
-from rollout_service.trajectory import TaskRef
 
 WHOLE_SET = "base"
 """Name of the one split of a domain that has none."""

@@ -23,6 +23,7 @@ import httpx
 import litellm
 
 from rollout_service.config import User
+from rollout_service.config.secrets import secret
 from rollout_service.errors import (
     ConfigError,
     EpisodeEnd,
@@ -31,12 +32,11 @@ from rollout_service.errors import (
     Tau2Error,
     UserSimulatorError,
 )
+from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import keep_out_of_logs, redact, safe_cause
-from rollout_service.secrets import secret
 from rollout_service.tau2 import answer, compat
-from rollout_service.tau2.clock import Clock
+from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.scripted_user import ScriptedUser
-from rollout_service.trajectory import UserUsage
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
     """τ²'s own user simulator. Each of its requests is repeated until the answer is a valid message."""
 
     def __init__(
-        self, task: compat.Task, tools: list[Any] | None, config: User, usage: UserUsage, clock: Clock
+        self, task: compat.Task, tools: list[Any] | None, config: User, usage: UserUsage, clock: Deadline
     ) -> None:
         """
         Raises:
@@ -186,7 +186,7 @@ def make(
     config: User,
     seed: int,
     usage: UserUsage,
-    clock: Clock,
+    clock: Deadline,
 ) -> Any:
     """The user of one episode: `dummy` (solo agent), `scripted` or `llm`.
 

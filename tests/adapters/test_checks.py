@@ -13,7 +13,7 @@ import torch
 from rollout_service.adapters.checks import TrainingDataError, check_vocabulary
 from rollout_service.adapters.torch import collate_packed, collate_padded
 from rollout_service.adapters.verl import agent_loop_output, data_proto
-from rollout_service.trajectory import Provenance, Trajectory
+from rollout_service.record.trajectory import Provenance, Trajectory
 from tests.support.trajectories import make_segment, make_trajectory
 
 ROWS, TOKENS = 4160, 4096

@@ -11,11 +11,11 @@ import pytest
 from rollout_service.adapters import verl
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.slime import keep_informative, reward_post_process
-from rollout_service.adapters.slime_samples import filled
+from rollout_service.adapters.slime.samples import filled
 from rollout_service.adapters.torch import collate_packed, collate_padded
-from rollout_service.batch import TrajectoryBatch
-from rollout_service.statistics import summarize
-from rollout_service.trajectory import Outcome, Provenance, Trajectory
+from rollout_service.record.batch import TrajectoryBatch
+from rollout_service.record.statistics import summarize
+from rollout_service.record.trajectory import Outcome, Provenance, Trajectory
 from tests.support import slime
 from tests.support.trajectories import make_trajectory
 

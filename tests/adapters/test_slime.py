@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout_service.adapters import slime_service
 from rollout_service.adapters.slime import generate, generate_rollout, reward_post_process
-from rollout_service.adapters.slime_samples import METADATA, flat
+from rollout_service.adapters.slime import service as slime_service
+from rollout_service.adapters.slime.samples import METADATA, flat
 from rollout_service.client import RolloutClient
 from rollout_service.errors import CodecError, ConfigError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
@@ -379,11 +379,13 @@ async def test_history_that_is_rewritten_gives_siblings(fresh, router, load_code
 
 async def test_a_model_s_own_tokens_and_log_probs_arrive(fresh, router, tmp_path, monkeypatch):
     from deploy.engines.transformers import TransformersEngine
-    from rollout_service.config import Policy
+    from rollout_service.config import PolicyConfig
     from tests.support import tiny_model
 
     model = tiny_model.make(tmp_path / "tiny")
-    engine = TransformersEngine(Policy(engine="transformers", model=str(model), engine_arguments={"device": "cpu"}))
+    engine = TransformersEngine(
+        PolicyConfig(engine="transformers", model=str(model), engine_arguments={"device": "cpu"})
+    )
     sampled: dict[tuple[int, ...], np.ndarray] = {}
 
     async def generate_by_model(prompt, sampling):

@@ -24,9 +24,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from rollout_service.adapters import slime_service
 from rollout_service.adapters.slime import reward_post_process
-from rollout_service.adapters.slime_samples import METADATA, filled, flat, is_scored
+from rollout_service.adapters.slime import service as slime_service
+from rollout_service.adapters.slime.samples import METADATA, filled, flat, is_scored
 from rollout_service.tau2 import gold, tasks
 from tests.support import slime
 from tests.support.slime_router import Router, scripted

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.slime import keep_informative, report, reward_post_process
-from rollout_service.adapters.slime_samples import filled
+from rollout_service.adapters.slime.samples import filled
 from tests.support import slime
 
 ARGS = slime.make_args(n_samples_per_prompt=4)

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 
 from rollout_service.adapters.checks import TrainingDataError
-from rollout_service.adapters.slime_samples import METADATA, filled, flat, is_scored, sample_dicts
-from rollout_service.adapters.slime_types import types
+from rollout_service.adapters.slime.samples import METADATA, filled, flat, is_scored, sample_dicts
+from rollout_service.adapters.slime.types import types
 from tests.support import slime, trajectories
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,11 +13,11 @@ import pytest
 import typer
 import yaml
 
-from rollout_service.adapters import slime_settings
 from rollout_service.adapters.prompts import prepare_data
+from rollout_service.adapters.slime import settings as slime_settings
 from rollout_service.cli import app, main
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, StorageError, TaskError
-from rollout_service.policy.base import Sampling
 from rollout_service.tau2 import tasks
 from tests.support import slime
 

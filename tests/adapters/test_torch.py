@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from rollout_service.adapters import checks
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.torch import TrajectoryDataset, collate_packed, collate_padded
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, Fault, FaultKind, RolloutError
-from rollout_service.trajectory import Outcome, Provenance, TokenSegment, Trajectory
+from rollout_service.record.trajectory import Outcome, Provenance, TokenSegment, Trajectory
 from tests.support.trajectories import make_segment, make_trajectory
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

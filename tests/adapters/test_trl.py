@@ -15,10 +15,10 @@ import transformers
 
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, TaskError
-from rollout_service.policy.base import Sampling
-from rollout_service.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
 from tests.support import tiny_model
 from tests.support.services import start
 from tests.support.trajectories import make_segment, make_trajectory

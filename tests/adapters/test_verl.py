@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl import agent_loop_output, data_proto
 from rollout_service.errors import ConfigError
-from rollout_service.trajectory import Provenance, Timing, Trajectory
+from rollout_service.record.trajectory import Provenance, Timing, Trajectory
 from tests.support import verl
 from tests.support.trajectories import make_segment, make_trajectory
 

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from deploy.engines.scripted import ScriptedEngine
-from rollout_service.adapters import verl_loop
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.prompts import AGENT_NAME, prepare_data
+from rollout_service.adapters.verl import loop as verl_loop
 from rollout_service.config import Script
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, TaskError
-from rollout_service.policy.base import Sampling
-from rollout_service.trajectory import TaskRef
+from rollout_service.record.trajectory import TaskRef
 from tests.support import episodes, tiny_model, verl
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:register_new_resolver")]  # hydra's own call
@@ -41,7 +41,7 @@ class Client:
         self.output = output
         self.parameters: list[dict[str, Any]] = []
         self.turns: dict[str, int] = {}
-        self.unfinished: dict[str, list[int]] = {}
+        self.aborted_trajectory: dict[str, list[int]] = {}
         self.seen: dict[str, tuple[list[int], list[int]]] = {}
         """Of each episode, the last prompt and what was sampled for it."""
 
@@ -50,16 +50,16 @@ class Client:
         if self.failures:
             self.failures -= 1
             raise ConnectionError("the server is gone")
-        tokens = self.unfinished.pop(request_id, None)
+        tokens = self.aborted_trajectory.pop(request_id, None)
         if tokens is None:
             turn = self.turns[request_id] = self.turns.get(request_id, -1) + 1
             metadata = {"task": self.task, "agent": "llm", "seed": 0, "turn": turn}
             asked = Sampling(max_new_tokens=sampling_params["max_tokens"])
             tokens = (await self.engine.generate(np.asarray(prompt_ids), asked, metadata)).token_ids.tolist()
             if self.abort_after is not None:
-                tokens, self.unfinished[request_id] = tokens[: self.abort_after], tokens[self.abort_after :]
+                tokens, self.aborted_trajectory[request_id] = tokens[: self.abort_after], tokens[self.abort_after :]
         self.seen[request_id] = prompt_ids, tokens
-        stop = "aborted" if request_id in self.unfinished else "completed"
+        stop = "aborted" if request_id in self.aborted_trajectory else "completed"
         steps = len(self.parameters)
         fields = {
             "token_ids": tokens,

@@ -13,7 +13,7 @@ from ray import serve
 
 from deploy import engines, policy
 from rollout_service.config import RolloutConfig
-from rollout_service.policy.base import Sampling
+from rollout_service.config.sampling import Sampling
 from rollout_service.policy.serve import SERVE_ENVIRONMENT, ServePolicy
 from rollout_service.tau2 import tasks
 from tests.benchmarks.measure import Row, show

@@ -15,8 +15,8 @@ import numpy as np
 
 from rollout_service.client import RolloutClient
 from rollout_service.config import Latency
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import gold
-from rollout_service.trajectory import Trajectory
 from tests.benchmarks.measure import Row, show
 from tests.support.episodes import settings
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout_service.policy.base import Policy, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Policy
 
 OBSERVATION_TOKENS = 50
 """Of context that follows a turn: what a tool or the user says."""

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from rollout_service import RolloutClient, RolloutConfig
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.errors import RolloutError
 from tests.benchmarks.measure import Row, show
 from tests.benchmarks.serving import ENGINE, _model

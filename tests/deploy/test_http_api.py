@@ -18,12 +18,13 @@ from starlette.responses import Response
 
 from deploy import http_api
 from deploy.http_api import respond
-from rollout_service.config import Policy
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.sglang_format import from_answer, to_payload
 from tests.policy.test_sglang_request import ANYTHING, FIELDS, PARAMETERS
 
-POLICY = Policy(engine="transformers", model="some/model", context_length=4096)
+POLICY = PolicyConfig(engine="transformers", model="some/model", context_length=4096)
 
 
 def some_of(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
@@ -73,7 +74,7 @@ async def client(replica):
         yield client
 
 
-def transport(generate: Callable[..., Any], policy: Policy = POLICY) -> httpx.ASGITransport:
+def transport(generate: Callable[..., Any], policy: PolicyConfig = POLICY) -> httpx.ASGITransport:
     async def app(scope, receive, send) -> None:
         request = Request(scope, receive)
         response: Response = await respond(request, policy, generate, 4)
@@ -259,7 +260,7 @@ async def test_anything_else_is_404_and_says_what_there_is(client, replica, meth
 
 
 async def test_the_scripted_engine_answers_no_tokens_over_http_but_says_that_it_is_well(replica):
-    scripted = transport(replica.generate, Policy())
+    scripted = transport(replica.generate, PolicyConfig())
     async with httpx.AsyncClient(transport=scripted, base_url="http://replica") as client:
         response = await client.post("/generate", json={"input_ids": [1]})
         assert response.status_code == 400

@@ -15,16 +15,16 @@ import aiohttp
 import numpy as np
 import pytest
 
-from rollout_service.adapters import slime_service
 from rollout_service.adapters.slime import generate
-from rollout_service.chat import ChatCodec
-from rollout_service.config import Policy
+from rollout_service.adapters.slime import service as slime_service
+from rollout_service.audit.verify import verify
+from rollout_service.chat.codec import ChatCodec
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, WeightError
-from rollout_service.policy.base import Sampling
 from rollout_service.policy.endpoint import settled
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
-from rollout_service.verify import verify
 from tests.support import openai_server, sglang, slime, tiny_model
 from tests.support.reference import Reference, error
 from tests.support.services import start
@@ -155,7 +155,7 @@ async def test_what_the_server_refuses_is_not_repeated(server):
 
 
 async def test_the_server_is_asked_how_many_tokens_it_takes_and_what_is_longer_ends_the_episode(server, model):
-    settings = Policy(engine="http", url=server, tokenizer=model)
+    settings = PolicyConfig(engine="http", url=server, tokenizer=model)
     taken = (await settled(settings)).context_length
     assert taken == 65536 - 6, "what SGLang's scheduler takes of a model of 65,536"
     policy = SglangHttpPolicy(server)

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout_service import storage
+from rollout_service.record import storage
 
 README = Path(__file__).parents[2] / "README.md"
 

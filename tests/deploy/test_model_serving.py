@@ -18,11 +18,12 @@ from ray import serve
 
 from deploy import policy as application
 from rollout_service import RolloutClient
+from rollout_service.audit.verify import verify
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
-from rollout_service.verify import verify
 from tests.deploy.test_http_serving import free_port
 from tests.support import openai_server, tiny_model
 from tests.support.episodes import settings

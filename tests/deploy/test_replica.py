@@ -12,8 +12,9 @@ import ray
 
 from deploy import replica as module
 from deploy.replica import Orders, PolicyReplica
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Bucket,

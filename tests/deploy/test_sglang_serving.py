@@ -15,11 +15,12 @@ import psutil
 import pytest
 import torch
 
+from rollout_service.audit.verify import verify
 from rollout_service.client import RolloutClient
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
-from rollout_service.policy.base import RequestError, Sampling
+from rollout_service.policy.base import RequestError
 from rollout_service.policy.serve import ServePolicy
-from rollout_service.verify import verify
 from tests.support import openai_server, sglang, tiny_model
 from tests.support.reference import Reference, error, pure_error
 from tests.support.services import start

@@ -20,10 +20,11 @@ from torch import distributed
 
 from deploy.engines import batch, packed, parameters
 from deploy.engines.transformers import TransformersEngine
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -67,7 +68,7 @@ def start() -> Iterator[Callable[..., TransformersEngine]]:
     engines = []
 
     def started(model: Path, **arguments: Any) -> TransformersEngine:
-        policy = Policy(engine="transformers", model=str(model), engine_arguments={"device": "cpu"} | arguments)
+        policy = PolicyConfig(engine="transformers", model=str(model), engine_arguments={"device": "cpu"} | arguments)
         engines.append(TransformersEngine(policy))
         return engines[-1]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.policy.endpoint import settled
 
@@ -39,8 +39,8 @@ async def endpoint(answers: dict[str, Any]) -> AsyncIterator[tuple[str, list[str
         await runner.cleanup()
 
 
-def policy(url: str, **fields: Any) -> Policy:
-    return Policy(engine="http", url=url, tokenizer="/nowhere", **{"retry_seconds": 5.0} | fields)
+def policy(url: str, **fields: Any) -> PolicyConfig:
+    return PolicyConfig(engine="http", url=url, tokenizer="/nowhere", **{"retry_seconds": 5.0} | fields)
 
 
 SAID = {
@@ -72,7 +72,7 @@ async def test_what_the_settings_say_holds_and_nobody_is_asked():
     async with endpoint({}) as (url, asked):
         chosen = policy(url, context_length=4096)
         assert await settled(chosen) == chosen
-        assert await settled(Policy()) == Policy()
+        assert await settled(PolicyConfig()) == PolicyConfig()
         assert asked == []
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.overlong import fitted, said_limit
 
 TOO_LONG = {

@@ -43,7 +43,7 @@ def short_waits(monkeypatch) -> None:
 @pytest.mark.parametrize("failures", [0, 1, 4])
 async def test_a_lost_turn_is_asked_for_again_until_it_comes(failures):
     ask = Flaky(failures)
-    assert await Patience(60).asked_again(ask) is TURN
+    assert await Patience(60).retry_lost_turn(ask) is TURN
     assert ask.asked == failures + 1
 
 
@@ -51,7 +51,7 @@ async def test_a_lost_turn_is_asked_for_again_until_it_comes(failures):
 async def test_it_gives_up_with_the_last_cause_when_the_time_is_over():
     ask, start = Flaky(float("inf")), time.monotonic()
     with pytest.raises(ConnectionError) as raised:
-        await Patience(0.02).asked_again(ask)
+        await Patience(0.02).retry_lost_turn(ask)
     assert ask.asked > 1
     assert str(raised.value) == f"loss {ask.asked}"
     assert 0.01 < time.monotonic() - start < 1
@@ -60,7 +60,7 @@ async def test_it_gives_up_with_the_last_cause_when_the_time_is_over():
 async def test_it_asks_once_when_no_time_is_given():
     ask = Flaky(float("inf"))
     with pytest.raises(ConnectionError, match="loss 1"):
-        await Patience(0).asked_again(ask)
+        await Patience(0).retry_lost_turn(ask)
     assert ask.asked == 1
 
 
@@ -69,7 +69,7 @@ async def test_a_loss_without_a_cause_is_raised_itself():
         raise LostTurnError("for no reason")
 
     with pytest.raises(LostTurnError, match="for no reason"):
-        await Patience(0).asked_again(ask)
+        await Patience(0).retry_lost_turn(ask)
 
 
 @pytest.mark.parametrize("error", [ValueError("bad prompt"), ConnectionError("not said to be lost"), KeyError("x")])
@@ -81,7 +81,7 @@ async def test_any_other_error_passes_at_once(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        await Patience(60).asked_again(ask)
+        await Patience(60).retry_lost_turn(ask)
     assert (raised.value, len(asked)) == (error, 1)
 
 
@@ -94,7 +94,7 @@ async def test_another_error_after_lost_turns_passes_too():
         raise ValueError("refused")
 
     with pytest.raises(ValueError, match="refused"):
-        await Patience(60).asked_again(refuses_at_last)
+        await Patience(60).retry_lost_turn(refuses_at_last)
     assert ask.asked == 3
 
 
@@ -108,7 +108,7 @@ async def test_cancelling_it_while_it_asks_cancels_what_is_asked():
             cancelled.append(1)
             raise
 
-    task = asyncio.create_task(Patience(60).asked_again(ask))
+    task = asyncio.create_task(Patience(60).retry_lost_turn(ask))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -118,7 +118,7 @@ async def test_cancelling_it_while_it_asks_cancels_what_is_asked():
 
 async def test_cancelling_it_while_it_waits_asks_no_more():
     ask = Flaky(float("inf"))
-    task = asyncio.create_task(Patience(60).asked_again(ask))
+    task = asyncio.create_task(Patience(60).retry_lost_turn(ask))
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
@@ -155,7 +155,7 @@ def test_on_any_clock_it_waits_longer_each_time_and_is_over_in_time(seconds, las
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patience, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
         patch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        (outcome,) = asyncio.run(gathered(Patience(seconds).asked_again(ask)))
+        (outcome,) = asyncio.run(gathered(Patience(seconds).retry_lost_turn(ask)))
     upper = [min(5.0, 0.1 * 2**i) for i in range(len(asks))]
     for wait, longest in zip(waits, upper, strict=False):
         assert longest / 2 <= wait <= longest
@@ -196,7 +196,7 @@ class Fleet:
 @pytest.mark.parametrize("replicas", [1, 3])
 async def test_a_turn_that_ends_every_engine_is_given_up_and_all_others_come(replicas):
     fleet, caller = Fleet(replicas), Patience(60)
-    turns = [caller.asked_again(lambda turn=turn: fleet.ask(turn)) for turn in range(20)]
+    turns = [caller.retry_lost_turn(lambda turn=turn: fleet.ask(turn)) for turn in range(20)]
     culprit, *others = await asyncio.gather(*turns, return_exceptions=True)
     assert isinstance(culprit, EpisodeFault)
     assert (culprit.fault.kind, culprit.fault.retryable, culprit.fault.error) == ("policy", False, "ConnectionError")
@@ -216,7 +216,7 @@ async def test_an_engine_that_ended_once_is_counted_once_however_often_it_is_hea
             return TURN
         raise DeadEngineError("the same") from ConnectionError("gone")
 
-    assert await Patience(60).asked_again(ask) is TURN
+    assert await Patience(60).retry_lost_turn(ask) is TURN
 
 
 @given(losses=st.lists(st.sampled_from([None, "a", "b", "c", "d"]), max_size=12))
@@ -234,7 +234,7 @@ def test_a_turn_is_given_up_at_the_third_engine_and_never_before(losses):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patience, "_FIRST_WAIT_SECONDS", 1e-6)
         patch.setattr(patience, "_LONGEST_WAIT_SECONDS", 1e-6)
-        (outcome,) = asyncio.run(gathered(Patience(60).asked_again(ask)))
+        (outcome,) = asyncio.run(gathered(Patience(60).retry_lost_turn(ask)))
     ends = [i for i in range(len(losses)) if len({engine for engine in losses[: i + 1] if engine}) == 3]
     assert isinstance(outcome, EpisodeFault) if ends else outcome is TURN
     assert len(asked) == (ends[0] if ends else len(losses)) + 1

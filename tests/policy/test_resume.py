@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.policy import resume
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.resume import ended_by, joined, resumed
 
 STOP = 0

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from deploy.engines import packed
 from rollout_service import RolloutConfig
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
-from rollout_service.policy.base import Sampling
 
 NUMBER = st.floats() | st.integers() | st.sampled_from([1e-40, 1e-7, 1e-6, 1e6, 2**31 - 1, 2**31, 2**63, 10**400])
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.sglang_format import from_answer, sampling_params, to_answer, to_payload
 
 TOKEN = st.integers(0, 2**31 - 1)

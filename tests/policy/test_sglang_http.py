@@ -7,8 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeFault, FaultKind, boundary
-from rollout_service.policy.base import Generation, RequestError, Sampling
+from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from tests.support.slime_router import Router
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.policy import sglang_request
-from rollout_service.policy.base import RequestError, Sampling
+from rollout_service.policy.base import RequestError
 from rollout_service.policy.sglang_format import to_payload
 from rollout_service.policy.sglang_request import GenerateRequest, read_request
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeEnd
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.verl import VerlPolicy
 from tests.support import episodes
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.scripted import ScriptedEngine
-from rollout_service.chat import ChatCodec
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.base import Generation, Policy
+from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2 import tasks
 from rollout_service.tau2.episode import EpisodeRequest, EpisodeRunner
-from rollout_service.trajectory import TaskRef, Trajectory
 
 
 @functools.cache

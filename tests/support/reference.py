@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from rollout_service.trajectory import TokenSegment
+from rollout_service.record.trajectory import TokenSegment
 
 
 class Reference:

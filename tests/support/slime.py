@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from rollout_service.adapters.prompts import prepare_data
-from rollout_service.adapters.slime_types import types
+from rollout_service.adapters.slime.types import types
 from rollout_service.errors import Fault, FaultKind
-from rollout_service.ledger import TokenLedger
 from rollout_service.policy.base import Generation
-from rollout_service.trajectory import Outcome, TaskRef, Timing, TokenSegment, Trajectory
+from rollout_service.record.ledger import TokenLedger
+from rollout_service.record.trajectory import Outcome, TaskRef, Timing, TokenSegment, Trajectory
 
 SAMPLING = {
     "temperature": 0.7,

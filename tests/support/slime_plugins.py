@@ -17,8 +17,8 @@ import ray
 import transformers  # noqa: F401  # both before the suite, which puts stand-ins where they are not imported yet
 
 from rollout_service.adapters import slime as hooks
-from rollout_service.adapters import slime_service
-from rollout_service.chat import ChatCodec
+from rollout_service.adapters.slime import service as slime_service
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.tau2 import tasks
 from tests.support import slime
 from tests.support.slime_router import Router, scripted

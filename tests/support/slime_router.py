@@ -19,13 +19,14 @@ import numpy as np
 from aiohttp import web
 
 from deploy.engines.scripted import ScriptedEngine
-from rollout_service.chat import ChatCodec
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import Script
-from rollout_service.policy.base import Generation, Sampling
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
 from rollout_service.policy.sglang_format import to_answer
 from rollout_service.policy.sglang_request import read_request
+from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import gold, tasks
-from rollout_service.trajectory import TaskRef
 
 Engine = Callable[[Any, Sampling], Awaitable[Generation]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 
 END_OF_TURN = "<|im_end|>"
 

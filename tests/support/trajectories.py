@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from rollout_service import schema
 from rollout_service.errors import Fault
-from rollout_service.ledger import TokenLedger
 from rollout_service.policy.base import Generation
-from rollout_service.trajectory import (
+from rollout_service.record import schema
+from rollout_service.record.ledger import TokenLedger
+from rollout_service.record.trajectory import (
     Outcome,
     Provenance,
     TaskRef,

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from actors.coordinator import Coordinator
-from rollout_service import report
-from rollout_service.chat import EMBEDDED_TOKENIZER
+from rollout_service.audit.verify import verify
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER
+from rollout_service.cli import report
 from rollout_service.errors import ConfigError, FaultKind
 from rollout_service.policy.base import Generation
 from rollout_service.policy.sglang_http import SglangHttpPolicy
-from rollout_service.statistics import summarize
-from rollout_service.trajectory import Trajectory
-from rollout_service.verify import verify
+from rollout_service.record.statistics import summarize
+from rollout_service.record.trajectory import Trajectory
 from tests.support import episodes
 from tests.support.slime_router import Router, scripted
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rollout_service.audit.verify import verify
+from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
-from rollout_service.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.policy.base import Generation
+from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
-from rollout_service.tau2.clock import Clock
-from rollout_service.trajectory import Outcome, Trajectory
-from rollout_service.verify import verify
+from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 
 TOKENIZERS = Path(__file__).parents[2].parent / "shared" / "tokenizers"
@@ -262,7 +262,7 @@ def test_a_fault_of_the_evaluator_leaves_no_reward(monkeypatch):
 
 def test_a_cancelled_episode_ends_soon_as_aborted_without_a_fault():
     config = episodes.settings(policy__script={"latency": {"mean": 60.0}})
-    clock = Clock(600)
+    clock = Deadline(600)
     threading.Timer(0.3, clock.cancelled.set).start()
     start = time.monotonic()
     trajectory = episodes.runner(config).run(episodes.request(episodes.task("mock")), clock)

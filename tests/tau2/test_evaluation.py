@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from actors.environment import refuse_other_data
+from rollout_service.audit.verify import verify
 from rollout_service.config import Evaluation
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, SharedWriteError, Tau2Error
-from rollout_service.tau2 import compat, domain, evaluation, played, tasks
+from rollout_service.tau2 import compat, domain, evaluation, fast_evaluation, tasks
 from rollout_service.tau2.source_files import SourceFiles
-from rollout_service.verify import verify
 from tests.parity import KINDS, compare, play
 from tests.support import episodes
 
@@ -45,7 +45,7 @@ def test_an_episode_without_a_score_names_no_evaluator():
 
 
 def test_check_ends_the_collection_with_what_differs(monkeypatch):
-    monkeypatch.setattr(played, "gold_hashes", lambda *_: {"assistant": "another", "user": None})
+    monkeypatch.setattr(fast_evaluation, "gold_hashes", lambda *_: {"assistant": "another", "user": None})
     with pytest.raises(Tau2Error, match=r"task '\d+' of retail: reward is 0.0, officially 1.0; db_check is .*official"):
         episodes.run("retail", 1, evaluation__mode="check")
 
@@ -68,7 +68,7 @@ def test_a_call_whose_argument_became_part_of_the_database_is_left_to_the_offici
     )
     orchestrator = play(shared.environment(), task, script)
     end, messages = shared.end_state(orchestrator.environment), orchestrator.get_trajectory()
-    assert not played.leads_to(messages, end, orchestrator.trajectory, solo=False)
+    assert not fast_evaluation.leads_to(messages, end, orchestrator.trajectory, solo=False)
     score = evaluation.score(orchestrator, end, messages, task, shared, "user_stop", Evaluation())
     assert score.evaluator == "official"
 
@@ -172,18 +172,18 @@ def test_messages_out_of_order_are_left_to_the_official_evaluator():
     shared, task = domain.get("retail"), tasks.get(episodes.task("retail", 1))
     orchestrator = play(shared.environment(), task, task)
     end, messages = shared.end_state(orchestrator.environment), orchestrator.get_trajectory()
-    assert played.leads_to(messages, end, orchestrator.trajectory, solo=False)
+    assert fast_evaluation.leads_to(messages, end, orchestrator.trajectory, solo=False)
     first_result = next(index for index, message in enumerate(messages) if message.role == "tool")
     messages.insert(0, messages.pop(first_result))
-    assert not played.leads_to(messages, end, orchestrator.trajectory, solo=False)
+    assert not fast_evaluation.leads_to(messages, end, orchestrator.trajectory, solo=False)
 
 
 def test_gold_actions_of_a_changed_task_are_played_anew():
     shared, task = domain.get("retail"), tasks.get(episodes.task("retail", 1))
     idle = task.model_copy(deep=True)
     idle.evaluation_criteria.actions = []
-    assert played.gold_hashes(shared, task) != played.gold_hashes(shared, idle)
-    assert played.gold_hashes(shared, idle) == shared.end_state(shared.environment()).hashes
+    assert fast_evaluation.gold_hashes(shared, task) != fast_evaluation.gold_hashes(shared, idle)
+    assert fast_evaluation.gold_hashes(shared, idle) == shared.end_state(shared.environment()).hashes
 
 
 @pytest.fixture

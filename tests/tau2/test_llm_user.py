@@ -19,9 +19,9 @@ from loguru import logger
 
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
+from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from rollout_service.tau2 import compat, tasks, users
-from rollout_service.tau2.clock import Clock
-from rollout_service.trajectory import Outcome, TaskRef, Trajectory, UserUsage
+from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
 from tests.support.openai_server import Exchange, OpenAIServer, Schedule, always, at
@@ -51,7 +51,9 @@ def policy() -> episodes.LocalPolicy:
     return episodes.LocalPolicy(episodes.settings())
 
 
-def run(api: OpenAIServer | None, task: TaskRef = TELECOM, clock: Clock | None = None, **overrides: Any) -> Trajectory:
+def run(
+    api: OpenAIServer | None, task: TaskRef = TELECOM, clock: Deadline | None = None, **overrides: Any
+) -> Trajectory:
     """One episode: scripted policy, and the API's user, or without an API the scripted one."""
     if api is not None:
         overrides = {"user__model": LOCAL_MODEL, "user__base_url": api.base_url, **overrides}
@@ -507,7 +509,7 @@ def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Beh
 
 
 def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
-    clock = Clock(60.0)
+    clock = Deadline(60.0)
     threading.Timer(0.5, clock.cancelled.set).start()
     start = time.monotonic()
     with gold_server(always(server.hang)) as api:
@@ -549,7 +551,7 @@ def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default(
 
     def speak(usage: UserUsage) -> None:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, retries=0, timeout_seconds=20.0)
-        user = users.make("llm", task, None, config, 0, usage, Clock(60.0))
+        user = users.make("llm", task, None, config, 0, usage, Deadline(60.0))
         user.generate_next_message(greeting, user.get_init_state())
 
     with gold_server(lambda request: gather if request.number else server.ok, RETAIL) as api:
@@ -597,7 +599,7 @@ def test_key_is_not_in_the_traceback_of_the_fault(monkeypatch: pytest.MonkeyPatc
     greeting = compat.AssistantMessage(role="assistant", content="Hi! How can I help you today?")
     with gold_server(always(server.unauthorized), RETAIL) as api:
         config = User(model=LOCAL_MODEL, base_url=api.base_url, api_key_var="SOME_KEY")
-        user = users.make("llm", task, None, config, 0, UserUsage(), Clock(60.0))
+        user = users.make("llm", task, None, config, 0, UserUsage(), Deadline(60.0))
         with pytest.raises(EpisodeFault) as caught:
             user.generate_next_message(greeting, user.get_init_state())
     assert KEY not in "".join(traceback.format_exception(caught.value))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import replay, tasks
-from rollout_service.trajectory import Trajectory
 from tests.support import episodes
 from tests.support.openai_server import OpenAIServer, gold_user
 

@@ -1,0 +1,158 @@
+"""The service behind slime's hooks: one per process, on the Ray cluster that slime runs on.
+
+Invariant: nothing here blocks slime's event loop. The service is started, or attached to, in a thread, once, whatever
+number of samples wait for it; if that fails, all of them see the same error. Episodes run in the service's environment
+actors, and a wait for one that ends early, for whatever reason, ends the episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+import logging
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import rollout_service.adapters.slime.settings as slime_settings
+from rollout_service.adapters.checks import check_tokenizers, check_vocabulary
+from rollout_service.chat.codec import ChatCodec
+from rollout_service.client import RolloutClient
+from rollout_service.collecting.stream import GroupStream
+from rollout_service.config.sampling import Sampling
+from rollout_service.errors import CodecError, ServiceError
+from rollout_service.policy.context import vocabulary
+from rollout_service.record.trajectory import TaskRef, Trajectory
+from rollout_service.redaction import safe_cause
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service and what slime's side knows of it."""
+
+    client: RolloutClient
+    fingerprint: str
+    """Of the tokenizer of slime's `--hf-checkpoint`."""
+    vocabulary: int | None
+    """Rows of that model's embedding; None where its files do not say."""
+
+    @property
+    def fans_out(self) -> bool:
+        """Whether an episode may give several samples. slime wants all or none of a batch's episodes as lists."""
+        return self.client.config.policy.history == "template"
+
+    async def play(self, task: TaskRef, seed: int, sampling: Sampling, n: int = 1) -> list[Trajectory]:
+        """Play `n` episodes of the task, by sample index. Cancelling it ends them; once it has ended itself, they send
+        nothing more to the engines.
+
+        Raises:
+            RolloutError: no such task, the service is gone, or the episodes' tokenizer is not slime's. What stops a
+                single episode is in its trajectory.
+        """
+        choice: dict[str, Any] = {"domain": task.domain, "split": task.split, "ids": [task.task_id], "seed": seed}
+        # slime starts hundreds of samples in one go: one submission a step, or the loop stands still for all of them.
+        async with _submitting.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            await asyncio.sleep(0)
+            stream = self.client.astream(n, group_size=n, sampling=sampling, **choice)
+        finished = False
+        try:
+            trajectories = [trajectory async for group in stream for trajectory in group]
+            finished = True
+        finally:
+            if not finished:
+                await asyncio.shield(_in_background(_closed(stream)))
+        check_tokenizers(trajectories, self.fingerprint)
+        check_vocabulary(trajectories, self.vocabulary)
+        for trajectory in trajectories:
+            if (fault := trajectory.fault) is not None:
+                logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, task, fault.kind, fault.message)
+        return trajectories
+
+
+_lock = threading.Lock()
+_starting: Future[Service] | None = None
+_submitting: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+_background: set[asyncio.Task[None]] = set()
+
+
+async def running(args: Any) -> Service:
+    """This process's service, started or attached to at the first call.
+
+    Raises:
+        RolloutError: slime's arguments or the service's settings cannot be used, the router cannot be reached, the
+            service does not come up, or its tokenizer is another model's.
+    """
+    return await asyncio.shield(asyncio.wrap_future(_once(args)))
+
+
+def close() -> None:
+    """Stop the service if this process started it; the next call of a hook starts one anew."""
+    global _starting
+    with _lock:
+        starting, _starting = _starting, None
+    if starting is not None and starting.exception() is None:
+        starting.result().client.close()
+
+
+def _once(args: Any) -> Future[Service]:
+    global _starting
+    with _lock:
+        if _starting is None:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="rollout-service")
+            _starting = thread.submit(_start, args)
+            thread.shutdown(wait=False)
+        return _starting
+
+
+def _start(args: Any) -> Service:
+    slime_settings.check(args)
+    config = slime_settings.service_config(args)
+    _reach(str(config.policy.url))
+    own = ChatCodec.load(args.hf_checkpoint).tokenizer_fingerprint
+    named = config.policy.tokenizer_name
+    if named != args.hf_checkpoint and (other := ChatCodec.load(named).tokenizer_fingerprint) != own:
+        raise CodecError(
+            f"policy.tokenizer is {named}, and slime's --hf-checkpoint {args.hf_checkpoint} has another: their "
+            f"fingerprints are {other} and {own}.",
+            "Leave policy.tokenizer out of rollout_service_config.",
+        )
+    rows = vocabulary(config.policy.model_copy(update={"model": args.hf_checkpoint}))
+    service = Service(RolloutClient("auto", config=config, start=True), own, rows)
+    # What was imported by now stays: a full collection over it would stop slime's loop for a third of a second.
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # or some extension modules call all of it leaked
+    return service
+
+
+def _reach(url: str) -> None:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 80), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ServiceError(
+            f"slime's router at {url} cannot be reached: {error}.",
+            "Check --sglang-router-ip and --sglang-router-port, and that the router runs.",
+        ) from safe_cause(error)
+
+
+async def _closed(stream: GroupStream) -> None:
+    with contextlib.suppress(Exception):  # it was refused, or the service is gone: then nothing runs
+        await stream.aclose()
+
+
+def _in_background(coroutine: Any) -> asyncio.Task[None]:
+    """Runs to its end, whatever becomes of who waits for it."""
+    task = asyncio.ensure_future(coroutine)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+    return task

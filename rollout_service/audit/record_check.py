@@ -1,0 +1,115 @@
+"""Values that a record of this service can have, where the values' types say nothing of it.
+
+Invariant: reads the record alone: no tokenizer, no τ². Every record that the service makes passes; what does not pass
+was changed, or made by a fault of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import get_args
+
+from pydantic import ValidationError
+
+from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig
+from rollout_service.config.sampling import Sampling
+from rollout_service.record.trajectory import UNSCORED, Trajectory, outcome_of
+
+_WORDS = {
+    "history": get_args(PolicyConfig.model_fields["history"].annotation),
+    "agent": get_args(RolloutConfig.model_fields["agent"].annotation),
+    "evaluation": get_args(Evaluation.model_fields["type"].annotation),
+    "evaluator": ("", "official", "fast"),
+}
+_ROLES = ("system", "assistant", "user", "tool")
+_ENDERS = {"user_stop": "user", "agent_stop": "assistant"}
+
+
+def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """What cannot be, and where."""
+    yield from _identity(trajectory)
+    yield from _ending(trajectory)
+    yield from _provenance(trajectory)
+    yield from _messages(trajectory)
+    yield from _turns(trajectory)
+    for part in ("timing", "user_usage"):
+        for name, value in asdict(getattr(trajectory, part)).items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                yield f"{part}.{name}", f"it is {value}"
+
+
+def _identity(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    for name in ("trajectory_id", "collection_id", "group_id"):
+        if not getattr(trajectory, name):
+            yield name, "it is empty"
+    for name, value, least in (
+        ("sample_index", trajectory.sample_index, 0),
+        ("attempt", trajectory.attempt, 1),
+        ("task.index", trajectory.task.index, 0),
+    ):
+        if value < least:
+            yield name, f"it is {value}, below {least}"
+
+
+def _ending(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    reason, outcome = trajectory.termination_reason, trajectory.outcome
+    if outcome is not outcome_of(reason):
+        yield "outcome", f"it is {outcome}, but an episode that ended by {reason!r} is {outcome_of(reason)}"
+    if (trajectory.fault is not None) != (reason == "fault"):
+        yield "fault", f"it is {trajectory.fault}, and the episode ended by {reason!r}"
+    reward, parts = trajectory.reward, trajectory.reward_info
+    if reward is not None and reason in UNSCORED:
+        yield "reward", f"it is {reward}, and an episode that ended by {reason!r} is not scored"
+    if reward is not None and not math.isfinite(reward):
+        yield "reward", f"it is {reward}"
+    if (None if parts is None else parts.get("reward")) != reward:
+        yield "reward", f"it is {reward}, and reward_info says {None if parts is None else parts.get('reward')}"
+
+
+def _provenance(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    made = trajectory.provenance
+    for name, known in _WORDS.items():
+        if (value := getattr(made, name)) not in known:
+            yield f"provenance.{name}", f"it is {value!r}, none of {', '.join(filter(None, known))}"
+    if made.evaluator and trajectory.reward is None:
+        yield "provenance.evaluator", f"it is {made.evaluator!r}, and there is no reward"
+    try:
+        Sampling(**made.sampling)
+    except (TypeError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        yield ".".join(["provenance.sampling", *map(str, first["loc"])]), str(first["msg"])
+
+
+def _messages(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    for number, message in enumerate(trajectory.messages):
+        role = message.get("role")
+        if role not in _ROLES:
+            yield f"message {number}", f"its role is {role!r}"
+        elif role in ("assistant", "user") and not (message.get("content") or message.get("tool_calls")):
+            yield f"message {number}", "it has neither content nor tool calls"
+        if (place := message.get("turn_idx", number)) != number:
+            yield f"message {number}", f"its turn_idx is {place!r}"
+    last = trajectory.messages[-1].get("role") if trajectory.messages else None
+    if (ender := _ENDERS.get(trajectory.termination_reason, last)) != last:
+        yield "messages", f"the last one is of role {last!r}, but the {ender} ended the episode"
+
+
+def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    for number, turn in enumerate(trajectory.turns):
+        where = f"turn {number}"
+        if turn.finish_reason not in ("stop", "length"):
+            yield where, f"its finish_reason is {turn.finish_reason!r}"
+        if not (math.isfinite(turn.policy_seconds) and turn.policy_seconds >= 0):
+            yield where, f"its policy_seconds are {turn.policy_seconds}"
+    yield from _places(trajectory)
+
+
+def _places(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Turns became the last of the assistant's messages, in order; only the last turn may have become none."""
+    found = [turn.message_index for turn in trajectory.turns]
+    became = found[:-1] if found[-1:] == [None] else found
+    spoken = [number for number, message in enumerate(trajectory.messages) if message.get("role") == "assistant"]
+    if became != spoken[max(0, len(spoken) - len(became)) :]:
+        yield "turns", f"their message_index are {found}, and the assistant's messages are {spoken}"

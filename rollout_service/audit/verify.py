@@ -1,0 +1,372 @@
+"""Audits stored trajectories, on a CPU, without Ray.
+
+Invariant: trusts nothing in the record that can be recomputed, and gives a result for every record, whatever is in it:
+what cannot be read, or checked, is a violation, and the audit goes on. It loads no tokenizer but the one that the user
+names and those in local folders, and runs no code of theirs. Five checks, after the invariants of the schema:
+
+1. `record`: the record can be read, and each field holds a value that it can have.
+2. `tokens`: arrays of one length; mask 1 exactly on the turns' spans, with a log-prob and a weight version for each;
+   versions never decrease within the trajectory, and a turn's `prefix_version` is none of a later one.
+3. `prefix`: every turn's prompt lies before it in the same append-only segment, so it is a prefix of the final tokens:
+   spans are in order, do not overlap, and the segment ends with a sampled token.
+4. `messages`: decoding a turn's tokens and parsing them gives the message that τ² received; the tokenizer has every
+   token, and a turn that the engine stopped ends with a token that ends turns.
+5. `reward`: the official evaluator gives the same reward for the same messages, and replaying them the same database;
+   an episode in which the policy never spoke has none.
+
+What cannot be told from an honest record passes: identifiers, seeds and attempts; log-probs, weight versions and
+counts of cached tokens within their bounds; seconds, costs and the user simulator's usage; names of models and
+versions of the service; what the user said and the greeting; context tokens; and what a fault says of itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import rollout_service.audit.record_check as record_check
+from rollout_service.chat.codec import ChatCodec
+from rollout_service.errors import CodecError, ConfigError, TaskError
+from rollout_service.record.storage import Unreadable
+from rollout_service.record.trajectory import CONTEXT_VERSION, OUR_REASONS, Outcome, TokenSegment, Trajectory
+
+CHECKS = ("record", "tokens", "prefix", "messages", "reward")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that is wrong, and where."""
+
+    trajectory_id: str
+    check: str
+    where: str
+    """Segment, turn or message, by index; the place in the file for what cannot be read."""
+    problem: str
+
+    def __str__(self) -> str:
+        where = "" if self.where == self.trajectory_id else f"{self.where}: "
+        return f"{self.trajectory_id} [{self.check}] {where}{self.problem}"
+
+
+def verify(
+    trajectories: Iterable[Trajectory | Unreadable], *, tokenizer: str | None = None, checks: Iterable[str] = CHECKS
+) -> Iterator[tuple[Trajectory | Unreadable, list[Violation]]]:
+    """Audit each trajectory.
+
+    Args:
+        trajectories: `storage.salvage` gives those of a file, with what cannot be read in its place.
+        tokenizer: folder or hub name of the tokenizer, where the recorded name is not that of a folder here.
+        checks: which of `CHECKS` to make; `messages` needs the tokenizer, `reward` the same τ²-bench. Fields of wrong
+            types are found in any case.
+
+    Raises:
+        CodecError: `tokenizer` cannot be loaded.
+        ConfigError: there is no such check.
+    """
+    asked = [checks] if isinstance(checks, str) else list(checks)
+    if unknown := [check for check in asked if check not in CHECKS]:
+        raise ConfigError(f"checks: there is no check {unknown[0]!r}.", f"Choose from {', '.join(CHECKS)}.")
+    wanted = [check for check in CHECKS if check in asked]
+    if tokenizer is not None and "messages" in wanted:
+        _codec(tokenizer)
+    for item in trajectories:
+        if isinstance(item, Unreadable):
+            problem = item.error.problem.removeprefix(item.where).lstrip()
+            yield item, [Violation(item.trajectory_id, "record", item.where, problem)]
+        else:
+            yield item, list(_violations(item, wanted, tokenizer))
+
+
+def _violations(trajectory: Trajectory, wanted: list[str], tokenizer: str | None) -> Iterator[Violation]:
+    name = trajectory.trajectory_id
+    try:
+        trajectory.check_types()
+    except ValueError as error:
+        yield Violation(str(name), "record", "types", f"{error}")
+        return  # no other check could rely on anything
+    for check in wanted:
+        found = []
+        try:
+            found.extend(_CHECKS[check](trajectory, tokenizer))
+        except Exception as error:  # a record that no check foresaw must not hide those behind it
+            found.append(Violation(name, check, "check", f"it cannot be made: {type(error).__name__}: {error}"))
+        yield from found
+        if check == "tokens" and found:
+            return  # spans that are wrong make every later message misleading
+
+
+def check_record(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
+    """Check 1, for a record that could be read."""
+    for where, problem in record_check.problems(trajectory):
+        yield Violation(trajectory.trajectory_id, "record", where, problem)
+
+
+def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
+    """Check 2."""
+    newest = CONTEXT_VERSION
+    for index, segment in enumerate(trajectory.segments):
+        for problem in _segment_problems(segment):
+            yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", problem)
+        if _uneven(segment):
+            continue
+        rows = trajectory.provenance.model_vocabulary_size
+        if rows is not None and (largest := int(segment.token_ids.max(initial=-1))) >= rows:
+            problem = f"token id {largest} is none of the {rows} that the model has"
+            yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", problem)
+        versions = segment.weight_versions[segment.loss_mask == 1]
+        if len(versions) and (versions[0] < newest or bool(np.any(np.diff(versions) < 0))):
+            yield Violation(trajectory.trajectory_id, "tokens", f"segment {index}", "a weight version decreases")
+        newest = max(newest, int(versions.max(initial=newest)))
+    yield from _prefix_versions(trajectory)
+
+
+def _prefix_versions(trajectory: Trajectory) -> Iterator[Violation]:
+    """No turn was sampled over keys and values newer than its own weights, or older than those of the turns before."""
+    oldest = 0
+    for number, (segment, turn) in enumerate((s, turn) for s in trajectory.segments for turn in s.turns):
+        found, own = turn.prefix_version, segment.weight_versions[max(0, turn.start) : max(0, turn.end)]
+        if found is None:
+            continue
+        if not oldest <= found <= int(own.min(initial=found)):
+            problem = f"its prefix_version is {found}, not from {oldest} to {int(own.min(initial=found))}"
+            yield Violation(trajectory.trajectory_id, "tokens", f"turn {number}", problem)
+        oldest = max(oldest, found)
+
+
+def _segment_problems(segment: TokenSegment) -> Iterator[str]:
+    n = len(segment.token_ids)
+    if uneven := _uneven(segment):
+        yield f"{n} tokens, but {', '.join(uneven)}"
+        return
+    expected = np.zeros(n, dtype=np.uint8)
+    for turn in segment.turns:
+        expected[turn.start : turn.end] = 1
+    if not np.array_equal(expected, segment.loss_mask):
+        at = int(np.flatnonzero(expected != segment.loss_mask)[0])
+        was = "was" if expected[at] else "was not"
+        yield f"the loss mask is {segment.loss_mask[at]} at token {at}, which {was} sampled"
+    context = segment.loss_mask == 0
+    if np.any(segment.logprobs[context] != 0) or np.any(segment.weight_versions[context] != CONTEXT_VERSION):
+        yield "a context token has a log-prob or a weight version"
+    sampled = segment.logprobs[~context]
+    if not np.all(np.isfinite(sampled)) or np.any(sampled > 1e-4):
+        yield "a sampled token's log-prob is not a finite number of at most 0"
+    if np.any(segment.weight_versions[~context] < 0):
+        yield "a sampled token has no weight version"
+    if n and int(segment.token_ids.min()) < 0:
+        yield "a token id is negative"
+
+
+def _uneven(segment: TokenSegment) -> list[str]:
+    arrays = {name: getattr(segment, name) for name in ("loss_mask", "logprobs", "weight_versions")}
+    return [f"{name} has {len(array)}" for name, array in arrays.items() if len(array) != len(segment.token_ids)]
+
+
+def check_prefix(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
+    """Check 3."""
+    if trajectory.provenance.history == "append" and len(trajectory.segments) > 1:
+        problem = f"there are {len(trajectory.segments)}, and history append makes one"
+        yield Violation(trajectory.trajectory_id, "prefix", "segments", problem)
+    for index, segment in enumerate(trajectory.segments):
+        if segment.prompt_length < 1:
+            problem = f"its prompt has {segment.prompt_length} tokens"
+            yield Violation(trajectory.trajectory_id, "prefix", f"segment {index}", problem)
+        if not segment.turns:
+            yield Violation(trajectory.trajectory_id, "prefix", f"segment {index}", "it has no turn")
+            continue
+        position = segment.prompt_length
+        for number, turn in enumerate(segment.turns):
+            first = number == 0
+            if turn.start < position or turn.end <= turn.start or (first and turn.start != segment.prompt_length):
+                problem = f"tokens {turn.start} to {turn.end} do not follow the {position} tokens before them"
+                yield Violation(trajectory.trajectory_id, "prefix", f"segment {index} turn {number}", problem)
+            if not 0 <= turn.cached_tokens <= turn.start:
+                problem = f"{turn.cached_tokens} of {turn.start} prompt tokens were cached"
+                yield Violation(trajectory.trajectory_id, "prefix", f"segment {index} turn {number}", problem)
+            position = turn.end
+        if position != len(segment.token_ids):
+            problem = f"{len(segment.token_ids) - position} tokens after the last turn were never sent to the engine"
+            yield Violation(trajectory.trajectory_id, "prefix", f"segment {index}", problem)
+
+
+@functools.lru_cache(maxsize=4)
+def _codec(source: str | None) -> ChatCodec:
+    return ChatCodec.load(source)
+
+
+def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
+    """The codec of the trajectory's tokens.
+
+    Raises:
+        CodecError: its tokenizer is neither the one that the user named nor in a folder here, or is another one.
+    """
+    made = trajectory.provenance
+    folder = os.path.abspath(os.path.expanduser(made.tokenizer))
+    if named is not None:
+        codec = _codec(named)
+    elif made.tokenizer == "embedded":
+        codec = _codec(None)
+    elif made.tokenizer and os.path.isdir(folder):
+        codec = _codec(folder)
+    else:
+        raise CodecError(
+            f"its tokenizer {made.tokenizer!r} is no folder here, and nothing is downloaded on a file's word.",
+            "Name the tokenizer with --tokenizer.",
+        )
+    if codec.tokenizer_fingerprint != made.tokenizer_fingerprint:
+        raise CodecError(
+            f"the tokenizer {codec.name!r} ({codec.tokenizer_fingerprint}) is not the one that made it "
+            f"({made.tokenizer!r}, {made.tokenizer_fingerprint}).",
+            "Name the right one with --tokenizer.",
+        )
+    return codec
+
+
+def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iterator[Violation]:
+    """Check 4."""
+    from rollout_service.tau2 import messages
+
+    yield from _as_tau2_has_them(trajectory)
+    if not trajectory.turns:
+        return
+    try:
+        codec = _codec_of(trajectory, tokenizer)
+    except CodecError as error:
+        yield Violation(trajectory.trajectory_id, "messages", "tokenizer", str(error))
+        return
+    if codec.template_fingerprint != trajectory.provenance.template_fingerprint:
+        problem = f"it is {codec.template_fingerprint} here, recorded {trajectory.provenance.template_fingerprint!r}"
+        yield Violation(trajectory.trajectory_id, "messages", "template_fingerprint", problem)
+    made = trajectory.provenance
+    if made.tokenizer_size not in (None, codec.tokenizer_size):
+        problem = f"it is {codec.tokenizer_size}, recorded {made.tokenizer_size}"
+        yield Violation(trajectory.trajectory_id, "messages", "tokenizer_size", problem)
+    ends = codec.turn_end_ids.union(made.sampling.get("stop_token_ids") or ())
+    number = 0
+    for index, segment in enumerate(trajectory.segments):
+        if wrong := _without_token(segment, codec, made.model_vocabulary_size):
+            yield Violation(trajectory.trajectory_id, "messages", f"segment {index}", wrong)
+        for turn in segment.turns:
+            ids = segment.token_ids[turn.start : turn.end].tolist()
+            parsed = codec.parse(ids)
+            where = f"segment {index} turn {number}"
+            if made.tokenizer_size is not None and (count := len(codec.unknown_ids(ids))) != turn.unknown_tokens:
+                problem = f"the tokenizer has no token for {count} of its ids, recorded {turn.unknown_tokens}"
+                yield Violation(trajectory.trajectory_id, "messages", where, problem)
+            if turn.finish_reason == "stop" and (last := int(segment.token_ids[turn.end - 1])) not in ends:
+                problem = f"the engine stopped it, but its last token {last} ends no turn: the stop token was taken off"
+                yield Violation(trajectory.trajectory_id, "messages", where, problem)
+            if [call.status for call in parsed.calls] != turn.tool_calls:
+                problem = (
+                    f"its tool calls parse as {[call.status for call in parsed.calls]}, recorded {turn.tool_calls}"
+                )
+                yield Violation(trajectory.trajectory_id, "messages", where, problem)
+            if turn.message_index is not None:
+                sent = messages.to_record(messages.from_turn(parsed, number))
+                known = 0 <= turn.message_index < len(trajectory.messages)
+                got = trajectory.messages[turn.message_index] if known else {}
+                if not _same_message(sent, got, trajectory.provenance.agent):
+                    problem = f"its tokens say {_essence(sent)}, message {turn.message_index} says {_essence(got)}"
+                    yield Violation(trajectory.trajectory_id, "messages", where, problem)
+            elif not parsed.is_empty and trajectory.outcome is not Outcome.ABORTED:
+                yield Violation(trajectory.trajectory_id, "messages", where, "no message was made of its tokens")
+            number += 1
+
+
+def _without_token(segment: TokenSegment, codec: ChatCodec, rows: int | None) -> str | None:
+    """What is wrong with the ids for which the tokenizer has no token. A model that is known to have more `rows` than
+    the tokenizer has tokens may sample them; nobody else may."""
+    unknown = np.isin(segment.token_ids, codec.unknown_ids(np.unique(segment.token_ids).tolist()))
+    padding = (segment.token_ids < (rows or 0)) & (segment.loss_mask == 1)
+    wrong = np.flatnonzero(unknown & ~padding)
+    if not len(wrong):
+        return None
+    at = int(wrong[0])
+    kind = "sampled" if segment.loss_mask[at] else "context"
+    return (
+        f"the tokenizer has no token {segment.token_ids[at]}, which stands at {at} ({kind}); {len(wrong)} such tokens"
+    )
+
+
+def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:
+    from rollout_service.tau2 import messages
+
+    if not _is_installed(trajectory):
+        return  # another release's messages may have other fields
+    for number, record in enumerate(trajectory.messages):
+        try:
+            same = messages.to_record(messages.from_record(record)) == record
+            problem = "τ² would store it in another way"
+        except (KeyError, TypeError, ValueError) as error:
+            same, problem = False, f"it is no message of τ²: {error}"
+        if not same:
+            yield Violation(trajectory.trajectory_id, "messages", f"message {number}", problem)
+
+
+def _is_installed(trajectory: Trajectory) -> bool:
+    """Whether the τ²-bench that made it is the one that is installed here."""
+    from rollout_service.tau2 import compat
+
+    made = trajectory.provenance
+    return (made.tau2_distribution, made.tau2_version) == (compat.DISTRIBUTION, compat.VERSION)
+
+
+def _essence(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: message[key] for key in ("role", "content", "tool_calls") if message.get(key)}
+
+
+def _same_message(sent: dict[str, Any], got: dict[str, Any], agent: str) -> bool:
+    from rollout_service.tau2.agent import says_done
+
+    if agent == "solo" and says_done(sent):
+        return got.get("content") == "###STOP###" and not got.get("tool_calls")  # what τ²'s solo agent makes of it
+    return _essence(sent) == _essence(got)
+
+
+def check_reward(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
+    """Check 5. NL assertions are not judged again: their recorded verdicts are taken as given."""
+    name = trajectory.trajectory_id
+    if _is_installed(trajectory):
+        for where, problem in _not_of_tau2(trajectory):
+            yield Violation(name, "reward", where, problem)
+    if trajectory.reward is not None and not trajectory.turns:
+        yield Violation(name, "reward", "reward", f"it is {trajectory.reward}, and the policy never spoke")
+    if trajectory.outcome is Outcome.ABORTED or trajectory.fault is not None:
+        if trajectory.reward is not None:
+            yield Violation(name, "reward", "reward", "an aborted episode has a reward")
+        return
+    from rollout_service.tau2 import replay
+
+    try:
+        problems = replay.differences(trajectory)
+    except Exception as error:
+        problems = [f"replaying the messages failed: {error}"]
+    for problem in problems:
+        yield Violation(name, "reward", "replay", problem)
+
+
+def _not_of_tau2(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    from rollout_service.tau2 import compat, tasks
+
+    task, reason = trajectory.task, trajectory.termination_reason
+    try:
+        if (found := tasks.references(task.domain, task.split, [task.task_id])[0]) != task:
+            yield "task", f"its index is {found.index}, recorded {task.index}"
+    except TaskError as error:
+        yield "task", error.problem
+    if reason not in OUR_REASONS and reason not in {known.value for known in compat.TerminationReason}:
+        yield "termination_reason", f"it is {reason!r}, which is neither τ²'s nor ours"
+
+
+_CHECKS: dict[str, Any] = {
+    "record": check_record,
+    "tokens": check_tokens,
+    "prefix": check_prefix,
+    "messages": check_messages,
+    "reward": check_reward,
+}

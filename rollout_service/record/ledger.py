@@ -1,0 +1,114 @@
+"""TokenLedger: the append-only token record of one segment.
+
+Invariant: what the engine is sent at turn k+1 starts with what it was sent at turn k followed by what it sampled
+there. Nothing is ever removed, replaced, or encoded a second time, so what is trained is what was seen and sampled.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.policy.base import Generation
+from rollout_service.record.trajectory import CONTEXT_VERSION, TokenSegment, Turn
+
+BYTES_PER_TOKEN = 13
+"""Of memory: id, loss mask, log-prob and weight version."""
+
+
+class TokenLedger:
+    """Collects context and policy tokens of one segment, in the order in which the engine sees them."""
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        """Open the segment with its prompt, int[n], n > 0; all of it context."""
+        if len(prompt_ids) == 0:
+            raise ValueError("a segment needs a prompt of at least one token")
+        self._ids, self._mask, self._logprobs, self._versions = array("i"), array("B"), array("f"), array("i")
+        self.append_context(prompt_ids)
+        self._prompt_length = len(self._ids)
+        self._turns: list[Turn] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def is_start_of(self, token_ids: Sequence[int]) -> bool:
+        """Whether `token_ids` starts with the tokens so far."""
+        return array("i", token_ids[: len(self._ids)]) == self._ids
+
+    @property
+    def last_token(self) -> int:
+        """The newest token's id."""
+        return self._ids[-1]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The turns so far, in order."""
+        return self._turns
+
+    def input_ids(self) -> npt.NDArray[np.int32]:
+        """What the engine is sent for the next turn: int32[n], a copy."""
+        return np.array(self._ids, dtype=np.int32)
+
+    def append_context(self, token_ids: Sequence[int]) -> None:
+        """Append tokens that the policy did not sample (mask 0)."""
+        self._append(token_ids, 0, 0.0, CONTEXT_VERSION)
+
+    def append_policy(
+        self, generation: Generation, tool_calls: Sequence[str] = (), seconds: float = 0.0, unknown_tokens: int = 0
+    ) -> Turn:
+        """Append one turn's sampled tokens (mask 1) with the log-probs and versions that the engine gave for them.
+
+        Raises:
+            ValueError: the generation's three arrays differ in length, or it holds no token.
+        """
+        generation.check()
+        start = len(self._ids)
+        self._append(generation.token_ids, 1, generation.logprobs, generation.weight_versions)
+        turn = Turn(
+            start=start,
+            end=len(self._ids),
+            finish_reason=generation.finish_reason,
+            cached_tokens=generation.cached_tokens,
+            tool_calls=list(tool_calls),
+            policy_seconds=seconds,
+            prefix_version=generation.prefix_version,
+            unknown_tokens=unknown_tokens,
+        )
+        self._turns.append(turn)
+        return turn
+
+    def to_segment(self) -> TokenSegment:
+        """The record up to the last sampled token, as arrays: context after it was never sent to the engine.
+
+        The ledger can go on growing; the segment does not follow it, but its turns are the same objects.
+
+        Raises:
+            ValueError: nothing was sampled yet.
+        """
+        if not self._turns:
+            raise ValueError("a segment needs at least one turn")
+        end = self._turns[-1].end
+        return TokenSegment(
+            token_ids=np.array(self._ids[:end], dtype=np.int32),
+            loss_mask=np.array(self._mask[:end], dtype=np.uint8),
+            logprobs=np.array(self._logprobs[:end], dtype=np.float32),
+            weight_versions=np.array(self._versions[:end], dtype=np.int32),
+            prompt_length=self._prompt_length,
+            turns=list(self._turns),
+        )
+
+    def _append(
+        self, token_ids: Sequence[int] | npt.NDArray[np.int32], mask: int, logprobs: Any, versions: Any
+    ) -> None:
+        n = len(token_ids)
+        for kept, values in (
+            (self._ids, token_ids),
+            (self._mask, mask),
+            (self._logprobs, logprobs),
+            (self._versions, versions),
+        ):
+            kept.frombytes(np.broadcast_to(np.asarray(values, dtype=kept.typecode), n).tobytes())

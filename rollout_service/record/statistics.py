@@ -1,0 +1,168 @@
+"""Counts, means and intervals over trajectories.
+
+Invariant: a `Summary` holds numbers, and one text for each kind of fault. It forgets a trajectory as soon as it has
+counted it, so a stream of any length can be summarized, and an episode that was not scored is in no mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+from rollout_service.errors import ConfigError
+from rollout_service.record.trajectory import Timing, Trajectory
+
+_Z = 1.959963984540054
+"""97.5th percentile of the normal distribution: two-sided 95%."""
+
+
+@dataclass(slots=True)
+class DomainSummary:
+    """What happened to the episodes of one domain."""
+
+    domain: str
+    episodes: int = 0
+    scored: int = 0
+    """Episodes with a reward that says something about the policy, see `Trajectory.is_scored`."""
+    reward_sum: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Episodes by outcome."""
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Over scored episodes; None when there is none."""
+        return self.reward_sum / self.scored if self.scored else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% confidence interval of the mean reward, see `wilson_interval`; None when no episode was scored.
+
+        It takes episodes as independent. Several episodes of one task are not quite, which makes it too narrow for a
+        claim about tasks that were not tried.
+        """
+        return wilson_interval(self.reward_sum / self.scored, self.scored) if self.scored else None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What happened to a set of episodes."""
+
+    episodes: int = 0
+    domains: dict[str, DomainSummary] = field(default_factory=dict)
+    """By domain name, in order of first appearance."""
+    termination_reasons: Counter[str] = field(default_factory=Counter)
+    """Episodes by `termination_reason`."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """Episodes that a fault stopped for good, by its kind."""
+    fault_texts: dict[str, str] = field(default_factory=dict)
+    """What the first fault of each kind said."""
+    retries: int = 0
+    """Attempts that a fault stopped and that were made again."""
+    policy_tokens: int = 0
+    """Tokens that the policy sampled."""
+    unknown_tokens: int = 0
+    """Of those, ids for which the tokenizer has no token."""
+    prompt_tokens: int = 0
+    """Tokens that were sent to the engine, summed over turns, cached ones included."""
+    cached_tokens: int = 0
+    """Of those, taken from the prefix cache."""
+    malformed_calls: int = 0
+    """Tool calls that could not be parsed."""
+    turns: int = 0
+    """Policy generations."""
+    timing: Timing = field(default_factory=Timing)
+    """Seconds, summed over episodes: more than the wall time when they ran side by side."""
+    user_cost_usd: float | None = 0.0
+    """US dollars spent on user simulation; None as soon as one episode's cost is not known."""
+
+    @property
+    def scored(self) -> int:
+        """Episodes with a reward."""
+        return sum(domain.scored for domain in self.domains.values())
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count one trajectory."""
+        self.episodes += 1
+        self._add_to_domain(trajectory)
+        self.termination_reasons[trajectory.termination_reason] += 1
+        if trajectory.fault is not None:
+            kind = str(trajectory.fault.kind)
+            self.faults[kind] += 1
+            self.fault_texts.setdefault(kind, f"{trajectory.fault.error}: {trajectory.fault.message}")
+        self.retries += trajectory.attempt - 1
+        self.policy_tokens += trajectory.policy_token_count
+        self.unknown_tokens += trajectory.unknown_token_count
+        self.prompt_tokens += trajectory.prompt_token_count
+        self.cached_tokens += trajectory.cached_token_count
+        self.malformed_calls += trajectory.malformed_call_count
+        self.turns += len(trajectory.turns)
+        for item in fields(Timing):
+            total = getattr(self.timing, item.name) + getattr(trajectory.timing, item.name)
+            setattr(self.timing, item.name, total)
+        cost = trajectory.user_usage.cost_usd
+        self.user_cost_usd = None if cost is None or self.user_cost_usd is None else self.user_cost_usd + cost
+
+    def _add_to_domain(self, trajectory: Trajectory) -> None:
+        name = trajectory.task.domain
+        domain = self.domains.setdefault(name, DomainSummary(name))
+        domain.episodes += 1
+        domain.outcomes[str(trajectory.outcome)] += 1
+        if trajectory.is_scored and trajectory.reward is not None:
+            domain.scored += 1
+            domain.reward_sum += trajectory.reward
+
+
+def summarize(trajectories: Iterable[Trajectory]) -> Summary:
+    """The summary of `trajectories`, which may be a generator: none is kept."""
+    summary = Summary()
+    for trajectory in trajectories:
+        summary.add(trajectory)
+    return summary
+
+
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """95% confidence interval of a mean of `count` values that each lie in [0, 1].
+
+    Wilson's score interval. For values of 0 and 1, which is what τ²-bench's rewards mostly are, it is the usual choice
+    at small counts: it stays within [0, 1] and does not collapse at a mean of 0 or 1. Fractional values vary less than
+    0s and 1s of the same mean do, so for them it errs on the wide side.
+
+    Raises:
+        ValueError: `mean` is outside [0, 1], or `count` is not positive.
+    """
+    if not 0.0 <= mean <= 1.0 or count < 1:
+        raise ValueError(f"no interval for a mean of {mean} over {count} values: it takes a mean in [0, 1], count >= 1")
+    spread = _Z * _Z / count
+    center = (mean + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (mean * (1 - mean) + spread / 4)) / (1 + spread)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def pass_hat_k(successes: Sequence[tuple[int, int]], k: int) -> float:
+    """pass^k: the chance that a task succeeds in all of k independent trials, averaged over tasks.
+
+    The unbiased estimator of τ-bench (arXiv 2406.12045): the share of a task's k-subsets of trials in which every
+    trial succeeded, C(c, k) / C(n, k) for c successes in n trials.
+
+    Args:
+        successes: (trials, successes) of each task.
+        k: at least 1, at most the fewest trials that a task has.
+
+    Raises:
+        ConfigError: there is no task, a count is impossible, or a task has fewer than k trials.
+    """
+    if not successes:
+        raise ConfigError(f"pass^{k} of no task is not defined.", "Give (trials, successes) of at least one task.")
+    if k < 1:
+        raise ConfigError(f"pass^{k} is not defined.", "Choose k >= 1.")
+    for task, (trials, passed) in enumerate(successes):
+        if not 0 <= passed <= trials:
+            raise ConfigError(f"Task {task} has {passed} successes in {trials} trials.", "Give (trials, successes).")
+        if trials < k:
+            raise ConfigError(
+                f"pass^{k} needs {k} scored trials of every task; task {task} has {trials}.",
+                f"Run more trials, or choose k <= {min(trials for trials, _ in successes)}.",
+            )
+    return math.fsum(math.comb(passed, k) / math.comb(trials, k) for trials, passed in successes) / len(successes)

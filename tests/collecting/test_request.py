@@ -1,0 +1,89 @@
+"""What a request may say of its own, against the service's, and what it may not say at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout_service.collecting.planning import Planner
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.collecting.scheduling import Staleness
+from rollout_service.config.sampling import Sampling
+from rollout_service.errors import TaskError
+from rollout_service.policy.base import Generation
+from tests.support import episodes
+
+
+class Watched(episodes.LocalPolicy):
+    """Remembers how it was asked to sample."""
+
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
+        self.sampling = sampling
+        return await super().generate(input_ids, sampling, session_id, metadata)
+
+
+@pytest.mark.parametrize("own", [None, Sampling(temperature=0.25, max_new_tokens=900, stop_token_ids=(5,))])
+def test_a_request_s_own_sampling_goes_over_the_service_s(own):
+    config = episodes.settings(policy__sampling={"temperature": 0.5})
+    policy = Watched(config)
+    runner = episodes.runner(config, policy)
+    request = dataclasses.replace(episodes.request(episodes.task("mock")), sampling=own)
+    trajectory = runner.run(request)
+    chosen = own or config.policy.sampling
+    assert policy.sampling.temperature == chosen.temperature
+    assert policy.sampling.max_new_tokens == chosen.max_new_tokens
+    stops = set(policy.sampling.stop_token_ids)
+    assert stops == {*chosen.stop_token_ids, *episodes.codec().stop_token_ids}, "a turn still ends"
+    assert trajectory.provenance.sampling == chosen.model_dump()
+    assert "sampling" not in request.identity()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n": "8"}, r"n is '8'\. Give a whole number"),
+        ({"n": True}, r"n is True"),
+        ({"n": 8.0}, r"n is 8\.0"),
+        ({"n": 7, "group_size": 2}, r"n=7 is not a positive multiple of group_size=2\. Ask for 8"),
+        ({"n": -4}, r"n=-4 is not a positive"),
+        ({"n": 10**9}, r"n is 1000000000, more episodes than one collection takes"),
+        ({"n": 10**5000}, r"n is .*, more episodes than one collection takes"),
+        ({"n": -(10**5000)}, r"n=.* is not a positive multiple"),
+        ({"group_size": 0}, r"group_size is 0\. Give a whole number from 1"),
+        ({"group_size": None}, r"group_size is None"),
+        ({"groups_per_update": 0}, r"groups_per_update is 0"),
+        ({"domain": ["retail"]}, r"domain is \['retail'\]"),
+        ({"domain": {"retail": -1}}, r"domain: the weight of retail is -1"),
+        ({"split": 3}, r"split is 3"),
+        ({"ids": "create_task_1"}, r"ids is 'create_task_1', not a list"),
+        ({"shuffle": "no"}, r"shuffle is 'no'"),
+        ({"seed": "1"}, r"seed is '1'"),
+        ({"sampling": {"temperature": 1.0}}, r"sampling is"),
+        ({"max_attempts": 0}, r"max_attempts is 0"),
+        ({"max_staleness": -1}, r"max_staleness is -1"),
+        ({"late": "never"}, r"late is 'never'"),
+    ],
+)
+def test_a_collection_that_cannot_be_is_refused_where_it_is_asked_for(fields, message):
+    with pytest.raises(TaskError, match=message) as caught:
+        CollectionRequest(**fields)
+    assert caught.value.remedy
+
+
+def test_numpy_s_whole_numbers_and_a_mix_as_text_are_read():
+    request = CollectionRequest(n=np.int64(8), group_size=np.int32(4), seed=np.int64(3), domain="retail=2,mock=1")
+    assert (request.n, request.group_size, request.seed) == (8, 4, 3)
+    assert type(request.n) is int
+    assert request.domain == {"retail": 2.0, "mock": 1.0}
+
+
+def test_attempts_and_staleness_are_the_collection_s_own_or_the_service_s():
+    own = CollectionRequest(n=2, domain="mock", max_attempts=1, max_staleness=0, late="deliver", groups_per_update=4)
+    planner = Planner(episodes.settings(service__max_staleness=2, service__max_attempts=5))
+    collection, _ = planner.plan(own, version=0)
+    assert (collection.max_attempts, collection.staleness) == (1, Staleness(0, drop=False, groups_per_update=4))
+    collection, _ = planner.plan(CollectionRequest(n=2, domain="mock"), version=0)
+    assert (collection.max_attempts, collection.staleness) == (5, Staleness(2, drop=True))

@@ -1,0 +1,41 @@
+"""What a collection is said to wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rollout_service.collecting.waits import waits_for
+
+
+def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
+    idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
+    status = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "collections": {"c": idle | collection}}
+    return waits_for(status | (service or {}), "c")
+
+
+@pytest.mark.parametrize(
+    ("service", "collection", "text"),
+    [
+        (
+            {},
+            {"running": 12, "oldest_seconds": 300.4, "places": {"the policy": 2, "the user simulator": 10}},
+            "12 episodes running, the oldest for 300 s, 10 in the user simulator, 2 in the policy",
+        ),
+        ({}, {"running": 1}, "1 episode running"),
+        ({}, {"to_be_tried_again": 2}, "2 episodes to be tried again after a fault"),
+        ({}, {"held_back": "staleness", "waiting": 8}, "new weights: with older ones a further group would be too old"),
+        ({}, {"waiting": 8}, "a free slot: all 32 are taken"),
+        ({"paused": True}, {"running": 3}, "client.resume(): the policy is paused; 3 episodes running"),
+        (
+            {"actors": 0, "start_error": "no memory"},
+            {"waiting": 8},
+            "an environment actor to come up, the last one failed: no memory",
+        ),
+        ({}, {}, "the next group to be handed over"),
+        ({"collections": {}}, {}, "the service's answer"),
+    ],
+)
+def test_it_is_told_from_the_service_s_status(service, collection, text):
+    assert text in said(service, **collection)

@@ -1,0 +1,147 @@
+"""Slots: how many episodes run at a time, and how they end early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from typing import Any
+
+import pytest
+
+from rollout_service.errors import EpisodeEnd
+from rollout_service.tau2.slots import Slots
+from tests.support import episodes
+
+
+class Runner:
+    """Stands for an EpisodeRunner: an episode lasts until it is let go, cancelled or out of time."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.most = 0
+        self.let_go = threading.Event()
+        self.left: dict[str, float] = {}
+        """Seconds that each episode had when it began."""
+        self.ended_by: dict[str, str] = {}
+        self.waited: dict[str, float] = {}
+
+    def run(self, request: Any, clock: Any) -> str:
+        name = request.trajectory_id
+        self.running.add(name)
+        self.most = max(self.most, len(self.running))
+        try:
+            self.left[name] = clock.remaining()
+            self.waited[name] = request.waited_seconds
+            while not self.let_go.wait(0.01):
+                clock.remaining()
+            self.ended_by[name] = "let go"
+        except EpisodeEnd as end:
+            self.ended_by[name] = end.reason
+        finally:
+            self.running.discard(name)
+        return name
+
+
+def request(number: int) -> Any:
+    return episodes.request(episodes.task("mock"), sample=number)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in threads
+            await asyncio.sleep(0.01)
+
+
+def test_so_many_episodes_run_at_a_time_and_all_run():
+    async def play() -> tuple[int, int]:
+        runner, slots = Runner(), Slots(3, wall_seconds=60)
+        tasks = [asyncio.ensure_future(slots.run(runner, request(number))) for number in range(8)]
+        await until(lambda: len(runner.running) == 3)
+        runner.let_go.set()
+        return runner.most, len(set(await asyncio.gather(*tasks)))
+
+    assert asyncio.run(play()) == (3, 8)
+
+
+def test_an_episodes_time_does_not_run_while_it_waits_for_a_slot():
+    async def play() -> dict[str, float]:
+        runner, slots = Runner(), Slots(1, wall_seconds=60)
+        tasks = [asyncio.ensure_future(slots.run(runner, request(number))) for number in range(2)]
+        await asyncio.sleep(1.5)
+        runner.let_go.set()
+        await asyncio.gather(*tasks)
+        return runner.left
+
+    assert [left > 59 for left in asyncio.run(play()).values()] == [True, True]
+
+
+def test_an_episode_ends_when_its_time_is_up():
+    async def play() -> dict[str, str]:
+        runner, slots = Runner(), Slots(1, wall_seconds=0.2)
+        await slots.run(runner, request(0))
+        return runner.ended_by
+
+    assert asyncio.run(play()) == {"t-0": "wall_time"}
+
+
+def test_cancelled_episodes_end_and_the_others_go_on():
+    async def play() -> dict[str, str]:
+        runner, slots = Runner(), Slots(2, wall_seconds=60)
+        tasks = [asyncio.ensure_future(slots.run(runner, request(number))) for number in range(2)]
+        await until(lambda: len(runner.running) == 2)
+        slots.cancel(["t-1", "unknown"])
+        await tasks[1]
+        runner.let_go.set()
+        await tasks[0]
+        return runner.ended_by
+
+    assert asyncio.run(play()) == {"t-1": "cancelled", "t-0": "let go"}
+
+
+def test_an_episode_that_nobody_waits_for_any_more_ends():
+    async def play() -> dict[str, str]:
+        runner, slots = Runner(), Slots(1, wall_seconds=60)
+        task = asyncio.ensure_future(slots.run(runner, request(0)))
+        await until(lambda: runner.running)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await until(lambda: not runner.running)
+        return runner.ended_by
+
+    assert asyncio.run(play()) == {"t-0": "cancelled"}
+
+
+def test_an_error_of_the_request_reaches_the_caller_and_frees_the_slot():
+    class Refusing(Runner):
+        def run(self, request: Any, clock: Any) -> str:
+            raise KeyError(request.trajectory_id)
+
+    async def play() -> None:
+        slots = Slots(1, wall_seconds=60)
+        for number in range(2):
+            with pytest.raises(KeyError):
+                await slots.run(Refusing(), request(number))
+
+    asyncio.run(play())
+
+
+def test_the_time_that_an_episode_waited_is_a_span_that_no_clock_on_the_wall_can_change(monkeypatch):
+    """What the coordinator counted before, and the wait for a slot here."""
+
+    async def play() -> dict[str, float]:
+        runner, slots = Runner(), Slots(1, wall_seconds=60)
+        asked = [dataclasses.replace(request(number), waited_seconds=100.0) for number in range(2)]
+        tasks = [asyncio.ensure_future(slots.run(runner, each)) for each in asked]
+        await until(lambda: runner.running)
+        monkeypatch.setattr("time.time", lambda: 0.0)  # 1970
+        await asyncio.sleep(0.3)
+        runner.let_go.set()
+        await asyncio.gather(*tasks)
+        return runner.waited
+
+    waited = asyncio.run(play())
+    assert 100.0 <= waited["t-0"] <= waited["t-1"] - 0.3
+    assert waited["t-1"] < 160
