@@ -1,6 +1,6 @@
 """Coordinator: takes collections, keeps every slot busy, hands out finished groups. One per service.
 
-Invariant: all decisions are `rollout_service.collecting.scheduling`'s; this actor only carries them out. It never
+Invariant: all decisions are `rollout_service.collecting`'s; this actor only carries them out. It never
 touches a trajectory's arrays: it reads the episode's summary and passes the trajectory's object reference on.
 """
 
@@ -21,9 +21,11 @@ import rollout_service.config.secrets as secrets
 from actors.environment import EnvironmentActor, refuse_other_data
 from actors.fleet import Fleet, UpdateReport
 from deploy.replica import Orders, ReplicaState
+from rollout_service.collecting.collection import Collection, Handout
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest, aborted_trajectory
-from rollout_service.collecting.scheduling import Assignment, Collection, EpisodeSummary, Handout, Scheduler
+from rollout_service.collecting.scheduler import Assignment, Scheduler
+from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
@@ -532,7 +534,7 @@ def _progress(running: _Running, places: list[tuple[float, str]]) -> dict[str, A
     rewards = [reward for episode, reward in running.rewards.items() if collection.is_done(episode)]
     return {
         "episodes": len(running.requests),
-        "done": collection.delivered,
+        "done": collection.done,
         "scored": len(rewards),
         "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "waiting": collection.waiting,

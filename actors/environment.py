@@ -11,7 +11,7 @@ import gc
 from typing import Any
 
 import rollout_service.config.secrets as secrets
-from rollout_service.collecting.scheduling import EpisodeSummary
+from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
 from rollout_service.record.trajectory import Trajectory

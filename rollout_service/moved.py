@@ -29,7 +29,7 @@ _MOVED = {
     "record_check": "audit.record_check",
     "report": "cli.report",
     "request": "collecting.request",
-    "scheduling": "collecting.scheduling",
+    "scheduling": "collecting.scheduler",
     "schema": "record.schema",
     "secrets": "config.secrets",
     "selection": "config.selection",

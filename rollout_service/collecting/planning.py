@@ -10,8 +10,9 @@ import itertools
 import uuid
 from typing import Any
 
+from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
-from rollout_service.collecting.scheduling import Collection, Staleness
+from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
 
 

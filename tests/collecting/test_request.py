@@ -10,7 +10,7 @@ import pytest
 
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest
-from rollout_service.collecting.scheduling import Staleness
+from rollout_service.collecting.staleness import Staleness
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import TaskError
 from rollout_service.policy.base import Generation

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.scheduling import Assignment, Collection, Handout, Scheduler, Staleness
+from rollout_service.collecting.collection import Collection, Handout
+from rollout_service.collecting.scheduler import Assignment, Scheduler
+from rollout_service.collecting.staleness import Staleness
 from rollout_service.errors import Fault, FaultKind
 
 FAULT = Fault(FaultKind.SERVICE, "RayActorError", "the actor died", retryable=True)
@@ -349,7 +351,7 @@ def test_of_a_group_that_waited_too_long_only_the_late_trajectories_are_made_aga
     assert [played(it, 0), played(it, 1), played(it, 0)] == [True, True, True]
     it.updated(2)
     assert it.take() is None
-    assert (it.late, it.delivered, it.waiting) == (2, 1, 2)
+    assert (it.late, it.done, it.waiting) == (2, 1, 2)
     assert [played(it, 2), played(it, 2)] == [True, True]
     assert it.take() == Handout(0)
     assert (it.late, it.retries, it.failed, it.exhausted) == (2, 2, 0, True)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 
-from rollout_service.collecting.scheduling import EpisodeSummary
+from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.trajectory import SCHEMA_VERSION, Outcome, Trajectory

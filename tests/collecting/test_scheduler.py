@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.scheduling import Collection, Scheduler
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.scheduler import Scheduler
 from rollout_service.errors import Fault, FaultKind
 
 FAULT = Fault(FaultKind.SERVICE, "RayActorError", "the actor died", retryable=True)
@@ -61,7 +62,7 @@ def test_every_episode_is_done_exactly_once_and_every_group_handed_out_once(grou
     assert sorted(done) == list(range(groups * group_size))
     assert sorted(taken) == list(range(groups))
     assert scheduler.running == 0
-    assert collection.delivered == groups * group_size
+    assert collection.done == groups * group_size
 
 
 def test_a_retryable_fault_is_tried_again_on_another_actor_under_the_next_attempt():

@@ -1,0 +1,208 @@
+"""Collection: which episodes of one request wait, run and are done, as a pure state machine.
+
+Invariant: every episode is waiting, running or done. A group is handed out exactly once, when all its episodes are done
+and, unless late ones are delivered, none of them is too old. An episode becomes waiting again only after a retryable
+fault or when it is too old. Nothing here knows Ray, time or I/O.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rollout_service.collecting.staleness import ANY_AGE, Staleness
+from rollout_service.errors import Fault
+
+
+@dataclass(slots=True)
+class _Episode:
+    attempts: int = 0
+    failed_on: set[str] = field(default_factory=set)
+    done: bool = False
+    oldest_version: int | None = None
+    """Of the result. None: it failed, or nothing was sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """A finished group that goes to the trainer now."""
+
+    group: int
+    expired: tuple[int, ...] = ()
+    """Episodes of the group that are still too old after their last attempt. They count as failed."""
+
+
+class Collection:
+    """The state of one request for groups of episodes.
+
+    An episode's index is group × group size + sample index.
+    """
+
+    def __init__(
+        self,
+        collection_id: str,
+        groups: int,
+        group_size: int,
+        *,
+        max_attempts: int = 3,
+        max_buffered_groups: int = 64,
+        staleness: Staleness = ANY_AGE,
+        version: int = 0,
+    ) -> None:
+        self.collection_id = collection_id
+        self.group_size = group_size
+        self.groups = groups
+        self.max_attempts = max_attempts
+        self.staleness = staleness
+        self.retries = 0
+        self.failed = 0
+        self.late = 0
+        """Trajectories that were too old, whether they were dropped or delivered."""
+        self._version = version
+        self._taken = 0
+        """Groups handed out since the last weight update."""
+        self._max_buffered = max_buffered_groups
+        self._episodes = [_Episode() for _ in range(groups * group_size)]
+        self._open = [group_size] * groups
+        self._next_new = 0
+        self._again: deque[int] = deque()
+        self._ready: deque[int] = deque()
+        self._handed_out = 0
+        self._cancelled = False
+
+    @property
+    def done(self) -> int:
+        """Number of episodes that are done, including those that failed and those not yet handed out."""
+        return sum(self.group_size - left for left in self._open)
+
+    @property
+    def waiting(self) -> int:
+        """Number of episodes that still have to start, or to start again."""
+        return 0 if self._cancelled else len(self._episodes) - self._next_new + len(self._again)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further group will be handed out."""
+        return self._handed_out == self.groups or (self._cancelled and not self._ready)
+
+    def is_done(self, episode: int) -> bool:
+        """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
+        return self._episodes[episode].done
+
+    @property
+    def held_back(self) -> Literal["buffer", "staleness"] | None:
+        """Why no new group may start. `buffer`: too many finished groups wait to be taken. `staleness`: the group would
+        be too old when it is handed out. None: a group may start, or there is no new group left."""
+        if self._cancelled or self._next_new == len(self._episodes) or self._next_new % self.group_size:
+            return None
+        if len(self._ready) >= self._max_buffered:
+            return "buffer"
+        ahead = self._next_new // self.group_size - self._handed_out
+        return None if self.staleness.in_time(self._taken + ahead) else "staleness"
+
+    def offers(self) -> list[int]:
+        """Episodes that may start next, in order of preference: one that is repeated, then the next new one.
+
+        A new group is not offered while `held_back` has a reason.
+        """
+        if self._cancelled:
+            return []
+        offers = [self._again[0]] if self._again else []
+        if self._next_new < len(self._episodes) and self.held_back is None:
+            offers.append(self._next_new)
+        return offers
+
+    def start(self, episode: int) -> int:
+        """Mark an episode from `offers` as running. Returns the number of its attempt, from 1."""
+        if self._again and self._again[0] == episode:
+            self._again.popleft()
+        else:
+            self._next_new += 1
+        self._episodes[episode].attempts += 1
+        return self._episodes[episode].attempts
+
+    def avoided(self, episode: int) -> set[str]:
+        """Actors on which earlier attempts of the episode failed."""
+        return self._episodes[episode].failed_on
+
+    def finish(self, episode: int, fault: Fault | None, actor: str, versions: tuple[int, int] | None = None) -> bool:
+        """Record the end of an attempt.
+
+        Args:
+            versions: as in `EpisodeSummary`.
+
+        Returns:
+            True if the attempt is the episode's result. False if the episode is repeated, because of a retryable fault
+            or because it is already too old.
+
+        Raises:
+            ValueError: the episode is done already.
+        """
+        state = self._episodes[episode]
+        if state.done:
+            raise ValueError(f"episode {episode} of {self.collection_id} is done already")
+        if fault is not None and fault.retryable and state.attempts < self.max_attempts and not self._cancelled:
+            state.failed_on.add(actor)
+            self._repeat(episode)
+            return False
+        state.oldest_version = versions[0] if versions and fault is None else None  # a failure has no age
+        if self._is_dropped(episode) and state.attempts < self.max_attempts and not self._cancelled:
+            self.late += 1
+            self._repeat(episode)
+            return False
+        state.done = True
+        self.failed += fault is not None
+        group = episode // self.group_size
+        self._open[group] -= 1
+        if self._open[group] == 0:
+            self._ready.append(group)
+        return True
+
+    def updated(self, version: int) -> None:
+        """Note that the trainer gave new weights, of this version."""
+        self._version = version
+        self._taken = 0
+
+    def take(self) -> Handout | None:
+        """The next finished group; None when no group is ready.
+
+        Groups come in order of completion or, with a maximum age, the oldest first. If a trajectory became too old
+        while its group waited, that episode is repeated and the group is no longer ready.
+        """
+        while self._ready:
+            group = min(self._ready, key=self._age) if self.staleness.maximum is not None else self._ready[0]
+            self._ready.remove(group)
+            members = range(group * self.group_size, (group + 1) * self.group_size)
+            late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
+            again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self.max_attempts]
+            if not again or self._cancelled:
+                self.late += len(late)
+                self._handed_out += 1
+                self._taken += 1
+                expired = tuple(late) if self.staleness.drop else ()
+                self.failed += len(expired)
+                return Handout(group, expired)
+            self.late += len(again)
+            for episode in again:
+                self._episodes[episode].done = False
+                self._open[group] += 1
+                self._repeat(episode)
+        return None
+
+    def _age(self, group: int) -> int:
+        """The oldest version in the group; the current version if nothing was sampled."""
+        members = self._episodes[group * self.group_size : (group + 1) * self.group_size]
+        return min((e.oldest_version for e in members if e.oldest_version is not None), default=self._version)
+
+    def _repeat(self, episode: int) -> None:
+        self._again.append(episode)
+        self.retries += 1
+
+    def _is_dropped(self, episode: int) -> bool:
+        late = self.staleness.late(self._episodes[episode].oldest_version, self._version)
+        return late and self.staleness.drop
+
+    def cancel(self) -> None:
+        """Start nothing more."""
+        self._cancelled = True

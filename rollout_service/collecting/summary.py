@@ -1,0 +1,48 @@
+"""EpisodeSummary: the few facts of a finished episode that scheduling and statistics need.
+
+Invariant: it holds no token arrays, so it is small enough to pass through the coordinator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout_service.errors import Fault
+from rollout_service.record.trajectory import Outcome, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """What the coordinator reads of an episode. The trajectory itself stays in the object store."""
+
+    trajectory_id: str
+    outcome: Outcome
+    termination_reason: str
+    reward: float | None
+    fault: Fault | None
+    versions: tuple[int, int] | None = None
+    """Oldest and newest weight version. The oldest is the minimum over the versions that sampled a token and those that
+    computed cached keys and values a token attended to; the newest is the newest that sampled a token. None: nothing
+    was sampled."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """The prompt tokens that the engine took from its prefix cache."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> EpisodeSummary:
+        """The trajectory's summary."""
+        return cls(
+            trajectory.trajectory_id,
+            trajectory.outcome,
+            trajectory.termination_reason,
+            trajectory.reward,
+            trajectory.fault,
+            _versions(trajectory),
+            trajectory.prompt_token_count,
+            trajectory.cached_token_count,
+        )
+
+
+def _versions(trajectory: Trajectory) -> tuple[int, int] | None:
+    oldest, sampled = trajectory.oldest_version, trajectory.weight_version_range
+    return None if oldest is None or sampled is None else (oldest, sampled[1])
