@@ -91,7 +91,9 @@ class RedactingFilter(logging.Filter):
         """Rewrite the record; always True."""
         record.msg, record.args = redact(record.getMessage()), ()
         if record.exc_info and record.exc_info[1] is not None and shows_secret(record.exc_info[1]):
-            record.exc_info, record.exc_text = None, None
+            # Handlers write `exc_text` where there is no exception to format.
+            record.exc_text = redact("".join(traceback.format_exception(record.exc_info[1]))).rstrip()
+            record.exc_info = None
         return True
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout_service import logs
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 
 pytest_plugins = ["tests.support.services"]
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: position for position, name in enumerate(SLOW)}
     folder = Path(__file__).parent
     items.sort(key=lambda item: rank.get(str(item.path.relative_to(folder).with_suffix("")), len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def _no_line_is_left_out() -> None:
+    """The log's rate limit counts within one test only."""
+    logs.rate_limit.reset()
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"
