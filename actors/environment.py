@@ -1,6 +1,6 @@
 """EnvironmentActor: slots that each run one episode at a time.
 
-Invariant: a service's actors differ in nothing: the same settings, the same data, the same policy.
+Invariant: all environment actors of a service have the same settings, data and policy.
 """
 
 from __future__ import annotations
@@ -8,21 +8,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, Self
 
 import rollout_service.config.secrets as secrets
+from rollout_service.cluster import Reference, RemoteMethod
+from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Tau2Error
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2.slots import Slots
 
+if TYPE_CHECKING:  # it needs τ², which `setup` imports in a thread
+    from rollout_service.tau2.episode import EpisodeRunner
+
 _GC_THRESHOLD = 10_000
-"""Allocations between looks at the youngest objects; Python's 700 is for small programs."""
+"""Allocations between two collections of the youngest generation. Python's default of 700 is for small programs."""
 
 
 class EnvironmentActor:
-    """Holds τ² environments and user simulators, and runs whole episodes. An async Ray actor."""
+    """Runs whole episodes: policy calls, user simulator, environment and evaluation. An async Ray actor."""
 
     def __init__(self, config: RolloutConfig, application: str | None) -> None:
         """
@@ -32,10 +37,10 @@ class EnvironmentActor:
         self._config = config
         self._application = application
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)
-        self._runner: Any = None
+        self._runner: EpisodeRunner | None = None
 
     async def setup(self, variables: dict[str, str]) -> dict[str, str]:
-        """Import τ², read its data, load and prove the codec, find the policy. Call it once, before the first episode.
+        """Import τ², read its data, load and prove the codec, connect to the policy. Call it once, before any episode.
 
         Args:
             variables: environment variables with the keys that episodes need, see `rollout_service.config.secrets`.
@@ -44,7 +49,7 @@ class EnvironmentActor:
             A fingerprint of each configured domain's data.
 
         Raises:
-            RolloutError: the configuration cannot be used here (tokenizer, key variable, τ² package).
+            RolloutError: the configuration cannot be used on this node: tokenizer, key variable or τ² package.
         """
         secrets.receive(variables)
         return await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
@@ -58,36 +63,37 @@ class EnvironmentActor:
         codec = ChatCodec.load(settings.tokenizer_name, tool_parser=settings.tool_parser)
         self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop)
         fingerprints: dict[str, str] = self._runner.prepare()
-        # What is here by now stays: the collector need not look at its million objects again and again, which stops
-        # every thread for a tenth of a second.
+        # A million objects exist by now and stay. Without the freeze, each garbage collection would look at all of them
+        # and stop every thread for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD, 20, 50)
         return fingerprints
 
-    async def run_episode(self, request: Any) -> tuple[EpisodeSummary, Trajectory]:
-        """Run one episode (`EpisodeRequest`) in a free slot. Call it with `num_returns=2`.
+    async def run_episode(self, request: EpisodeRequest) -> tuple[EpisodeSummary, Trajectory]:
+        """Run one episode in a free slot. Call it with `num_returns=2`, for a reference of each result.
 
         Raises:
-            RolloutError: the request cannot be met at all.
+            RolloutError: the request is impossible; another attempt would fail in the same way.
         """
+        assert self._runner is not None, "setup comes first"
         trajectory = await self._slots.run(self._runner, request)
         return EpisodeSummary.of(trajectory), trajectory
 
     async def places(self) -> dict[str, tuple[float, str]]:
-        """What each running episode is in, and for how long it runs, see `Slots.places`."""
+        """Age in seconds and place of each running episode, by trajectory id; see `Slots.places`."""
         return self._slots.places()
 
     async def cancel(self, trajectory_ids: list[str]) -> None:
-        """End these episodes as soon as they notice; they come back as aborted."""
+        """Tell these episodes to end. Each one ends as soon as it notices, as an aborted trajectory."""
         self._slots.cancel(trajectory_ids)
 
 
-def refuse_other_data(first: dict[str, str], data: dict[str, str]) -> None:
-    """See that an actor read the same data as the first one, by the fingerprints that `setup` returned.
+def check_same_data(first: dict[str, str], data: dict[str, str]) -> None:
+    """Compare the fingerprints that `setup` returned with those of the first actor.
 
     Raises:
-        Tau2Error: it did not.
+        Tau2Error: they differ.
     """
     differing = [name for name, fingerprint in first.items() if data[name] != fingerprint]
     if differing:
@@ -95,3 +101,35 @@ def refuse_other_data(first: dict[str, str], data: dict[str, str]) -> None:
             f"τ²-bench's data files of {', '.join(differing)} are not the same in all environment actors.",
             "Install the same data on every node; if it changed meanwhile, start the service again.",
         )
+
+
+EpisodeReferences = tuple[Reference[EpisodeSummary], Reference[Trajectory]]
+
+
+class _RunEpisode(Protocol):
+    def options(self, *, num_returns: int) -> Self: ...
+    def remote(self, request: EpisodeRequest) -> EpisodeReferences: ...
+
+
+class EnvironmentHandle(Protocol):
+    """Handle of an `EnvironmentActor`."""
+
+    @property
+    def setup(self) -> RemoteMethod[[dict[str, str]], dict[str, str]]:
+        """See `EnvironmentActor.setup`."""
+        ...
+
+    @property
+    def run_episode(self) -> _RunEpisode:
+        """See `EnvironmentActor.run_episode`."""
+        ...
+
+    @property
+    def places(self) -> RemoteMethod[[], dict[str, tuple[float, str]]]:
+        """See `EnvironmentActor.places`."""
+        ...
+
+    @property
+    def cancel(self) -> RemoteMethod[[list[str]], None]:
+        """See `EnvironmentActor.cancel`."""
+        ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.environment import refuse_other_data
+from actors.environment import check_same_data
 from rollout_service.audit.verify import verify
 from rollout_service.config import Evaluation
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, SharedWriteError, Tau2Error
@@ -222,6 +222,6 @@ def test_an_episode_that_began_before_the_data_changed_is_scored_on_what_it_was_
 
 
 def test_an_actor_on_other_data_than_the_first_is_refused():
-    refuse_other_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "b"})
+    check_same_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "b"})
     with pytest.raises(Tau2Error, match=r"data files of mock are not the same in all environment actors.*every node"):
-        refuse_other_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "c"})
+        check_same_data({"retail": "a", "mock": "b"}, {"retail": "a", "mock": "c"})

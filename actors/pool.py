@@ -1,0 +1,206 @@
+"""ActorPool: the environment actors of a service. It starts them, replaces lost ones and passes calls on to them.
+
+Invariant: only actors that are set up, and that read the same data as the first one, are in use. When no actor is left
+and several starts in a row failed, the pool gives up and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
+from rollout_service import logs
+from rollout_service.background import BackgroundTasks
+from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import RolloutError, ServiceError, last_cause
+from rollout_service.policy.serve import SERVE_ENVIRONMENT
+
+_log = logs.logger(__name__)
+
+_MAX_ACTORS = 64
+
+_PLACES_SECONDS = 1.0
+"""How long the actors have to say where their episodes are."""
+
+_START_TRIES = 6
+"""Starts that may fail in a row before the pool gives up."""
+
+_START_SECONDS = 180.0
+"""How long the first actor may take to be placed and set up."""
+
+
+class ActorPool:
+    """The environment actors of one service. Use it on one event loop."""
+
+    def __init__(
+        self, application: str | None, joined: Callable[[str], None], gave_up: Callable[[RolloutError], None]
+    ) -> None:
+        """
+        Args:
+            application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
+            joined: called with the name of each actor that is ready.
+            gave_up: called with the reason when no actor is left and none can be started.
+        """
+        self._application = application
+        self._joined = joined
+        self._gave_up = gave_up
+        self._config: RolloutConfig | None = None
+        self._variables: dict[str, str] = {}
+        self._actors: dict[str, EnvironmentHandle] = {}
+        self._numbers = itertools.count()
+        self._starting = 0
+        self._failed_starts = 0
+        """Failed starts in a row."""
+        self._data: dict[str, str] = {}
+        """Fingerprint of each domain's data, as the first actor read it."""
+        self._settled = asyncio.Event()
+        """Set when the first actor is ready, or when the pool gave up."""
+        self._tasks = BackgroundTasks()
+        self.lost = 0
+        """Actors that were lost since the service started."""
+        self.start_error: RolloutError | None = None
+        """Why the last failed start failed."""
+
+    def __len__(self) -> int:
+        """Number of actors that are ready."""
+        return len(self._actors)
+
+    async def start(self, config: RolloutConfig, variables: dict[str, str]) -> None:
+        """Start all actors. Returns when the first one is ready; the others join later.
+
+        Args:
+            variables: environment variables with the keys that episodes need, see `rollout_service.config.secrets`.
+
+        Raises:
+            RolloutError: the error of the first actor, or no actor could be placed.
+        """
+        self._config, self._variables = config, variables
+        self.fill_up()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
+        if self._actors:
+            return
+        free = ray.available_resources().get("CPU", 0)
+        raise self.start_error or ServiceError(
+            f"No environment actor could be started in {_START_SECONDS:.0f} s; the cluster has {free:g} CPUs free.",
+            "Free a CPU, or check the node's logs.",
+        )
+
+    def fill_up(self) -> None:
+        """Start the actors that are missing. Does nothing before `start`."""
+        if self._config is None:
+            return
+        wanted = self._config.service.actors
+        if wanted is None:
+            wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
+        for _ in range(wanted - len(self._actors) - self._starting):
+            self._starting += 1
+            self._tasks.start(self._add(self._config), "starting an environment actor")
+
+    async def _add(self, config: RolloutConfig) -> None:
+        name = f"{config.service.name}-environment-{next(self._numbers)}"
+        try:
+            actor = self._create(name, config)
+            data = await actor.setup.remote(self._variables)
+            self._data = self._data or data
+            check_same_data(self._data, data)
+            self._actors[name] = actor
+            self._joined(name)
+            self._failed_starts = 0
+            slots = len(self) * config.service.slots
+            _log.info("Environment actor %s started: %d actors, %d slots.", name, len(self), slots)
+        except Exception as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            self._failed_starts += 1
+            self.start_error = cause if isinstance(cause, RolloutError) else _start_failure(cause or error)
+            _log.warning("Environment actor could not be started: %s", self.start_error)
+        finally:
+            self._starting -= 1
+        self._settle()
+
+    def _create(self, name: str, config: RolloutConfig) -> EnvironmentHandle:
+        service = config.service
+        handle: EnvironmentHandle = (
+            ray.remote(EnvironmentActor)
+            .options(
+                name=name,
+                namespace=service.namespace,
+                num_cpus=1,
+                max_concurrency=service.slots + 8,
+                runtime_env={"env_vars": SERVE_ENVIRONMENT},
+            )
+            .remote(config, self._application)
+        )
+        return handle
+
+    def _settle(self) -> None:
+        """A start ended: see whether actors are ready, or try again, or give up."""
+        if self._actors:
+            self._settled.set()
+        elif isinstance(self.start_error, RolloutError) and not isinstance(self.start_error, ServiceError):
+            self._settled.set()  # the configuration cannot be used: the other actors would fail in the same way
+        if self._actors or self._starting:
+            return
+        if self._failed_starts < _START_TRIES:
+            self.fill_up()
+            return
+        self._settled.set()
+        self._gave_up(self.start_error or _start_failure(RuntimeError("unknown")))
+
+    def replace(self, name: str, why: str) -> None:
+        """Give up an actor that died or cannot be reached, and start another. Each of its episodes may ask for it."""
+        actor = self._actors.pop(name, None)
+        if actor is None:
+            return
+        ray.kill(actor)  # an actor that is merely out of reach must not keep its CPU
+        self.lost += 1
+        _log.warning("Environment actor %s was lost: %s. Another one is started.", name, why)
+        self.fill_up()
+
+    def run_episode(self, name: str, request: EpisodeRequest) -> EpisodeReferences:
+        """Run an episode on this actor.
+
+        Raises:
+            KeyError: the actor was lost.
+        """
+        return self._actors[name].run_episode.options(num_returns=2).remote(request)
+
+    def cancel(self, trajectory_ids: list[str]) -> None:
+        """End these episodes, wherever they run."""
+        for actor in self._actors.values():
+            actor.cancel.remote(trajectory_ids)
+
+    async def places(self) -> dict[str, tuple[float, str]]:
+        """Age in seconds and place of each running episode, by trajectory id. Actors that do not answer at once are
+        left out."""
+        asked = [asyncio.ensure_future(_places(actor)) for actor in self._actors.values()]
+        if not asked:
+            return {}
+        done, late = await asyncio.wait(asked, timeout=_PLACES_SECONDS)
+        for task in late:
+            task.cancel()
+        return {name: place for task in done for name, place in task.result().items()}
+
+    def stop(self) -> None:
+        """End all actors."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+
+async def _places(actor: EnvironmentHandle) -> dict[str, tuple[float, str]]:
+    try:
+        return await actor.places.remote()
+    except RayError:
+        return {}
+
+
+def _start_failure(error: BaseException) -> ServiceError:
+    said = last_cause(str(error)) or type(error).__name__
+    return ServiceError(f"No environment actor comes up; the last one failed with: {said}", "See the actor's log.")

@@ -1,0 +1,20 @@
+"""Group: a finished group on its way from the coordinator to the trainer.
+
+Invariant: it carries references, never token arrays: the trajectories go from the object store straight to the trainer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout_service.cluster import Reference
+from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.record.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The group's episodes, by sample index."""
+
+    requests: list[EpisodeRequest]
+    trajectories: list[Reference[Trajectory]]
