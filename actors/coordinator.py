@@ -14,10 +14,9 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 import rollout_service.config.secrets as secrets
-from actors.fleet import Fleet, UpdateReport
+from actors.fleet import Fleet
 from actors.pool import ActorPool
 from actors.running import Result, RunningCollection, lost
-from deploy.replica import Orders, ReplicaState
 from rollout_service import logs
 from rollout_service.background import BackgroundTasks
 from rollout_service.collecting.group import Group
@@ -30,6 +29,7 @@ from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, last_cause
 from rollout_service.policy import endpoint
+from rollout_service.policy.replicas import DesiredState, ReplicaState, UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 
 _log = logs.logger(__name__)
@@ -198,7 +198,7 @@ class Coordinator:
             "last_faults": dict(self._last_faults),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
             "weight_version": self._fleet.version,
-            "paused": self._fleet.orders.pause is not None,
+            "paused": self._fleet.desired.pause is not None,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
             "collections": {
@@ -246,9 +246,9 @@ class Coordinator:
         """Go on from the weights that the replicas serve, once they are up; see `Fleet.adopt`."""
         await self._fleet.adopt()
 
-    async def orders(self) -> Orders:
+    async def desired_state(self) -> DesiredState:
         """What a replica that starts now should do."""
-        return self._fleet.orders
+        return self._fleet.desired
 
     async def weight_version(self) -> int:
         """Of the weights that the trainer gave last."""

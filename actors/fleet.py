@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deploy import engines
-from deploy.policy import DEPLOYMENT
-from deploy.replica import Fit, Orders, ReplicaState
+from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config import PolicyConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.policy import replica_size
+from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 from rollout_service.redaction import redact
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReport:
-    """What became of a weight update."""
-
-    version: int
-    replicas: list[ReplicaState]
-    """Those that serve the new weights."""
-    lost: list[str]
-    """What the others said. Those that died are being replaced; all try again to get the newest weights that can be had
-    again, and until then sample with what they have, under its own version."""
 
 
 class Fleet:
@@ -45,7 +33,7 @@ class Fleet:
         self._policy = policy
         self._application = application
         self._updating: WeightUpdate | None = None
-        self.orders = Orders()
+        self.desired = DesiredState()
         """What a replica that starts now should do."""
         self._history = WeightHistory()
         self._groups: dict[str, set[str]] = {}
@@ -70,7 +58,7 @@ class Fleet:
         """
         self._refuse(update)
         self._updating = update
-        before = self.orders.update, self._history
+        before = self.desired.update, self._history
         try:
             names = await self._see_that_it_fits(update)
             if not self._history.is_replaced_by(names):
@@ -78,7 +66,7 @@ class Fleet:
             self._history = self._history.followed_by(update.source, names)
             if self._history.source is not None:  # else later replicas have what could be had before, and say so
                 whole = replace(update, source=self._history.source, after=None)
-                self.orders = replace(self.orders, update=whole)
+                self.desired = replace(self.desired, update=whole)
             try:
                 answers = await self._ask("update_weights", update)
             except BaseException:  # who has loaded them nobody knows: the number is taken, and later replicas get them
@@ -86,7 +74,7 @@ class Fleet:
                 raise
             loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
             if answers and not loaded:
-                self.orders, self._history = replace(self.orders, update=before[0]), before[1]
+                self.desired, self._history = replace(self.desired, update=before[0]), before[1]
                 _all(answers)
             self.version = update.version
         finally:
@@ -142,13 +130,13 @@ class Fleet:
 
     async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
         """Every replica samples nothing more until `resume`."""
-        self.orders = replace(self.orders, pause=mode, pauses=self.orders.pauses + 1)
-        return _all(await self._ask("pause", mode, self.orders.pauses))
+        self.desired = replace(self.desired, pause=mode, pauses=self.desired.pauses + 1)
+        return _all(await self._ask("pause", mode, self.desired.pauses))
 
     async def resume(self) -> list[ReplicaState]:
         """Go on after `pause`."""
-        self.orders = replace(self.orders, pause=None, pauses=self.orders.pauses + 1)
-        return _all(await self._ask("resume", self.orders.pauses))
+        self.desired = replace(self.desired, pause=None, pauses=self.desired.pauses + 1)
+        return _all(await self._ask("resume", self.desired.pauses))
 
     async def states(self) -> list[ReplicaState]:
         """What each replica says of itself."""
@@ -170,7 +158,7 @@ class Fleet:
                     "Set policy.engine and policy.model as the application has them, or name another application.",
                 )
             self.version = max([self.version, *(state.version for state in states)])
-            self.orders = Orders(pauses=max((state.pauses for state in states), default=0))
+            self.desired = DesiredState(pauses=max((state.pauses for state in states), default=0))
             if self.version > self._policy.weight_version:
                 self._history = WeightHistory.unknown()
 
@@ -191,7 +179,7 @@ class Fleet:
             raise WeightError(
                 f"NCCL_CUMEM_ENABLE differs between the replicas: {values}.", "Set it for all, in policy.environment."
             )
-        return GroupTerms(1 + len(cumem) * engines.processes(self._policy), next(iter(cumem), None))
+        return GroupTerms(1 + len(cumem) * replica_size.processes(self._policy), next(iter(cumem), None))
 
     async def join(self, rendezvous: Rendezvous) -> list[ReplicaState]:
         """Every replica joins the process group, with ranks from 1 on.
@@ -201,7 +189,7 @@ class Fleet:
                 it then.
         """
         names = sorted(state.replica for state in await self.states())
-        each = engines.processes(self._policy)
+        each = replica_size.processes(self._policy)
         if rendezvous.world_size != 1 + len(names) * each:
             raise WeightError(
                 f"The group {rendezvous.name!r} has {rendezvous.world_size} ranks; the trainer and {len(names)} "

@@ -17,10 +17,10 @@ from ray.exceptions import RayError, RayTaskError
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
 from rollout_service import logs
 from rollout_service.background import BackgroundTasks
+from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, last_cause
-from rollout_service.policy.serve import SERVE_ENVIRONMENT
 
 _log = logs.logger(__name__)
 

@@ -11,14 +11,11 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from deploy import engines
 from deploy.replica import PolicyReplica
+from rollout_service.cluster import DEPLOYMENT, SERVE_ENVIRONMENT
 from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig, User, parse_value
 from rollout_service.errors import ConfigError
-from rollout_service.policy.serve import SERVE_ENVIRONMENT
-
-DEPLOYMENT = "policy"
-"""Name of the one deployment."""
+from rollout_service.policy.replica_size import gpus
 
 _NO_LIMIT = 100_000
 """On a replica's calls."""
@@ -44,11 +41,6 @@ def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
     # Serve stores what a replica is given, and the addresses of the other models may hold a password.
     own = config.model_copy(update={"user": User(), "evaluation": Evaluation()})
     return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own)
-
-
-def gpus(policy: PolicyConfig) -> float:
-    """GPUs of one replica."""
-    return engines.devices(policy) if policy.gpus_per_replica is None else policy.gpus_per_replica
 
 
 def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from ray import serve
 import rollout_service.config.secrets as secrets
 from deploy import engines, http_api
 from deploy.turn_gate import TurnGate
+from rollout_service.cluster import coordinator_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
 from rollout_service.policy.base import Generation
+from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState
 from rollout_service.policy.resume import resumed
-from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Rendezvous,
@@ -53,42 +54,6 @@ _EXIT_SECONDS = 1.0
 
 _CLOSE_SECONDS = 3.0
 """The engine of a broken replica has so long to stop its processes. What is left of them ends with the replica's."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaState:
-    """What a replica says of itself."""
-
-    replica: str
-    version: int
-    paused: bool
-    running: int
-    """Turns being sampled."""
-    pauses: int
-    """Of the last order to pause or to resume, see `Orders`."""
-    serves: str = ""
-    """The model's name in its settings, or `scripted`; nothing: it does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A replica's word that it can load new weights."""
-
-    state: ReplicaState
-    names: Names
-    """The parameters that they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What holds for every replica, also for one that starts later."""
-
-    update: WeightUpdate | None = None
-    """The newest weights that can be had again: over the model's own, all that was changed."""
-    pause: UpdateMode | None = None
-    """How turns were stopped, while the replicas are paused."""
-    pauses: int = 0
-    """Times that they were paused or resumed: of two orders, the one with more is the newer."""
 
 
 class PolicyReplica:
@@ -207,7 +172,7 @@ class PolicyReplica:
         self._turn_gate.set_version(update.version)
 
     async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
-        """Sample nothing more until `resume`. Does nothing if a later order has come already; see `Orders.pauses`."""
+        """Sample nothing more until `resume`. Does nothing after a later order, see `DesiredState.pauses`."""
         async with self._changing:
             if number > self._pauses:
                 self._pauses, self._paused = number, True
@@ -285,12 +250,12 @@ class PolicyReplica:
 
     async def _catch_up(self, starting: bool) -> None:
         """Do what the service has ordered by now, if this replica missed it: it is new, or it failed to."""
-        orders = await asyncio.to_thread(_orders, self._config)
-        if orders.pause is None:
-            await self.resume(orders.pauses)
+        desired = await asyncio.to_thread(_desired_state, self._config)
+        if desired.pause is None:
+            await self.resume(desired.pauses)
         else:
-            await self.pause(orders.pause, orders.pauses)
-        update = orders.update
+            await self.pause(desired.pause, desired.pauses)
+        update = desired.update
         if update is not None and update.version > self._engine.version:
             await asyncio.to_thread(self._engine.check, update.source)
             await _see_that_they_are_there(update.source)
@@ -381,15 +346,13 @@ def _start_engine(config: RolloutConfig) -> engines.Engine:
         return engines.make(config)
 
 
-def _orders(config: RolloutConfig) -> Orders:
-    orders: Orders | None = _ask_coordinator(config, "orders")
-    return orders or Orders()
+def _desired_state(config: RolloutConfig) -> DesiredState:
+    desired: DesiredState | None = _ask_coordinator(config, "desired_state")
+    return desired or DesiredState()
 
 
 def _ask_coordinator(config: RolloutConfig, method: str) -> Any:
     """What the coordinator answers; None when there is no coordinator."""
-    from deploy.service import coordinator_name
-
     service = config.service
     try:
         coordinator = ray.get_actor(coordinator_name(service.name), namespace=service.namespace)

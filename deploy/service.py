@@ -12,26 +12,23 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
 import rollout_service.config.secrets as secrets
 from actors.coordinator import Coordinator
 from deploy import policy
+from rollout_service.cluster import application_name, call, coordinator_name
 from rollout_service.config import PolicyConfig, RolloutConfig
-from rollout_service.errors import ConfigError, RolloutError, ServiceError, last_cause
-from rollout_service.redaction import safe_cause, shows_secret
+from rollout_service.errors import ConfigError, ServiceError, last_cause
+from rollout_service.policy.replica_size import gpus
+from rollout_service.redaction import safe_cause
 
 _POLL_SECONDS = 0.2
 
 _DELETE_SECONDS = 5.0
 """For replicas to end by themselves."""
-
-
-def coordinator_name(service: str) -> str:
-    """Name of the coordinator actor of a service."""
-    return f"{service}-coordinator"
 
 
 def start(config: RolloutConfig) -> Any:
@@ -45,7 +42,7 @@ def start(config: RolloutConfig) -> Any:
         RolloutError: the configuration cannot be used, or something did not come up.
     """
     service = config.service
-    application = _application(config)
+    application = application_name(config)
     try:
         coordinator = (
             ray.remote(Coordinator)
@@ -126,7 +123,7 @@ def _wait_until_it_samples(settings: PolicyConfig, application: str) -> None:
             raise ServiceError(
                 f"The policy's replicas did not come up in policy.start_seconds={settings.start_seconds:g}: "
                 f"{cause if said else state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} "
-                f"CPUs free; a replica asks for {policy.gpus(settings):g} and {settings.cpus_per_replica:g}.",
+                f"CPUs free; a replica asks for {gpus(settings):g} and {settings.cpus_per_replica:g}.",
                 "Free some, ask for fewer replicas, or allow more time.",
             )
         time.sleep(_POLL_SECONDS)
@@ -155,7 +152,7 @@ def stop(config: RolloutConfig, coordinator: Any) -> None:
     with contextlib.suppress(RayError, ServiceError):
         call(coordinator.stop.remote())
     ray.kill(coordinator)
-    application = _application(config)
+    application = application_name(config)
     if application is not None and config.policy.application is None:
         with contextlib.suppress(RayServeException, RayError):
             _delete(application)
@@ -174,35 +171,3 @@ def _delete(application: str) -> None:
                         ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
             deadline += _DELETE_SECONDS
         time.sleep(_POLL_SECONDS)
-
-
-def _application(config: RolloutConfig) -> str | None:
-    """Name of the Serve application that fronts the policy; None where an endpoint of others does."""
-    if config.policy.engine == "http":
-        return None
-    return config.policy.application or f"{config.service.name}-policy"
-
-
-def call(reference: Any) -> Any:
-    """Wait for an actor's answer; the service's own errors come out as themselves, not wrapped by Ray.
-
-    Raises:
-        ServiceError: the actor is gone.
-    """
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        raise translated(error) from None
-
-
-def translated(error: RayError) -> BaseException:
-    """What a caller of the service should see for an error that Ray raised."""
-    if isinstance(error, RayTaskError):
-        if isinstance(error.cause, RolloutError):
-            return error.cause
-        if shows_secret(error):
-            return ServiceError(f"The service failed: {last_cause(str(error))}", "See the cluster's logs.")
-        return error
-    if isinstance(error, RayActorError):
-        return ServiceError("The service's coordinator is gone.", "Start the service again; see the cluster's logs.")
-    return error

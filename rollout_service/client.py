@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import rollout_service.attaching as attaching
 import rollout_service.config.arguments as arguments
 import rollout_service.config.secrets as secrets
+from rollout_service.cluster import answer, call, coordinator_name
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.request import SELECTION, CollectionRequest
-from rollout_service.collecting.stream import GroupStream, answer
+from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
+from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Checkpoint,
@@ -39,8 +41,6 @@ from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.redaction import safe_cause, shown
 
 if TYPE_CHECKING:  # they need Ray, or torch
-    from actors.fleet import UpdateReport
-    from deploy.replica import ReplicaState
     from rollout_service.policy.weight_group import WeightGroup
 
 _CONNECT_SECONDS = 10.0
@@ -89,7 +89,7 @@ class RolloutClient:
                 self._coordinator = self._start()
             else:
                 self._coordinator = self._attach() or self._start_if(may_start)
-            self.config: RolloutConfig = service.call(self._coordinator.configuration.remote())
+            self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.refuse_others(self._settings, self.config)
         except BaseException:
             self.close()
@@ -117,7 +117,7 @@ class RolloutClient:
     def _attach(self) -> Any:
         name, namespace = self._settings.service.name, self._settings.service.namespace
         with contextlib.suppress(ValueError):
-            return self._ray.get_actor(self._service.coordinator_name(name), namespace=namespace)
+            return self._ray.get_actor(coordinator_name(name), namespace=namespace)
         return None
 
     def _start(self) -> Any:
@@ -211,7 +211,7 @@ class RolloutClient:
 
     def status(self) -> dict[str, Any]:
         """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
-        status: dict[str, Any] = self._service.call(self._coordinator.status.remote())
+        status: dict[str, Any] = call(self._coordinator.status.remote())
         return status
 
     async def astatus(self) -> dict[str, Any]:
@@ -246,7 +246,6 @@ class RolloutClient:
                 had begun to load are replaced, `weight_version` says what is served.
             ServiceError: no replica could load them.
         """
-        call = self._service.call
         update = self._update(weights, version if version is not None else self.weight_version() + 1, mode, group)
         if group is None or isinstance(weights, (str, os.PathLike)):
             report: UpdateReport = call(self._coordinator.update_weights.remote(update))
@@ -292,13 +291,13 @@ class RolloutClient:
             raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
         arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
         arguments.number("timeout_seconds", timeout_seconds, 1e-3, _MOST_SECONDS, WeightError)
-        terms = self._service.call(self._coordinator.group_terms.remote())
+        terms = call(self._coordinator.group_terms.remote())
         address = address or self._ray.util.get_node_ip_address()
         return WeightGroup.meet(address, backend, terms, self._coordinator, timeout_seconds)
 
     def weight_version(self) -> int:
         """Version of the weights that the service was given last."""
-        version: int = self._service.call(self._coordinator.weight_version.remote())
+        version: int = call(self._coordinator.weight_version.remote())
         return version
 
     async def aweight_version(self) -> int:
@@ -308,7 +307,7 @@ class RolloutClient:
 
     def replicas(self) -> list[ReplicaState]:
         """What each policy replica says of itself: version, running turns, whether it is paused."""
-        states: list[ReplicaState] = self._service.call(self._coordinator.replicas.remote())
+        states: list[ReplicaState] = call(self._coordinator.replicas.remote())
         return states
 
     async def areplicas(self) -> list[ReplicaState]:
@@ -327,7 +326,7 @@ class RolloutClient:
             WeightError: another mode.
         """
         refuse_mode(mode)
-        self._service.call(self._coordinator.pause.remote(mode))
+        call(self._coordinator.pause.remote(mode))
 
     async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
         """`pause` for an event loop."""
@@ -336,7 +335,7 @@ class RolloutClient:
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._service.call(self._coordinator.resume.remote())
+        call(self._coordinator.resume.remote())
 
     async def aresume(self) -> None:
         """`resume` for an event loop."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.config import PolicyConfig, RolloutConfig
+from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation
 from rollout_service.policy.weight_history import Names
@@ -118,18 +118,3 @@ def make(config: RolloutConfig) -> Engine:
         tasks.references(domain, config.tasks.split)  # parsed now, not in the first turn
     codec = ChatCodec.load(policy.tokenizer_name, tool_parser=policy.tool_parser)
     return ScriptedEngine(policy.script, codec, policy.weight_version)
-
-
-def devices(policy: PolicyConfig) -> int:
-    """GPUs of one replica, as its engine's arguments ask for them: none on a CPU, and none where nothing is said."""
-    arguments = policy.engine_arguments
-    if policy.engine != "sglang" or arguments.get("device") == "cpu":
-        return 0
-    return processes(policy)
-
-
-def processes(policy: PolicyConfig) -> int:
-    """Processes of one replica's engine that hold weights: the ranks that it takes in a process group."""
-    if policy.engine != "sglang":
-        return 1
-    return int(policy.engine_arguments.get("tp_size", 1)) * int(policy.engine_arguments.get("pp_size", 1))

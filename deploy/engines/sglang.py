@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploy.engines import parameters, processes
+from deploy.engines import parameters
 from deploy.engines.launch import launch
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.base import Generation, RequestError, check_request
 from rollout_service.policy.context import context_length
+from rollout_service.policy.replica_size import processes
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
 from rollout_service.policy.weight_history import Names

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
+from rollout_service.cluster import answer, call
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, RolloutError
@@ -52,8 +53,6 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         Raises:
             TaskError: it was not.
         """
-        from deploy.service import call
-
         if not self.collection_id:
             with self._refused():
                 self.collection_id, self.episodes = call(self._submission)
@@ -78,8 +77,6 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     def __next__(self) -> list[Trajectory]:
         import ray
-
-        from deploy.service import call
 
         if self._finished:
             raise StopIteration
@@ -194,15 +191,3 @@ def _got(reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
         return error
-
-
-async def answer(reference: Any) -> Any:
-    """Wait for an actor's answer on an event loop; the service's own errors come out as themselves."""
-    from ray.exceptions import RayError
-
-    from deploy.service import translated
-
-    try:
-        return await reference
-    except RayError as error:
-        raise translated(error) from None

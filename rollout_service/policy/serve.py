@@ -14,26 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import first_line
 from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
-SERVE_ENVIRONMENT = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-}
-"""For replicas and for the actors that call them: most of what `RAY_SERVE_THROUGHPUT_OPTIMIZED` sets. A hop between
-threads and Ray's task machinery fewer on each side: a call takes half of the CPU time. Nothing may block the loops."""
-
 
 class ServePolicy:
     """Reaches the replicas of a Serve application from inside the cluster. One session's turns go to one replica."""
 
-    def __init__(self, application: str, deployment: str = "policy", retry_seconds: float = 120.0) -> None:
+    def __init__(self, application: str, deployment: str = DEPLOYMENT, retry_seconds: float = 120.0) -> None:
         """Names the deployment; it is looked up at the first call, so that it may come up meanwhile.
 
         Args:

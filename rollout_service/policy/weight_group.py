@@ -16,14 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
+from rollout_service.cluster import call
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy import process_group
+from rollout_service.policy.replicas import UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, WeightUpdate
-
-if TYPE_CHECKING:
-    from actors.fleet import UpdateReport
 
 _POLL_SECONDS = 0.5
 """Between two looks at the replicas while something takes long."""
@@ -200,8 +199,6 @@ class _Watch:
         """
         import ray
 
-        from deploy.service import call
-
         if not ray.wait([self._answer], timeout=self._rendezvous.timeout_seconds)[0]:
             raise self._late()
         try:
@@ -226,8 +223,6 @@ class _Watch:
 
     def _refuse_if_gone(self) -> None:
         import ray
-
-        from deploy.service import call
 
         if self._asked is None:
             self._asked = self._coordinator.absent.remote(self._rendezvous.name)

@@ -12,9 +12,10 @@ import ray
 from ray import serve
 
 from deploy import engines, policy
+from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.serve import SERVE_ENVIRONMENT, ServePolicy
+from rollout_service.policy.serve import ServePolicy
 from rollout_service.tau2 import tasks
 from tests.benchmarks.measure import Row, show
 

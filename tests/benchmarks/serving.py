@@ -24,9 +24,10 @@ import ray
 from ray import serve
 
 from deploy import policy as application
+from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.base import Policy
-from rollout_service.policy.serve import SERVE_ENVIRONMENT, ServePolicy
+from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.policy.weights import Checkpoint, WeightUpdate, stored
 from tests.benchmarks import traffic

@@ -21,8 +21,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from rollout_service.cli import app
 from rollout_service.cli.sizing import ClusterSize, ModelShape
+from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
-from rollout_service.policy.serve import SERVE_ENVIRONMENT
 from tests.support import sglang
 
 ROOT = Path(__file__).parents[2]

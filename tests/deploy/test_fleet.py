@@ -10,8 +10,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from actors.fleet import Fleet
-from deploy.replica import Fit, ReplicaState
 from rollout_service.errors import ServiceError, WeightError
+from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -79,10 +79,10 @@ async def test_weights_are_offered_to_new_replicas_once_every_old_one_has_said_t
     updating = asyncio.ensure_future(ours.update(UPDATE))
     await asyncio.sleep(0)
     assert replicas.asked == [("check_update", UPDATE)]
-    assert ours.orders.update is None
+    assert ours.desired.update is None
     replicas.gate.set()
     await updating
-    assert ours.orders.update == UPDATE
+    assert ours.desired.update == UPDATE
 
 
 @pytest.mark.parametrize("method", ["check_update", "update_weights"])
@@ -92,7 +92,7 @@ async def test_weights_that_no_replica_takes_are_offered_to_none(method):
     replicas.said[method] = WeightError("not this model's.")
     with pytest.raises(WeightError, match="not this model's"):
         await ours.update(UPDATE)
-    assert (ours.orders.update, ours.version) == (None, 0)
+    assert (ours.desired.update, ours.version) == (None, 0)
     replicas.said.clear()
     assert (await ours.update(UPDATE)).version == 1
 
@@ -117,7 +117,7 @@ async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weigh
     ours = fleet(Unreachable(["a", "b"]))
     with pytest.raises(ServiceError, match="the controller is gone"):
         await ours.update(UPDATE)
-    assert (ours.orders.update, ours.version) == (UPDATE, 1)
+    assert (ours.desired.update, ours.version) == (UPDATE, 1)
     with pytest.raises(WeightError, match="version 1 is not newer than 1"):
         await ours.update(WeightUpdate(Checkpoint("other"), 1, "drain"))
 
@@ -141,11 +141,11 @@ async def test_new_replicas_are_offered_what_was_sent_since_the_last_whole_set_i
     await given(ours, replicas, 3, part("p"), "p")
     await given(ours, replicas, 4, part("q"), "q")
     whole = Layers((Checkpoint("/whole"), part("p"), part("q")))
-    assert ours.orders.update == WeightUpdate(whole, 4, "drain")
+    assert ours.desired.update == WeightUpdate(whole, 4, "drain")
     await given(ours, replicas, 5, part("p", "q"), "p", "q")
-    assert ours.orders.update == WeightUpdate(Layers((Checkpoint("/whole"), part("p", "q"))), 5, "drain")
+    assert ours.desired.update == WeightUpdate(Layers((Checkpoint("/whole"), part("p", "q"))), 5, "drain")
     await given(ours, replicas, 6, part("p", "q", "r"))
-    assert ours.orders.update == WeightUpdate(part("p", "q", "r"), 6, "drain")
+    assert ours.desired.update == WeightUpdate(part("p", "q", "r"), 6, "drain")
 
 
 async def test_a_part_goes_only_over_the_weights_that_it_was_made_from():
@@ -165,9 +165,9 @@ async def test_a_part_after_a_broadcast_is_offered_to_no_replica_that_has_not_ha
     await given(ours, replicas, 1, part("p", "q"))
     await given(ours, replicas, 2, BroadcastTensors("group", ()), "p")
     await given(ours, replicas, 3, part("q"), "q")
-    assert ours.orders.update == WeightUpdate(part("p", "q"), 1, "drain"), "a later replica says version 1, and has it"
+    assert ours.desired.update == WeightUpdate(part("p", "q"), 1, "drain"), "a later replica says version 1, and has it"
     await given(ours, replicas, 4, part("p"), "p")
-    assert ours.orders.update == WeightUpdate(Layers((part("q"), part("p"))), 4, "drain")
+    assert ours.desired.update == WeightUpdate(Layers((part("q"), part("p"))), 4, "drain")
 
 
 async def test_a_broadcast_of_a_part_is_refused_while_a_replica_of_the_group_has_older_weights():
@@ -188,9 +188,9 @@ async def test_over_weights_that_others_gave_no_part_is_offered_to_new_replicas(
     replicas.versions["a"] = 5
     await ours.adopt()
     await given(ours, replicas, 6, part("p"), "p")
-    assert ours.orders.update is None
+    assert ours.desired.update is None
     await given(ours, replicas, 7, Checkpoint("/whole"))
-    assert ours.orders.update == WeightUpdate(Checkpoint("/whole"), 7, "drain")
+    assert ours.desired.update == WeightUpdate(Checkpoint("/whole"), 7, "drain")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already
     await ours.pause("in_place")
     await ours.resume()
     assert replicas.asked[1:] == [("pause", "in_place", 5), ("resume", 6)]
-    assert (ours.orders.pause, ours.orders.pauses) == (None, 6)
+    assert (ours.desired.pause, ours.desired.pauses) == (None, 6)
 
 
 async def test_replicas_of_another_model_are_not_taken_over_under_the_name_of_this_one():

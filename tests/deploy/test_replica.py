@@ -11,10 +11,11 @@ import pytest
 import ray
 
 from deploy import replica as module
-from deploy.replica import Orders, PolicyReplica
+from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Generation
+from rollout_service.policy.replicas import DesiredState
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Bucket,
@@ -92,8 +93,8 @@ def ended(monkeypatch) -> asyncio.Event:
     return event
 
 
-async def started(monkeypatch, orders: Orders | None = None) -> PolicyReplica:
-    monkeypatch.setattr(module, "_orders", lambda config: orders or Orders())
+async def started(monkeypatch, desired: DesiredState | None = None) -> PolicyReplica:
+    monkeypatch.setattr(module, "_desired_state", lambda config: desired or DesiredState())
     replica = PolicyReplica.__new__(PolicyReplica)
     await replica.__init__(settings(policy__max_ongoing_requests=2))
     return replica
@@ -108,7 +109,7 @@ async def is_waiting(task: asyncio.Task[Generation]) -> bool:
 
 
 async def test_one_that_starts_while_the_others_are_paused_is_paused_until_they_are_resumed(engine, monkeypatch):
-    replica = await started(monkeypatch, Orders(pause="abort_and_resume", pauses=5))
+    replica = await started(monkeypatch, DesiredState(pause="abort_and_resume", pauses=5))
     waiting = turn(replica)
     assert await is_waiting(waiting)
     await replica.resume(4)
@@ -121,11 +122,11 @@ async def test_one_that_starts_while_the_others_are_paused_is_paused_until_they_
 
 async def test_a_pause_that_did_not_arrive_is_learnt_at_the_next_health_check_and_so_is_its_end(engine, monkeypatch):
     replica = await started(monkeypatch)
-    for orders in Orders(pause="drain", pauses=1), Orders(pauses=2):
-        monkeypatch.setattr(module, "_orders", lambda config, orders=orders: orders)
+    for desired in DesiredState(pause="drain", pauses=1), DesiredState(pauses=2):
+        monkeypatch.setattr(module, "_desired_state", lambda config, desired=desired: desired)
         await replica.check_health()
         await replica._catching_up
-        assert replica.state().paused == (orders.pause is not None)
+        assert replica.state().paused == (desired.pause is not None)
 
 
 async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeypatch):
@@ -216,7 +217,7 @@ async def test_newest_weights_that_are_gone_are_said_once_and_touch_nothing(kind
             return lost().__await__()
 
     source = Checkpoint("gone") if kind == "folder" else StoredTensors((Bucket((), Lost()),))
-    replica = await started(monkeypatch, Orders(update=WeightUpdate(source, 9, "drain")))
+    replica = await started(monkeypatch, DesiredState(update=WeightUpdate(source, 9, "drain")))
     await replica.check_health()
     await replica._catching_up
     assert engine.loaded == []

@@ -1,0 +1,60 @@
+"""What the policy's replicas and the fleet tell each other.
+
+Invariant: messages only. Both sides can be asked again at any time, so each message states all that holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import UpdateMode, WeightUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What a replica says of itself."""
+
+    replica: str
+    version: int
+    """Version of the weights that it samples with."""
+    paused: bool
+    running: int
+    """Turns being sampled."""
+    pauses: int
+    """Number of the last pause or resume order, see `DesiredState`."""
+    serves: str = ""
+    """Name of the model in the replica's settings, or `scripted`. Empty: the replica does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A replica's answer that it can load new weights."""
+
+    state: ReplicaState
+    names: Names
+    """The parameters that the new weights contain."""
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """What every replica should be like, including those that start later."""
+
+    update: WeightUpdate | None = None
+    """The newest weights that can be loaded again: over the model's own weights, everything that was changed."""
+    pause: UpdateMode | None = None
+    """How turns were stopped, while the replicas are paused. None: they sample."""
+    pauses: int = 0
+    """How often the replicas were paused or resumed. Of two orders, the one with the larger number is the newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """The result of a weight update."""
+
+    version: int
+    replicas: list[ReplicaState]
+    """The replicas that serve the new weights."""
+    lost: list[str]
+    """The errors of the other replicas. Those that died are being replaced. All of them try again to load the newest
+    weights that can be loaded again; until then they sample with the weights that they have, under their version."""
