@@ -25,7 +25,7 @@ from deploy.turn_gate import TurnGate
 from rollout_service.cluster import coordinator_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet
+from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet, mark_if_final
 from rollout_service.policy.base import Generation
 from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState
 from rollout_service.policy.resume import resumed
@@ -100,7 +100,11 @@ class PolicyReplica:
             async with self._slots, self._turn_gate.turn():
                 return await self._engine.generate(prompt, how, metadata)
 
-        return await resumed(sample, input_ids, sampling)
+        try:
+            return await resumed(sample, input_ids, sampling)
+        except Exception as error:
+            mark_if_final(error)  # the caller in another process does not see where it was raised
+            raise
 
     async def _reach(self, version: int) -> None:
         """An update may be on its way here; what came through a process group before this replica started is not."""

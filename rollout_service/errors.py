@@ -4,27 +4,41 @@ Invariant: nothing that goes wrong is ever turned into a reward. It becomes one 
 
 * a `RolloutError`: the caller asked for something that cannot be done. It names the field, the value and the
   remedy, is raised before work starts wherever that is possible, and is never retried.
-* an `EpisodeFault`: an episode could not be finished. It says *whose* fault it is (`FaultKind`) and whether another
-  attempt may help. The scheduler retries it; what is left after the last attempt is reported as a failure.
+* an `EpisodeFault`: an episode could not be finished. It says *whose* fault it is (`FaultKind`), keeps the stack of
+  what was raised, and says whether another attempt may help. The scheduler retries it if so; what is left after the
+  last attempt is reported as a failure.
 
 What the policy itself does wrong (a malformed call, an empty turn) is neither: that is data, see `Outcome`.
 
-Neither of them holds a secret: their texts are redacted when they are made.
+A fault is final, and not retried, if another attempt is bound to end the same (`is_final`):
+
+* the exception says so by an attribute `retryable = False`, as a request that an engine refuses does;
+* it is a programming error (`TypeError`, `AttributeError`, `NameError`, `NotImplementedError`, `AssertionError`) that
+  was raised in this service's own code.
+
+Everything else may be retried: what infrastructure does (`OSError`, `TimeoutError`, a lost actor), and whatever τ², an
+API client or an engine's library raises, a `TypeError` included, because a half answer can make them raise anything.
+
+Neither errors nor faults hold a secret: their texts are redacted when they are made.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import traceback as tracebacks
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from rollout_service.redaction import conceal, redact, safe_cause, shows_secret
 
 _LONGEST_MESSAGE = 2000
-"""Characters of a fault's."""
+"""Characters of a fault's message."""
+
+_LONGEST_TRACEBACK = 8000
+"""Characters of a fault's traceback. Of a longer one the end is kept, where the exception stands."""
 
 
 class FaultKind(StrEnum):
@@ -68,24 +82,58 @@ class Fault:
     """One line, secrets removed."""
     retryable: bool
     """True when another attempt may end differently."""
+    traceback: str | None = field(default=None, repr=False, metadata={"added": True})
+    """Where it was raised, as Python prints it, secrets removed; the last 8,000 characters. None: nothing
+    was raised, or the record was written before version 0.2."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", redact(self.message, _LONGEST_MESSAGE))
+        if self.traceback is not None:
+            text = redact(self.traceback)
+            if len(text) > _LONGEST_TRACEBACK:
+                text = "…" + text[1 - _LONGEST_TRACEBACK :]
+            object.__setattr__(self, "traceback", text)
+
+    @classmethod
+    def of(
+        cls, kind: FaultKind, error: BaseException, *, message: str | None = None, retryable: bool | None = None
+    ) -> Fault:
+        """The fault that an exception is. An error that Ray brought from another process is reported as its cause.
+
+        Args:
+            message: None: what the exception says.
+            retryable: None: as `is_final` has it.
+        """
+        cause = _remote_cause(error)
+        if message is None:
+            message = str(cause) or repr(cause)
+        if retryable is None:
+            retryable = not is_final(error)
+        return cls(kind, type(cause).__name__, message, retryable, traceback_of(error))
 
 
 class EpisodeFault(Exception):
     """Raised inside an episode when something other than the policy's own behaviour stops it."""
 
-    def __init__(self, kind: FaultKind, message: str, *, error: str = "EpisodeFault", retryable: bool = True) -> None:
-        self.fault = Fault(FaultKind(kind), error, message, retryable)
+    def __init__(
+        self,
+        kind: FaultKind,
+        message: str,
+        *,
+        error: str = "EpisodeFault",
+        retryable: bool = True,
+        traceback: str | None = None,
+    ) -> None:
+        self.fault = Fault(FaultKind(kind), error, message, retryable, traceback)
         super().__init__(self.fault.message)
 
+    @classmethod
+    def of_fault(cls, fault: Fault) -> EpisodeFault:
+        """The exception for a fault that is known already."""
+        return cls(fault.kind, fault.message, error=fault.error, retryable=fault.retryable, traceback=fault.traceback)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_episode_fault, (self.fault,)
-
-
-def _rebuild_episode_fault(fault: Fault) -> EpisodeFault:
-    return EpisodeFault(fault.kind, fault.message, error=fault.error, retryable=fault.retryable)
+        return EpisodeFault.of_fault, (self.fault,)
 
 
 class SharedWriteError(BaseException):
@@ -93,21 +141,65 @@ class SharedWriteError(BaseException):
     tool's answer of every one of those, and then the episode would go on."""
 
 
+_PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, NotImplementedError, AssertionError)
+
+_OUR_PACKAGES = {"rollout_service", "actors", "deploy"}
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether another attempt is bound to end the same, see this module's docstring."""
+    retryable = getattr(error, "retryable", None)
+    if retryable is not None:
+        return not retryable
+    return isinstance(error, _PROGRAMMING_ERRORS) and _raised_in_our_code(error)
+
+
+def mark_if_final(error: BaseException) -> None:
+    """Note on a final error that it is one. For errors that leave the process: the place where they were raised, by
+    which `is_final` judges, stays behind."""
+    if is_final(error):
+        error.retryable = False  # type: ignore[attr-defined]
+
+
+def _raised_in_our_code(error: BaseException) -> bool:
+    frames = list(tracebacks.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in _OUR_PACKAGES
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error and of its causes, as Python prints it. It may show a secret: `Fault` takes it out."""
+    return _ANSI_COLOUR.sub("", "".join(tracebacks.format_exception(error))).rstrip()
+
+
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours the tracebacks that it brings from other processes."""
+
+
+def _remote_cause(error: BaseException) -> BaseException:
+    """What was raised in the other process, where Ray brought the error from one."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
 @contextmanager
-def boundary(kind: FaultKind) -> Iterator[None]:
+def boundary(kind: FaultKind, final: Callable[[BaseException], bool] = is_final) -> Iterator[None]:
     """Turn any exception that crosses this boundary into an `EpisodeFault` of `kind`.
 
-    An `EpisodeFault` raised further in passes through: the innermost boundary knows best. An exception may say by an
-    attribute `retryable` that another attempt is of no use.
+    An `EpisodeFault` raised further in passes through: the innermost boundary knows best.
+
+    Args:
+        final: says whether another attempt is of no use after an error.
     """
     try:
         yield
-    except (EpisodeFault, RolloutError, EpisodeEnd):
+    except EpisodeFault as error:
+        if error.fault.traceback is None:
+            error.fault = replace(error.fault, traceback=traceback_of(error))
+        raise
+    except (RolloutError, EpisodeEnd):
         raise
     except (Exception, SharedWriteError) as error:
-        retryable = getattr(error, "retryable", True)
-        name = type(error).__name__
-        raise EpisodeFault(kind, f"{error}" or repr(error), error=name, retryable=retryable) from safe_cause(error)
+        raise EpisodeFault.of_fault(Fault.of(kind, error, retryable=not final(error))) from safe_cause(error)
 
 
 @contextmanager
@@ -157,7 +249,7 @@ class EpisodeEnd(Exception):
 
 
 class RolloutError(Exception):
-    """Base of every error that is the caller's to mend. `remedy` says what to do. Neither text shows a secret."""
+    """Base of every error that the caller can correct. `remedy` says how. Neither text shows a secret."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         problem, remedy = redact(problem), redact(remedy)

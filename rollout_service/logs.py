@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rollout_service.errors import Fault
 from rollout_service.redaction import RedactingFilter
 
 PACKAGES = ("rollout_service", "actors", "deploy")
@@ -97,6 +98,23 @@ def logger(name: str) -> logging.Logger:
 def event(kind: str) -> dict[str, str]:
     """For `extra=`: rate-limit this record by `kind` instead of by its message."""
     return {"event": kind}
+
+
+def log_fault(log: logging.Logger, trajectory_id: str, fault: Fault, attempt: int = 1) -> None:
+    """Log a fault with its stack, as a warning. Faults of one kind are one kind of event."""
+    again = "another attempt may help" if fault.retryable else "final"
+    stack = "" if fault.traceback is None else f"\n{fault.traceback}"
+    log.warning(
+        "Episode %s, attempt %d: fault of kind %s (%s): %s: %s%s",
+        trajectory_id,
+        attempt,
+        fault.kind,
+        again,
+        fault.error,
+        fault.message,
+        stack,
+        extra=event(f"fault {fault.kind}"),
+    )
 
 
 def configure(level: str | int = logging.INFO) -> None:

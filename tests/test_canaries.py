@@ -121,6 +121,8 @@ def test_no_secret_comes_out_of_a_service_whose_episodes_fail(service, tmp_path)
     assert {request.key for request in service.judge.requests} == {JUDGE}
     assert "your key is Basic [redacted]" in failures[0].fault.message
     assert "your key is [redacted]" in failures[1].fault.message
+    for failure in failures:  # a stack quotes what was raised, too
+        assert "[redacted]" in failure.fault.traceback
     replicas = serve.get_app_handle("canaries-policy")
     assert replicas.variable.remote("CANARY_OF_THE_REPLICA").result(timeout_s=60) == REPLICA
 
@@ -198,6 +200,7 @@ def test_a_key_that_litellm_finds_by_itself_is_not_in_the_fault(monkeypatch, cap
             trajectory = episodes.runner(config).run(episodes.request(played))
     assert {request.key for request in api.requests} == {PROVIDER}
     assert "your key is [redacted]" in trajectory.fault.message
+    assert "[redacted]" in trajectory.fault.traceback
     printed = capfd.readouterr()
     assert found_in(json.dumps(trajectory.to_dict()) + caplog.text + printed.out + printed.err) == []
 
@@ -234,6 +237,7 @@ def test_the_password_of_the_policy_s_url_is_used_and_comes_out_nowhere():
     assert trajectory.provenance.model == address
     assert trajectory.fault.message.startswith(f"{address} answered 400 Bad Request: xxx")
     assert "you are" in trajectory.fault.message
+    assert "RequestError" in trajectory.fault.traceback
     assert found_in(json.dumps(trajectory.to_dict())) == []
     assert POLICY[:7] not in trajectory.fault.message
 

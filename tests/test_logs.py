@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rollout_service import logs
 from rollout_service.background import BackgroundTasks
+from rollout_service.errors import Fault, FaultKind
 from rollout_service.redaction import REDACTED, remember
 
 NAME = "rollout_service.some_module"
@@ -98,6 +99,20 @@ def test_a_logger_of_ours_shows_no_secret_in_message_or_traceback(caplog):
     assert caplog.messages == [f"the key is {REDACTED}", "it failed"]
     assert key not in caplog.text
     assert f"ValueError: {REDACTED}" in caplog.text
+
+
+def test_a_fault_is_logged_with_its_stack_once_per_kind(caplog):
+    log = logs.logger(NAME)
+    fault = Fault(FaultKind.POLICY, "ValueError", "no answer", True, "Traceback ...\nValueError: no answer")
+    for number in range(3):
+        logs.log_fault(log, f"c-{number}", fault, attempt=2)
+    logs.log_fault(log, "c-3", Fault(FaultKind.SERVICE, "TooOld", "it is too old", False))
+    assert caplog.messages == [
+        "Episode c-0, attempt 2: fault of kind policy (another attempt may help): ValueError: no answer\n"
+        "Traceback ...\nValueError: no answer",
+        "Episode c-3, attempt 1: fault of kind service (final): TooOld: it is too old",
+    ]
+    assert {made.levelname for made in caplog.records} == {"WARNING"}
 
 
 CONFIGURED = """

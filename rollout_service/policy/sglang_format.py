@@ -50,7 +50,7 @@ def from_answer(answer: Mapping[str, Any]) -> Generation:
     """
     try:
         return _read(answer)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         problem = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise ValueError(f"the engine's answer {problem}: is it SGLang's /generate, with return_logprob?") from None
 

@@ -53,7 +53,10 @@ class VerlPolicy:
                 output = await self._client.generate(
                     request_id=session_id, prompt_ids=prompt.tolist(), sampling_params=_parameters(fitting)
                 )
-                return _generation(output, len(prompt), fitting)
+                try:
+                    return _generation(output, len(prompt), fitting)
+                except (AttributeError, TypeError) as error:
+                    raise ValueError(f"the answer of verl's server cannot be read: {error}") from error
 
             return await fitted(ask, how, len(prompt))
 

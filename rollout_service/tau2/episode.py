@@ -25,7 +25,7 @@ from rollout_service.policy.base import Generation, Policy
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record.trajectory import UNSCORED, Provenance, Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.redaction import redact
-from rollout_service.tau2 import agent, compat, domain, evaluation, messages, tasks, users
+from rollout_service.tau2 import agent, api_errors, compat, domain, evaluation, messages, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.version import __version__
@@ -275,7 +275,7 @@ class _Episode:
         start = time.perf_counter()
         runner = self._runner
         try:
-            with self._clock.within("the evaluation"), boundary(FaultKind.EVALUATOR):
+            with self._clock.within("the evaluation"), boundary(FaultKind.EVALUATOR, api_errors.ends_episodes):
                 return evaluation.score(
                     orchestrator,
                     end,

@@ -8,13 +8,11 @@ as long as it says), and what it said never ends up in the conversation.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import functools
 import importlib.util
 import logging
 import random
 import socket
-import time
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +29,11 @@ from rollout_service.errors import (
     FaultKind,
     Tau2Error,
     UserSimulatorError,
+    traceback_of,
 )
 from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import keep_out_of_logs, redact, safe_cause
-from rollout_service.tau2 import answer, compat
+from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.scripted_user import ScriptedUser
 
@@ -119,9 +118,11 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                 problem = error
                 if isinstance(error, answer.EmptyAnswer):
                     silences += isinstance(message, _TOOL_RESULTS)
-                elif remind and _is_final(error):  # a chat template with no place for a system message at the end
+                elif remind and api_errors.is_refused(
+                    error
+                ):  # a chat template with no place for a system message at the end
                     problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
-                if attempt == self._config.retries or _is_final(error) or silences > _SILENCES:
+                if attempt == self._config.retries or api_errors.is_refused(error) or silences > _SILENCES:
                     raise self._fault(problem, attempt + 1) from None  # the original's text may hold the key
                 if isinstance(error, ValueError) and "seed" in self.llm_args:
                     self.llm_args["seed"] += 1  # the same question with the same seed may get the same bad answer
@@ -143,7 +144,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         return reply, type(state).model_construct(**dict(draft))
 
     def _wait(self, error: Exception, attempt: int) -> float:
-        asked = _retry_after(error)
+        asked = api_errors.retry_after(error)
         if asked is not None:
             wait = asked + _FIRST_WAIT * self._random.random()  # spread, lest all return at the same moment
         else:
@@ -168,13 +169,18 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             FaultKind.USER_SIMULATOR,
             f"{self.llm} gave no usable answer in {requests} requests; the last: {text}{remedy and f'. {remedy}'}",
             error=type(error).__name__,
-            retryable=not _is_final(error) or isinstance(error, _ABOUT_THE_CONVERSATION),
+            retryable=not api_errors.is_refused_always(error),
+            traceback=traceback_of(error),
         )
 
     def _remedy(self, error: Exception) -> str:
         if isinstance(error, answer.ImpossibleAnswer):
             return error.remedy
-        if _is_final(error) and "temperature" in str(error).lower() and self._config.temperature is not None:
+        if (
+            api_errors.is_refused(error)
+            and "temperature" in str(error).lower()
+            and self._config.temperature is not None
+        ):
             return _TEMPERATURE_REMEDY
         return ""
 
@@ -298,41 +304,6 @@ def _say_that_thoughts_come(model: str) -> None:
         "%s writes its thoughts into its answers; they are taken off. A reasoning parser in its server does the same.",
         model,
     )
-
-
-_ABOUT_THE_CONVERSATION = (
-    litellm.exceptions.ContextWindowExceededError,
-    litellm.exceptions.ContentPolicyViolationError,
-)
-"""Client errors that speak of what was said so far: another episode may say something else."""
-
-_PASSING_STATUSES = {408, 409, 425, 429}
-"""Client errors by number, but the same request may succeed later."""
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether the same request is bound to fail again: a wrong key, an unknown model, a missing library."""
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
-        return 400 <= status < 500 and status not in _PASSING_STATUSES
-    return isinstance(error, ImportError)
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Seconds that the API asked to wait; None when it named no time that can be read."""
-    response = getattr(error, "response", None)
-    headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
-    value = headers.get("retry-after") or headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _price(model: str) -> float | None:

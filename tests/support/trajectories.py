@@ -141,6 +141,7 @@ OWN: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (Trajectory, "database_hashes"): st.dictionaries(st.sampled_from(["assistant", "user"]), st.none() | NAME),
     (UserUsage, "prompt_tokens"): st.integers(0, 2**40),
     (Fault, "message"): FREE_TEXT.map(_plain),
+    (Fault, "traceback"): st.none() | FREE_TEXT.map(_plain),
 }
 """Strategies of fields that are narrower or wider than their type."""
 

@@ -237,6 +237,7 @@ def test_a_failing_policy_is_a_fault_without_reward_and_keeps_the_turns_before(f
     assert (trajectory.outcome, trajectory.reward) == ("aborted", None)
     assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.POLICY, True)
     assert message in trajectory.fault.message
+    assert "_generate" in trajectory.fault.traceback or "record" in trajectory.fault.traceback
     assert "abcdefghijklmnop1234" not in json.dumps(trajectory.to_dict())
     assert len(trajectory.turns) == 2
     assert violations(trajectory) == []

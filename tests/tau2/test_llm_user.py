@@ -704,6 +704,16 @@ def test_judge_that_fails_leaves_the_episode_unscored(
         assert_unscored(run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings))
 
 
+def test_judge_that_refuses_the_key_is_a_final_fault(judge_settings: dict[str, Any]) -> None:
+    with OpenAIServer(server.judge(), always(server.unauthorized)) as api:
+        trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.error) == (FaultKind.EVALUATOR, "AuthenticationError")
+    assert not trajectory.fault.retryable
+    assert "evaluate_simulation" in str(trajectory.fault.traceback)
+    assert KEY not in json.dumps(trajectory.to_dict())
+
+
 def test_judge_that_forgets_an_assertion_leaves_the_episode_unscored(judge_settings: dict[str, Any]) -> None:
     with OpenAIServer(server.judge(omit=1)) as api:
         assert_unscored(run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings))
