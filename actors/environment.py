@@ -11,6 +11,7 @@ import gc
 from typing import TYPE_CHECKING, Protocol, Self
 
 import rollout_service.config.secrets as secrets
+from rollout_service import logs
 from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
@@ -34,6 +35,7 @@ class EnvironmentActor:
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
         """
+        logs.configure(config.service.log_level)
         self._config = config
         self._application = application
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)

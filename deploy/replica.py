@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from ray import serve
 import rollout_service.config.secrets as secrets
 from deploy import engines, http_api
 from deploy.turn_gate import TurnGate
+from rollout_service import logs
+from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import coordinator_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
@@ -38,7 +40,9 @@ from rollout_service.policy.weights import (
     WeightUpdate,
     single_sources,
 )
-from rollout_service.redaction import redact, remember
+from rollout_service.redaction import remember
+
+_log = logs.logger(__name__)
 
 _INTERRUPT_SECONDS = 0.2
 """Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
@@ -65,6 +69,8 @@ class PolicyReplica:
         Raises:
             RolloutError: settings that cannot be used.
         """
+        logs.configure(config.service.log_level)
+        start = time.monotonic()
         self._config = config
         self._changing = asyncio.Lock()
         self._paused = False
@@ -77,12 +83,21 @@ class PolicyReplica:
         self._receiving: str | None = None
         """The group whose tensors are being loaded."""
         self._catching_up: asyncio.Task[None] | None = None
-        self._said = ""
-        """Why the last of them failed."""
+        self._catch_up_failure = ""
+        """Why the last attempt to catch up failed."""
+        self._tasks = BackgroundTasks()
         self._engine = await asyncio.to_thread(_start_engine, config)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turn_gate = TurnGate(self._engine.version)
         await self._catch_up_if_possible(starting=True)
+        _log.info(
+            "Replica %s serves %s with weights of version %d after %.1f s%s.",
+            self.state().replica,
+            config.policy.serves,
+            self._engine.version,
+            time.monotonic() - start,
+            "; it is paused" if self._paused else "",
+        )
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
@@ -152,11 +167,20 @@ class PolicyReplica:
                         f"this replica has version {self._engine.version}.",
                         "It gets the others as soon as it can have them; what came through a process group, send anew.",
                     )
+                start = time.monotonic()
                 try:
                     await self._stop(update.mode)
+                    stopped = time.monotonic()
                     await self._load(update)
                 finally:
                     await self._go()
+                _log.info(
+                    "Weights of version %d serve: turns stopped (%s) in %.2f s, loaded in %.2f s.",
+                    update.version,
+                    update.mode,
+                    stopped - start,
+                    time.monotonic() - stopped,
+                )
             return self.state()
 
     async def _load(self, update: WeightUpdate) -> None:
@@ -167,9 +191,9 @@ class PolicyReplica:
             await asyncio.wait_for(self._engine.load(update.source, update.version, keep_cache=keep), seconds)
         except WeightError:
             raise
-        except BaseException:  # also a cancellation: what was loaded by then stays
+        except BaseException as error:  # also a cancellation: what was loaded by then stays
             self._stopped = None  # for `_go`: nothing may be sampled any more
-            self._end_soon()
+            self._end_soon(f"its weights may be half loaded, after {type(error).__name__}", error)
             raise
         finally:
             self._receiving = None
@@ -181,14 +205,18 @@ class PolicyReplica:
             if number > self._pauses:
                 self._pauses, self._paused = number, True
                 await self._stop(mode)
+                _log.info("Paused (%s): no turn is sampled until resume.", mode)
             return self.state()
 
     async def resume(self, number: int) -> ReplicaState:
         """Go on after `pause`, unless a later order has come already."""
         async with self._changing:
             if number > self._pauses:
+                was_paused = self._paused
                 self._pauses, self._paused = number, False
                 await self._go()
+                if was_paused:
+                    _log.info("Resumed: turns are sampled again.")
             return self.state()
 
     async def _stop(self, mode: UpdateMode) -> None:
@@ -249,7 +277,7 @@ class PolicyReplica:
                 raise TimeoutError
             await asyncio.wait_for(self._engine.leave(group), _LEAVE_SECONDS)
         except TimeoutError:
-            self._end_soon()
+            self._end_soon(f"its engine waits in the process group {group!r}, which was left")
         return self.state()
 
     async def _catch_up(self, starting: bool) -> None:
@@ -284,19 +312,19 @@ class PolicyReplica:
         turns of an engine that can finish none."""
         try:
             self._engine.check_health()
-        except Exception:
-            self._end_soon()
+        except Exception as error:
+            self._end_soon("its engine is broken", error)
             raise
         if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
-            self._catching_up = asyncio.ensure_future(self._catch_up_if_possible())
+            self._catching_up = self._tasks.start(self._catch_up_if_possible(), "catching up with the newest weights")
 
     async def _catch_up_if_possible(self, starting: bool = False) -> None:
         try:
             await self._catch_up(starting)
         except (WeightError, ray.exceptions.RayError) as error:
-            if str(error) != self._said:  # once: it is tried again every few seconds
-                self._said = str(error)
-                logging.getLogger("ray.serve").warning("The newest weights cannot be loaded: %s", redact(str(error)))
+            if str(error) != self._catch_up_failure:  # it is tried again every few seconds, and logged once
+                self._catch_up_failure = str(error)
+                _log.warning("The newest weights cannot be loaded: %s", error)
 
     def __del__(self) -> None:
         """Called by Serve when the replica is drained."""
@@ -307,7 +335,8 @@ class PolicyReplica:
         if engine is not None:
             engine.close()
 
-    def _end_soon(self) -> None:
+    def _end_soon(self, why: str, error: BaseException | None = None) -> None:
+        _log.error("The replica ends itself and is replaced: %s.", why, exc_info=error)
         asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
 
     def _end(self) -> None:

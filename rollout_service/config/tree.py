@@ -429,6 +429,9 @@ class Service(_Section):
     late: Literal["drop", "deliver"] = Field(
         "drop", description="a trajectory over max_staleness: made again with newer weights, or delivered and counted"
     )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least level of the lines that the service's processes log"
+    )
 
 
 class RolloutConfig(_Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,6 +130,34 @@ async def test_a_pause_that_did_not_arrive_is_learnt_at_the_next_health_check_an
         assert replica.state().paused == (desired.pause is not None)
 
 
+async def test_the_log_says_what_a_replica_serves_and_when_that_changes(engine, monkeypatch, caplog):
+    replica = await started(monkeypatch)
+    await replica.pause("drain", 1)
+    await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "drain"))
+    await replica.resume(2)
+    await replica.resume(3)
+    lines = [re.sub(r"\d+\.\d+ s", "… s", message) for message in caplog.messages]
+    assert lines == [
+        "Replica r1 serves scripted with weights of version 3 after … s.",
+        "Paused (drain): no turn is sampled until resume.",
+        "Weights of version 4 serve: turns stopped (drain) in … s, loaded in … s.",
+        "Resumed: turns are sampled again.",
+    ]
+
+
+async def test_a_broken_engine_ends_the_replica_and_the_log_says_why(engine, monkeypatch, ended, caplog):
+    def broken() -> None:
+        raise RuntimeError("the engine's thread has ended")
+
+    replica = await started(monkeypatch)
+    engine.check_health = broken
+    with pytest.raises(RuntimeError):
+        await replica.check_health()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert "The replica ends itself and is replaced: its engine is broken." in caplog.messages
+    assert "RuntimeError: the engine's thread has ended" in caplog.text
+
+
 async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeypatch):
     replica = await started(monkeypatch)
     await replica.pause("drain", 1)
@@ -139,13 +168,16 @@ async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeyp
     assert engine.most == 2
 
 
-async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch, ended):
+async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch, ended, caplog):
     replica = await started(monkeypatch)
     engine.error = RuntimeError("CUDA error")
     with pytest.raises(RuntimeError, match="CUDA error"):
         await replica.update_weights(WeightUpdate(Checkpoint("new"), 4, "abort_and_resume"))
     late = turn(replica)
     await ended.wait()
+    said = "The replica ends itself and is replaced: its weights may be half loaded, after RuntimeError."
+    assert said in caplog.messages
+    assert "in load" in caplog.text, "the stack is logged"
     assert await is_waiting(late)
     late.cancel()
 
