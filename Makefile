@@ -8,7 +8,7 @@ WORKERS ?= 2
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types parity fuzz bench slime-contract tokenizer clean
+.PHONY: demo test lint types docs parity fuzz bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -23,6 +23,10 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# Writes the tables of settings in docs/configuration.md from the configuration classes.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m tests.settings_tables
 
 parity: $(VENV)/.installed-test
 	$(BIN)/python -m tests.parity $(ARGS)

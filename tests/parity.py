@@ -1,7 +1,7 @@
 """Fast against official evaluation, on conversations that go right and on ones that go wrong in every way we know.
 
-`make parity` plays every base task of every domain in every kind and prints the table of the README; the test suite
-plays a seeded sample. Each conversation runs through the official orchestrator, on the environment of an episode.
+`make parity` plays every base task of every domain in every kind and prints the table of docs/performance.md; the test
+suite plays a seeded sample. Each conversation runs through the official orchestrator, on the environment of an episode.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 windows, compressed keys, layers without attention."""
 
 SLOTS_PER_ACTOR = 64
-"""Episodes that one actor is known to take with as little delay as several actors would; see README, Speed."""
+"""Episodes that one actor is known to take with as little delay as several actors would; see docs/performance.md."""
 
 ACTOR_BYTES = 300_000_000
 """Of CPU memory, for an actor without episodes: τ² and the domain's data."""
