@@ -98,10 +98,10 @@ class Coordinator:
         check_sampling(config.policy, config.policy.sampling)
         ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
         if config.user_kind == "llm":
-            from rollout_service.tau2 import users
+            from rollout_service.tau2 import llm_user
 
             secrets.secret(config.user.api_key_var, "user.api_key_var")
-            users.check(config.user)
+            llm_user.check(config.user)
         secrets.secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
         tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
 

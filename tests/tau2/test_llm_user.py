@@ -20,7 +20,7 @@ from loguru import logger
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
-from rollout_service.tau2 import compat, tasks, users
+from rollout_service.tau2 import compat, llm_user, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -43,7 +43,7 @@ JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(users, "_FIRST_WAIT", 0.02)
+    monkeypatch.setattr(llm_user, "_FIRST_WAIT", 0.02)
 
 
 @functools.cache
@@ -288,16 +288,16 @@ def test_a_model_that_refuses_the_temperature_is_told_with_the_setting_that_help
 @pytest.mark.parametrize("model", ["openai/gpt-5-mini", "openai/o3-mini", "azure/gpt-5"])
 def test_a_model_that_is_known_to_refuse_the_temperature_is_refused_before_anything_starts(model: str) -> None:
     with pytest.raises(ConfigError, match=rf"user\.temperature is 0, and {model} .*user\.temperature: null"):
-        users.check(User(model=model))
-    users.check(User(model=model, temperature=None))
-    users.check(User(model=model, temperature=1.0))
+        llm_user.check(User(model=model))
+    llm_user.check(User(model=model, temperature=None))
+    llm_user.check(User(model=model, temperature=1.0))
 
 
 @pytest.mark.parametrize(
     "model", [LOCAL_MODEL, PRICED_MODEL, "anthropic/claude-3-5-haiku-latest", "no-such-provider/x"]
 )
 def test_a_model_that_takes_the_temperature_or_is_not_known_passes(model: str) -> None:
-    users.check(User(model=model))
+    llm_user.check(User(model=model))
 
 
 def test_missing_library_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,19 +623,19 @@ def test_unusable_endpoint_is_refused_at_once_with_its_address(find: Callable[[]
     address = find()
     start = time.monotonic()
     with pytest.raises(UserSimulatorError) as caught:
-        users.check_endpoint(User(model=LOCAL_MODEL, base_url=address))
+        llm_user.check_endpoint(User(model=LOCAL_MODEL, base_url=address))
     assert time.monotonic() - start < 3
     assert address in str(caught.value)
 
 
 def test_address_without_scheme_is_refused_with_its_remedy() -> None:
     with pytest.raises(UserSimulatorError, match="http://host:port/v1"):
-        users.check_endpoint(User(model=LOCAL_MODEL, base_url="127.0.0.1:8000/v1"))
+        llm_user.check_endpoint(User(model=LOCAL_MODEL, base_url="127.0.0.1:8000/v1"))
 
 
 def test_endpoint_that_listens_passes_without_a_request() -> None:
     with gold_server() as api:
-        users.check_endpoint(User(model=LOCAL_MODEL, base_url=api.base_url))
+        llm_user.check_endpoint(User(model=LOCAL_MODEL, base_url=api.base_url))
     assert api.requests == []
 
 

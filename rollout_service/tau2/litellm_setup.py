@@ -1,0 +1,20 @@
+"""litellm, set up for the service. Importing this module takes seconds: do it only where a language model is asked.
+
+Invariant: no request of ours goes through litellm before this module set it up.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import litellm
+
+from rollout_service.redaction import keep_out_of_logs
+
+logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
+keep_out_of_logs("LiteLLM", "httpx", "openai._base_client")  # they write the address, with what it holds
+litellm.suppress_debug_info = True
+if litellm.client_session is None:
+    # litellm's own pool ends at 100 connections: with more slots than that, a user that hangs would stall others.
+    litellm.client_session = httpx.Client(limits=httpx.Limits(), follow_redirects=True)
