@@ -20,7 +20,9 @@ import ray
 from ray import serve
 
 import rollout_service.config.secrets as secrets
-from deploy import engines, http_api
+from deploy import http_api
+from deploy.engines import factory
+from deploy.engines.base import Engine
 from deploy.turn_gate import TurnGate
 from rollout_service import logs
 from rollout_service.background import BackgroundTasks
@@ -358,7 +360,7 @@ async def _see_that_they_are_there(source: WeightSource) -> None:
             raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
 
 
-def _start_engine(config: RolloutConfig) -> engines.Engine:
+def _start_engine(config: RolloutConfig) -> Engine:
     """The engine, in an environment with the variables that the settings name.
 
     Raises:
@@ -376,7 +378,7 @@ def _start_engine(config: RolloutConfig) -> engines.Engine:
             )
         remember(os.environ[name])
     with discreet("The policy's engine does not start"):  # Serve logs what is raised here
-        return engines.make(config)
+        return factory.make(config)
 
 
 def _desired_state(config: RolloutConfig) -> DesiredState:

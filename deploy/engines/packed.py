@@ -26,6 +26,10 @@ _PROOF_TOKENS = 12
 """Of each of the two sequences that the proof runs."""
 
 
+class UnsupportedModel(Exception):
+    """A model that does not compute the same when sequences share a forward pass."""
+
+
 class Context:
     """The tokens of one sequence, and the keys and values of those that the model has seen."""
 
@@ -167,12 +171,12 @@ class PackedModel:
             packed = self.forward([(first, _PROOF_TOKENS), (second, _PROOF_TOKENS - _PROOF_TOKENS // 2)])
             error = (packed.log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()
             if first.layers != self.model.config.get_text_config().num_hidden_layers:
-                raise NotImplementedError("some of its layers have no attention of the usual kind")
+                raise UnsupportedModel("some of its layers have no attention of the usual kind")
             if not error <= 1e-3 + 64 * torch.finfo(self.model.dtype).eps:
-                raise NotImplementedError(f"its log-probs are {error:.2g} off when sequences share a pass")
+                raise UnsupportedModel(f"its log-probs are {error:.2g} off when sequences share a pass")
             self.token_bytes = first.bytes // _room(_PROOF_TOKENS)
             """That a token's keys and values take."""
-        except (ValueError, TypeError, KeyError, RuntimeError) as cause:  # NotImplementedError is a RuntimeError
+        except (UnsupportedModel, ValueError, TypeError, KeyError, RuntimeError) as cause:
             raise ConfigError(
                 f"policy.engine transformers cannot serve a {type(self.model).__name__}: {cause}.",
                 "Serve it with policy.engine sglang.",
@@ -230,7 +234,7 @@ def _attend(
     [1, n, heads, width]."""
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unknown or attention_mask is not None:
-        raise NotImplementedError(f"its attention takes {', '.join(unknown) or 'a mask of its own'}")
+        raise UnsupportedModel(f"its attention takes {', '.join(unknown) or 'a mask of its own'}")
     outputs = []
     start = 0
     for context, count in parts:

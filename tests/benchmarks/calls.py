@@ -11,7 +11,8 @@ import numpy as np
 import ray
 from ray import serve
 
-from deploy import engines, policy
+from deploy import policy
+from deploy.engines import factory
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
@@ -29,7 +30,7 @@ class BareActor:
     """The engine in an async actor, nothing around it."""
 
     def __init__(self, config: RolloutConfig) -> None:
-        self._engine = engines.make(config)
+        self._engine = factory.make(config)
 
     async def generate(self, input_ids: Any, sampling: Sampling, metadata: dict[str, Any]) -> Any:
         """Sample one turn."""

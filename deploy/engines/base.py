@@ -1,0 +1,95 @@
+"""The protocol of an engine: what a policy replica asks of whatever samples its tokens.
+
+Invariant: an engine knows nothing of pausing, retries or updates in flight. The replica orders its calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import Generation
+from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weights import Rendezvous, WeightSource
+
+
+class Engine(Protocol):
+    """Samples turns. One per replica; its calls run concurrently on the replica's event loop, which it never blocks.
+
+    The replica calls `load` for one update at a time, and lets no turn run meanwhile unless the engine is frozen.
+    """
+
+    version: int
+    """Version of the weights that sample now."""
+
+    async def generate(
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
+    ) -> Generation:
+        """Sample one turn; see `rollout_service.policy.base.Policy`. Cancelling it aborts the request.
+
+        Returns:
+            A whole turn, or the tokens sampled before an `interrupt`, possibly none, with finish reason `abort`.
+
+        Raises:
+            RequestError: the engine cannot do this; nothing was sampled.
+            Exception: this turn failed. The turns that run beside it go on, unless the replica ends.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Stop the running turns: each `generate` soon returns the tokens that it has."""
+        ...
+
+    async def freeze(self) -> None:
+        """Sample no further token until `thaw`. Running turns keep their state."""
+        ...
+
+    async def thaw(self) -> None:
+        """Continue after `freeze`."""
+        ...
+
+    def check(self, source: WeightSource) -> Names:
+        """Check that these weights belong to this model. Changes nothing; may block for a moment.
+
+        Returns:
+            Names of the parameters that they contain; None if they contain all of the model's.
+
+        Raises:
+            WeightError: they belong to another model; names the first tensor that differs.
+        """
+        ...
+
+    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+        """Load weights and sample with them from now on.
+
+        Args:
+            keep_cache: keep the prefix cache although the old weights filled it; otherwise empty it.
+
+        Raises:
+            WeightError: the weights could not be loaded; the old ones are still whole.
+            Exception: any other failure. The weights may be partly loaded, so the replica must be replaced.
+        """
+        ...
+
+    async def join(self, rendezvous: Rendezvous, rank: int) -> None:
+        """Join a process group for weight updates. This engine's first process is `rank`.
+
+        Raises:
+            WeightError: the group could not be formed.
+        """
+        ...
+
+    async def leave(self, group: str) -> None:
+        """Leave the process group of that name."""
+        ...
+
+    def check_health(self) -> None:
+        """Raise if the engine cannot sample any more and the replica must be replaced."""
+        ...
+
+    def close(self) -> None:
+        """Stop the engine's processes and free its devices."""
+        ...
