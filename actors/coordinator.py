@@ -14,10 +14,10 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 import rollout_service.config.secrets as secrets
+import rollout_service.logs as logs
 from actors.fleet import Fleet
 from actors.pool import ActorPool
 from actors.running import Result, RunningCollection, lost
-from rollout_service import logs
 from rollout_service.background import BackgroundTasks
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner

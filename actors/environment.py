@@ -11,7 +11,7 @@ import gc
 from typing import TYPE_CHECKING, Protocol, Self
 
 import rollout_service.config.secrets as secrets
-from rollout_service import logs
+import rollout_service.logs as logs
 from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+import rollout_service.logs as logs
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
-from rollout_service import logs
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.collecting.request import EpisodeRequest

@@ -20,11 +20,11 @@ import ray
 from ray import serve
 
 import rollout_service.config.secrets as secrets
+import rollout_service.logs as logs
 from deploy import http_api
 from deploy.engines import factory
 from deploy.engines.base import Engine
 from deploy.turn_gate import TurnGate
-from rollout_service import logs
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import coordinator_name
 from rollout_service.config import RolloutConfig

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from rollout_service import logs
+import rollout_service.logs as logs
 
 T = TypeVar("T")
 

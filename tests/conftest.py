@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout_service import logs
+import rollout_service.logs as logs
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 
 pytest_plugins = ["tests.support.services"]

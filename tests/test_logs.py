@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_service import logs
+import rollout_service.logs as logs
 from rollout_service.background import BackgroundTasks
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.redaction import REDACTED, remember
@@ -117,7 +117,7 @@ def test_a_fault_is_logged_with_its_stack_once_per_kind(caplog):
 
 CONFIGURED = """
 import logging
-from rollout_service import logs
+import rollout_service.logs as logs
 {before}
 logs.configure({level})
 logs.configure({level})

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
+import rollout_service.logs as logs
 from rollout_service.cluster import answer, call
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Trajectory
 
-_log = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 _PATIENCE_SECONDS = 60.0
 """Until a wait says what it waits for; twice as long until it says so again. Streams of one process take turns."""

@@ -11,11 +11,14 @@ from typing import Any
 
 import aiohttp
 
+import rollout_service.logs as logs
 from rollout_service.config import PolicyConfig
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.policy.context import only_endpoint_knows
 from rollout_service.policy.patience import BUSY, LostTurnError, Patience
 from rollout_service.redaction import safe_cause
+
+_log = logs.logger(__name__)
 
 _PATHS = ("/server_info", "/get_server_info", "/model_info", "/get_model_info", "/v1/models")
 """SGLang's, new and old; the last is also vLLM's. A router passes on some of them."""
@@ -53,6 +56,7 @@ async def settled(policy: PolicyConfig, retry_seconds: float | None = None) -> P
             f"policy.context_length is not set, and the endpoint at {url} does not say how many tokens it takes.",
             "Set it to what the server behind it takes, prompt and turn together.",
         )
+    _log.info("The policy's endpoint %s takes %d tokens, prompt and turn together.", url, length)
     return policy.model_copy(update={"context_length": length})
 
 

@@ -18,7 +18,10 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TypeVar
 
+import rollout_service.logs as logs
 from rollout_service.errors import EpisodeFault, FaultKind, first_line
+
+_log = logs.logger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -74,6 +77,7 @@ class Patience:
         """
         wait, give_up = _FIRST_WAIT_SECONDS, float("inf")
         dead: set[str] = set()
+        failures = 0
         while True:
             try:
                 if len(dead) < _MOST_DEATHS - 1:
@@ -82,6 +86,7 @@ class Patience:
                     return await ask()
             except LostTurnError as lost:
                 cause = lost.__cause__ or lost
+                failures += 1
                 if isinstance(lost, DeadEngineError):
                     dead.add(lost.engine)
                 now = time.monotonic()
@@ -96,5 +101,11 @@ class Patience:
                 ) from None
             if now + wait > give_up:
                 raise cause from None
+            _log.info(
+                "A turn was lost and is sent again (attempt %d, %.0f s left for it): %s",
+                failures + 1,
+                give_up - now,
+                first_line(cause),
+            )
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that a lost replica's turns do not come at once
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)

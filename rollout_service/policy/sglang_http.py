@@ -19,6 +19,7 @@ import aiohttp
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.background import BackgroundTasks
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation, RequestError
 from rollout_service.policy.overlong import fitted
@@ -41,7 +42,7 @@ class SglangHttpPolicy:
         """
         self._url = url.rstrip("/")
         self._patience = Patience(retry_seconds)
-        self._aborts: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     @functools.cached_property
     def _session(self) -> aiohttp.ClientSession:
@@ -101,9 +102,7 @@ class SglangHttpPolicy:
 
     def _abort(self, rid: str) -> None:
         """Tell the engine; a closed connection it would notice only seconds later, behind a router perhaps never."""
-        task = asyncio.ensure_future(self._post_abort(rid))
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
+        self._tasks.start(self._post_abort(rid), "aborting a request at the policy's endpoint")
 
     async def _post_abort(self, rid: str) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError):

@@ -7,20 +7,20 @@ overlays of the parsed databases. A domain for which that cannot be shown to be 
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+import rollout_service.logs as logs
 from rollout_service.tau2 import compat, environment, source_files
 from rollout_service.tau2.base_database import BaseDatabase
 from rollout_service.tau2.once import once
 
-_SHOWN = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
+_PARITY_DOMAINS = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
 """Domains for which `tests/parity.py` shows that fast and official evaluation agree."""
 
-_logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 
 @once
@@ -49,8 +49,10 @@ class Domain:
         try:
             self._bases = self._parse()
         except TypeError as error:
-            _logger.warning(
-                "τ² domain %s: its environments are built and scored the official way, which is slow: %s.", name, error
+            _log.warning(
+                "The τ² domain %s is played and scored the official way, which is slow: %s.",
+                name,
+                error,
             )
 
     @property
@@ -64,8 +66,8 @@ class Domain:
         Raises:
             TypeError: says why this domain's databases cannot be shared.
         """
-        if self.name not in _SHOWN:
-            raise TypeError("that its tools follow from database and arguments alone was not shown")
+        if self.name not in _PARITY_DOMAINS:
+            raise TypeError("no parity test covers it")
         official = environment.make(self.name)
         takes = inspect.signature(compat.registry.get_env_constructor(self.name)).parameters
         kits = {"db": official.tools, "user_db": official.user_tools}

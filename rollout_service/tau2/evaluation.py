@@ -12,12 +12,15 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import rollout_service.logs as logs
 from rollout_service.config import Evaluation
 from rollout_service.config.secrets import secret
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
 from rollout_service.redaction import redact, safe_cause
 from rollout_service.tau2 import compat, environment, fast_evaluation
 from rollout_service.tau2.domain import Domain, EndState
+
+_log = logs.logger(__name__)
 
 _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
 """Of each request to the judge; `judge.arguments` may say otherwise. litellm would wait ten minutes, three times."""
@@ -165,6 +168,15 @@ def evaluate(
         )
     if raised:
         _refuse_broken(raised, task, domain)
+        for assertion, error in raised:
+            _log.info(
+                "Task %s of %s: the assertion %s raised, so it counts as not met: %s: %s",
+                task.id,
+                domain,
+                assertion.func_name,
+                type(error).__name__,
+                error,
+            )
         reward_info.info = {**(reward_info.info or {}), "assertions_raised": [_note(*each) for each in raised]}
     asked = (task.evaluation_criteria.nl_assertions or []) if task.evaluation_criteria else []
     graded = reward_info.nl_assertions

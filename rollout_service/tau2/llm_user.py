@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import random
 import socket
 import urllib.parse
@@ -18,6 +17,7 @@ from typing import Any
 
 import litellm
 
+import rollout_service.logs as logs
 import rollout_service.tau2.lazy_llm_utils as lazy_llm_utils
 from rollout_service.config import User
 from rollout_service.config.secrets import secret
@@ -27,6 +27,7 @@ from rollout_service.errors import (
     EpisodeFault,
     FaultKind,
     UserSimulatorError,
+    first_line,
     traceback_of,
 )
 from rollout_service.record.trajectory import UserUsage
@@ -34,7 +35,7 @@ from rollout_service.redaction import redact, safe_cause
 from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.deadline import Deadline
 
-logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 lazy_llm_utils.load()  # the first episode need not wait for it, and litellm is set up
 
@@ -110,15 +111,23 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                 problem = error
                 if isinstance(error, answer.EmptyAnswer):
                     silences += isinstance(message, _TOOL_RESULTS)
-                elif remind and api_errors.is_refused(
-                    error
-                ):  # a chat template with no place for a system message at the end
+                elif remind and api_errors.is_refused(error):
+                    # a chat template with no place for a system message at the end
                     problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
                 if attempt == self._config.retries or api_errors.is_refused(error) or silences > _SILENCES:
                     raise self._fault(problem, attempt + 1) from None  # the original's text may hold the key
                 if isinstance(error, ValueError) and "seed" in self.llm_args:
                     self.llm_args["seed"] += 1  # the same question with the same seed may get the same bad answer
-                self._clock.sleep(self._wait(error, attempt))
+                wait = self._wait(error, attempt)
+                _log.info(
+                    "The user simulator %s is asked again in %.1f s (request %d of %d): %s",
+                    self.llm,
+                    wait,
+                    attempt + 2,
+                    self._config.retries + 1,
+                    first_line(error),
+                )
+                self._clock.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
@@ -257,7 +266,7 @@ _TEMPERATURE_REMEDY = "Set user.temperature: null, which leaves the temperature 
 
 @functools.cache
 def _say_that_thoughts_come(model: str) -> None:
-    logger.warning(
+    _log.warning(
         "%s writes its thoughts into its answers; they are taken off. A reasoning parser in its server does the same.",
         model,
     )

@@ -14,7 +14,7 @@ import ray
 from deploy import replica as module
 from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import WeightError
+from rollout_service.errors import WeightError, last_cause
 from rollout_service.policy.base import Generation
 from rollout_service.policy.replicas import DesiredState
 from rollout_service.policy.weights import (
@@ -184,6 +184,17 @@ async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(e
 
 def group(seconds: float) -> Rendezvous:
     return Rendezvous("group", "127.0.0.1", 1, "gloo", 2, timeout_seconds=seconds)
+
+
+async def test_a_programming_error_in_a_turn_is_marked_as_final_before_it_leaves_the_replica(engine, monkeypatch):
+    async def broken(input_ids, sampling, metadata) -> Generation:
+        return last_cause(None)  # raises a TypeError in the service's own code
+
+    replica = await started(monkeypatch)
+    engine.generate = broken
+    with pytest.raises(TypeError) as raised:
+        await turn(replica)
+    assert raised.value.retryable is False
 
 
 async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_names_the_replica(

@@ -41,10 +41,13 @@ def short_waits(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("failures", [0, 1, 4])
-async def test_a_lost_turn_is_asked_for_again_until_it_comes(failures):
+async def test_a_lost_turn_is_asked_for_again_until_it_comes_and_the_log_says_why(failures, caplog):
+    caplog.set_level("INFO", "rollout_service")
     ask = Flaky(failures)
     assert await Patience(60).retry_lost_turn(ask) is TURN
     assert ask.asked == failures + 1
+    first = "A turn was lost and is sent again (attempt 2, 60 s left for it): loss 1"
+    assert caplog.messages == ([first] if failures else []), "the others are left out for 10 s"
 
 
 @pytest.mark.usefixtures("short_waits")

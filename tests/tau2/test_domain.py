@@ -249,7 +249,7 @@ def test_a_domain_that_takes_no_database_gets_official_environments(caplog, monk
     name = f"mock {uuid.uuid4()}"
     make = compat.registry.get_env_constructor("mock")
     compat.registry.register_domain(lambda solo_mode=False: make(solo_mode=solo_mode), name)
-    monkeypatch.setattr(domain, "_SHOWN", {name})
+    monkeypatch.setattr(domain, "_PARITY_DOMAINS", {name})
     assert not domain.get(name).is_fast
     assert "its constructor takes no db" in caplog.text
 

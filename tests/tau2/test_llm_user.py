@@ -181,11 +181,16 @@ def test_answer_that_never_ends_is_asked_for_again_after_the_timeout(behaviour: 
     assert 1.0 <= api.requests[3].arrived - api.requests[2].arrived < 6.0
 
 
-def test_retail_survives_several_kinds_of_failure() -> None:
+def test_retail_survives_several_kinds_of_failure(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rollout_service")
     answers = {0: server.failing(500), 1: server.empty, 2: server.truncated, 4: server.refusal}
     with gold_server(lambda request: answers.get(request.number, server.ok), RETAIL) as api:
         trajectory = run(api, RETAIL)
     assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 4)
+    (line,) = [said for said in caplog.messages if "is asked again" in said]
+    assert line.startswith("The user simulator openai/")
+    assert "s (request 2 of 6): " in line
+    assert "InternalServerError" in line
 
 
 def test_answers_that_cannot_be_used_still_count_as_consumed() -> None:

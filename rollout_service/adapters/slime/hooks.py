@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import logging
 import math
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from typing import Any
 
 import rollout_service.adapters.slime.service as slime_service
 import rollout_service.adapters.slime.settings as slime_settings
+import rollout_service.logs as logs
 from rollout_service.adapters.slime.samples import cancelled, filled, flat, is_scored
 from rollout_service.adapters.slime.service import Service
 from rollout_service.adapters.slime.types import types
@@ -36,7 +36,7 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.record.trajectory import Trajectory
 
-logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 _STOP_POLL_SECONDS = 0.25
 """How late an episode may notice that slime has enough samples."""

@@ -7,17 +7,17 @@ slime's own normalisation counts by position: a batch with siblings or missing s
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 
+import rollout_service.logs as logs
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.slime.samples import METADATA, episode_key, flat, is_scored
 from rollout_service.adapters.slime.types import types
 
-logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 GROUP_NORMALISED = ("grpo", "gspo", "cispo", "reinforce_plus_plus_baseline")
 """slime's estimators that subtract the group's mean reward."""
@@ -92,14 +92,14 @@ def report(args: Any, all_groups: list[Any], data_source: Any) -> None:
         if is_scored(sample):
             rewards[what.get("task", {}).get("domain", "?")].append(_reward(args, sample))
     outcomes = Counter(what.get("outcome", "not started") for what in about)
-    logger.info(
+    _log.info(
         "%d episodes (%s); mean reward %s",
         len(episodes),
         ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items())),
         ", ".join(f"{name} {np.mean(values):.3f} of {len(values)}" for name, values in sorted(rewards.items())) or "-",
     )
     if faults := _faults(episodes):
-        logger.warning("Without a reward, and left out of training: %s", faults)
+        _log.warning("Without a reward, and left out of training: %s", faults)
 
 
 def _group_statistics(

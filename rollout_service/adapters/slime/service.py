@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import contextlib
 import gc
-import logging
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,9 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import rollout_service.adapters.slime.settings as slime_settings
+import rollout_service.logs as logs
 from rollout_service.adapters.checks import check_tokenizers, check_vocabulary
+from rollout_service.background import BackgroundTasks
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.client import RolloutClient
 from rollout_service.collecting.stream import GroupStream
@@ -31,7 +32,7 @@ from rollout_service.policy.context import vocabulary
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.redaction import safe_cause
 
-logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 _CONNECT_SECONDS = 10.0
 
@@ -70,19 +71,19 @@ class Service:
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(_in_background(_closed(stream)))
+                await asyncio.shield(_tasks.start(_closed(stream), "cancelling the collection of a stopped rollout"))
         check_tokenizers(trajectories, self.fingerprint)
         check_vocabulary(trajectories, self.vocabulary)
         for trajectory in trajectories:
             if (fault := trajectory.fault) is not None:
-                logger.warning("%s of %s: %s: %s", trajectory.trajectory_id, task, fault.kind, fault.message)
+                _log.warning("%s of %s: %s: %s", trajectory.trajectory_id, task, fault.kind, fault.message)
         return trajectories
 
 
 _lock = threading.Lock()
 _starting: Future[Service] | None = None
 _submitting: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
-_background: set[asyncio.Task[None]] = set()
+_tasks = BackgroundTasks()
 
 
 async def running(args: Any) -> Service:
@@ -148,11 +149,3 @@ def _reach(url: str) -> None:
 async def _closed(stream: GroupStream) -> None:
     with contextlib.suppress(Exception):  # it was refused, or the service is gone: then nothing runs
         await stream.aclose()
-
-
-def _in_background(coroutine: Any) -> asyncio.Task[None]:
-    """Runs to its end, whatever becomes of who waits for it."""
-    task = asyncio.ensure_future(coroutine)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-    return task

@@ -20,12 +20,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import logging
 import random
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import rollout_service.logs as logs
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl.batch import agent_loop_output
 from rollout_service.chat.codec import ChatCodec
@@ -37,7 +37,7 @@ from rollout_service.policy.verl import VerlPolicy
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2.slots import Slots
 
-logger = logging.getLogger(__name__)
+_log = logs.logger(__name__)
 
 _RETRY_SECONDS = 1.0
 """Before the second attempt at an episode; twice as long before each further one."""
@@ -126,7 +126,7 @@ class _Player:
                 )
             fault = trajectory.fault
             why = trajectory.termination_reason if fault is None else f"{fault.kind}: {fault.message}"
-            logger.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)
+            _log.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)
             if attempt < attempts:
                 await asyncio.sleep(_RETRY_SECONDS * 2 ** min(attempt - 1, 5))
         raise TrainingDataError(
