@@ -79,7 +79,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch) -> Engine:
     made = Engine()
-    monkeypatch.setattr(module.engines, "make", lambda config: made)
+    monkeypatch.setattr(module.factory, "make", lambda config: made)
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
     return made
