@@ -57,7 +57,7 @@ class EnvironmentActor:
         return await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
-        from rollout_service import policy
+        import rollout_service.policy as policy
         from rollout_service.chat.codec import ChatCodec
         from rollout_service.tau2.episode import EpisodeRunner
 

@@ -31,7 +31,7 @@ def chosen(own: RolloutConfig) -> dict[str, Any]:
     return {field: made[name] for name, field in _OF_COLLECTIONS.items() if made.get(name) is not None}
 
 
-def refuse_others(own: RolloutConfig, running: RolloutConfig) -> None:
+def check_settings(own: RolloutConfig, running: RolloutConfig) -> None:
     """See that the service runs with what the client sets.
 
     Raises:

@@ -1,7 +1,7 @@
 """RolloutClient: the service in a trainer's hands.
 
 Invariant: `collect` returns everything that was asked for, or raises with what is missing and keeps what arrived.
-Every method that waits has an async twin with the prefix `a`.
+Every method that waits has an async twin with the prefix `a`; both are one definition, see `twins`.
 """
 
 from __future__ import annotations
@@ -10,43 +10,34 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
-import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import rollout_service.attaching as attaching
+import rollout_service.cluster as cluster
 import rollout_service.config.arguments as arguments
 import rollout_service.config.secrets as secrets
-from rollout_service.cluster import answer, call, coordinator_name
+import rollout_service.embedded as embedded
+import rollout_service.twins as twins
+from rollout_service.cluster import answer, call
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.request import SELECTION, CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError, first_line
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
-from rollout_service.policy.weights import (
-    BroadcastTensors,
-    Checkpoint,
-    UpdateMode,
-    WeightUpdate,
-    refuse_mode,
-    refuse_version,
-    spec,
-    stored,
-)
+from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.record.trajectory import Outcome, Trajectory
-from rollout_service.redaction import safe_cause, shown
+from rollout_service.redaction import shown
 
-if TYPE_CHECKING:  # they need Ray, or torch
+if TYPE_CHECKING:  # it needs torch
     from rollout_service.policy.weight_group import WeightGroup
 
-_CONNECT_SECONDS = 10.0
-
 _MOST_SECONDS = 1e8
-"""Of a wait. Timers overflow at some length."""
+"""Longest timeout that can be set. Timers overflow at some length."""
 
 
 class RolloutClient:
@@ -70,27 +61,20 @@ class RolloutClient:
                 to, or one that runs with other settings than `config` sets.
         """
         _check_arguments(address, config, start)
-        import ray
-
-        from deploy import service
-
-        self._ray = ray
-        self._service = service
         self._settings = config if config is not None else RolloutConfig.load()
         secrets.know(self._settings)
         self._owner = False
-        self._disconnects = not ray.is_initialized()
+        self._disconnects = not cluster.connected()
         self._embedded = address is None and self._disconnects
-        may_start = (config is not None) if start is None else start
+        may_start = address is None or ((config is not None) if start is None else start)
+        if may_start:
+            embedded.check_packages()  # before Ray is started
         try:
             if self._disconnects:
-                connect(address, self._settings.service.namespace)
-            if address is None:
-                self._coordinator = self._start()
-            else:
-                self._coordinator = self._attach() or self._start_if(may_start)
+                cluster.connect(address, self._settings.service.namespace)
+            self._coordinator = (None if address is None else self._attach()) or self._start(may_start)
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
-            attaching.refuse_others(self._settings, self.config)
+            attaching.check_settings(self._settings, self.config)
         except BaseException:
             self.close()
             raise
@@ -115,23 +99,18 @@ class RolloutClient:
             raise
 
     def _attach(self) -> Any:
-        name, namespace = self._settings.service.name, self._settings.service.namespace
-        with contextlib.suppress(ValueError):
-            return self._ray.get_actor(coordinator_name(name), namespace=namespace)
-        return None
+        service = self._settings.service
+        return cluster.find(cluster.coordinator_name(service.name), service.namespace)
 
-    def _start(self) -> Any:
-        coordinator = self._service.start(self._settings)
+    def _start(self, may_start: bool) -> Any:
+        if not may_start:
+            raise ServiceError(
+                f"No service named {self._settings.service.name!r} runs on this cluster.",
+                "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
+            )
+        coordinator = embedded.start(self._settings)
         self._owner = True
         return coordinator
-
-    def _start_if(self, may_start: bool) -> Any:
-        if may_start:
-            return self._start()
-        raise ServiceError(
-            f"No service named {self._settings.service.name!r} runs on this cluster.",
-            "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
-        )
 
     # Collections -----------------------------------------------------------------------------------------------------
 
@@ -183,41 +162,33 @@ class RolloutClient:
                 what came.
             TaskError: as `stream`.
         """
-        arguments.truth("progress", progress)
-        came: list[Trajectory] = []
-        with (
-            contextlib.closing(self.stream(n, group_size=group_size, **selection)) as stream,
-            CollectionProgress(stream.episodes, enabled=progress) as bar,
-        ):
-            try:
-                for group in stream:
-                    came.extend(group)
-                    bar.add(group)
-            except RolloutError as error:
-                raise _incomplete(came, stream.episodes, str(error)) from error
-        return _complete(came, stream.episodes)
+        return twins.run(self._collect(n, group_size, progress, selection))
 
     async def acollect(self, n: int | None = None, *, group_size: int = 1, **selection: Any) -> TrajectoryBatch:
         """`collect` for an event loop, without progress."""
+        return await self._collect(n, group_size, False, selection)
+
+    async def _collect(
+        self, n: int | None, group_size: int, progress: bool, selection: dict[str, Any]
+    ) -> TrajectoryBatch:
+        arguments.truth("progress", progress)
         came: list[Trajectory] = []
         with contextlib.closing(self.astream(n, group_size=group_size, **selection)) as stream:
             await stream.aopen()
-            try:
-                async for group in stream:
-                    came.extend(group)
-            except RolloutError as error:
-                raise _incomplete(came, stream.episodes, str(error)) from error
+            with CollectionProgress(stream.episodes, enabled=progress) as bar:
+                try:
+                    async for group in stream:
+                        came.extend(group)
+                        bar.add(group)
+                except RolloutError as error:
+                    raise _incomplete(came, stream.episodes, str(error)) from error
         return _complete(came, stream.episodes)
 
-    def status(self) -> dict[str, Any]:
-        """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
-        status: dict[str, Any] = call(self._coordinator.status.remote())
-        return status
-
     async def astatus(self) -> dict[str, Any]:
-        """`status` for an event loop."""
-        status: dict[str, Any] = await answer(self._coordinator.status.remote())
-        return status
+        """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
+        return await answer(self._coordinator.status.remote())
+
+    status = twins.blocking(astatus)
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
@@ -246,24 +217,15 @@ class RolloutClient:
                 had begun to load are replaced, `weight_version` says what is served.
             ServiceError: no replica could load them.
         """
-        update = self._update(weights, version if version is not None else self.weight_version() + 1, mode, group)
+        version = self.weight_version() + 1 if version is None else version
+        update = requested_update(weights, version, mode, group, cluster.put)
         if group is None or isinstance(weights, (str, os.PathLike)):
-            report: UpdateReport = call(self._coordinator.update_weights.remote(update))
-            return report
-        group.refuse_if_left()
+            return call(self._coordinator.update_weights.remote(update))
+        group.check_open()
         call(self._coordinator.check_update.remote(update))  # a refusal must come before anything is sent
         return group.update(weights.values(), update)
 
-    async def aupdate_weights(
-        self,
-        weights: str | os.PathLike[str] | Mapping[str, Any],
-        *,
-        version: int | None = None,
-        mode: UpdateMode = "abort_and_resume",
-        group: WeightGroup | None = None,
-    ) -> UpdateReport:
-        """`update_weights` for an event loop."""
-        return await asyncio.to_thread(self.update_weights, weights, version=version, mode=mode, group=group)
+    aupdate_weights = twins.in_thread(update_weights)
 
     def weight_group(
         self,
@@ -292,75 +254,41 @@ class RolloutClient:
         arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
         arguments.number("timeout_seconds", timeout_seconds, 1e-3, _MOST_SECONDS, WeightError)
         terms = call(self._coordinator.group_terms.remote())
-        address = address or self._ray.util.get_node_ip_address()
-        return WeightGroup.meet(address, backend, terms, self._coordinator, timeout_seconds)
-
-    def weight_version(self) -> int:
-        """Version of the weights that the service was given last."""
-        version: int = call(self._coordinator.weight_version.remote())
-        return version
+        return WeightGroup.meet(address or cluster.own_address(), backend, terms, self._coordinator, timeout_seconds)
 
     async def aweight_version(self) -> int:
-        """`weight_version` for an event loop."""
-        version: int = await answer(self._coordinator.weight_version.remote())
-        return version
+        """Version of the weights that the service was given last."""
+        return await answer(self._coordinator.weight_version.remote())
 
-    def replicas(self) -> list[ReplicaState]:
-        """What each policy replica says of itself: version, running turns, whether it is paused."""
-        states: list[ReplicaState] = call(self._coordinator.replicas.remote())
-        return states
+    weight_version = twins.blocking(aweight_version)
 
     async def areplicas(self) -> list[ReplicaState]:
-        """`replicas` for an event loop."""
-        states: list[ReplicaState] = await answer(self._coordinator.replicas.remote())
-        return states
+        """What each policy replica says of itself: version, running turns, whether it is paused."""
+        return await answer(self._coordinator.replicas.remote())
 
-    def pause(self, mode: UpdateMode = "abort_and_resume") -> None:
-        """Have the replicas sample nothing more until `resume`, and return when they do: the GPUs are the trainer's.
+    replicas = twins.blocking(areplicas)
+
+    async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
+        """Stop sampling in every replica until `resume`. Returns when they have stopped: then the trainer can use the
+        GPUs.
 
         Args:
-            mode: what becomes of running turns: see `update_weights`. What a turn waits counts to its
+            mode: what happens to running turns, see `update_weights`. The time that a turn waits counts towards
                 `policy.timeout_seconds`.
 
         Raises:
             WeightError: another mode.
         """
-        refuse_mode(mode)
-        call(self._coordinator.pause.remote(mode))
-
-    async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
-        """`pause` for an event loop."""
-        refuse_mode(mode)
+        check_mode(mode)
         await answer(self._coordinator.pause.remote(mode))
 
-    def resume(self) -> None:
-        """Go on after `pause`."""
-        call(self._coordinator.resume.remote())
+    pause = twins.blocking(apause)
 
     async def aresume(self) -> None:
-        """`resume` for an event loop."""
+        """Go on sampling after `pause`."""
         await answer(self._coordinator.resume.remote())
 
-    def _update(self, weights: Any, version: int, mode: UpdateMode, group: WeightGroup | None) -> WeightUpdate:
-        refuse_mode(mode)
-        refuse_version(version)
-        if group is not None and not hasattr(group, "refuse_if_left"):
-            raise WeightError(f"group is {shown(group)}.", "Give what client.weight_group() returns.")
-        if isinstance(weights, (str, os.PathLike)):
-            if group is not None:
-                raise WeightError("A checkpoint does not go through a process group.", "Leave out the group.")
-            folder = arguments.text("weights", os.fsdecode(weights), "/ckpt/step_40", WeightError)
-            return WeightUpdate(Checkpoint(os.path.abspath(folder)), version, mode)
-        if not isinstance(weights, Mapping):
-            raise WeightError(
-                f"weights is a {type(weights).__name__}.", "Give a checkpoint folder, or tensors by name: state_dict()."
-            )
-        if not weights:
-            raise WeightError("weights is empty.", "Give at least one tensor.")
-        if group is not None:
-            specs = tuple(spec(name, tensor) for name, tensor in weights.items())
-            return WeightUpdate(BroadcastTensors(group.name, specs), version, mode)
-        return WeightUpdate(stored(weights, self._ray.put), version, mode)
+    resume = twins.blocking(aresume)
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -368,18 +296,16 @@ class RolloutClient:
         """Stop the service if this client started it, and disconnect if this client connected. Twice is once."""
         owner, self._owner = self._owner, False
         disconnects, self._disconnects = self._disconnects, False
-        if not self._ray.is_initialized():
+        if not cluster.connected():
             return
         try:
             if owner and not self._embedded:  # an embedded Ray takes everything with it
-                self._service.stop(self._settings, self._coordinator)
+                embedded.stop(self._settings, self._coordinator)
         finally:
             if disconnects:
-                self._ray.shutdown()
+                cluster.disconnect()
 
-    async def aclose(self) -> None:
-        """`close` for an event loop."""
-        await asyncio.get_running_loop().run_in_executor(None, self.close)
+    aclose = twins.in_thread(close)
 
     def __enter__(self) -> Self:
         return self
@@ -406,7 +332,7 @@ class RolloutClient:
         if "sampling" in chosen:
             chosen["sampling"] = self._sampling(chosen["sampling"])
         request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **chosen)
-        if not self._ray.is_initialized():
+        if not cluster.connected():
             raise ServiceError("This client is closed.", "Make another.")
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
 
@@ -438,80 +364,6 @@ def _check_arguments(address: Any, config: Any, start: Any) -> None:
     arguments.optional(arguments.truth, "start", start)
     if start is False and address is None:
         raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
-
-
-def connect(address: str | None, namespace: str) -> None:
-    """Connect this process to a Ray cluster, or start one of its own (None).
-
-    Raises:
-        ServiceError: there is no cluster at the address, it wants a token, or none can be started.
-    """
-    import ray
-    from ray.exceptions import AuthenticationError, RayError
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's advice, against a warning per process
-    quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is None:
-            _in_a_thread_that_stays(lambda: ray.init("local", include_dashboard=False, **quiet))
-        else:
-            _reach(address)
-            ray.init(address, **quiet)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        said = (
-            error.message if isinstance(error, AuthenticationError) else first_line(error)
-        )  # without Ray's own advice
-        where = "this machine" if address is None else f"a Ray cluster at {address!r}"
-        raise ServiceError(
-            f"Cannot connect to {where}: {said.rstrip('.')}.",
-            "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token, and its token in "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
-            "Leave the address out for an embedded service.",
-        ) from safe_cause(error)
-
-
-def _in_a_thread_that_stays(work: Callable[[], object]) -> None:
-    """Do it in this thread if it is the main one, else in one that stays until the process ends: on Linux the processes
-    of a cluster that Ray starts are killed with the thread that started them."""
-    if threading.current_thread() is threading.main_thread():
-        work()
-        return
-    done: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            work()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-            return
-        threading.Event().wait()
-
-    threading.Thread(target=run, name="rollout-client-ray", daemon=True).start()
-    done.result()
-
-
-def _reach(address: str) -> None:
-    """Raise `OSError` when nothing listens at host:port: Ray itself would try for minutes, then end the process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-
-
-def cluster_size(address: str) -> tuple[int, float, float]:
-    """Nodes, CPUs and GPUs of the Ray cluster at the address.
-
-    Raises:
-        ServiceError: there is none.
-    """
-    import ray
-
-    connect(address, "rollout_service")
-    try:
-        total = ray.cluster_resources()
-        return len(ray.nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0)
-    finally:
-        ray.shutdown()
 
 
 def _complete(came: Sequence[Trajectory], episodes: int) -> TrajectoryBatch:

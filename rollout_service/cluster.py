@@ -1,4 +1,4 @@
-"""How the processes of a service find and call each other: names in the cluster, typed handles, translated errors.
+"""How the processes of a service find and call each other: connecting, names, typed handles, translated errors.
 
 Invariant: whoever calls an actor needs nothing of that actor's own module, and sees the service's own errors as they
 were raised, not wrapped by Ray.
@@ -6,11 +6,19 @@ were raised, not wrapped by Ray.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
-from rollout_service.errors import RolloutError, ServiceError, last_cause
-from rollout_service.redaction import shows_secret
+import rollout_service.twins as twins
+from rollout_service.errors import RolloutError, ServiceError, first_line, last_cause
+from rollout_service.redaction import safe_cause, shows_secret
+from rollout_service.tcp import check_listening
 
 if TYPE_CHECKING:  # Ray takes a second to import
     from ray.exceptions import RayError
@@ -80,30 +88,75 @@ _GONE = {
 }
 
 
-def call(reference: Reference[R], actor: Actor = "coordinator") -> R:
-    """Wait for an actor's answer.
+class NoAnswerYet(Exception):
+    """The time to wait for an answer is over. The reference is still good: the answer may come."""
+
+
+async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds: float | None = None) -> R:
+    """Wait for an actor's answer; in a blocking twin the wait blocks, see `twins`.
 
     Raises:
         RolloutError: the actor's own.
         ServiceError: the actor is gone.
+        NoAnswerYet: it has not come in so many `seconds`.
     """
+    import ray
+
+    try:
+        if twins.blocks():
+            found: R = ray.get(reference, timeout=seconds)
+            return found
+        async with asyncio.timeout(seconds):
+            return await reference
+    except ray.exceptions.GetTimeoutError:
+        raise NoAnswerYet from None
+    except ray.exceptions.RayError as error:
+        raise translated(error, actor) from None
+    except TimeoutError:  # asyncio's: an actor's own TimeoutError is a RayError as well
+        raise NoAnswerYet from None
+
+
+def call(reference: Reference[R], actor: Actor = "coordinator") -> R:
+    """`answer`, blocking."""
+    return twins.run(answer(reference, actor))
+
+
+@dataclass(frozen=True, slots=True)
+class LostObject:
+    """Stands for an object that went down with the node that held it."""
+
+    error: Exception
+
+
+async def fetched(references: Sequence[Reference[R]]) -> list[R | LostObject]:
+    """The objects, in the order of their references; in a blocking twin the wait blocks."""
+    import ray
+
+    if not twins.blocks():
+        found = await asyncio.gather(*references, return_exceptions=True)
+    else:
+        try:
+            return list(ray.get(list(references)))
+        except ray.exceptions.RayError:
+            found = [_object_or_error(reference) for reference in references]
+    return [LostObject(item) if isinstance(item, ray.exceptions.RayError) else _value(item) for item in found]
+
+
+def _object_or_error(reference: Reference[R]) -> R | BaseException:
     import ray
 
     try:
         found: R = ray.get(reference)
     except ray.exceptions.RayError as error:
-        raise translated(error, actor) from None
+        lost: BaseException = error
+        return lost
     return found
 
 
-async def answer(reference: Reference[R], actor: Actor = "coordinator") -> R:
-    """`call` for an event loop."""
-    from ray.exceptions import RayError
-
-    try:
-        return await reference
-    except RayError as error:
-        raise translated(error, actor) from None
+def _value(item: R | BaseException) -> R:
+    if isinstance(item, BaseException):
+        raise item
+    return item
 
 
 def translated(error: RayError, actor: Actor) -> BaseException:
@@ -117,3 +170,127 @@ def translated(error: RayError, actor: Actor) -> BaseException:
             return ServiceError(f"The service failed: {last_cause(str(error))}", "See the cluster's logs.")
         return error
     return ServiceError(*_GONE[actor]) if isinstance(error, RayActorError) else error
+
+
+# Connecting ----------------------------------------------------------------------------------------------------------
+
+
+def connected() -> bool:
+    """Whether this process is connected to a cluster. A remote call from one that is not would start a new cluster."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def has_working_dir() -> bool:
+    """Whether Ray's workers run in a copy of a folder, the `working_dir` of a job or of this process's runtime_env."""
+    import ray
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return True
+    return ray.is_initialized() and "working_dir" in ray.get_runtime_context().runtime_env
+
+
+def disconnect() -> None:
+    """Leave the cluster. One that this process started ends with it."""
+    import ray
+
+    ray.shutdown()
+
+
+def put(value: Any) -> Any:
+    """Put a value into the object store; returns its reference."""
+    import ray
+
+    return ray.put(value)
+
+
+def own_address() -> str:
+    """This machine's address, as the cluster's other nodes reach it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def find(actor: str, namespace: str) -> Any | None:
+    """Handle of the named actor; None where there is none."""
+    import ray
+
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(actor, namespace=namespace)
+    return None
+
+
+def connect(address: str | None, namespace: str) -> None:
+    """Connect this process to a Ray cluster, or start one of its own (None).
+
+    Raises:
+        ServiceError: there is no cluster at the address, it wants a token, or none can be started.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray advises; else each process warns
+    quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is None:
+            _in_a_thread_that_stays(lambda: ray.init("local", include_dashboard=False, **quiet))
+        else:
+            host, _, port = address.rpartition(":")
+            if host and port.isdigit():  # Ray itself would try for minutes, then end the process
+                check_listening(address)
+            ray.init(address, **quiet)
+    except Exception as error:  # of a node that is slow to start Ray says so in a plain Exception
+        said = error.message if isinstance(error, ray.exceptions.AuthenticationError) else first_line(error)
+        raise _no_cluster(address, said.rstrip(".")) from safe_cause(error)
+
+
+def _no_cluster(address: str | None, said: str) -> ServiceError:
+    if address is None:
+        return ServiceError(
+            f"Cannot start Ray on this machine: {said}.",
+            "See Ray's logs in /tmp/ray/session_latest/logs. A machine that is short of memory, of room in /tmp or of "
+            "free CPUs starts it too slowly: free some and try again.",
+        )
+    return ServiceError(
+        f"Cannot connect to a Ray cluster at {address!r}: {said}.",
+        "Check `ray status` there. A cluster with token authentication wants RAY_AUTH_MODE=token, and its token in "
+        "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
+        "Leave the address out for an embedded service.",
+    )
+
+
+def _in_a_thread_that_stays(work: Callable[[], object]) -> None:
+    """Do it in this thread if it is the main one, else in one that stays until the process ends: on Linux the processes
+    of a cluster that Ray starts are killed with the thread that started them."""
+    if threading.current_thread() is threading.main_thread():
+        work()
+        return
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+            return
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="rollout-client-ray", daemon=True).start()
+    done.result()
+
+
+def cluster_size(address: str) -> tuple[int, float, float]:
+    """Nodes, CPUs and GPUs of the Ray cluster at the address.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    import ray
+
+    connect(address, "rollout_service")
+    try:
+        total = ray.cluster_resources()
+        return len(ray.nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0)
+    finally:
+        ray.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rollout_service import RolloutConfig
-from rollout_service.attaching import chosen, refuse_others
+from rollout_service.attaching import check_settings, chosen
 from rollout_service.errors import ServiceError
 
 
@@ -35,20 +35,20 @@ def settings(**overrides):
 def test_what_differs_and_no_collection_can_choose_is_refused_with_both_values(own, message):
     running = settings(service__actors=2, service__max_staleness=3, tasks__ids=["1"])
     with pytest.raises(ServiceError, match=message):
-        refuse_others(settings(**own), running)
+        check_settings(settings(**own), running)
 
 
 def test_what_a_client_leaves_at_its_default_is_the_service_s():
-    refuse_others(settings(), settings(service__actors=2, limits__max_turns=3, service__max_staleness=1))
-    refuse_others(settings(service__name="other", limits__max_turns=3), settings(limits__max_turns=3))
+    check_settings(settings(), settings(service__actors=2, limits__max_turns=3, service__max_staleness=1))
+    check_settings(settings(service__name="other", limits__max_turns=3), settings(limits__max_turns=3))
 
 
 def test_a_context_that_is_left_to_the_endpoint_is_the_one_that_the_service_found():
     http = {"policy__engine": "http", "policy__url": "http://router:3000", "policy__tokenizer": "/models/m"}
     running = settings(**http, policy__context_length=8192)
-    refuse_others(settings(**http, policy__context_length=None), running)
+    check_settings(settings(**http, policy__context_length=None), running)
     with pytest.raises(ServiceError, match=r"policy\.context_length: .* has 8192, not 4096"):
-        refuse_others(settings(**http, policy__context_length=4096), running)
+        check_settings(settings(**http, policy__context_length=4096), running)
 
 
 def test_what_a_collection_may_choose_goes_with_each_of_them():
@@ -60,7 +60,7 @@ def test_what_a_collection_may_choose_goes_with_each_of_them():
         service__late="deliver",
         service__max_attempts=1,
     )
-    refuse_others(own, settings(service__max_staleness=5))
+    check_settings(own, settings(service__max_staleness=5))
     assert chosen(own) == {
         "domain": "telecom",
         "split": "small",

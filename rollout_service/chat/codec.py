@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn, checked, malformed, tool_call
+from rollout_service.chat.proof import choose_parser, prove, turn_ends
 from rollout_service.chat.text_cache import TextCache
 from rollout_service.errors import CodecError, first_line
 
@@ -81,8 +82,6 @@ class ChatCodec:
         self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
         self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         """One past the largest id. A model's head may have more rows; not every id below must have a token."""
-        from rollout_service.chat.proof import choose_parser, prove, turn_ends
-
         self.turn_end_ids = turn_ends(self, {number for number, token in added.items() if token.special})
         """Ids that may end a turn: the stop tokens, and special tokens that a turn has in no other place."""
         self._format, self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)

@@ -8,12 +8,14 @@ that follow the newest turn are still the template's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollout_service.chat.call_formats import FORMATS
-from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedCall, ParsedTurn, tool_call
 from rollout_service.errors import CodecError
+
+if TYPE_CHECKING:  # a codec proves itself when it is made, so it imports this module
+    from rollout_service.chat.codec import ChatCodec
 
 _ARGUMENTS: dict[str, Any] = {
     "order_id": "#W0123",

@@ -167,7 +167,7 @@ def _memory(config: RolloutConfig) -> str:
 
 
 def _cluster(address: str) -> str:
-    from rollout_service.client import cluster_size
+    from rollout_service.cluster import cluster_size
 
     nodes, cpus, gpus = cluster_size(address)
     return f"{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs"

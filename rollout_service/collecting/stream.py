@@ -6,14 +6,14 @@ wait that takes long says what it waits for, in the log.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import rollout_service.logs as logs
-from rollout_service.cluster import answer, call
+import rollout_service.twins as twins
+from rollout_service.cluster import LostObject, NoAnswerYet, answer, connected, fetched
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, RolloutError
@@ -47,53 +47,29 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self.episodes = 0
         """Episodes that the whole collection has; known once it is open."""
 
-    def open(self) -> None:
-        """Wait until the collection was accepted.
+    async def aopen(self) -> None:
+        """Wait until the collection is accepted.
 
         Raises:
             TaskError: it was not.
         """
-        if not self.collection_id:
-            with self._refused():
-                self.collection_id, self.episodes = call(self._submission)
-
-    async def aopen(self) -> None:
-        """`open` for an event loop."""
-        if not self.collection_id:
-            with self._refused():
-                self.collection_id, self.episodes = await answer(self._submission)
-
-    @contextlib.contextmanager
-    def _refused(self) -> Iterator[None]:
-        """What was never accepted need not be cancelled."""
+        if self.collection_id:
+            return
         try:
-            yield
+            self.collection_id, self.episodes = await answer(self._submission)
         except RolloutError:
-            self._finished = True
+            self._finished = True  # what was never accepted need not be cancelled
             raise
+
+    open = twins.blocking(aopen)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> list[Trajectory]:
-        import ray
-
-        if self._finished:
+        trajectories = twins.run(self._next_group())
+        if trajectories is None:
             raise StopIteration
-        self.open()
-        reference = self._next()
-        while not ray.wait([reference], timeout=self._left())[0]:
-            with contextlib.suppress(Exception):  # the wait itself says what is wrong
-                self._say(ray.get(self._coordinator.status.remote(), timeout=_STATUS_SECONDS))
-        group = call(reference)
-        if group is None or self._finished:
-            self._finished = True
-            raise StopIteration
-        try:
-            trajectories = list(ray.get(group.trajectories))
-        except ray.exceptions.RayError:
-            found = [_got(reference) for reference in group.trajectories]
-            trajectories = [_given(*item) for item in zip(group.requests, found, strict=True)]
         self._handed_over()
         return trajectories
 
@@ -101,32 +77,39 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return self
 
     async def __anext__(self) -> list[Trajectory]:
-        if self._finished:
+        trajectories = await self._next_group()
+        if trajectories is None:
             raise StopAsyncIteration
-        await self.aopen()
-        waiting = asyncio.ensure_future(answer(self._next()))
-        try:
-            while not (await asyncio.wait([waiting], timeout=self._left()))[0]:
-                with contextlib.suppress(Exception):  # the wait itself says what is wrong
-                    status = answer(self._coordinator.status.remote())
-                    self._say(await asyncio.wait_for(status, _STATUS_SECONDS))
-            group = waiting.result()
-        finally:
-            waiting.cancel()
-        if group is None or self._finished:
-            self._finished = True
-            raise StopAsyncIteration
-        found = await asyncio.gather(*group.trajectories, return_exceptions=True)
-        trajectories = [_given(*item) for item in zip(group.requests, found, strict=True)]
         self._handed_over()
         return trajectories
+
+    async def _next_group(self) -> list[Trajectory] | None:
+        """The group that is to be given next, or None at the end. Asked again before `_handed_over`, it is the same."""
+        if self._finished:
+            return None
+        await self.aopen()
+        group = await self._arrived(self._reference())
+        if group is None or self._finished:
+            self._finished = True
+            return None
+        found = await fetched(group.trajectories)
+        return [_given(*item) for item in zip(group.requests, found, strict=True)]
+
+    async def _arrived(self, reference: Any) -> Any:
+        """What the coordinator answers, however long it takes; now and then the log says what it waits for."""
+        while True:
+            try:
+                return await answer(reference, seconds=self._left())
+            except NoAnswerYet:
+                with contextlib.suppress(Exception):  # the wait itself says what is wrong
+                    self._say(await answer(self._coordinator.status.remote(), seconds=_STATUS_SECONDS))
 
     def _handed_over(self) -> None:
         """The group is the caller's; what comes now is another wait."""
         self._pending = None
         self._patience = _PATIENCE_SECONDS
 
-    def _next(self) -> Any:
+    def _reference(self) -> Any:
         """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
         if self._pending is None:
             self._pending = self._coordinator.next_group.remote(self.collection_id)
@@ -152,15 +135,13 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             )
 
     def close(self) -> None:
-        """Cancel what has not finished yet."""
-        import ray
-
-        if not self._finished and ray.is_initialized():  # else a call would start a new cluster
+        """Cancel what has not finished yet. Returns at once."""
+        if not self._finished and connected():
             self._coordinator.cancel_submitted.remote(self._submission)
         self._finished = True
 
     async def aclose(self) -> None:
-        """`close` for an event loop; returns when nothing of the collection reaches the policy any more."""
+        """Cancel what has not finished yet. Returns when nothing of the collection reaches the policy any more."""
         if not self._finished:
             self._finished = True
             await answer(self._coordinator.cancel_submitted.remote(self._submission))
@@ -170,24 +151,9 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             self.close()
 
 
-def _given(request: EpisodeRequest, found: Any) -> Trajectory:
-    """The trajectory, or what stands for it when its object went down with a node."""
-    from ray.exceptions import RayError
-
-    if isinstance(found, RayError):
-        text = f"the finished trajectory was lost: {type(found).__name__}"
-        return aborted_trajectory(request, Fault(FaultKind.SERVICE, type(found).__name__, text, retryable=True))
-    if isinstance(found, BaseException):
-        raise found
-    trajectory: Trajectory = found
-    return trajectory
-
-
-def _got(reference: Any) -> Any:
-    """What the reference stands for, or the error that Ray raises instead."""
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        return error
+def _given(request: EpisodeRequest, found: Trajectory | LostObject) -> Trajectory:
+    """The trajectory, or what stands for it when its object was lost."""
+    if isinstance(found, Trajectory):
+        return found
+    text = f"the finished trajectory was lost: {type(found.error).__name__}"
+    return aborted_trajectory(request, Fault.of(FaultKind.SERVICE, found.error, message=text, retryable=True))

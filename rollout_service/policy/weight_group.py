@@ -82,7 +82,7 @@ class WeightGroup:
             WeightError: a replica died or does not answer. The group is left then.
             RolloutError: the replicas' own.
         """
-        self.refuse_if_left()
+        self.check_open()
         answer = self._coordinator.update_weights.remote(update)
         watch = _Watch(self._rendezvous, self._coordinator, answer)
         try:
@@ -94,7 +94,7 @@ class WeightGroup:
             raise
         return report
 
-    def refuse_if_left(self) -> None:
+    def check_open(self) -> None:
         """Raise `WeightError` if it was closed, or broke."""
         if self._group is None:
             raise WeightError(f"The process group {self.name} was left.", "Make another: client.weight_group().")
@@ -178,8 +178,8 @@ class _Watch:
         """
         deadline = time.monotonic() + self._rendezvous.timeout_seconds
         while not wait([own], _POLL_SECONDS).done:
-            self._refuse_if_ended()
-            self._refuse_if_gone()
+            self._check_not_ended()
+            self._check_all_there()
             if time.monotonic() > deadline:
                 raise self._late()
         try:
@@ -207,7 +207,7 @@ class _Watch:
             self._blame_the_dead()
             raise
 
-    def _refuse_if_ended(self) -> None:
+    def _check_not_ended(self) -> None:
         """A replica that cannot go on says so; this end would wait for it."""
         import ray
 
@@ -218,10 +218,10 @@ class _Watch:
         """Something broke: say so if it was a replica that died, which the cluster may notice a little later."""
         noticed = time.monotonic() + _NOTICE_SECONDS
         while time.monotonic() < noticed:
-            self._refuse_if_gone()
+            self._check_all_there()
             time.sleep(_POLL_SECONDS)
 
-    def _refuse_if_gone(self) -> None:
+    def _check_all_there(self) -> None:
         import ray
 
         if self._asked is None:

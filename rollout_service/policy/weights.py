@@ -6,13 +6,16 @@ needs to load it; what it describes with (`TensorSpec`) is checked against the m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+import rollout_service.config.arguments as arguments
 from rollout_service.errors import WeightError
+from rollout_service.redaction import shown
 
 UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
 """How running turns meet new weights. `drain`: they finish first. `abort_and_resume`: they stop, and go on from the
@@ -121,13 +124,13 @@ class GroupTerms:
     """`NCCL_CUMEM_ENABLE` in the replicas' processes; None: not set. See `process_group.match_nccl`."""
 
 
-def refuse_mode(mode: Any) -> None:
+def check_mode(mode: Any) -> None:
     """Raise `WeightError` unless it is an `UpdateMode`."""
     if mode not in get_args(UpdateMode):
         raise WeightError(f"mode is {mode!r}.", f"Choose one of {', '.join(get_args(UpdateMode))}.")
 
 
-def refuse_version(version: Any) -> None:
+def check_version(version: Any) -> None:
     """Raise `WeightError` unless it is an integer that can stand beside a token, from 0 on."""
     if type(version) is not int or not 0 <= version <= _LARGEST_VERSION:
         raise WeightError(
@@ -147,6 +150,38 @@ def spec(name: str, tensor: Any) -> TensorSpec:
         kind = type(tensor).__name__
         raise WeightError(f"{name} is a {kind}, neither a torch tensor nor a numpy array.", "Give model.state_dict().")
     return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+def requested_update(weights: Any, version: Any, mode: Any, group: Any, put: Any) -> WeightUpdate:
+    """The update that a caller of `RolloutClient.update_weights` asks for.
+
+    Args:
+        weights: a checkpoint folder, or tensors by name.
+        group: the `WeightGroup` that carries the tensors; None: they are put into the object store.
+        put: `ray.put`.
+
+    Raises:
+        WeightError: an argument is of the wrong type or out of range.
+    """
+    check_mode(mode)
+    check_version(version)
+    if group is not None and not hasattr(group, "check_open"):
+        raise WeightError(f"group is {shown(group)}.", "Give what client.weight_group() returns.")
+    if isinstance(weights, (str, os.PathLike)):
+        if group is not None:
+            raise WeightError("A checkpoint does not go through a process group.", "Leave out the group.")
+        folder = arguments.text("weights", os.fsdecode(weights), "/ckpt/step_40", WeightError)
+        return WeightUpdate(Checkpoint(os.path.abspath(folder)), version, mode)
+    if not isinstance(weights, Mapping):
+        raise WeightError(
+            f"weights is a {type(weights).__name__}.", "Give a checkpoint folder, or tensors by name: state_dict()."
+        )
+    if not weights:
+        raise WeightError("weights is empty.", "Give at least one tensor.")
+    if group is not None:
+        specs = tuple(spec(name, tensor) for name, tensor in weights.items())
+        return WeightUpdate(BroadcastTensors(group.name, specs), version, mode)
+    return WeightUpdate(stored(weights, put), version, mode)
 
 
 def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import random
-import socket
-import urllib.parse
 from typing import Any
 
 import litellm
@@ -34,6 +32,7 @@ from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import redact, safe_cause
 from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.deadline import Deadline
+from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
 
@@ -47,8 +46,6 @@ if importlib.util.find_spec("litellm.responses.mcp.chat_completions_handler"):
 
 _FIRST_WAIT = 0.5
 """Seconds before the first repeated request; doubles with each, with jitter, unless the API names a time."""
-
-_CONNECT_SECONDS = 5.0
 
 _SILENCES = 2
 """Empty answers to one tool's result until the model is reminded. A model that has nothing to say there rarely has it
@@ -228,12 +225,8 @@ def check_endpoint(config: User) -> None:
     """
     if not config.base_url:
         return
-    url = urllib.parse.urlsplit(config.base_url)
     try:
-        if not url.hostname:
-            raise ValueError("it has no host; write http://host:port/v1")
-        port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()
+        check_listening(config.base_url)
     except (OSError, ValueError) as error:
         raise UserSimulatorError(
             f"user.base_url: nothing answers at {config.base_url}: {error}.",

@@ -16,8 +16,8 @@ import transformers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import rollout_service.chat.codec as chat
 from rollout_service.chat.codec import _MARKER, EMBEDDED_TOKENIZER, ChatCodec
-from rollout_service.chat.codec import codec as chat
 from rollout_service.chat.parsed_turn import (
     INVALID_CALL_NAME,
     MALFORMED_ARGUMENT,

@@ -17,8 +17,8 @@ from rollout_service.policy.weights import (
     Bucket,
     StoredTensors,
     TensorSpec,
-    refuse_mode,
-    refuse_version,
+    check_mode,
+    check_version,
     spec,
     stored,
     unpacked,
@@ -191,15 +191,15 @@ def test_a_numpy_scalar_is_a_tensor_and_what_is_none_is_refused_by_name():
 
 @pytest.mark.parametrize("version", [-1, 2**31, 1.0, True, "3", None, np.int64(3)])
 def test_a_version_that_cannot_stand_beside_a_token_is_refused(version):
-    refuse_version(2**31 - 1)
+    check_version(2**31 - 1)
     with pytest.raises(WeightError, match=r"version is .* integer from 0 to 2147483647"):
-        refuse_version(version)
+        check_version(version)
 
 
 def test_a_mode_that_there_is_not_is_refused_with_those_that_there_are():
-    refuse_mode("drain")
+    check_mode("drain")
     with pytest.raises(WeightError, match=r"mode is 'inplace'.*drain, abort_and_resume, in_place"):
-        refuse_mode("inplace")
+        check_mode("inplace")
 
 
 def test_a_tensor_without_a_name_is_refused():

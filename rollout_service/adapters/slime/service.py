@@ -11,12 +11,10 @@ import asyncio
 import atexit
 import contextlib
 import gc
-import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import rollout_service.adapters.slime.settings as slime_settings
@@ -31,10 +29,9 @@ from rollout_service.errors import CodecError, ServiceError
 from rollout_service.policy.context import vocabulary
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.redaction import safe_cause
+from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
-
-_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +133,9 @@ def _start(args: Any) -> Service:
 
 
 def _reach(url: str) -> None:
-    parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 80), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
+        check_listening(url)
+    except (OSError, ValueError) as error:
         raise ServiceError(
             f"slime's router at {url} cannot be reached: {error}.",
             "Check --sglang-router-ip and --sglang-router-port, and that the router runs.",

@@ -1,0 +1,103 @@
+"""Starts a service in the cluster that this process is connected to, and stops it.
+
+Invariant: the one module of the library that imports `deploy`, and it makes sure first that `deploy` and `actors` are
+the packages that were installed with the library, here and in Ray's workers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import rollout_service.cluster as cluster
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import ServiceError
+
+_PACKAGES = ("actors", "deploy")
+_HOME = Path(__file__).resolve().parents[1]
+"""The folder that holds all three packages."""
+
+
+def start(config: RolloutConfig) -> Any:
+    """Start coordinator, policy replicas and environment actors; see `deploy.service.start`.
+
+    Raises:
+        RolloutError: the configuration cannot be used, another module hides one of our packages, or something did not
+            start.
+    """
+    check_packages()
+    from deploy import service
+
+    return service.start(config)
+
+
+def stop(config: RolloutConfig, coordinator: Any) -> None:
+    """Stop what `start` started."""
+    from deploy import service
+
+    service.stop(config, coordinator)
+
+
+def check_packages() -> None:
+    """Check that `import actors` and `import deploy` find our packages, in this process and in the workers that Ray
+    starts for it.
+
+    Raises:
+        ServiceError: a module of the same name hides one of them, or they are not installed.
+    """
+    for package in _PACKAGES:
+        ours = _HOME / package / "__init__.py"
+        found = _found_here(package)
+        if found is None:
+            raise ServiceError(
+                f"The package {package} is missing beside {_HOME / 'rollout_service'}.",
+                "Install tau2-rollout-service again: its wheel brings the packages rollout_service, actors and deploy.",
+            )
+        if not _same(found, ours):
+            raise _hidden(package, found, ours, "`import {package}` finds {found}")
+        found = hiding(package, _searched_first_by_workers())
+        if found is not None:
+            said = "Ray's workers search {found.parent} first, so their `import {package}` would find {found}"
+            raise _hidden(package, found, ours, said)
+
+
+def hiding(package: str, folders: Sequence[str]) -> Path | None:
+    """The file that `import` would take for the package if it searched these folders first; None: it takes ours."""
+    spec = PathFinder.find_spec(package, list(folders))
+    if spec is None or spec.origin is None or _same(Path(spec.origin), _HOME / package / "__init__.py"):
+        return None  # without an origin it is a folder without __init__.py, which hides no package
+    return Path(spec.origin)
+
+
+def _found_here(package: str) -> Path | None:
+    """The file that `import` takes for the package in this process."""
+    module = sys.modules.get(package)
+    spec = importlib.util.find_spec(package) if module is None else None
+    origin = spec.origin if spec is not None else getattr(module, "__file__", None)
+    return None if origin is None else Path(origin)
+
+
+def _searched_first_by_workers() -> list[str]:
+    """Folders that Ray puts in front of its workers' module path: those of the script and of this process. Where the
+    job has a working_dir, that is in front instead, and in a job this process searches it as well."""
+    if cluster.has_working_dir():
+        return []
+    script = os.path.dirname(os.path.realpath(sys.argv[0])) if sys.argv else ""
+    return [os.getcwd(), *([script] if script in sys.path else [])]
+
+
+def _same(found: Path, ours: Path) -> bool:
+    return found.exists() and ours.exists() and found.samefile(ours)
+
+
+def _hidden(package: str, found: Path, ours: Path, said: str) -> ServiceError:
+    where = found.parent if found.name == "__init__.py" else found
+    return ServiceError(
+        f"{said.format(package=package, found=found)}, which hides rollout_service's own package {ours.parent}.",
+        f"Rename {where}, or start from another folder.",
+    )
