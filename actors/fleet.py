@@ -177,7 +177,7 @@ class Fleet:
         if len(set(cumem)) > 1:
             values = ", ".join(sorted({str(value) for value in cumem}))
             raise WeightError(
-                f"NCCL_CUMEM_ENABLE differs between the replicas: {values}.", "Set it for all, in policy.environment."
+                f"NCCL_CUMEM_ENABLE differs between the replicas: {values}.", "Set it for all, in policy.env_vars."
             )
         return GroupTerms(1 + len(cumem) * replica_size.processes(self._policy), next(iter(cumem), None))
 

@@ -63,7 +63,7 @@ def _options(policy: PolicyConfig) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": policy.cpus_per_replica,
             "num_gpus": gpus(policy),
-            "runtime_env": {"env_vars": SERVE_ENVIRONMENT | policy.environment},
+            "runtime_env": {"env_vars": SERVE_ENVIRONMENT | policy.env_vars},
         },
         "request_router_config": RequestRouterConfig(request_router_class="deploy.routing:SessionRouter"),
         "graceful_shutdown_timeout_s": policy.timeout_seconds + _DRAIN_MARGIN_SECONDS,

@@ -367,13 +367,13 @@ def _start_engine(config: RolloutConfig) -> Engine:
         ConfigError: one of them is set neither where the service was started nor here.
     """
     secrets.know(config)
-    names = config.policy.environment_from
+    names = config.policy.env_vars_from
     if names:
         secrets.receive(_ask_coordinator(config, "of_replicas") or {})
     for name in names:
         if name not in os.environ:
             raise ConfigError(
-                f"policy.environment_from: {name} is set neither where the service was started nor on this node.",
+                f"policy.env_vars_from: {name} is set neither where the service was started nor on this node.",
                 "Export it in one of these places; in the settings stands its name only.",
             )
         remember(os.environ[name])

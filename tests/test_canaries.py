@@ -77,7 +77,7 @@ class Service:
             "evaluation__judge__base_url": judge.base_url,
             "evaluation__judge__api_key_var": "CANARY_OF_THE_JUDGE",
             "evaluation__judge__arguments": {"max_retries": 0},
-            "policy__environment_from": ["CANARY_OF_THE_REPLICA"],
+            "policy__env_vars_from": ["CANARY_OF_THE_REPLICA"],
             "service__max_attempts": 1,
         }
         self.client = start("canaries", **self.settings)
@@ -150,7 +150,7 @@ def refusals(service: Service) -> Iterator[BaseException]:
     with pytest.raises(UserSimulatorError, match=r"nothing answers at http://\[redacted\]@127\.0\.0\.1:9/v1") as caught:
         start("nowhere", **others)
     yield caught.value
-    config = episodes.settings(policy__environment_from=["CANARY_THAT_IS_NOT_SET"])
+    config = episodes.settings(policy__env_vars_from=["CANARY_THAT_IS_NOT_SET"])
     with pytest.raises(
         ConfigError, match="CANARY_THAT_IS_NOT_SET is set neither where the service was started"
     ) as found:

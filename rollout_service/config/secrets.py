@@ -73,7 +73,7 @@ def _engine_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return _without_secrets(
         arguments,
         "Export it as the environment variable that the engine reads, such as HF_TOKEN, and name that in "
-        "policy.environment_from.",
+        "policy.env_vars_from.",
     )
 
 
@@ -83,12 +83,12 @@ def _without_secrets(arguments: dict[str, Any], remedy: str) -> dict[str, Any]:
     return arguments
 
 
-def _environment(variables: dict[str, str]) -> dict[str, str]:
+def _env_vars(variables: dict[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if (is_secret_name(name) and value.lower() not in _HARMLESS) or has_secret_shape(value):
             raise Misplaced(
                 f"the value of {name} looks like a secret, and Ray logs what stands here.",
-                "Export it where the service is started, and add its name to policy.environment_from.",
+                "Export it where the service is started, and add its name to policy.env_vars_from.",
             )
     return variables
 
@@ -105,7 +105,7 @@ ModelArguments = Annotated[dict[str, Any], AfterValidator(_model_arguments)]
 EngineArguments = Annotated[dict[str, Any], AfterValidator(_engine_arguments)]
 """Arguments of an engine without a secret."""
 
-Environment = Annotated[dict[str, str], AfterValidator(_environment)]
+EnvVars = Annotated[dict[str, str], AfterValidator(_env_vars)]
 """Environment variables with their values, none of which is a secret."""
 
 
@@ -156,7 +156,7 @@ def of_episodes(config: RolloutConfig) -> dict[str, str]:
 
 def of_replicas(config: RolloutConfig) -> dict[str, str]:
     """The variables that the policy's replicas need and this process has, with their values."""
-    return _set_here(*config.policy.environment_from)
+    return _set_here(*config.policy.env_vars_from)
 
 
 def _set_here(*names: str | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 import rollout_service.config.arguments as arguments
 from rollout_service.config.sampling import Sampling
-from rollout_service.config.secrets import EngineArguments, Environment, Misplaced, ModelArguments, Url, VariableName
+from rollout_service.config.secrets import EngineArguments, EnvVars, Misplaced, ModelArguments, Url, VariableName
 from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import ConfigError, TaskError
 from rollout_service.redaction import redact, shown
@@ -42,6 +42,11 @@ TAU2_VARIABLES = {
     "TAU2_USER_API_KEY_VAR": "user.api_key_var",
 }
 
+RENAMED = {
+    "policy.environment": "policy.env_vars",
+    "policy.environment_from": "policy.env_vars_from",
+}
+"""Settings of earlier releases that have another name now. The old name is refused and the new one shown."""
 
 _PREFIX = "ROLLOUT_"
 
@@ -202,8 +207,8 @@ _HEEDED_BY = {
     "engine_arguments": ("sglang", "transformers"),
     **dict.fromkeys(
         (
-            "environment",
-            "environment_from",
+            "env_vars",
+            "env_vars_from",
             "replicas",
             "autoscaling",
             "gpus_per_replica",
@@ -256,10 +261,10 @@ class PolicyConfig(_Section):
     engine_arguments: EngineArguments = Field(
         default_factory=dict, description="for sglang: fields of its ServerArgs; for transformers: of from_pretrained"
     )
-    environment: Environment = Field(
+    env_vars: EnvVars = Field(
         default_factory=dict, description="environment variables of the replicas; Ray logs them, so no secrets"
     )
-    environment_from: list[VariableName] = Field(
+    env_vars_from: list[VariableName] = Field(
         default_factory=list,
         description="NAMES of environment variables that the replicas get, such as HF_TOKEN, with the values where the "
         "service is started; one that is not set there must be set on the replicas' nodes",
@@ -677,7 +682,7 @@ def _dotted(variable: str) -> str:
     """The setting that a variable names. Names of environment variables keep their case: NCCL_DEBUG is one."""
     *parents, leaf = variable.removeprefix(_PREFIX).split("__")
     prefix = ".".join(parents).lower()
-    return f"{prefix}.{leaf if prefix == 'policy.environment' else leaf.lower()}"
+    return f"{prefix}.{leaf if prefix == 'policy.env_vars' else leaf.lower()}"
 
 
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -707,6 +712,8 @@ def _readable(error: ValidationError, sources: Mapping[str, str], model: type[Ba
         joint = "" if problem.startswith(":") else " "
         return ConfigError(f"{dotted}{source}{joint}{problem}", refused.remedy + more)
     if first["type"] == "extra_forbidden":
+        if (renamed := _new_name(dotted)) is not None:
+            return ConfigError(f"{dotted}: no such setting{source}.", f"It is called {renamed} now.{more}")
         siblings = list(_section(model, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], siblings, n=1)
         full = [".".join([*path[:-1], name]) for name in near or siblings]
@@ -721,6 +728,11 @@ def _readable(error: ValidationError, sources: Mapping[str, str], model: type[Ba
         return ConfigError(f"{dotted} is {shown(first['input'], dotted)}{source}, but it is a section.", hint + more)
     value = f" is {shown(first['input'], dotted)}{source}:"
     return ConfigError(f"{dotted or 'config'}{value} {message}.", f"Set it to a valid value.{more}")
+
+
+def _new_name(dotted: str) -> str | None:
+    """The new name of a setting that was renamed. A section that is built by hand gives only the last part."""
+    return next((new for old, new in RENAMED.items() if f".{old}".endswith(f".{dotted}")), None)
 
 
 def _overlap(one: str, other: str) -> bool:

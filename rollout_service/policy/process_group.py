@@ -46,7 +46,7 @@ def match_nccl(replicas: str | None) -> None:
         f"{_CUMEM} is {here} in this process and {there} in the replicas: NCCL cannot share memory between them.",
         f"Start the trainer with {_CUMEM}=0."
         if replicas == "0"
-        else f"Start the trainer without it, or the replicas with policy.environment: {{{_CUMEM}: '0'}}.",
+        else f"Start the trainer without it, or the replicas with policy.env_vars: {{{_CUMEM}: '0'}}.",
     )
 
 

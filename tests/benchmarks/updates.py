@@ -61,7 +61,7 @@ def _config(model: str) -> RolloutConfig:
         "policy.model": model,
         "policy.tokenizer": str(EMBEDDED_TOKENIZER),
         "policy.engine_arguments": ENGINE,
-        "policy.environment": json.loads(os.environ.get("BENCHMARK_ENVIRONMENT", "{}")),
+        "policy.env_vars": json.loads(os.environ.get("BENCHMARK_ENVIRONMENT", "{}")),
     }
     return RolloutConfig.load(overrides=overrides, environ={})
 

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from rollout_service import RolloutConfig
-from rollout_service.config import field_names
+from rollout_service.config import PolicyConfig, field_names
 from rollout_service.errors import ConfigError
 
 
@@ -153,7 +153,7 @@ HTTP = {"policy.engine": "http", "policy.url": "http://there", "policy.tokenizer
         (MODEL, "policy.url", "http://there"),
         (MODEL, "policy.script.early_stop", 0.5),
         (HTTP, "policy.engine_arguments", {"tp_size": 2}),
-        (HTTP, "policy.environment", {"A": "1"}),
+        (HTTP, "policy.env_vars", {"A": "1"}),
         (HTTP, "policy.replicas", 2),
         (HTTP, "policy.autoscaling.max_replicas", 2),
         (HTTP, "policy.gpus_per_replica", 1),
@@ -163,7 +163,7 @@ HTTP = {"policy.engine": "http", "policy.url": "http://there", "policy.tokenizer
         (HTTP, "policy.application", "policy"),
         (HTTP, "policy.http_port", 8000),
         (HTTP, "policy.http_prompts", 8),
-        (HTTP, "policy.environment_from", ["HF_TOKEN"]),
+        (HTTP, "policy.env_vars_from", ["HF_TOKEN"]),
         (MODEL, "policy.http_host", "0.0.0.0"),
         (HTTP, "policy.script.latency.mean", 1.0),
         ({"policy.autoscaling.max_replicas": 8}, "policy.replicas", 4),
@@ -279,8 +279,24 @@ def test_variables_of_others_are_left_alone():
 
 
 def test_a_replica_s_variable_keeps_its_case():
-    config = load(environ={"ROLLOUT_POLICY__ENVIRONMENT__NCCL_DEBUG": '"WARN"'})
-    assert config.policy.environment == {"NCCL_DEBUG": "WARN"}
+    config = load(environ={"ROLLOUT_POLICY__ENV_VARS__NCCL_DEBUG": '"WARN"'})
+    assert config.policy.env_vars == {"NCCL_DEBUG": "WARN"}
+
+
+@pytest.mark.parametrize("old", ["policy.environment", "policy.environment_from"])
+def test_the_name_of_an_earlier_release_is_refused_with_the_new_one(old):
+    new = old.replace("environment", "env_vars")
+    with pytest.raises(ConfigError) as caught:
+        load({old: {"A": "1"}})
+    assert caught.value.problem == f"{old}: no such setting (from argument)."
+    assert caught.value.remedy == f"It is called {new} now."
+    variable = f"ROLLOUT_{old.replace('.', '__').upper()}"
+    with pytest.raises(ConfigError, match=f"environment variable {variable}__A.*It is called {new} now"):
+        load(environ={f"{variable}__A": "1"})
+    with pytest.raises(ConfigError, match=f"It is called {new} now"):
+        parsed(f"policy: {{{old.removeprefix('policy.')}: {{A: '1'}}}}")
+    with pytest.raises(ConfigError, match=f"It is called {new} now"):
+        PolicyConfig(**{old.removeprefix("policy."): {}})
 
 
 @pytest.mark.parametrize("variable", ["TAU2_DOMAIN", "ROLLOUT_TASKS__DOMAIN"])

@@ -179,7 +179,7 @@ def test_a_key_in_the_arguments_of_a_model_is_refused_with_its_remedy(field, arg
 def test_a_key_in_the_arguments_of_an_engine_is_refused_with_its_remedy(arguments):
     said = refusal({"policy.engine_arguments": arguments})
     assert "correct" not in said
-    assert "policy.environment_from" in said
+    assert "policy.env_vars_from" in said
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_key_in_the_arguments_of_an_engine_is_refused_with_its_remedy(argument
     ids=lambda variables: next(iter(variables)),
 )
 def test_a_secret_in_the_environment_of_replicas_is_refused_with_its_remedy(variables):
-    said = refusal({"policy.environment": variables})
+    said = refusal({"policy.env_vars": variables})
     assert "correct" not in said
-    assert f"policy.environment (from argument): the value of {next(iter(variables))}" in said
-    assert "policy.environment_from" in said
+    assert f"policy.env_vars (from argument): the value of {next(iter(variables))}" in said
+    assert "policy.env_vars_from" in said
 
 
 def test_arguments_and_variables_without_a_secret_are_taken():
@@ -204,10 +204,10 @@ def test_arguments_and_variables_without_a_secret_are_taken():
     variables = {"NCCL_DEBUG": "WARN", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     engine = {"tp_size": 1, "tokenizer_path": "/models/m", "device_map": {"": 0}, "token": None}
     config = load(
-        {"user.arguments": arguments, "policy.environment": variables, "policy.engine_arguments": engine},
+        {"user.arguments": arguments, "policy.env_vars": variables, "policy.engine_arguments": engine},
     )
     assert config.user.arguments == arguments
-    assert config.policy.environment == variables
+    assert config.policy.env_vars == variables
     assert config.policy.engine_arguments == engine
 
 
@@ -251,7 +251,7 @@ def test_a_process_is_given_what_it_needs_and_no_more(monkeypatch):
             "user.model": "openai/m",
             "user.api_key_var": "USER_KEY",
             "evaluation.judge.api_key_var": "JUDGE_KEY",
-            "policy.environment_from": ["HF_TOKEN", "NOT_SET_HERE"],
+            "policy.env_vars_from": ["HF_TOKEN", "NOT_SET_HERE"],
         }
     )
     assert secrets.of_episodes(config) == {"USER_KEY": "value of USER_KEY", "JUDGE_KEY": "value of JUDGE_KEY"}

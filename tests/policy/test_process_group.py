@@ -51,7 +51,7 @@ def test_a_trainer_of_which_nccl_is_not_up_yet_gets_what_the_replicas_have(envir
     [
         ("1", "0", False, "NCCL_CUMEM_ENABLE is '1' in this process and '0' in the replicas.*with NCCL_CUMEM_ENABLE=0"),
         (None, "0", True, "is not set, and NCCL is up already, .*with NCCL_CUMEM_ENABLE=0"),
-        ("0", None, False, "is '0' in this process and not set in the replicas.*policy.environment"),
+        ("0", None, False, "is '0' in this process and not set in the replicas.*policy.env_vars"),
     ],
 )
 def test_a_trainer_whose_nccl_would_die_with_the_replicas_is_refused_before_they_are_asked(
