@@ -1,8 +1,8 @@
-"""The tool-call formats that a codec may read, and what is exactly one call in each.
+"""The formats of tool calls that a codec can read, and what counts as exactly one call in each.
 
-Invariant: strict, and in time linear in the text. `problem()` passes only a text that has every part of a call once, in
-its place, and nothing else, and of which the parser read the same name and the same arguments. The parsers of the
-`renderers` package find the blocks; they fill in what is missing and pass over what they do not know.
+Invariant: strict, and linear in the length of the text. `problem()` accepts only a text that has every part of a call
+once and in its place, and nothing else, and from which the parser read the same name and arguments. The parsers of the
+`renderers` package find the blocks, but they fill in missing parts and skip unknown ones, so this check is needed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 Read = tuple[str, list[str] | None]
-"""A call's name and the names of its arguments, in order; None: they are all in one JSON object."""
+"""A call's name and the names of its arguments, in order. None: the arguments are one JSON object."""
 
 
 class NotACallError(ValueError):
-    """The text is not exactly one call; the message is the status that says why."""
+    """The text is not exactly one call. The message is the status, which says why."""
 
 
 def problem(format: str, raw: str, name: Any, arguments: Any) -> str | None:
-    """Why `raw`, the text of a block, is not exactly one call; None when it is.
+    """Why `raw`, the text of a block, is not exactly one call. None: it is one.
 
     Args:
-        format: of the block: a `renderers` parser's name.
-        name, arguments: what that parser read in it.
+        format: of the block: the name of a `renderers` parser.
+        name: the call's name, as that parser read it.
+        arguments: the call's arguments, as that parser read them.
     """
     try:
         written, keys = _FORMATS[format](raw)
@@ -61,11 +62,11 @@ def _xml(raw: str) -> Read:
     position, keys = opening.end(), []
     while (parameter := _PARAMETER.match(raw, position)) is not None:
         value, position = _until("</parameter>", raw, parameter.end(), "<parameter=")
-        _refuse_repeats(value)
+        _check_keys_once(value)
         keys.append(parameter[1])
         position = _past_space(raw, position)
     _expect(_FUNCTION_END, raw, position)
-    return opening[1], _once(keys)
+    return opening[1], _distinct(keys)
 
 
 _GLM_NAME = re.compile(r"\s*([^<>\s]+)\s*")
@@ -79,10 +80,10 @@ def _key_and_value(raw: str) -> Read:
         key, position = _until("</arg_key>", raw, _past("<arg_key>", raw, position), "<arg_key>")
         start = _past("<arg_value>", raw, _past_space(raw, position))
         value, position = _until("</arg_value>", raw, start, "<arg_value>")
-        _refuse_repeats(value)
+        _check_keys_once(value)
         keys.append(key.strip())
         position = _past_space(raw, position)
-    return opening[1], _once(keys)
+    return opening[1], _distinct(keys)
 
 
 _DEEPSEEK_NAME = re.compile(r"\s*function<｜tool▁sep｜>(\w+)\s*")
@@ -123,7 +124,7 @@ def _past(tag: str, raw: str, position: int) -> int:
 
 
 def _until(tag: str, raw: str, start: int, opening: str) -> tuple[str, int]:
-    """The text before the next `tag`, and the position behind it. Another `opening` before it means that a tag is
+    """The text before the next `tag`, and the position after that tag. If another `opening` comes first, a tag is
     missing."""
     end = raw.find(tag, start)
     if end < 0 or raw.find(opening, start, end) >= 0:
@@ -137,7 +138,7 @@ def _past_space(raw: str, position: int) -> int:
     return position
 
 
-def _once(keys: list[str]) -> list[str]:
+def _distinct(keys: list[str]) -> list[str]:
     if len(set(keys)) < len(keys):
         raise NotACallError("duplicate_key")
     if "" in keys:
@@ -146,7 +147,7 @@ def _once(keys: list[str]) -> list[str]:
 
 
 def _loaded(text: str) -> Any:
-    """The JSON value that the text is."""
+    """The text's JSON value."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except NotACallError:
@@ -155,8 +156,8 @@ def _loaded(text: str) -> Any:
         raise NotACallError("invalid_json") from None
 
 
-def _refuse_repeats(value: str) -> None:
-    """A key twice in an argument's JSON; text that is no JSON is the parser's to judge."""
+def _check_keys_once(value: str) -> None:
+    """Raise if a key comes twice in an argument's JSON. Text that is not JSON is left to the parser."""
     try:
         _loaded(value)
     except NotACallError as error:
@@ -165,6 +166,6 @@ def _refuse_repeats(value: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):  # Python would keep the last, another reader the first
+    if len({key for key, _ in pairs}) < len(pairs):  # Python keeps the last one, other readers the first
         raise NotACallError("duplicate_key")
     return dict(pairs)

@@ -1,13 +1,13 @@
-"""ChatCodec: chat messages to context tokens, policy tokens to a message.
+"""ChatCodec: turns chat messages into context tokens, and policy tokens into a message.
 
 Invariant: the tokens are those that the tokenizer's own chat template gives. The codec derives everything (opening
-prompt, what follows a turn, how a turn is written) from that template, takes the parser for tool calls from the
-`renderers` package, and `prove()`s all of it on probe conversations before the first episode. What it cannot prove it
-refuses, with the first differing token shown.
+prompt, what follows a turn, how a turn is written) from that template, and takes the parser for tool calls from the
+`renderers` package. `prove()` checks all of it on probe conversations before the first episode. A template that cannot
+be proved is refused, and the error shows the first token that differs.
 
-Text inside a message never becomes a control token. `<|im_end|>` in a tool result is encoded as the ten characters it
-is: before rendering, a character that occurs nowhere is put behind the first character of every added token's text
-inside a message, and the rendered text is encoded piece by piece between those cuts.
+Text inside a message never becomes a control token: `<|im_end|>` in a tool result is encoded as ten plain characters.
+To achieve that, a character that occurs nowhere else is inserted after the first character of every control token's
+text inside a message. The rendered text is then cut at these characters, and each piece is encoded on its own.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 _MARKER = "probe-9f41c7"
 
 _CACHE_BYTES = 32 << 20
-"""Size of the cache of recurring texts with their tokens; a domain's system prompt takes 50 to 150 KB."""
+"""Size of the cache of texts and their tokens. A domain's system prompt takes 50 to 150 KB."""
 
 
 class ChatCodec:
-    """Encodes and parses the turns of one tokenizer. Thread-safe: it holds no state of a conversation."""
+    """Encodes and parses turns with one tokenizer. Thread-safe: it keeps no state of a conversation."""
 
     def __init__(self, tokenizer: Any, *, name: str = "", tool_parser: str = "auto") -> None:
         """Derive the codec from a fast Hugging Face tokenizer with a chat template, and prove it.
 
         Args:
             tokenizer: a `PreTrainedTokenizerFast`.
-            name: how trajectories shall name it.
-            tool_parser: a `renderers` parser's name, or `auto`: the first that reads back what the template writes.
+            name: the tokenizer's name in trajectories.
+            tool_parser: name of a `renderers` parser; `auto`: the first one that reads back what the template writes.
 
         Raises:
-            CodecError: no chat template, not a fast tokenizer, or something that `prove` could not show.
+            CodecError: the tokenizer has no chat template, is not a fast one, or the codec could not be proved.
         """
         self.name = name or str(getattr(tokenizer, "name_or_path", ""))
         if not getattr(tokenizer, "chat_template", None):
@@ -67,7 +67,7 @@ class ChatCodec:
         self._encode_plain = TextCache(self._encode_uncached, _CACHE_BYTES)
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(added)
-        """Ids of all added tokens: none of them ever comes from text inside a message."""
+        """Ids of all added tokens. Text inside a message never becomes one of them."""
         texts = sorted({token.content for token in added.values() if token.content.strip()}, key=len, reverse=True)
         self._control_start = re.compile("|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in texts) or "(?!)")
         self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn(texts)
@@ -81,18 +81,18 @@ class ChatCodec:
         self.tokenizer_fingerprint = _fingerprint(backend.to_str())
         self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
         self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        """One past the largest id. A model's head may have more rows; not every id below must have a token."""
+        """One past the largest id. The model's output layer may have more rows, and not every id below has a token."""
         self.turn_end_ids = turn_ends(self, {number for number, token in added.items() if token.special})
-        """Ids that may end a turn: the stop tokens, and special tokens that a turn has in no other place."""
+        """Ids that may end a turn: the stop tokens, and special tokens that occur nowhere else in a turn."""
         self._format, self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)
         self.rewrites_history = prove(self)
 
     @classmethod
     def load(cls, path: str | None = None, *, tool_parser: str = "auto") -> ChatCodec:
-        """Load a tokenizer from a folder (or a hub name that `transformers` can find); None: the embedded one.
+        """Load a tokenizer from a folder, or by a hub name that `transformers` can find. None: the embedded one.
 
         Raises:
-            CodecError: nothing can be loaded from there, or the codec cannot be proved.
+            CodecError: no tokenizer can be loaded from there, or the codec cannot be proved.
         """
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises torch, which nothing here needs
         import transformers
@@ -117,12 +117,12 @@ class ChatCodec:
     # Context ---------------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
-        """Token ids of the whole conversation, ending where the policy is to go on."""
+        """Token ids of the whole conversation, up to where the policy's next turn starts."""
         shielded, cut = self._shield(messages, tools)
         return self._encode(self._text(shielded, tools, generation_prompt=True), cut)
 
     def bridge(self, new_messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids that follow a turn's end-of-turn token: `new_messages`, then where the policy is to go on."""
+        """Token ids of `new_messages` as the template writes them, from a turn's end-of-turn token to the next turn."""
         calls = [tool_call(_MARKER, {}, m.get("tool_call_id", "call_0")) for m in new_messages if m["role"] == "tool"]
         turn: ChatMessage = {"role": "assistant", "content": _MARKER}
         if calls:
@@ -135,9 +135,11 @@ class ChatCodec:
     def encode_turn(
         self, content: str = "", calls: Sequence[tuple[str, dict[str, Any]]] = (), reasoning: str | None = None
     ) -> list[int]:
-        """Token ids that a policy writing exactly this would sample, end of turn included.
+        """Token ids that a policy would sample to write this turn, including the end-of-turn token.
 
-        `reasoning` is left out where the template has no place for it.
+        Args:
+            calls: name and arguments of each tool call.
+            reasoning: left out if the template has no place for it.
         """
         message: ChatMessage = {"role": "assistant", "content": content}
         if reasoning is not None:
@@ -161,13 +163,13 @@ class ChatCodec:
         return self._text([_user("hi")], generation_prompt=True)
 
     def encode_written(self, text: str) -> list[int]:
-        """Token ids of text as a policy writes it: control tokens in it are control tokens."""
+        """Token ids of text that a policy writes: the text of a control token becomes that token."""
         return self._tokens(text)
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
     def parse(self, token_ids: Sequence[int]) -> ParsedTurn:
-        """Read a turn back from the tokens that the policy sampled. Never raises: what is malformed is marked so."""
+        """Parse the tokens that the policy sampled. Never raises: a malformed call is marked as such."""
         ids = list(token_ids)
         if ids and ids[-1] in self.turn_end_ids:
             ids.pop()
@@ -180,19 +182,19 @@ class ChatCodec:
                 checked(call, self._format, inside_thinking=inside)
                 for call, inside in zip(found, self._inside_thinking(ids, spans), strict=True)
             ]
-        except (RecursionError, ValueError):  # JSON that Python cannot hold: brackets or digits by the thousand
+        except (RecursionError, ValueError):  # JSON with thousands of nested brackets, or of digits in a number
             return ParsedTurn("", reasoning, [malformed(raw, "unreadable")], raw)
-        if not calls and len(content_ids) < len(ids):  # a section for calls, without one
+        if not calls and len(content_ids) < len(ids):  # the section for calls holds no call
             calls = [malformed(self.decode(ids[len(content_ids) :]), "malformed_structure")]
         return ParsedTurn(self.decode(content_ids).strip(), reasoning, calls, raw)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the tokens, control tokens shown as written; an id without a token is no text."""
-        # In a batch, because that lets go of the interpreter's lock.
+        """Text of the tokens, including control tokens. An id that has no token gives no text."""
+        # The batch method releases the interpreter's lock.
         return str(self._backend.decode_batch([list(token_ids)], skip_special_tokens=False)[0]) if token_ids else ""
 
     def unknown_ids(self, token_ids: Iterable[int]) -> list[int]:
-        """Those of the ids for which the tokenizer has no token."""
+        """The ids for which the tokenizer has no token."""
         return [i for i in token_ids if not 0 <= i < self.tokenizer_size or self._backend.id_to_token(i) is None]
 
     def _split_reasoning(self, ids: list[int]) -> tuple[str | None, list[int]]:
@@ -208,8 +210,8 @@ class ChatCodec:
         return self.decode(ids[start:end]).strip("\n"), ids[end + 1 :]
 
     def _inside_thinking(self, ids: list[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
-        """Whether each of the blocks, which `ids` has at these positions, is a thought: the thinking token before it
-        opens, or the one after it closes. A thinking token within a block is text of the block."""
+        """For each block at these positions of `ids`: whether it stands inside thinking. It does if the last thinking
+        token before it opens, or the next one after it closes. A thinking token inside a block is text of the block."""
         opening, closing = self._think_ids
         if opening is None or closing is None or not (opening in ids or closing in ids):
             return [False] * len(spans)
@@ -246,7 +248,7 @@ class ChatCodec:
     def _shield(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()
     ) -> tuple[list[ChatMessage], str]:
-        """The messages with a cut in every control token's text, and the character that is the cut."""
+        """The messages with a cut inside every control token's text, and the character that marks a cut."""
         taken = {str(self._tokenizer.chat_template), *_strings([*messages, *tools])}
         cut = next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in taken))
 
@@ -272,15 +274,15 @@ class ChatCodec:
         return ids
 
     def _encode_uncached(self, text: str) -> array[int]:
-        """The long system prompt of a domain recurs in every episode: hence the cache in front of this."""
+        """Token ids of the text. `_encode_plain` caches them, because every episode has its domain's long prompt."""
         try:
             return array("i", self._tokens(text))
         except (UnicodeEncodeError, TypeError):  # a lone surrogate has no UTF-8 form
             return array("i", self._tokens(text.encode("utf-8", "replace").decode("utf-8")))
 
     def _tokens(self, text: str) -> list[int]:
-        """What the tokenizer makes of the text. In a batch, because that lets go of the interpreter's lock: one tool
-        result can be megabytes long, and every thread would stand still for a second."""
+        """Token ids of the text, as the tokenizer gives them. The batch method releases the interpreter's lock. A tool
+        result can be megabytes long, and would otherwise stop every thread for a second."""
         return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _generation_prompt(self) -> str:
@@ -300,7 +302,7 @@ class ChatCodec:
         return found[0], token
 
     def _find_end(self, text: str, start: int) -> int:
-        """Where in the rendered text the turn that `start` lies in ends."""
+        """Position in the rendered text at which the turn around `start` ends."""
         end = text.find(self.end_of_turn, start) if start >= 0 else -1
         if end < 0:
             raise CodecError(
@@ -316,8 +318,8 @@ class ChatCodec:
 
 
 class _ParserTokenizer:
-    """What a `renderers` tool parser needs of a tokenizer. Reads the Rust tokenizer directly: the transformers wrapper
-    sets truncation on each call, which is not safe between threads."""
+    """What a `renderers` tool parser needs from a tokenizer. It uses the Rust tokenizer directly, because the
+    transformers wrapper sets truncation on each call, which is not thread-safe."""
 
     unk_token_id = None
 
@@ -332,7 +334,7 @@ class _ParserTokenizer:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string in a nest of lists and dicts, keys included."""
+    """Every string in nested lists and dicts, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -1,8 +1,8 @@
-"""Proof of a ChatCodec against its tokenizer's own chat template, at start-up, on probe conversations.
+"""Proves a ChatCodec against its tokenizer's own chat template, at start, on probe conversations.
 
-Invariant: a codec that passed gives, for every kind of turn, the tokens that the template gives. Where the template
-rewrites history (drops earlier thinking) what is proved is that the rewriting touches earlier turns only: the tokens
-that follow the newest turn are still the template's.
+Invariant: a codec that passed gives, for every kind of turn, the tokens that the template gives. If the template
+rewrites history, for example by dropping earlier thinking, the proof shows that it rewrites earlier turns only: the
+tokens after the newest turn are still the template's.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _TURNS: list[tuple[str, str, list[tuple[str, dict[str, Any]]], list[dict[str, An
 
 
 def turn_ends(codec: ChatCodec, special: Iterable[int]) -> frozenset[int]:
-    """Ids that may end a turn: the stop tokens, and those of the `special` ones that a turn has in no other place (a
-    tool call's closing token, for one, is none that ends the turn)."""
+    """Ids that may end a turn: the stop tokens, and those `special` tokens that occur nowhere else in a turn. (The
+    closing token of a tool call, for example, does not end the turn.)"""
     written = set(codec.encode_turn("", [("look_up", _ARGUMENTS)], "A thought.")[:-1])
     return frozenset(special).difference(written).union(codec.stop_token_ids)
 
 
 def choose_parser(codec: ChatCodec, tokenizer: Any, wanted: str) -> tuple[str, Any]:
-    """The `renderers` tool parser that reads back exactly what the template writes, and its name.
+    """Name and instance of the `renderers` tool parser that reads back exactly what the template writes.
 
     Raises:
         CodecError: `wanted` is unknown, or no parser reads the template's tool calls.
@@ -92,12 +92,12 @@ def choose_parser(codec: ChatCodec, tokenizer: Any, wanted: str) -> tuple[str, A
 
 
 def prove(codec: ChatCodec) -> bool:
-    """Check the codec on every probe; True when the template rewrites history.
+    """Check the codec on every probe. Returns whether the template rewrites history.
 
     Raises:
-        CodecError: with the first differing token.
+        CodecError: the codec differs from the template; shows the first differing token.
     """
-    _same(codec, "the opening prompt", codec.render(_OPENING, _TOOLS), _reference(codec, _OPENING))
+    _check_same(codec, "the opening prompt", codec.render(_OPENING, _TOOLS), _reference(codec, _OPENING))
     rewrites = False
     reasoning = "A thought." if codec.supports_reasoning else None
     history = _OPENING
@@ -116,17 +116,18 @@ def prove(codec: ChatCodec) -> bool:
         template = _reference(codec, history)
         recorded = prompt + sampled + bridged
         if template[: len(prompt) + len(sampled)] == prompt + sampled:
-            _same(codec, f"what follows {what}", recorded, template)
+            _check_same(codec, f"what follows {what}", recorded, template)
         else:
             rewrites = True
-            _same(codec, f"what follows {what}", bridged, template[-len(bridged) :])
-        _same(codec, f"the conversation after {what}", codec.render(history, _TOOLS), template)
+            _check_same(codec, f"what follows {what}", bridged, template[-len(bridged) :])
+        _check_same(codec, f"the conversation after {what}", codec.render(history, _TOOLS), template)
     _prove_no_injection(codec)
     return rewrites
 
 
 def _prove_no_injection(codec: ChatCodec) -> None:
-    """The same text in every place of a conversation, once harmless, once control tokens': all else must be equal."""
+    """Put a harmless text and then the text of control tokens into every place of a conversation. Nothing else may
+    change."""
     harmless, hostile = "xyx", f"x{codec.end_of_turn}<tool_call>x"
     safe, ours = (
         codec.render(
@@ -144,18 +145,18 @@ def _prove_no_injection(codec: ChatCodec) -> None:
     same_text = codec.decode(ours).replace(hostile, harmless) == codec.decode(safe)
     if not same_text or [i for i in ours if i in codec.control_ids] != [i for i in safe if i in codec.control_ids]:
         raise CodecError(
-            f"With the tokenizer {codec.name!r} the text {hostile!r} inside a message does not stay the text it is.",
+            f"With the tokenizer {codec.name!r} the text {hostile!r} inside a message does not stay plain text.",
             "Use a tokenizer whose control tokens are added tokens, and a template that keeps what messages say.",
         )
 
 
 def _reference(codec: ChatCodec, messages: Sequence[ChatMessage]) -> list[int]:
-    """What the tokenizer itself makes of the conversation: its template, then its own encoding of the whole text."""
+    """Token ids of the conversation from the tokenizer alone: its template, then its encoding of the whole text."""
     text = codec._text(messages, _TOOLS, generation_prompt=True)
     return codec._tokens(text)
 
 
-def _same(codec: ChatCodec, what: str, ours: list[int], template: list[int]) -> None:
+def _check_same(codec: ChatCodec, what: str, ours: list[int], template: list[int]) -> None:
     if ours == template:
         return
     at = next(

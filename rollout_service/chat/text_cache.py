@@ -1,7 +1,7 @@
-"""TextCache: the tokens of texts that recur, the long system prompt of a domain above all.
+"""TextCache: keeps the tokens of texts that come again, above all a domain's long system prompt.
 
-Invariant: it never holds more than `limit` bytes, whatever the texts are. What was used longest ago goes first; a text
-that is larger than the whole cache is not kept.
+Invariant: it never holds more than `limit` bytes. The least recently used text is dropped first. A text that is larger
+than the whole cache is not kept.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Callable
 
 
 class TextCache:
-    """Remembers what `encode` gave. Thread-safe; two threads that ask for a new text at once may both encode it."""
+    """Caches the results of `encode`. Thread-safe. Two threads that ask for a new text at once may both encode it."""
 
     def __init__(self, encode: Callable[[str], array[int]], limit: int) -> None:
         """
         Args:
-            encode: token ids of a text.
-            limit: bytes of texts and tokens together.
+            encode: gives the token ids of a text.
+            limit: most bytes of texts and tokens together.
         """
         self._encode = encode
         self._limit = limit
         self._kept: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = threading.Lock()
         self.size = 0
-        """Bytes that it holds now."""
+        """Bytes held now."""
 
     def __call__(self, text: str) -> array[int]:
         """Token ids of the text; do not change them."""

@@ -1,11 +1,11 @@
-"""Transcript: one episode's conversation as the policy sees it, in tokens.
+"""Transcript: one episode's conversation in tokens, as the policy sees it.
 
-Invariant: every sampled token is recorded once, with mask 1, in the segment in which it was sampled; each segment is
-what the engine was sent plus what it sampled, and ends with a sampled token.
+Invariant: every sampled token is recorded once, with mask 1, in the segment in which it was sampled. A segment holds
+what the engine was sent and what it sampled, and ends with a sampled token.
 
-Two history modes. `append` never touches what the engine has seen: one segment. `template` sends what the chat template
-makes of the messages: where that rewrites earlier turns (thinking is dropped), a new segment starts, and the earlier
-turns stand in its prompt as context.
+There are two history modes. `append` never changes what the engine has seen, so there is one segment. `template` sends
+what the chat template makes of the messages. When the template rewrites earlier turns (for example by dropping
+thinking), a new segment starts, with the earlier turns as context in its prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ History = Literal["append", "template"]
 
 
 class Transcript:
-    """Builds prompts from messages and records turns, in the order prompt, record, prompt, record, …"""
+    """Builds prompts from messages and records turns. Call `prompt` and `record` in turn."""
 
     def __init__(self, codec: ChatCodec, tools: Sequence[ToolSchema] = (), history: History = "append") -> None:
         self._codec = codec
@@ -35,13 +35,13 @@ class Transcript:
         self._messages: list[ChatMessage] = []
         self._ledgers: list[TokenLedger] = []
         self.newest_version = CONTEXT_VERSION
-        """Of the weights that sampled a token so far: later turns may not be sampled with older ones."""
+        """Newest weight version that sampled a token so far. Later turns may not be sampled with older weights."""
 
     def prompt(self, new_messages: Sequence[ChatMessage]) -> npt.NDArray[np.int32]:
-        """Add the messages since the last turn (the first time: all of them, system message first).
+        """Add the messages since the last turn. The first time these are all messages, the system message first.
 
         Returns:
-            int32[n]: what the engine is sent.
+            int32[n]: the token ids to send to the engine.
         """
         self._messages.extend(new_messages)
         if not self._ledgers:
@@ -61,10 +61,10 @@ class Transcript:
         return self._ledgers[-1].input_ids()
 
     def record(self, generation: Generation, seconds: float = 0.0) -> ParsedTurn:
-        """Record what the engine sampled for the last prompt, and read it.
+        """Record what the engine sampled for the last prompt, and parse it.
 
         Raises:
-            ValueError: the generation's arrays are not aligned.
+            ValueError: the generation's arrays differ in length.
         """
         sampled = generation.token_ids.tolist()
         turn = self._codec.parse(sampled)
@@ -80,5 +80,5 @@ class Transcript:
         return [turn for ledger in self._ledgers for turn in ledger.turns]
 
     def segments(self) -> list[TokenSegment]:
-        """The segments so far: those with at least one turn."""
+        """The segments so far that have at least one turn."""
         return [ledger.to_segment() for ledger in self._ledgers if ledger.turns]

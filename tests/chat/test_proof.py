@@ -129,11 +129,11 @@ REFUSED = {
     ),
     "takes characters out of a message": (
         {"RESULT": RESULT.replace("message.content", "message.content | replace('|', '')")},
-        "does not stay the text it is",
+        "does not stay plain text",
     ),
     "escapes what a message says": (
         {"RESULT": RESULT.replace("message.content", "message.content | tojson(ensure_ascii=True)")},
-        "does not stay the text it is",
+        "does not stay plain text",
     ),
 }  # fmt: skip
 
