@@ -1,4 +1,16 @@
-# make demo: real τ²-bench episodes on this machine.  make test: the test suite.  Both install what they need.
+# Every target installs what it needs into .venv first. ARGS passes arguments on: make test ARGS="-k ledger".
+#
+#   make demo      real τ²-bench episodes on this machine, and an audit of them
+#   make test      the test suite
+#   make lint      ruff's checks and format
+#   make types     mypy --strict
+#   make docs      writes the tables of settings in docs/configuration.md
+#   make bench     speed against baselines                   (docs/performance.md)
+#   make parity    fast against official scores              (docs/performance.md)
+#   make fuzz      30,000 wild turns, of which none may be a fault
+#   make slime-contract SLIME_PATH=../slime    our hooks in slime's own code
+#   make tokenizer trains the embedded tokenizer again
+#   make clean     removes .venv and what was built
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +36,6 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Writes the tables of settings in docs/configuration.md from the configuration classes.
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m tests.settings_tables
 
@@ -37,8 +48,8 @@ fuzz: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# make slime-contract SLIME_PATH=../slime: our hooks in slime's own rollout loop and batch conversion. pylatexenc, which
-# slime imports, lies beside the environment.
+# Runs our hooks in slime's own rollout loop and batch conversion. pylatexenc, which slime imports, is installed beside
+# the environment.
 slime-contract: $(VENV)/.installed-test
 	@test -d "$(SLIME_PATH)/slime" || { echo "SLIME_PATH must be a checkout of slime"; exit 2; }
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/slime pylatexenc
@@ -57,10 +68,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
-	# SGLang lies beside the environment, not in it: only the replicas that tests start on the CPU see it, and torchvision,
-	# which no other program can import where torch has no CUDA.
+	# SGLang is installed beside the environment, not in it, so that only the replicas that tests start on the CPU see
+	# it. The same goes for torchvision, which cannot be imported elsewhere where torch has no CUDA.
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/sglang sglang==0.5.23 torchvision==0.28.0
-	# So does verl, whose requirements are those of a GPU machine, with what its agent loops and batches import.
+	# verl too, because its requirements are those of a GPU machine; with it what its agent loops and batches import.
 	$(BIN)/python -m pip install -q --no-deps --ignore-requires-python --upgrade --target $(VENV)/verl verl==0.9.1 \
 		tensordict==0.10.0 hydra-core==1.3.8 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3 codetiming==1.4.0 \
 		torchdata==0.11.0 pylatexenc==2.11 pyvers==0.2.3 cachetools==8.0.1

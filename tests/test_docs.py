@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from rollout_service.cli import app
 from rollout_service.config import RolloutConfig
@@ -113,6 +114,14 @@ def test_the_readme_is_short_and_names_every_command_and_every_page():
     assert len(text.splitlines()) <= 250
     assert [name for name in typer.main.get_command(app).commands if f"`rollout-service {name}" not in text] == []
     assert [page.name for page in PAGES[1:] if page.name not in text] == []
+
+
+def test_pre_commit_uses_the_project_s_own_environment_and_downloads_nothing():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    hooks = [hook for repository in repositories for hook in repository["hooks"]]
+    assert {hook["entry"].split()[0] for hook in hooks} == {".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python"}
+    assert {hook["language"] for hook in hooks} == {"system"}
 
 
 def test_the_tables_of_settings_are_up_to_date():
