@@ -15,7 +15,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
-from actors.fleet import Fleet
 from actors.pool import ActorPool
 from actors.running import Result, RunningCollection, lost
 from rollout_service.background import BackgroundTasks
@@ -29,8 +28,7 @@ from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, last_cause
 from rollout_service.policy import endpoint
-from rollout_service.policy.replicas import DesiredState, ReplicaState, UpdateReport
-from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
+from rollout_service.policy.fleet import FleetHandle
 
 _log = logs.logger(__name__)
 
@@ -40,24 +38,27 @@ second; one that is being evaluated may take longer, but calls the policy no mor
 
 
 class Coordinator:
-    """The service's one point of contact."""
+    """Runs collections for clients. An async Ray actor."""
 
     def __init__(self, config: RolloutConfig, application: str | None) -> None:
         """
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
         """
+        logs.configure()
         secrets.know(config)
         self._config = config
         self._application = application
-        self._fleet = Fleet(config.policy, application)
+        self._fleet: FleetHandle | None = None
+        self._version = config.policy.weight_version
+        """Version of the weights that the trainer gave last, as the fleet told it."""
+        self._paused = False
         self._scheduler = Scheduler()
         self._pool = ActorPool(application, self._use_actor, self._end_all)
         self._collections: dict[str, RunningCollection] = {}
         self._planner = Planner(config)
         self._planning = asyncio.Lock()
-        self._of_episodes: dict[str, str] = {}
-        self._of_replicas: dict[str, str] = {}
+        self._variables: dict[str, str] = {}
         self._tasks = BackgroundTasks()
         self._faults: collections.Counter[str] = collections.Counter()
         self._last_faults: dict[str, str] = {}
@@ -68,15 +69,17 @@ class Coordinator:
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
-    async def receive(self, of_episodes: dict[str, str], of_replicas: dict[str, str]) -> None:
-        """Take the environment variables that hold the secrets of the settings, from the process that starts the
-        service; environment actors and replicas get them from here. Not the constructor: Ray stores what that takes."""
-        self._of_episodes, self._of_replicas = of_episodes, of_replicas
-        secrets.receive(of_episodes)
+    async def receive(self, variables: dict[str, str], fleet: FleetHandle) -> None:
+        """Take what the process that starts the service hands over before anything else.
 
-    async def of_replicas(self) -> dict[str, str]:
-        """The environment variables with secrets that a replica needs."""
-        return self._of_replicas
+        Args:
+            variables: the environment variables with secrets that episodes need. The constructor does not take them,
+                because Ray stores its arguments.
+            fleet: the service's fleet actor.
+        """
+        secrets.receive(variables)
+        self._variables = variables
+        self._fleet = fleet
 
     async def check(self) -> None:
         """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection, and an
@@ -111,7 +114,7 @@ class Coordinator:
         Raises:
             RolloutError: the error of the first actor, or no actor could be placed.
         """
-        await self._pool.start(self._config, self._of_episodes)
+        await self._pool.start(self._config, self._variables)
 
     async def submit(self, request: CollectionRequest) -> tuple[str, int]:
         """Start a collection. Returns its id and the number of its episodes.
@@ -121,11 +124,11 @@ class Coordinator:
         """
         async with self._planning:
             loop = asyncio.get_running_loop()
-            planned = await loop.run_in_executor(None, self._planner.plan, request, self._fleet.version)
+            planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
         running = RunningCollection(*planned)
         collection = running.collection
         self._collections[collection.collection_id] = running
-        collection.updated(self._fleet.version)  # an update may have come while it was planned
+        collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection)
         self._pool.fill_up()
         self._pump()
@@ -146,7 +149,7 @@ class Coordinator:
             handout = running.collection.take()
             self._pump()  # there is room for another group, or an episode of this one is made again
             if handout is not None:
-                return running.group(handout, self._fleet.version)
+                return running.group(handout, self._version)
             if running.error is not None:
                 self._forget(collection_id)
                 raise running.error
@@ -197,8 +200,8 @@ class Coordinator:
             "faults": dict(self._faults),
             "last_faults": dict(self._last_faults),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
-            "weight_version": self._fleet.version,
-            "paused": self._fleet.desired.pause is not None,
+            "weight_version": self._version,
+            "paused": self._paused,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
             "collections": {
@@ -226,61 +229,14 @@ class Coordinator:
         """The configuration that the service runs with."""
         return self._config
 
-    # Weights ---------------------------------------------------------------------------------------------------------
-
-    async def check_update(self, update: WeightUpdate) -> None:
-        """See whether this update could be made now, see `Fleet.check`."""
-        await self._fleet.check(update)
-
-    async def update_weights(self, update: WeightUpdate) -> UpdateReport:
-        """Bring new weights to every replica, see `Fleet.update`."""
-        before = self._fleet.version
-        try:
-            return await self._fleet.update(update)
-        finally:
-            if self._fleet.version > before:
-                self._scheduler.updated(self._fleet.version)
-                self._pump()
-
-    async def adopt_replicas(self) -> None:
-        """Go on from the weights that the replicas serve, once they are up; see `Fleet.adopt`."""
-        await self._fleet.adopt()
-
-    async def desired_state(self) -> DesiredState:
-        """What a replica that starts now should do."""
-        return self._fleet.desired
-
-    async def weight_version(self) -> int:
-        """Of the weights that the trainer gave last."""
-        return self._fleet.version
-
-    async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
-        """Sample nothing more until `resume`."""
-        return await self._fleet.pause(mode)
-
-    async def resume(self) -> list[ReplicaState]:
-        """Go on after `pause`."""
-        return await self._fleet.resume()
-
-    async def replicas(self) -> list[ReplicaState]:
-        """What each policy replica says of itself; none where an endpoint of others serves the policy."""
-        return [] if self._application is None else await self._fleet.states()
-
-    async def group_terms(self) -> GroupTerms:
-        """What a process group of the trainer and every replica must be like, see `Fleet.group_terms`."""
-        return await self._fleet.group_terms()
-
-    async def absent(self, group: str) -> list[str]:
-        """Replicas of the process group that are gone."""
-        return await self._fleet.absent(group)
-
-    async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
-        """Every replica joins a process group for weight updates, see `Fleet.join`."""
-        return await self._fleet.join(rendezvous)
-
-    async def leave_group(self, group: str) -> None:
-        """Every replica leaves the process group."""
-        await self._fleet.leave(group)
+    async def policy_changed(self, version: int, paused: bool) -> None:
+        """Take what the fleet says: the version of the weights that the trainer gave last, and whether the replicas are
+        paused."""
+        self._paused = paused
+        if version > self._version:
+            self._version = version
+            self._scheduler.updated(version)
+            self._pump()
 
     # Carrying out ----------------------------------------------------------------------------------------------------
 
@@ -292,7 +248,7 @@ class Coordinator:
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
         """Run one attempt of an episode, and see what comes of it."""
-        request = running.request_of(assignment, self._fleet.version)
+        request = running.request_of(assignment, self._version)
         running.active += 1
         try:
             summary, trajectory = await self._attempt(running, request, assignment.actor)
@@ -310,7 +266,7 @@ class Coordinator:
                     running.pausing -= 1
         self._prompt_tokens += summary.prompt_tokens
         self._cached_tokens += summary.cached_tokens
-        self._see_version(summary)
+        await self._observe(summary)
         if self._scheduler.finish(assignment, summary.fault, summary.versions):
             self._finished += 1
             if summary.reward is not None:
@@ -338,11 +294,13 @@ class Coordinator:
             fault = _service_fault(error)
         return lost(request, fault)
 
-    def _see_version(self, summary: EpisodeSummary) -> None:
-        """Where an endpoint of others serves the policy, its tokens are what tells of new weights."""
-        if self._application is None and summary.versions is not None and summary.versions[1] > self._fleet.version:
-            self._fleet.version = summary.versions[1]
-            self._scheduler.updated(self._fleet.version)
+    async def _observe(self, summary: EpisodeSummary) -> None:
+        """Where an endpoint outside the service serves the policy, only sampled tokens tell of new weights."""
+        if self._application is None and self._fleet is not None and summary.versions is not None:
+            newest = summary.versions[1]
+            if newest > self._version:
+                with contextlib.suppress(RayActorError):  # the fleet is gone
+                    await self._fleet.observe.remote(newest)
 
     def _end(self, running: RunningCollection, error: RolloutError) -> None:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""

@@ -114,24 +114,9 @@ class _RunEpisode(Protocol):
 
 
 class EnvironmentHandle(Protocol):
-    """Handle of an `EnvironmentActor`."""
+    """Handle of an `EnvironmentActor`. Each method is described there."""
 
-    @property
-    def setup(self) -> RemoteMethod[[dict[str, str]], dict[str, str]]:
-        """See `EnvironmentActor.setup`."""
-        ...
-
-    @property
-    def run_episode(self) -> _RunEpisode:
-        """See `EnvironmentActor.run_episode`."""
-        ...
-
-    @property
-    def places(self) -> RemoteMethod[[], dict[str, tuple[float, str]]]:
-        """See `EnvironmentActor.places`."""
-        ...
-
-    @property
-    def cancel(self) -> RemoteMethod[[list[str]], None]:
-        """See `EnvironmentActor.cancel`."""
-        ...
+    setup: RemoteMethod[[dict[str, str]], dict[str, str]]
+    run_episode: _RunEpisode
+    places: RemoteMethod[[], dict[str, tuple[float, str]]]
+    cancel: RemoteMethod[[list[str]], None]

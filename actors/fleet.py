@@ -1,98 +1,206 @@
-"""Fleet: the policy replicas as the coordinator sees them, and the weights that they serve.
+"""Fleet: the policy replicas of a service and the weights that they serve. A named actor that clients call directly.
 
-Invariant: the version only grows, and one update runs at a time. What can be refused is refused by every replica before
-the first of them touches a weight. The newest weights that can be had again are kept, for replicas that start later;
-weights that are some of the model's only never go over others than those that they were made from.
+Invariant: the version only grows, and one update runs at a time. Every replica checks an update before the first one
+loads it. The newest weights that can be loaded again are kept for replicas that start later. A part of the model's
+weights is never loaded over other weights than those that it was made from. The coordinator knows of a new version, and
+of a pause, before the call that brought it returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
+import rollout_service.config.secrets as secrets
+from rollout_service import logs
 from rollout_service.cluster import DEPLOYMENT
-from rollout_service.config import PolicyConfig
-from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import RolloutError, ServiceError, WeightError, last_cause
 from rollout_service.policy import replica_size
 from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
-from rollout_service.redaction import redact
+
+if TYPE_CHECKING:  # this actor starts fast because it imports little
+    from rollout_service.collecting.coordinator import CoordinatorHandle
+
+_log = logs.logger(__name__)
 
 
 class Fleet:
-    """All replicas of one Serve application; `application` is None where an endpoint of others serves the policy."""
+    """The replicas of one Serve application, if the service has one. An async Ray actor."""
 
-    def __init__(self, policy: PolicyConfig, application: str | None) -> None:
-        self._policy = policy
+    def __init__(
+        self, config: RolloutConfig, application: str | None, coordinator: CoordinatorHandle | None = None
+    ) -> None:
+        """
+        Args:
+            application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
+            coordinator: the actor that is told of new versions and pauses.
+        """
+        logs.configure()
+        secrets.know(config)
+        self._policy = config.policy
         self._application = application
+        self._coordinator = coordinator
+        self._variables: dict[str, str] = {}
         self._updating: WeightUpdate | None = None
-        self.desired = DesiredState()
-        """What a replica that starts now should do."""
         self._history = WeightHistory()
         self._groups: dict[str, set[str]] = {}
-        """Replicas in each process group."""
-        self.version = policy.weight_version
-        """Of the weights that the trainer gave last."""
+        """Names of the replicas in each process group."""
+        self.desired = DesiredState()
+        self.version = config.policy.weight_version
+        """Version of the weights that the trainer gave last."""
 
-    @functools.cached_property
-    def _handle(self) -> Any:
-        if self._application is None:
-            raise WeightError(
-                f"The policy at {self._policy.url} is served by others.", "Change its weights where it is served."
-            )
-        return serve.get_deployment_handle(DEPLOYMENT, self._application)
+    # Replicas --------------------------------------------------------------------------------------------------------
 
-    async def update(self, update: WeightUpdate) -> UpdateReport:
-        """Bring new weights to every replica.
+    async def receive(self, variables: dict[str, str]) -> None:
+        """Take the environment variables with secrets that replicas need, from the process that starts the service.
+        The constructor does not take them, because Ray stores its arguments."""
+        secrets.receive(variables)
+        self._variables = variables
+
+    async def replica_variables(self) -> dict[str, str]:
+        """The environment variables with secrets that a replica needs."""
+        return self._variables
+
+    async def desired_state(self) -> DesiredState:
+        """What a replica that starts now should be like."""
+        return self.desired
+
+    async def replicas(self) -> list[ReplicaState]:
+        """What each replica says of itself; empty where an endpoint outside the service serves the policy."""
+        return [] if self._application is None else await self._states()
+
+    async def adopt_replicas(self) -> None:
+        """Continue from the weights of replicas that run already: their newest version is what the service serves.
 
         Raises:
-            WeightError: as `check`.
-            ServiceError: no replica could load them; or the replicas cannot be reached, and then the version is taken.
+            ServiceError: they serve another model than the settings name, or none.
         """
-        self._refuse(update)
-        self._updating = update
-        before = self.desired.update, self._history
-        try:
-            names = await self._see_that_it_fits(update)
-            if not self._history.is_replaced_by(names):
-                update = replace(update, after=self.version)
-            self._history = self._history.followed_by(update.source, names)
-            if self._history.source is not None:  # else later replicas have what could be had before, and say so
-                whole = replace(update, source=self._history.source, after=None)
-                self.desired = replace(self.desired, update=whole)
-            try:
-                answers = await self._ask("update_weights", update)
-            except BaseException:  # who has loaded them nobody knows: the number is taken, and later replicas get them
-                self.version = update.version
-                raise
-            loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
-            if answers and not loaded:
-                self.desired, self._history = replace(self.desired, update=before[0]), before[1]
-                _all(answers)
-            self.version = update.version
-        finally:
-            self._updating = None
-        lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]
-        return UpdateReport(update.version, loaded, lost)
+        if self._application is None:
+            return
+        states = await self._states()
+        other = next((state.serves for state in states if state.serves not in ("", self._policy.serves)), None)
+        if other is not None:
+            raise ServiceError(
+                f"policy.application: the replicas of {self._application!r} serve {other}, not "
+                f"{self._policy.serves}: trajectories would name a model that did not sample them.",
+                "Set policy.engine and policy.model as the application has them, or name another application.",
+            )
+        self.desired = DesiredState(pauses=max((state.pauses for state in states), default=0))
+        newest = max([self.version, *(state.version for state in states)])
+        if newest > self._policy.weight_version:
+            self._history = WeightHistory.unknown()
+        await self._reach(newest)
 
-    async def check(self, update: WeightUpdate) -> None:
-        """See whether this update could be made now. Changes nothing.
+    async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
+        """Have every replica sample nothing until `resume`.
+
+        Raises:
+            WeightError: the service has no replicas of its own.
+        """
+        states = await self._order("pause", mode)
+        _log.info("Paused (%s): %d replicas sample nothing until resume.", mode, len(states))
+        return states
+
+    async def resume(self) -> list[ReplicaState]:
+        """Have every replica sample again after `pause`.
+
+        Raises:
+            WeightError: the service has no replicas of its own.
+        """
+        states = await self._order("resume", None)
+        _log.info("Resumed: %d replicas sample again.", len(states))
+        return states
+
+    async def _order(self, method: str, mode: UpdateMode | None) -> list[ReplicaState]:
+        self._check_has_replicas()
+        number = self.desired.pauses + 1
+        self.desired = replace(self.desired, pause=mode, pauses=number)
+        await self._tell_coordinator()
+        return _all(await self._ask(method, *(() if mode is None else (mode,)), number))
+
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    async def weight_version(self) -> int:
+        """Version of the weights that the trainer gave last."""
+        return self.version
+
+    async def observe(self, version: int) -> None:
+        """Note that tokens of this version were sampled. Where an endpoint outside the service serves the policy,
+        nothing else tells of new weights."""
+        if version > self.version:
+            await self._reach(version)
+
+    async def check_update(self, update: WeightUpdate) -> None:
+        """Check whether this update could be made now. Changes nothing.
 
         Raises:
             WeightError: the weights are another model's, the version does not grow, another update is under way, or a
                 replica is missing from the process group.
         """
-        self._refuse(update)
-        await self._see_that_it_fits(update)
+        self._check_turn(update)
+        await self._check_fits(update)
 
-    def _refuse(self, update: WeightUpdate) -> None:
+    async def update_weights(self, update: WeightUpdate) -> UpdateReport:
+        """Bring new weights to every replica.
+
+        Raises:
+            WeightError: as `check_update`.
+            ServiceError: no replica could load them; or the replicas cannot be reached, and then the version is taken.
+        """
+        self._check_turn(update)
+        self._updating = update
+        started = time.monotonic()
+        try:
+            report = await self._update(update)
+        except RolloutError as error:
+            _log.warning("Weight update to version %d failed after %.1f s: %s", update.version, _since(started), error)
+            raise
+        finally:
+            self._updating = None
+        _log.info(
+            "Weights of version %d are served by %d replicas after %.1f s (%s).",
+            update.version,
+            len(report.replicas),
+            _since(started),
+            update.mode,
+        )
+        return report
+
+    async def _update(self, update: WeightUpdate) -> UpdateReport:
+        names = await self._check_fits(update)
+        before = self.desired.update, self._history
+        if not self._history.is_replaced_by(names):
+            update = replace(update, after=self.version)
+        self._history = self._history.followed_by(update.source, names)
+        if self._history.source is not None:  # else later replicas get the last weights that can be loaded again
+            whole = replace(update, source=self._history.source, after=None)
+            self.desired = replace(self.desired, update=whole)
+        try:
+            answers = await self._ask("update_weights", update)
+        except BaseException:  # some replicas may have loaded them: the version is taken, and later replicas load them
+            await self._reach(update.version)
+            raise
+        loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
+        if answers and not loaded:
+            self.desired, self._history = replace(self.desired, update=before[0]), before[1]
+            _all(answers)
+        await self._reach(update.version)
+        lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]
+        return UpdateReport(update.version, loaded, lost)
+
+    def _check_turn(self, update: WeightUpdate) -> None:
+        """Raise `WeightError` if another update is under way, or this one's version is not newer."""
         if self._updating is not None:
             raise WeightError(f"The update to version {self._updating.version} is still under way.", "Wait for it.")
         if update.version <= self.version:
@@ -101,15 +209,15 @@ class Fleet:
                 f"Give {self.version + 1} or more, or leave it out.",
             )
 
-    async def _see_that_it_fits(self, update: WeightUpdate) -> Names:
-        """The parameters that the update changes."""
+    async def _check_fits(self, update: WeightUpdate) -> Names:
+        """Have every replica check the update. Returns the parameters that it changes."""
         fits: list[Fit] = _all(await self._ask("check_update", update))
         if not fits:
             raise ServiceError("No policy replica answers.", "Try again when they are replaced; see their logs.")
         names = fits[0].names
         if isinstance(update.source, BroadcastTensors):
             states = [fit.state for fit in fits]
-            self._refuse_other_members(update.source.group, {state.replica for state in states})
+            self._check_members(update.source.group, {state.replica for state in states})
             behind = [state for state in states if state.version != self.version]
             if behind and not self._history.is_replaced_by(names):
                 raise WeightError(
@@ -119,48 +227,17 @@ class Fleet:
                 )
         return names
 
-    def _refuse_other_members(self, group: str, there: set[str]) -> None:
-        members = self._groups.get(group, set())
-        if members != there:
-            raise WeightError(
-                f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
-                f"{len(there)} started later, and {len(members - there)} of the group are gone.",
-                "Close the group and make another with client.weight_group().",
-            )
+    async def _reach(self, version: int) -> None:
+        """The trainer's version is this one from now on."""
+        self.version = version
+        await self._tell_coordinator()
 
-    async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
-        """Every replica samples nothing more until `resume`."""
-        self.desired = replace(self.desired, pause=mode, pauses=self.desired.pauses + 1)
-        return _all(await self._ask("pause", mode, self.desired.pauses))
+    async def _tell_coordinator(self) -> None:
+        if self._coordinator is not None:
+            with contextlib.suppress(RayError):  # it is gone, and whoever waits for it hears that from Ray
+                await self._coordinator.policy_changed.remote(self.version, self.desired.pause is not None)
 
-    async def resume(self) -> list[ReplicaState]:
-        """Go on after `pause`."""
-        self.desired = replace(self.desired, pause=None, pauses=self.desired.pauses + 1)
-        return _all(await self._ask("resume", self.desired.pauses))
-
-    async def states(self) -> list[ReplicaState]:
-        """What each replica says of itself."""
-        return _all(await self._ask("state"))
-
-    async def adopt(self) -> None:
-        """Take over replicas that run already: their newest version is what is served.
-
-        Raises:
-            ServiceError: they serve another model than the settings name, or none.
-        """
-        if self._application is not None:
-            states = await self.states()
-            other = next((state.serves for state in states if state.serves not in ("", self._policy.serves)), None)
-            if other is not None:
-                raise ServiceError(
-                    f"policy.application: the replicas of {self._application!r} serve {other}, not "
-                    f"{self._policy.serves}: trajectories would name a model that did not sample them.",
-                    "Set policy.engine and policy.model as the application has them, or name another application.",
-                )
-            self.version = max([self.version, *(state.version for state in states)])
-            self.desired = DesiredState(pauses=max((state.pauses for state in states), default=0))
-            if self.version > self._policy.weight_version:
-                self._history = WeightHistory.unknown()
+    # Process groups --------------------------------------------------------------------------------------------------
 
     async def group_terms(self) -> GroupTerms:
         """What a process group must be like that has the trainer and every replica's processes.
@@ -181,14 +258,14 @@ class Fleet:
             )
         return GroupTerms(1 + len(cumem) * replica_size.processes(self._policy), next(iter(cumem), None))
 
-    async def join(self, rendezvous: Rendezvous) -> list[ReplicaState]:
+    async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
         """Every replica joins the process group, with ranks from 1 on.
 
         Raises:
             WeightError: the group is of another size than the replicas make it, or does not come about; all have left
                 it then.
         """
-        names = sorted(state.replica for state in await self.states())
+        names = sorted(state.replica for state in await self._states())
         each = replica_size.processes(self._policy)
         if rendezvous.world_size != 1 + len(names) * each:
             raise WeightError(
@@ -207,22 +284,48 @@ class Fleet:
                     "Make another when the replica is replaced.",
                 )
         except RolloutError:
-            await self.leave(rendezvous.name)
+            await self.leave_group(rendezvous.name)
             raise
         return joined
 
     async def absent(self, group: str) -> list[str]:
-        """Replicas of the process group that are gone."""
+        """Names of the process group's replicas that are gone."""
         try:
-            there = {state.replica for state in await self.states()}
+            there = {state.replica for state in await self._states()}
         except ServiceError:  # none is left
             there = set()
         return sorted(self._groups.get(group, set()) - there)
 
-    async def leave(self, group: str) -> None:
-        """Every replica leaves the process group; one that is in the middle of an update through it is replaced."""
+    async def leave_group(self, group: str) -> None:
+        """Every replica leaves the process group. A replica in the middle of an update through it is replaced."""
         self._groups.pop(group, None)
         await self._ask("leave", group)
+
+    def _check_members(self, group: str, there: set[str]) -> None:
+        """Raise `WeightError` unless these replicas are the members of the group."""
+        members = self._groups.get(group, set())
+        if members != there:
+            raise WeightError(
+                f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
+                f"{len(there)} started later, and {len(members - there)} of the group are gone.",
+                "Close the group and make another with client.weight_group().",
+            )
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def _check_has_replicas(self) -> None:
+        if self._application is None:
+            raise WeightError(
+                f"The policy at {self._policy.url} is served by others.", "Change its weights where it is served."
+            )
+
+    @functools.cached_property
+    def _handle(self) -> Any:
+        self._check_has_replicas()
+        return serve.get_deployment_handle(DEPLOYMENT, self._application)
+
+    async def _states(self) -> list[ReplicaState]:
+        return _all(await self._ask("state"))
 
     async def _ask(self, method: str, *arguments: Any) -> list[Any]:
         """Each replica's answer, or what it raised."""
@@ -234,9 +337,14 @@ class Fleet:
 
 
 def _all(answers: list[Any]) -> list[Any]:
-    """The answers of the replicas that live, or an error among them, one of the service's own if there is one."""
+    """The answers of the replicas that live.
+
+    Raises:
+        RolloutError: the first one among the answers.
+        ServiceError: another error is among them, or no replica lives.
+    """
     living = [answer for answer in answers if not isinstance(answer, RayActorError)]
-    answers = living or answers  # what is lost is being replaced, and starts with what the others have
+    answers = living or answers  # a lost replica is being replaced, and its successor starts with what the others have
     errors = [_cause(answer) for answer in answers if isinstance(answer, BaseException)]
     if errors:
         raise next((error for error in errors if isinstance(error, RolloutError)), None) or ServiceError(
@@ -252,4 +360,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def _text(error: BaseException) -> str:
     cause = _cause(error)
-    return f"{type(cause).__name__}: {(redact(str(cause)).strip() or '-').splitlines()[-1]}"
+    return f"{type(cause).__name__}: {last_cause(str(cause)) or '-'}"
+
+
+def _since(started: float) -> float:
+    return time.monotonic() - started

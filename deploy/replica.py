@@ -26,7 +26,7 @@ from deploy.engines import factory
 from deploy.engines.base import Engine
 from deploy.turn_gate import TurnGate
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import coordinator_name
+from rollout_service.cluster import fleet_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet, mark_if_final
@@ -369,7 +369,7 @@ def _start_engine(config: RolloutConfig) -> Engine:
     secrets.know(config)
     names = config.policy.env_vars_from
     if names:
-        secrets.receive(_ask_coordinator(config, "of_replicas") or {})
+        secrets.receive(_ask_fleet(config, "replica_variables") or {})
     for name in names:
         if name not in os.environ:
             raise ConfigError(
@@ -382,15 +382,15 @@ def _start_engine(config: RolloutConfig) -> Engine:
 
 
 def _desired_state(config: RolloutConfig) -> DesiredState:
-    desired: DesiredState | None = _ask_coordinator(config, "desired_state")
+    desired: DesiredState | None = _ask_fleet(config, "desired_state")
     return desired or DesiredState()
 
 
-def _ask_coordinator(config: RolloutConfig, method: str) -> Any:
-    """What the coordinator answers; None when there is no coordinator."""
+def _ask_fleet(config: RolloutConfig, method: str) -> Any:
+    """What the service's fleet answers; None when there is no fleet."""
     service = config.service
     try:
-        coordinator = ray.get_actor(coordinator_name(service.name), namespace=service.namespace)
-        return ray.get(getattr(coordinator, method).remote(), timeout=60)
+        fleet = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
+        return ray.get(getattr(fleet, method).remote(), timeout=60)
     except (ValueError, ray.exceptions.RayError):
         return None

@@ -18,10 +18,13 @@ from ray.serve.exceptions import RayServeException
 
 import rollout_service.config.secrets as secrets
 from actors.coordinator import Coordinator
+from actors.fleet import Fleet
 from deploy import policy
-from rollout_service.cluster import application_name, call, coordinator_name
+from rollout_service.cluster import application_name, call, coordinator_name, fleet_name
+from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError, last_cause
+from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replica_size import gpus
 from rollout_service.redaction import safe_cause
 
@@ -31,42 +34,53 @@ _DELETE_SECONDS = 5.0
 """For replicas to end by themselves."""
 
 
-def start(config: RolloutConfig) -> Any:
-    """Start coordinator, policy replicas and environment actors; they run until `stop`; the actors also end with
+def start(config: RolloutConfig) -> Service:
+    """Start coordinator, fleet, policy replicas and environment actors. They run until `stop`; the actors also end with
     this process.
 
     Returns:
-        The coordinator's actor handle, ready for collections.
+        The service, ready for collections.
 
     Raises:
         RolloutError: the configuration cannot be used, or something did not come up.
     """
-    service = config.service
     application = application_name(config)
+    service = _create_actors(config, application)
+    coordinator, fleet = service.coordinator, service.fleet
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        coordinator = (
-            ray.remote(Coordinator)
-            .options(name=coordinator_name(service.name), namespace=service.namespace, num_cpus=0, max_concurrency=1000)
-            .remote(config, application)
+        received = fleet.receive.remote(secrets.of_replicas(config))
+        call(coordinator.receive.remote(secrets.of_episodes(config), fleet))
+        call(coordinator.check.remote())
+        actors_started = coordinator.start.remote()
+        call(received, "fleet")
+        if application is not None:
+            _deploy(config, application)
+            call(fleet.adopt_replicas.remote(), "fleet")
+        call(actors_started)
+    except BaseException:
+        stop(config, service)
+        raise
+    return service
+
+
+def _create_actors(config: RolloutConfig, application: str | None) -> Service:
+    """Create coordinator and fleet; their processes start at the same time."""
+    service = config.service
+    options = {"namespace": service.namespace, "num_cpus": 0, "max_concurrency": 1000}
+    try:
+        coordinator: CoordinatorHandle = (
+            ray.remote(Coordinator).options(name=coordinator_name(service.name), **options).remote(config, application)
         )
-    except ValueError as error:  # Ray's word for a name that is taken
+        fleet: FleetHandle = (
+            ray.remote(Fleet).options(name=fleet_name(service.name), **options).remote(config, application, coordinator)
+        )
+    except ValueError as error:  # what Ray raises for a name that is taken
         raise ServiceError(
             f"A service named {service.name!r} runs on this cluster already.",
             'Attach to it with RolloutClient("auto"), or choose another service.name.',
         ) from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        call(coordinator.receive.remote(secrets.of_episodes(config), secrets.of_replicas(config)))
-        call(coordinator.check.remote())
-        actors_started = coordinator.start.remote()
-        if application is not None:
-            _deploy(config, application)
-            call(coordinator.adopt_replicas.remote())
-        call(actors_started)
-    except BaseException:
-        stop(config, coordinator)
-        raise
-    return coordinator
+    return Service(coordinator, fleet)
 
 
 def _deploy(config: RolloutConfig, application: str) -> None:
@@ -147,11 +161,12 @@ def _see_that_it_runs(application: str) -> None:
         )
 
 
-def stop(config: RolloutConfig, coordinator: Any) -> None:
+def stop(config: RolloutConfig, service: Service) -> None:
     """Stop what `start` started, as far as it came, on a cluster that goes on."""
     with contextlib.suppress(RayError, ServiceError):
-        call(coordinator.stop.remote())
-    ray.kill(coordinator)
+        call(service.coordinator.stop.remote())
+    for actor in (service.coordinator, service.fleet):
+        ray.kill(actor)
     application = application_name(config)
     if application is not None and config.policy.application is None:
         with contextlib.suppress(RayServeException, RayError):

@@ -21,6 +21,7 @@ import rollout_service.config.secrets as secrets
 import rollout_service.embedded as embedded
 import rollout_service.twins as twins
 from rollout_service.cluster import answer, call
+from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.request import SELECTION, CollectionRequest
 from rollout_service.collecting.stream import GroupStream
@@ -72,7 +73,8 @@ class RolloutClient:
         try:
             if self._disconnects:
                 cluster.connect(address, self._settings.service.namespace)
-            self._coordinator = (None if address is None else self._attach()) or self._start(may_start)
+            self._service = (None if address is None else self._attach()) or self._start(may_start)
+            self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.check_settings(self._settings, self.config)
         except BaseException:
@@ -98,19 +100,25 @@ class RolloutClient:
             made.add_done_callback(_abandon)
             raise
 
-    def _attach(self) -> Any:
+    def _attach(self) -> Service | None:
         service = self._settings.service
-        return cluster.find(cluster.coordinator_name(service.name), service.namespace)
+        coordinator = cluster.find(cluster.coordinator_name(service.name), service.namespace)
+        if coordinator is None:
+            return None
+        fleet = cluster.find(cluster.fleet_name(service.name), service.namespace)
+        if fleet is None:
+            raise cluster.gone("fleet")
+        return Service(coordinator, fleet)
 
-    def _start(self, may_start: bool) -> Any:
+    def _start(self, may_start: bool) -> Service:
         if not may_start:
             raise ServiceError(
                 f"No service named {self._settings.service.name!r} runs on this cluster.",
                 "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
             )
-        coordinator = embedded.start(self._settings)
+        service = embedded.start(self._settings)
         self._owner = True
-        return coordinator
+        return service
 
     # Collections -----------------------------------------------------------------------------------------------------
 
@@ -220,9 +228,9 @@ class RolloutClient:
         version = self.weight_version() + 1 if version is None else version
         update = requested_update(weights, version, mode, group, cluster.put)
         if group is None or isinstance(weights, (str, os.PathLike)):
-            return call(self._coordinator.update_weights.remote(update))
+            return call(self._fleet.update_weights.remote(update), "fleet")
         group.check_open()
-        call(self._coordinator.check_update.remote(update))  # a refusal must come before anything is sent
+        call(self._fleet.check_update.remote(update), "fleet")  # a refusal must come before anything is sent
         return group.update(weights.values(), update)
 
     aupdate_weights = twins.in_thread(update_weights)
@@ -253,18 +261,18 @@ class RolloutClient:
             raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
         arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
         arguments.number("timeout_seconds", timeout_seconds, 1e-3, _MOST_SECONDS, WeightError)
-        terms = call(self._coordinator.group_terms.remote())
-        return WeightGroup.meet(address or cluster.own_address(), backend, terms, self._coordinator, timeout_seconds)
+        terms = call(self._fleet.group_terms.remote(), "fleet")
+        return WeightGroup.meet(address or cluster.own_address(), backend, terms, self._fleet, timeout_seconds)
 
     async def aweight_version(self) -> int:
         """Version of the weights that the service was given last."""
-        return await answer(self._coordinator.weight_version.remote())
+        return await answer(self._fleet.weight_version.remote(), "fleet")
 
     weight_version = twins.blocking(aweight_version)
 
     async def areplicas(self) -> list[ReplicaState]:
         """What each policy replica says of itself: version, running turns, whether it is paused."""
-        return await answer(self._coordinator.replicas.remote())
+        return await answer(self._fleet.replicas.remote(), "fleet")
 
     replicas = twins.blocking(areplicas)
 
@@ -280,13 +288,13 @@ class RolloutClient:
             WeightError: another mode.
         """
         check_mode(mode)
-        await answer(self._coordinator.pause.remote(mode))
+        await answer(self._fleet.pause.remote(mode), "fleet")
 
     pause = twins.blocking(apause)
 
     async def aresume(self) -> None:
         """Go on sampling after `pause`."""
-        await answer(self._coordinator.resume.remote())
+        await answer(self._fleet.resume.remote(), "fleet")
 
     resume = twins.blocking(aresume)
 
@@ -300,7 +308,7 @@ class RolloutClient:
             return
         try:
             if owner and not self._embedded:  # an embedded Ray takes everything with it
-                embedded.stop(self._settings, self._coordinator)
+                embedded.stop(self._settings, self._service)
         finally:
             if disconnects:
                 cluster.disconnect()

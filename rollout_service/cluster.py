@@ -169,7 +169,12 @@ def translated(error: RayError, actor: Actor) -> BaseException:
         if shows_secret(error):
             return ServiceError(f"The service failed: {last_cause(str(error))}", "See the cluster's logs.")
         return error
-    return ServiceError(*_GONE[actor]) if isinstance(error, RayActorError) else error
+    return gone(actor) if isinstance(error, RayActorError) else error
+
+
+def gone(actor: Actor) -> ServiceError:
+    """What a caller of an actor that died should see."""
+    return ServiceError(*_GONE[actor])
 
 
 # Connecting ----------------------------------------------------------------------------------------------------------

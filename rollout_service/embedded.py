@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
 
 import rollout_service.cluster as cluster
+from rollout_service.collecting.coordinator import Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
 
@@ -23,8 +23,8 @@ _HOME = Path(__file__).resolve().parents[1]
 """The folder that holds all three packages."""
 
 
-def start(config: RolloutConfig) -> Any:
-    """Start coordinator, policy replicas and environment actors; see `deploy.service.start`.
+def start(config: RolloutConfig) -> Service:
+    """Start coordinator, fleet, policy replicas and environment actors; see `deploy.service.start`.
 
     Raises:
         RolloutError: the configuration cannot be used, another module hides one of our packages, or something did not
@@ -36,11 +36,11 @@ def start(config: RolloutConfig) -> Any:
     return service.start(config)
 
 
-def stop(config: RolloutConfig, coordinator: Any) -> None:
+def stop(config: RolloutConfig, started: Service) -> None:
     """Stop what `start` started."""
     from deploy import service
 
-    service.stop(config, coordinator)
+    service.stop(config, started)
 
 
 def check_packages() -> None:

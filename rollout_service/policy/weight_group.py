@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 from rollout_service.cluster import call
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy import process_group
+from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, WeightUpdate
 
@@ -40,12 +41,12 @@ _AHEAD = 2
 class WeightGroup:
     """Made by `RolloutClient.weight_group`; give it to `update_weights`."""
 
-    def __init__(self, rendezvous: Rendezvous, group: Any, coordinator: Any) -> None:
+    def __init__(self, rendezvous: Rendezvous, group: Any, fleet: FleetHandle) -> None:
         self.name = rendezvous.name
         self._rendezvous = rendezvous
         self._group: Any = group
         """None once it is left."""
-        self._coordinator = coordinator
+        self._fleet = fleet
 
     @classmethod
     def meet(
@@ -53,7 +54,7 @@ class WeightGroup:
         address: str,
         backend: Literal["nccl", "gloo"],
         terms: GroupTerms,
-        coordinator: Any,
+        fleet: FleetHandle,
         timeout_seconds: float,
     ) -> Self:
         """Meet the replicas at this machine's `address`; blocks until all are there, at most `timeout_seconds`.
@@ -65,15 +66,15 @@ class WeightGroup:
             process_group.match_nccl(terms.nccl_cumem)
         name = f"weights-{uuid.uuid4().hex[:8]}"
         rendezvous = Rendezvous(name, address, _free_port(), backend, terms.world_size, timeout_seconds)
-        answer = coordinator.join_group.remote(rendezvous)
-        watch = _Watch(rendezvous, coordinator, answer)
+        answer = fleet.join_group.remote(rendezvous)
+        watch = _Watch(rendezvous, fleet, answer)
         try:
             group = watch.until(_in_thread(process_group.join, rendezvous, 0))
             watch.answered()
         except BaseException:
-            coordinator.leave_group.remote(name)
+            fleet.leave_group.remote(name)
             raise
-        return cls(rendezvous, group, coordinator)
+        return cls(rendezvous, group, fleet)
 
     def update(self, tensors: Iterable[Any], update: WeightUpdate) -> UpdateReport:
         """Have the replicas load the tensors that `update` describes, sending each to all of them.
@@ -83,8 +84,8 @@ class WeightGroup:
             RolloutError: the replicas' own.
         """
         self.check_open()
-        answer = self._coordinator.update_weights.remote(update)
-        watch = _Watch(self._rendezvous, self._coordinator, answer)
+        answer = self._fleet.update_weights.remote(update)
+        watch = _Watch(self._rendezvous, self._fleet, answer)
         try:
             for sent in self._sent(tensors):
                 watch.until(sent)
@@ -132,7 +133,7 @@ class WeightGroup:
         import ray
 
         group, self._group = self._group, None
-        leaving = self._coordinator.leave_group.remote(self.name)
+        leaving = self._fleet.leave_group.remote(self.name)
         wait([_in_thread(process_group.abort, group)], _POLL_SECONDS)
         with contextlib.suppress(Exception):
             ray.wait([leaving, answer], num_returns=2, timeout=_LEAVE_SECONDS)
@@ -145,7 +146,7 @@ class WeightGroup:
         if group is None:
             return
         with contextlib.suppress(Exception):
-            ray.wait([self._coordinator.leave_group.remote(self.name)], timeout=_LEAVE_SECONDS)
+            ray.wait([self._fleet.leave_group.remote(self.name)], timeout=_LEAVE_SECONDS)
         wait([_in_thread(process_group.leave, group)], _LEAVE_SECONDS)
 
     def __enter__(self) -> Self:
@@ -158,13 +159,13 @@ class WeightGroup:
 class _Watch:
     """Waits for what this end does in a group, and looks meanwhile whether it can still come to an end."""
 
-    def __init__(self, rendezvous: Rendezvous, coordinator: Any, answer: Any) -> None:
+    def __init__(self, rendezvous: Rendezvous, fleet: FleetHandle, answer: Any) -> None:
         """
         Args:
             answer: reference of what the replicas' side will say.
         """
         self._rendezvous = rendezvous
-        self._coordinator = coordinator
+        self._fleet = fleet
         self._answer = answer
         self._asked: Any = None
         """Reference of an answer about replicas that are gone."""
@@ -202,7 +203,7 @@ class _Watch:
         if not ray.wait([self._answer], timeout=self._rendezvous.timeout_seconds)[0]:
             raise self._late()
         try:
-            return call(self._answer)
+            return call(self._answer, "fleet")
         except ServiceError:
             self._blame_the_dead()
             raise
@@ -225,11 +226,11 @@ class _Watch:
         import ray
 
         if self._asked is None:
-            self._asked = self._coordinator.absent.remote(self._rendezvous.name)
+            self._asked = self._fleet.absent.remote(self._rendezvous.name)
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         asked, self._asked = self._asked, None
-        gone = call(asked)
+        gone = call(asked, "fleet")
         if gone:
             raise self._broken(f"{', '.join(gone)} died")
 

@@ -67,7 +67,7 @@ class Replicas:
 
 
 def fleet(replicas: Replicas) -> Fleet:
-    made = Fleet(settings().policy, "application")
+    made = Fleet(settings(), "application")
     made.__dict__["_handle"] = replicas
     return made
 
@@ -76,7 +76,7 @@ async def test_weights_are_offered_to_new_replicas_once_every_old_one_has_said_t
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
     replicas.gate.clear()
-    updating = asyncio.ensure_future(ours.update(UPDATE))
+    updating = asyncio.ensure_future(ours.update_weights(UPDATE))
     await asyncio.sleep(0)
     assert replicas.asked == [("check_update", UPDATE)]
     assert ours.desired.update is None
@@ -91,10 +91,10 @@ async def test_weights_that_no_replica_takes_are_offered_to_none(method):
     ours = fleet(replicas)
     replicas.said[method] = WeightError("not this model's.")
     with pytest.raises(WeightError, match="not this model's"):
-        await ours.update(UPDATE)
+        await ours.update_weights(UPDATE)
     assert (ours.desired.update, ours.version) == (None, 0)
     replicas.said.clear()
-    assert (await ours.update(UPDATE)).version == 1
+    assert (await ours.update_weights(UPDATE)).version == 1
 
 
 async def test_what_a_replica_said_when_it_failed_shows_no_secret():
@@ -103,7 +103,7 @@ async def test_what_a_replica_said_when_it_failed_shows_no_secret():
         "a": ReplicaState("a", 1, paused=False, running=0, pauses=0),
         "b": ValueError("http://bob:pass@host said\nAuthorization: Bearer correct-horse"),
     }
-    report = await fleet(replicas).update(UPDATE)
+    report = await fleet(replicas).update_weights(UPDATE)
     assert report.lost == ["ValueError: Authorization: [redacted]"]
 
 
@@ -116,10 +116,10 @@ async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weigh
 
     ours = fleet(Unreachable(["a", "b"]))
     with pytest.raises(ServiceError, match="the controller is gone"):
-        await ours.update(UPDATE)
+        await ours.update_weights(UPDATE)
     assert (ours.desired.update, ours.version) == (UPDATE, 1)
     with pytest.raises(WeightError, match="version 1 is not newer than 1"):
-        await ours.update(WeightUpdate(Checkpoint("other"), 1, "drain"))
+        await ours.update_weights(WeightUpdate(Checkpoint("other"), 1, "drain"))
 
 
 def part(*names: str) -> StoredTensors:
@@ -129,7 +129,7 @@ def part(*names: str) -> StoredTensors:
 async def given(ours: Fleet, replicas: Replicas, version: int, source: WeightSource, *names: str) -> None:
     """Update to these parameters, to all if none is named."""
     replicas.covered = frozenset(names) if names else None
-    await ours.update(WeightUpdate(source, version, "drain"))
+    await ours.update_weights(WeightUpdate(source, version, "drain"))
     replicas.versions = dict.fromkeys(replicas.names, version)
 
 
@@ -161,7 +161,7 @@ async def test_a_part_goes_only_over_the_weights_that_it_was_made_from():
 async def test_a_part_after_a_broadcast_is_offered_to_no_replica_that_has_not_had_that():
     replicas = Replicas(["a"])
     ours = fleet(replicas)
-    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 2))
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 2))
     await given(ours, replicas, 1, part("p", "q"))
     await given(ours, replicas, 2, BroadcastTensors("group", ()), "p")
     await given(ours, replicas, 3, part("q"), "q")
@@ -173,7 +173,7 @@ async def test_a_part_after_a_broadcast_is_offered_to_no_replica_that_has_not_ha
 async def test_a_broadcast_of_a_part_is_refused_while_a_replica_of_the_group_has_older_weights():
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
-    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
     await given(ours, replicas, 1, part("p"), "p")
     replicas.versions["b"] = 0
     with pytest.raises(WeightError, match=r"Replica b has weights of version 0, not 1.*Send all parameters"):
@@ -186,7 +186,7 @@ async def test_over_weights_that_others_gave_no_part_is_offered_to_new_replicas(
     replicas = Replicas(["a"])
     ours = fleet(replicas)
     replicas.versions["a"] = 5
-    await ours.adopt()
+    await ours.adopt_replicas()
     await given(ours, replicas, 6, part("p"), "p")
     assert ours.desired.update is None
     await given(ours, replicas, 7, Checkpoint("/whole"))
@@ -199,12 +199,12 @@ async def test_over_weights_that_others_gave_no_part_is_offered_to_new_replicas(
 async def test_a_process_group_is_that_of_the_replicas_that_run(now, message):
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
-    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
     update = WeightUpdate(BroadcastTensors("group", ()), 1, "drain")
-    await ours.check(update)
+    await ours.check_update(update)
     replicas.names = now
     with pytest.raises(WeightError, match=message):
-        await ours.update(update)
+        await ours.update_weights(update)
 
 
 async def test_a_group_that_one_replica_could_not_join_is_left_by_all():
@@ -212,7 +212,7 @@ async def test_a_group_that_one_replica_could_not_join_is_left_by_all():
     ours = fleet(replicas)
     replicas.said["join"] = WeightError("it cannot reach 10.0.0.1.")
     with pytest.raises(WeightError, match="cannot reach"):
-        await ours.join(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
+        await ours.join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
     assert replicas.asked[-1] == ("leave", "group")
 
 
@@ -221,14 +221,14 @@ async def test_a_replica_that_dies_while_a_group_is_made_is_named_and_the_group_
     ours = fleet(replicas)
     replicas.without["join"] = ["b"]
     with pytest.raises(WeightError, match="b died meanwhile"):
-        await ours.join(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
+        await ours.join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
     assert replicas.asked[-1] == ("leave", "group")
 
 
 async def test_replicas_of_a_group_that_are_gone_are_named():
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
-    await ours.join(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
     assert await ours.absent("group") == []
     replicas.names = ["a", "c"]
     assert await ours.absent("group") == ["b"]
@@ -249,7 +249,7 @@ async def test_replicas_whose_nccl_is_not_set_up_alike_make_no_group():
 async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already_have_had():
     replicas = Replicas(["a"])
     ours = fleet(replicas)
-    await ours.adopt()
+    await ours.adopt_replicas()
     await ours.pause("in_place")
     await ours.resume()
     assert replicas.asked[1:] == [("pause", "in_place", 5), ("resume", 6)]
@@ -259,7 +259,7 @@ async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already
 async def test_replicas_of_another_model_are_not_taken_over_under_the_name_of_this_one():
     replicas = Replicas(["a", "b"])
     replicas.serves = {"a": "scripted", "b": "scripted"}
-    await fleet(replicas).adopt()
+    await fleet(replicas).adopt_replicas()
     replicas.serves["b"] = "/models/other"
     with pytest.raises(ServiceError, match=r"the replicas of 'application' serve /models/other, not scripted"):
-        await fleet(replicas).adopt()
+        await fleet(replicas).adopt_replicas()

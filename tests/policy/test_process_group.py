@@ -59,7 +59,7 @@ def test_a_trainer_whose_nccl_would_die_with_the_replicas_is_refused_before_they
 ):
     environment(own, up)
     with pytest.raises(WeightError, match=message):
-        WeightGroup.meet("127.0.0.1", "nccl", GroupTerms(2, replicas), coordinator=None, timeout_seconds=1.0)
+        WeightGroup.meet("127.0.0.1", "nccl", GroupTerms(2, replicas), fleet=None, timeout_seconds=1.0)
 
 
 def test_groups_of_other_backends_do_not_bring_nccl_up(tmp_path):

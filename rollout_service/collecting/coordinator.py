@@ -1,0 +1,37 @@
+"""CoordinatorHandle: the coordinator of a service as others call it. The actor itself is
+`actors.coordinator.Coordinator`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollout_service.cluster import RemoteMethod
+from rollout_service.collecting.group import Group
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.policy.fleet import FleetHandle
+
+
+class CoordinatorHandle(Protocol):
+    """Handle of the coordinator actor. Each method is described there."""
+
+    receive: RemoteMethod[[dict[str, str], FleetHandle], None]
+    check: RemoteMethod[[], None]
+    start: RemoteMethod[[], None]
+    configuration: RemoteMethod[[], RolloutConfig]
+    submit: RemoteMethod[[CollectionRequest], tuple[str, int]]
+    next_group: RemoteMethod[[str], Group | None]
+    cancel: RemoteMethod[[str], None]
+    cancel_submitted: RemoteMethod[[tuple[str, int]], None]
+    policy_changed: RemoteMethod[[int, bool], None]
+    status: RemoteMethod[[], dict[str, Any]]
+    stop: RemoteMethod[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The actors of a service that clients call."""
+
+    coordinator: CoordinatorHandle
+    fleet: FleetHandle
