@@ -45,7 +45,7 @@ class Coordinator:
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
         """
-        logs.configure()
+        logs.configure(config.service.log_level)
         secrets.know(config)
         self._config = config
         self._application = application
@@ -130,6 +130,12 @@ class Coordinator:
         self._collections[collection.collection_id] = running
         collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection)
+        _log.info(
+            "Collection %s begun: %d episodes in groups of %d.",
+            collection.collection_id,
+            len(running.requests),
+            collection.group_size,
+        )
         self._pool.fill_up()
         self._pump()
         return collection.collection_id, len(running.requests)
@@ -151,17 +157,19 @@ class Coordinator:
             if handout is not None:
                 return running.group(handout, self._version)
             if running.error is not None:
+                _log.warning("Collection %s failed %s: %s", collection_id, running.account, running.error)
                 self._forget(collection_id)
                 raise running.error
             if running.collection.exhausted:
+                _log.info("Collection %s ended %s.", collection_id, running.account)
                 self._forget(collection_id)
                 return None
             running.changed.clear()
             await running.changed.wait()
 
     async def cancel(self, collection_id: str) -> None:
-        """Forget the collection: start nothing more of it, drop what finished, end what runs. Returns when that ended,
-        so that nothing of it reaches the policy any more."""
+        """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the
+        running ones have ended, so that none of them calls the policy any more."""
         running = self._drop(collection_id)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
@@ -170,12 +178,13 @@ class Coordinator:
                     await running.changed.wait()
 
     async def cancel_submitted(self, submission: tuple[str, int]) -> None:
-        """`cancel`, of what `submit` answered: for who has not waited for that."""
+        """Cancel with submit()'s result, for clients that never awaited it."""
         await self.cancel(submission[0])
 
     def _drop(self, collection_id: str) -> RunningCollection | None:
         running = self._collections.get(collection_id)
         if running is not None:
+            _log.info("Collection %s was cancelled %s.", collection_id, running.account)
             self._end(running, ServiceError("The collection was cancelled.", "Ask for it again."))
             self._forget(collection_id)
         return running
@@ -183,9 +192,9 @@ class Coordinator:
     async def status(self) -> dict[str, Any]:
         """Counts of what the service holds and does.
 
-        A mean is over the `scored` episodes alone, which may be few of those that are done. `last_faults` has a text
-        for each kind of fault; what each collection waits for is in `running`, `places`, `to_be_tried_again` and
-        `held_back`, and in words in `waits_for`.
+        A mean is over the `scored` episodes only, which may be few of those that are done. `last_faults` has a text for
+        each kind of fault. What a collection waits for is in `running`, `places`, `to_be_tried_again` and `held_back`,
+        and in words in `waits_for`.
         """
         places = await self._places()
         status: dict[str, Any] = {
@@ -241,13 +250,16 @@ class Coordinator:
     # Carrying out ----------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Start every episode that can start."""
+        """Start every episode that can start, and say why others cannot."""
         while (assignment := self._scheduler.next()) is not None:
             running = self._collections[assignment.collection_id]
             self._tasks.start(self._run(assignment, running), "running an episode")
+        for name, running in self._collections.items():
+            if (reason := running.held_back) is not None:
+                _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(f"held back: {reason}"))
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
-        """Run one attempt of an episode, and see what comes of it."""
+        """Run one attempt of an episode and record its result."""
         request = running.request_of(assignment, self._version)
         running.active += 1
         try:
@@ -256,14 +268,7 @@ class Coordinator:
             running.active -= 1
             running.changed.set()
         if summary.fault is not None:
-            self._faults[str(summary.fault.kind)] += 1
-            self._last_faults[str(summary.fault.kind)] = f"{summary.fault.error}: {summary.fault.message}"
-            if summary.fault.retryable and assignment.attempt < running.collection.max_attempts:
-                running.pausing += 1
-                try:
-                    await asyncio.sleep(seconds_before_retry(assignment.attempt))
-                finally:
-                    running.pausing -= 1
+            await self._note_fault(running, summary.fault, request)
         self._prompt_tokens += summary.prompt_tokens
         self._cached_tokens += summary.cached_tokens
         await self._observe(summary)
@@ -275,23 +280,48 @@ class Coordinator:
             running.keep(assignment.episode, (summary, trajectory))
         self._pump()
 
+    async def _note_fault(self, running: RunningCollection, fault: Fault, request: EpisodeRequest) -> None:
+        """Count and log the fault. If the episode is tried again, return when it is time for that."""
+        kind, attempts = str(fault.kind), running.collection.max_attempts
+        self._faults[kind] += 1
+        self._last_faults[kind] = f"{fault.error}: {fault.message}"
+        if running.error is not None:  # the collection ended, and so do its episodes
+            return
+        logs.log_fault(_log, request.trajectory_id, fault, request.attempt)
+        if not fault.retryable or request.attempt >= attempts:
+            return
+        _log.info(
+            "Episode %s is tried again (attempt %d of %d): %s: %s",
+            request.trajectory_id,
+            request.attempt + 1,
+            attempts,
+            kind,
+            fault.message,
+            extra=logs.event(f"retry {kind}"),
+        )
+        running.pausing += 1
+        try:
+            await asyncio.sleep(seconds_before_retry(request.attempt))
+        finally:
+            running.pausing -= 1
+
     async def _attempt(self, running: RunningCollection, request: EpisodeRequest, actor: str) -> Result:
         if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
-            return lost(request, _service_fault(running.error, retryable=False))
+            return lost(request, Fault.of(FaultKind.SERVICE, running.error, retryable=False))
         try:
             summary, trajectory = self._pool.run_episode(actor, request)
             return await summary, trajectory
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, RolloutError):
-                self._end(running, cause)
-            fault = _service_fault(cause or error, retryable=not isinstance(cause, RolloutError))
+            final = isinstance(error.cause, RolloutError)
+            if final:
+                self._end(running, error.cause)
+            fault = Fault.of(FaultKind.SERVICE, error, message=last_cause(str(error)), retryable=not final)
         except (RayActorError, KeyError) as error:
             self._scheduler.remove_actor(actor)
             self._pool.replace(actor, last_cause(str(error)))
-            fault = _service_fault(error, "the environment actor died")
+            fault = Fault.of(FaultKind.SERVICE, error, message="the environment actor died", retryable=True)
         except Exception as error:  # whatever it is: an episode that never ends would hold its slot for ever
-            fault = _service_fault(error)
+            fault = Fault.of(FaultKind.SERVICE, error)
         return lost(request, fault)
 
     async def _observe(self, summary: EpisodeSummary) -> None:
@@ -323,8 +353,3 @@ class Coordinator:
         forgotten = self._collections.pop(collection_id, None)
         if forgotten is not None:
             self._late += forgotten.collection.late
-
-
-def _service_fault(error: BaseException, what: str = "", retryable: bool = True) -> Fault:
-    said = what or last_cause(str(error)) or repr(error)
-    return Fault(FaultKind.SERVICE, type(error).__name__, said, retryable)

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 import rollout_service.config.secrets as secrets
-from rollout_service import logs
+import rollout_service.logs as logs
 from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError, last_cause
@@ -46,7 +46,7 @@ class Fleet:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
             coordinator: the actor that is told of new versions and pauses.
         """
-        logs.configure()
+        logs.configure(config.service.log_level)
         secrets.know(config)
         self._policy = config.policy
         self._application = application

@@ -22,6 +22,11 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Trajectory
 
+_HELD_BACK = {
+    "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
+    "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
+}
+
 Result = tuple[EpisodeSummary, Reference[Trajectory]]
 """An episode's summary, and the reference of its trajectory in the object store."""
 
@@ -83,6 +88,22 @@ class RunningCollection:
             f"{version}, in every attempt: max_staleness is {self.collection.staleness.maximum}"
         )
         return lost(self.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+
+    @property
+    def held_back(self) -> str | None:
+        """Why no waiting episode starts now; None: none waits."""
+        if not self.collection.waiting or self.error is not None:
+            return None
+        return _HELD_BACK.get(self.collection.held_back or "", "no slot is free")
+
+    @property
+    def account(self) -> str:
+        """How far it came, for log lines."""
+        it, seconds = self.collection, time.monotonic() - self._since
+        return (
+            f"after {seconds:.0f} s: {it.done} of {len(self.requests)} episodes done, {it.failed} failed, "
+            f"{it.retries} retries"
+        )
 
     def progress(self, places: list[tuple[float, str]]) -> dict[str, Any]:
         """What `Coordinator.status` says of the collection.

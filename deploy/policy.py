@@ -21,7 +21,7 @@ _NO_LIMIT = 100_000
 """On a replica's calls."""
 
 _DRAIN_MARGIN_SECONDS = 30.0
-"""That a replica which goes has beyond the longest turn."""
+"""Extra shutdown grace on top of policy.timeout_seconds."""
 
 
 def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
@@ -34,13 +34,25 @@ def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: bad settings, or an engine that is not served here.
     """
-    if isinstance(config, dict):
-        config = _from_arguments(config)
+    return _bound(_from_arguments(config) if isinstance(config, dict) else config, has_fleet=False)
+
+
+def service_app(config: RolloutConfig) -> serve.Application:
+    """The Serve application of a service. Its replicas start only while the service's fleet can tell them which weights
+    to serve.
+
+    Raises:
+        ConfigError: as `app`.
+    """
+    return _bound(config, has_fleet=True)
+
+
+def _bound(config: RolloutConfig, *, has_fleet: bool) -> serve.Application:
     if config.policy.engine == "http":
         raise ConfigError("policy.engine is http: its endpoint serves the policy.", "Choose an engine to serve one.")
     # Serve stores what a replica is given, and the addresses of the other models may hold a password.
     own = config.model_copy(update={"user": User(), "evaluation": Evaluation()})
-    return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own)
+    return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own, has_fleet)
 
 
 def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:

@@ -29,7 +29,15 @@ from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import fleet_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, WeightError, discreet, mark_if_final
+from rollout_service.errors import (
+    ConfigError,
+    EpisodeFault,
+    FaultKind,
+    ServiceError,
+    WeightError,
+    discreet,
+    mark_if_final,
+)
 from rollout_service.policy.base import Generation
 from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState
 from rollout_service.policy.resume import resumed
@@ -65,15 +73,21 @@ _CLOSE_SECONDS = 3.0
 class PolicyReplica:
     """The deployment's class: an engine behind a turnstile."""
 
-    async def __init__(self, config: RolloutConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Start the engine, and bring it to the service's newest weights; paused, if the others are.
+    async def __init__(self, config: RolloutConfig, has_fleet: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Start the engine and load the service's newest weights. The replica is paused if the others are.
+
+        Args:
+            has_fleet: the replica belongs to a service, whose fleet must be there. False: it was started by itself, and
+                follows the fleet of `service.name` if there is one.
 
         Raises:
             RolloutError: settings that cannot be used.
+            ServiceError: the service's fleet is gone, so the replica cannot know which weights to serve.
         """
         logs.configure(config.service.log_level)
         start = time.monotonic()
         self._config = config
+        self._has_fleet = has_fleet
         self._changing = asyncio.Lock()
         self._paused = False
         self._pauses = 0
@@ -285,6 +299,14 @@ class PolicyReplica:
     async def _catch_up(self, starting: bool) -> None:
         """Do what the service has ordered by now, if this replica missed it: it is new, or it failed to."""
         desired = await asyncio.to_thread(_desired_state, self._config)
+        if desired is None:
+            if starting and self._has_fleet:
+                raise ServiceError(
+                    f"The fleet actor of service {self._config.service.name!r} is gone: which weights this replica "
+                    "should serve is not known.",
+                    "Start the service again.",
+                )
+            return
         if desired.pause is None:
             await self.resume(desired.pauses)
         else:
@@ -381,9 +403,8 @@ def _start_engine(config: RolloutConfig) -> Engine:
         return factory.make(config)
 
 
-def _desired_state(config: RolloutConfig) -> DesiredState:
-    desired: DesiredState | None = _ask_fleet(config, "desired_state")
-    return desired or DesiredState()
+def _desired_state(config: RolloutConfig) -> DesiredState | None:
+    return _ask_fleet(config, "desired_state")
 
 
 def _ask_fleet(config: RolloutConfig, method: str) -> Any:

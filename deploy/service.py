@@ -98,7 +98,7 @@ def _deploy(config: RolloutConfig, application: str) -> None:
         if settings.http_port is not None:
             _see_that_it_listens(settings)
         target = RunTarget(
-            policy.app(config), name=application, route_prefix=None if settings.http_port is None else "/"
+            policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
         )
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:

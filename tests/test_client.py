@@ -253,10 +253,15 @@ def test_an_interrupted_wait_loses_no_group(cluster):
     assert len({t.trajectory_id for t in trajectories}) == 12
 
 
-def test_losing_the_coordinator_keeps_what_came_and_says_so(cluster):
+def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_what_came(cluster):
     client = start("headless", policy__script={"latency": {"mean": 0.5}}, service__slots=2)
     try:
-        coordinator = ray.get_actor("headless-coordinator", namespace="rollout_service")
+        fleet, coordinator = (
+            ray.get_actor(f"headless-{actor}", namespace="rollout_service") for actor in ("fleet", "coordinator")
+        )
+        ray.kill(fleet)
+        with pytest.raises(ServiceError, match="The service's fleet actor is gone: replicas can no longer be updated"):
+            client.pause()
         threading.Thread(target=lambda: (wait_until(lambda: _finished(client) >= 2), ray.kill(coordinator))).start()
         with pytest.raises(IncompleteCollection, match=r"never came: The service's coordinator is gone") as caught:
             client.collect(40, seed=0, progress=False)

@@ -14,7 +14,7 @@ import ray
 from deploy import replica as module
 from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import WeightError, last_cause
+from rollout_service.errors import ServiceError, WeightError, last_cause
 from rollout_service.policy.base import Generation
 from rollout_service.policy.replicas import DesiredState
 from rollout_service.policy.weights import (
@@ -156,6 +156,15 @@ async def test_a_broken_engine_ends_the_replica_and_the_log_says_why(engine, mon
     await asyncio.wait_for(ended.wait(), 5)
     assert "The replica ends itself and is replaced: its engine is broken." in caplog.messages
     assert "RuntimeError: the engine's thread has ended" in caplog.text
+
+
+async def test_a_replica_of_a_service_whose_fleet_is_gone_does_not_start(engine, monkeypatch):
+    monkeypatch.setattr(module, "_desired_state", lambda config: None)
+    replica = PolicyReplica.__new__(PolicyReplica)
+    with pytest.raises(ServiceError, match="The fleet actor of service 'rollout' is gone"):
+        await replica.__init__(settings(), has_fleet=True)
+    await replica.__init__(settings(), has_fleet=False)
+    assert not replica.state().paused, "started by itself, it serves the model as it is"
 
 
 async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeypatch):
