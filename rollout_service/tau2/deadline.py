@@ -71,6 +71,7 @@ class Deadline:
             EpisodeEnd: the episode's time ran out first, or the episode was cancelled.
         """
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        done.set_running_or_notify_cancel()  # it cannot be cancelled
 
         def run() -> None:
             try:
@@ -78,11 +79,23 @@ class Deadline:
             except BaseException as error:
                 done.set_exception(error)
 
-        give_up = time.monotonic() + seconds
         threading.Thread(target=run, name="user-request", daemon=True).start()
-        while True:
-            wait = min(_CANCEL_POLL_SECONDS, self.remaining(), max(0.0, give_up - time.monotonic()))
-            if concurrent.futures.wait([done], wait).done:
-                return done.result()
-            if time.monotonic() >= give_up:
-                raise TimeoutError(f"no answer in {seconds:g} s")
+        return self.result(done, seconds)
+
+    def result(self, future: concurrent.futures.Future[T], seconds: float) -> T:
+        """The future's result. It is cancelled if it does not come in time.
+
+        Raises:
+            TimeoutError: it took longer than `seconds`.
+            EpisodeEnd: the episode's time ran out first, or the episode was cancelled.
+        """
+        give_up = time.monotonic() + seconds
+        try:
+            while True:
+                wait = min(_CANCEL_POLL_SECONDS, self.remaining(), max(0.0, give_up - time.monotonic()))
+                if concurrent.futures.wait([future], wait).done:
+                    return future.result()
+                if time.monotonic() >= give_up:
+                    raise TimeoutError(f"no answer in {seconds:g} s")
+        finally:
+            future.cancel()

@@ -30,9 +30,6 @@ from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.version import __version__
 
-_CANCEL_POLL_SECONDS = 1.0
-"""How late a waiting episode may notice that it was cancelled."""
-
 
 class EpisodeRunner:
     """Runs episodes of one configuration. Shared by all slots of a process; each `run` takes a thread of its own."""
@@ -195,7 +192,7 @@ class _Episode:
 
     def _take_turn(self, new_messages: Sequence[ChatMessage]) -> ParsedTurn:
         """One policy turn, from the orchestrator's thread."""
-        remaining = self._clock.remaining()
+        self._clock.remaining()
         number = len(self._transcript.turns)
         if number >= self._config.limits.max_turns:
             raise EpisodeEnd("max_turns")
@@ -207,7 +204,7 @@ class _Episode:
         start = time.perf_counter()
         try:
             with self._clock.within("the policy"):
-                generation = self._generate(input_ids, sampling, number, remaining)
+                generation = self._generate(input_ids, sampling, number)
         finally:
             seconds = time.perf_counter() - start
             self._timing.policy_seconds += seconds
@@ -234,7 +231,7 @@ class _Episode:
             raise EpisodeEnd(reason)
         return limits[reason] - prompt_length
 
-    def _generate(self, input_ids: Any, sampling: Sampling, number: int, remaining: float) -> Generation:
+    def _generate(self, input_ids: Any, sampling: Sampling, number: int) -> Generation:
         request, config = self._request, self._config
         metadata = {
             "task": request.task,
@@ -248,22 +245,13 @@ class _Episode:
         call: Coroutine[Any, Any, Generation] = self._runner._policy.generate(
             input_ids, sampling, request.trajectory_id, metadata
         )
-        limit = min(remaining, config.policy.timeout_seconds)
-        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(call, limit), self._runner._loop)
+        limit = config.policy.timeout_seconds
         with boundary(FaultKind.POLICY):
             try:
-                while True:
-                    with contextlib.suppress(concurrent.futures.TimeoutError):
-                        return future.result(_CANCEL_POLL_SECONDS)
-                    if future.done():
-                        return future.result()
-                    if self._clock.cancelled.is_set():
-                        future.cancel()
+                return self._clock.result(asyncio.run_coroutine_threadsafe(call, self._runner._loop), limit)
             except concurrent.futures.CancelledError:
                 raise EpisodeEnd("cancelled") from None
             except TimeoutError:
-                if remaining <= config.policy.timeout_seconds:
-                    raise EpisodeEnd("wall_time") from None
                 raise TimeoutError(f"the policy gave no answer in {limit:.0f} s") from None
 
     def _score(
