@@ -87,8 +87,10 @@ class ActorPool:
             await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
         if self._actors:
             return
+        if self.start_error is not None:
+            raise self.start_error
         free = ray.available_resources().get("CPU", 0)
-        raise self.start_error or ServiceError(
+        raise ServiceError(
             f"No environment actor could be started in {_START_SECONDS:.0f} s; the cluster has {free:g} CPUs free.",
             "Free a CPU, or check the node's logs.",
         )
