@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from collections import Counter
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import ray
 
+import rollout_service.collecting.stream as streams
+import rollout_service.logs as logs
 from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
-from rollout_service.collecting import stream as streams
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
 from tests.support import openai_server
@@ -250,7 +252,24 @@ def test_an_interrupted_wait_loses_no_group(cluster):
             return came
 
         trajectories = asyncio.run(impatient())
-    assert len({t.trajectory_id for t in trajectories}) == 12
+        assert len({t.trajectory_id for t in trajectories}) == 12
+
+        interrupted = client.stream(6, seed=1)
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C
+        try:
+            came, interrupts = [], 0
+            while len(came) < 6:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                try:
+                    came.extend(next(interrupted))
+                except KeyboardInterrupt:
+                    interrupts += 1
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert len({t.trajectory_id for t in came}) == 6
+    assert interrupts > 0
 
 
 def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_what_came(cluster):
@@ -453,6 +472,7 @@ def test_a_user_simulator_that_misbehaves_changes_no_reward_and_stalls_no_neighb
 
 def test_a_stream_that_waits_says_for_what(cluster, monkeypatch, caplog):
     monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(logs.rate_limit, "_seconds", 0.0)
     with start("waiting", user__script={"latency": {"mean": 600.0}}, service__slots=2) as client:
         stream = client.stream(4, group_size=2, seed=0)
 

@@ -1,7 +1,7 @@
 """GroupStream: the groups of one collection, as a trainer takes them.
 
-Invariant: a group is given once, whole; an interrupted wait loses none. Who stops taking groups cancels the rest. A
-wait that takes long says what it waits for, in the log.
+Invariant: each group is given once and whole, and an interrupted wait loses none. Closing the stream cancels what is
+left of the collection. A long wait logs what it waits for.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from rollout_service.record.trajectory import Trajectory
 _log = logs.logger(__name__)
 
 _PATIENCE_SECONDS = 60.0
-"""Until a wait says what it waits for; twice as long until it says so again. Streams of one process take turns."""
+"""Seconds of waiting until the log says what for. The time until it says so again doubles."""
 
 _MOST_PATIENCE_SECONDS = 960.0
 
 _STATUS_SECONDS = 10.0
-"""Seconds that the service has to say how it stands."""
-
-
-_said_at = float("-inf")
+"""Timeout of the call that asks the service for its status."""
 
 
 class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
@@ -101,8 +98,14 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             try:
                 return await answer(reference, seconds=self._left())
             except NoAnswerYet:
+                waited = time.monotonic() - self._waiting_since
+                self._patience = waited + min(self._patience, _MOST_PATIENCE_SECONDS)
                 with contextlib.suppress(Exception):  # the wait itself says what is wrong
-                    self._say(await answer(self._coordinator.status.remote(), seconds=_STATUS_SECONDS))
+                    status = await answer(self._coordinator.status.remote(), seconds=_STATUS_SECONDS)
+                    reason = waits_for(status, self.collection_id)
+                    _log.warning(
+                        "Collection %s: no group for %.0f s; waiting for %s.", self.collection_id, waited, reason
+                    )
 
     def _handed_over(self) -> None:
         """The group is the caller's; what comes now is another wait."""
@@ -119,20 +122,6 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     def _left(self) -> float:
         """Seconds until it is time to say what is waited for."""
         return max(0.0, self._waiting_since + self._patience - time.monotonic())
-
-    def _say(self, status: dict[str, Any]) -> None:
-        """Log what is waited for, unless another stream of this process did so a moment ago."""
-        global _said_at
-        now = time.monotonic()
-        self._patience = now - self._waiting_since + min(self._patience, _MOST_PATIENCE_SECONDS)
-        if now - _said_at >= _PATIENCE_SECONDS:
-            _said_at = now
-            _log.warning(
-                "Collection %s: no group for %.0f s; waiting for %s.",
-                self.collection_id,
-                now - self._waiting_since,
-                waits_for(status, self.collection_id),
-            )
 
     def close(self) -> None:
         """Cancel what has not finished yet. Returns at once."""
