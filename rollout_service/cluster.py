@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import rollout_service.twins as twins
 from rollout_service.errors import RolloutError, ServiceError, first_line, last_cause
@@ -119,6 +119,11 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
 def call(reference: Reference[R], actor: Actor = "coordinator") -> R:
     """`answer`, blocking."""
     return twins.run(answer(reference, actor))
+
+
+def as_argument(reference: Reference[R]) -> R:
+    """The reference as an argument of a remote call: Ray makes the call once its value exists, and passes that."""
+    return cast(R, reference)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Self
+from typing import Self
 
 import rollout_service.logs as logs
 import rollout_service.twins as twins
-from rollout_service.cluster import LostObject, NoAnswerYet, answer, connected, fetched
+from rollout_service.cluster import LostObject, NoAnswerYet, Reference, answer, as_argument, connected, fetched
+from rollout_service.collecting.coordinator import CoordinatorHandle
+from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, RolloutError
@@ -33,10 +35,10 @@ _STATUS_SECONDS = 10.0
 class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
-    def __init__(self, coordinator: Any, submission: Any) -> None:
+    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[tuple[str, int]]) -> None:
         self._coordinator = coordinator
         self._submission = submission
-        self._pending: Any = None
+        self._pending: Reference[Group | None] | None = None
         self._finished = False
         self._waiting_since = time.monotonic()
         self._patience = _PATIENCE_SECONDS
@@ -92,7 +94,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         found = await fetched(group.trajectories)
         return [_given(*item) for item in zip(group.requests, found, strict=True)]
 
-    async def _arrived(self, reference: Any) -> Any:
+    async def _arrived(self, reference: Reference[Group | None]) -> Group | None:
         """What the coordinator answers, however long it takes; now and then the log says what it waits for."""
         while True:
             try:
@@ -112,7 +114,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self._pending = None
         self._patience = _PATIENCE_SECONDS
 
-    def _reference(self) -> Any:
+    def _reference(self) -> Reference[Group | None]:
         """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
         if self._pending is None:
             self._pending = self._coordinator.next_group.remote(self.collection_id)
@@ -126,14 +128,14 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     def close(self) -> None:
         """Cancel what has not finished yet. Returns at once."""
         if not self._finished and connected():
-            self._coordinator.cancel_submitted.remote(self._submission)
+            self._coordinator.cancel_submitted.remote(as_argument(self._submission))
         self._finished = True
 
     async def aclose(self) -> None:
         """Cancel what has not finished yet. Returns when nothing of the collection reaches the policy any more."""
         if not self._finished:
             self._finished = True
-            await answer(self._coordinator.cancel_submitted.remote(self._submission))
+            await answer(self._coordinator.cancel_submitted.remote(as_argument(self._submission)))
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be on its way out

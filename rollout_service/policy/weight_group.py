@@ -1,8 +1,8 @@
 """WeightGroup: the trainer's end of a process group that carries weights to the replicas.
 
-Invariant: the trainer is rank 0 and only sends; the replicas receive the same tensors in the same order, for they are
-told names, dtypes and shapes before the first is sent. Nobody waits without an end: a replica that dies, or one that
-never comes, is an error here in time, and then the group is left, by the replicas too.
+Invariant: the trainer is rank 0 and only sends. The replicas receive the same tensors in the same order, because they
+are told names, dtypes and shapes before the first tensor is sent. No wait is endless: a replica that dies or never
+joins is an error here in time, and then both the trainer and the replicas leave the group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, Literal, Self
 
-from rollout_service.cluster import call
+from rollout_service.cluster import Reference, call
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.policy import process_group
 from rollout_service.policy.fleet import FleetHandle
@@ -26,26 +26,26 @@ from rollout_service.policy.replicas import UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, WeightUpdate
 
 _POLL_SECONDS = 0.5
-"""Between two looks at the replicas while something takes long."""
+"""Seconds between two checks of the replicas during a long wait."""
 
 _NOTICE_SECONDS = 5.0
-"""The cluster has so long to notice that a replica has died whose connection broke."""
+"""Seconds that the cluster has to notice that a replica died, after the connection to it broke."""
 
 _LEAVE_SECONDS = 20.0
-"""The replicas have so long to leave a group that broke; those that cannot end themselves meanwhile."""
+"""Seconds that the replicas have to leave a broken group. Those that cannot leave it end themselves."""
 
 _AHEAD = 2
-"""Tensors that are made ready while the one before is being sent."""
+"""Tensors that are prepared while an earlier one is being sent."""
 
 
 class WeightGroup:
-    """Made by `RolloutClient.weight_group`; give it to `update_weights`."""
+    """A process group for weights. `RolloutClient.weight_group` makes it; pass it to `update_weights`."""
 
     def __init__(self, rendezvous: Rendezvous, group: Any, fleet: FleetHandle) -> None:
         self.name = rendezvous.name
         self._rendezvous = rendezvous
         self._group: Any = group
-        """None once it is left."""
+        """None after this process left it."""
         self._fleet = fleet
 
     @classmethod
@@ -57,7 +57,8 @@ class WeightGroup:
         fleet: FleetHandle,
         timeout_seconds: float,
     ) -> Self:
-        """Meet the replicas at this machine's `address`; blocks until all are there, at most `timeout_seconds`.
+        """Form the group with the replicas at this machine's `address`. Blocks until all joined, at most
+        `timeout_seconds`.
 
         Raises:
             WeightError: the replicas could not join, or NCCL could not work with them.
@@ -80,8 +81,8 @@ class WeightGroup:
         """Have the replicas load the tensors that `update` describes, sending each to all of them.
 
         Raises:
-            WeightError: a replica died or does not answer. The group is left then.
-            RolloutError: the replicas' own.
+            WeightError: a replica died or does not answer. The group is closed then.
+            RolloutError: an error of the replicas.
         """
         self.check_open()
         answer = self._fleet.update_weights.remote(update)
@@ -96,13 +97,13 @@ class WeightGroup:
         return report
 
     def check_open(self) -> None:
-        """Raise `WeightError` if it was closed, or broke."""
+        """Raise `WeightError` if the group was closed or is broken."""
         if self._group is None:
-            raise WeightError(f"The process group {self.name} was left.", "Make another: client.weight_group().")
+            raise WeightError(f"The process group {self.name} is closed.", "Make another: client.weight_group().")
 
     def _sent(self, tensors: Iterable[Any]) -> Iterator[Future[None]]:
-        """For each tensor when it will have been sent; in another thread, for NCCL comes back from no wait of its own.
-        The tensors are made in this one, where the trainer's streams and collectives are."""
+        """One future for each tensor, done when it was sent. Another thread sends, because a wait inside NCCL cannot be
+        interrupted. This thread makes the tensors: it has the trainer's CUDA streams and collectives."""
         queue: SimpleQueue[tuple[Future[None], Any] | None] = SimpleQueue()
         threading.Thread(target=_send, args=(self._group, queue), daemon=True).start()
         under_way: deque[Future[None]] = deque()
@@ -118,18 +119,18 @@ class WeightGroup:
             queue.put(None)
 
     def _ready(self, tensor: Any) -> Any:
-        """The tensor where it can be sent from, with its values there."""
+        """The tensor on the device that it is sent from, with its values computed."""
         import torch
 
         nccl = self._rendezvous.backend == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         ready = torch.as_tensor(tensor).detach().to(device).contiguous()
         if nccl:
-            torch.cuda.current_stream(device).synchronize()  # the sending thread has another stream
+            torch.cuda.current_stream(device).synchronize()  # the sending thread uses another stream
         return ready
 
-    def _abandon(self, answer: Any) -> None:
-        """Leave a group in which others may be waiting; returns when they do not any more."""
+    def _abandon(self, answer: Reference[UpdateReport]) -> None:
+        """Leave a broken group, in which replicas may still wait. Returns when they have stopped waiting."""
         import ray
 
         group, self._group = self._group, None
@@ -139,7 +140,7 @@ class WeightGroup:
             ray.wait([leaving, answer], num_returns=2, timeout=_LEAVE_SECONDS)
 
     def close(self) -> None:
-        """Leave the group, here and in the replicas. Twice is once."""
+        """Leave the group, here and in the replicas. Closing it again does nothing."""
         import ray
 
         group, self._group = self._group, None
@@ -157,25 +158,25 @@ class WeightGroup:
 
 
 class _Watch:
-    """Waits for what this end does in a group, and looks meanwhile whether it can still come to an end."""
+    """Waits for this side's work in a group, and checks meanwhile that the replicas can still do theirs."""
 
-    def __init__(self, rendezvous: Rendezvous, fleet: FleetHandle, answer: Any) -> None:
+    def __init__(self, rendezvous: Rendezvous, fleet: FleetHandle, answer: Reference[Any]) -> None:
         """
         Args:
-            answer: reference of what the replicas' side will say.
+            answer: reference of the fleet's answer for the replicas' side.
         """
         self._rendezvous = rendezvous
         self._fleet = fleet
         self._answer = answer
-        self._asked: Any = None
-        """Reference of an answer about replicas that are gone."""
+        self._asked: Reference[list[str]] | None = None
+        """Reference of the fleet's answer to which replicas are gone."""
 
     def until(self, own: Future[Any]) -> Any:
         """The future's result.
 
         Raises:
-            WeightError: a replica is gone, or the time is over.
-            RolloutError: what the replicas said.
+            WeightError: a replica is gone, or the timeout has passed.
+            RolloutError: an error of the replicas.
         """
         deadline = time.monotonic() + self._rendezvous.timeout_seconds
         while not wait([own], _POLL_SECONDS).done:
@@ -192,11 +193,11 @@ class _Watch:
             raise self._broken(first_line(error)) from error
 
     def answered(self) -> Any:
-        """What the replicas' side says, once this end is done.
+        """The fleet's answer for the replicas' side, after this side's work is done.
 
         Raises:
-            WeightError: the time is over.
-            RolloutError: what the replicas said.
+            WeightError: the timeout has passed.
+            RolloutError: an error of the replicas.
         """
         import ray
 
@@ -209,14 +210,14 @@ class _Watch:
             raise
 
     def _check_not_ended(self) -> None:
-        """A replica that cannot go on says so; this end would wait for it."""
+        """Raise the replicas' error if they ended already: this side would wait for them in vain."""
         import ray
 
         if ray.wait([self._answer], timeout=0)[0]:
             self.answered()
 
     def _blame_the_dead(self) -> None:
-        """Something broke: say so if it was a replica that died, which the cluster may notice a little later."""
+        """After a failure, raise `WeightError` if a replica died, which the cluster may notice a little later."""
         noticed = time.monotonic() + _NOTICE_SECONDS
         while time.monotonic() < noticed:
             self._check_all_there()
@@ -237,18 +238,18 @@ class _Watch:
     def _late(self) -> RolloutError:
         seconds = self._rendezvous.timeout_seconds
         return self._broken(
-            f"of its {self._rendezvous.world_size - 1} ranks in the replicas one has not come in {seconds:g} s"
+            f"one of its {self._rendezvous.world_size - 1} ranks in the replicas did not join in within {seconds:g} s"
         )
 
     def _broken(self, why: str) -> RolloutError:
         return WeightError(
-            f"The process group {self._rendezvous.name} is left: {why}.",
+            f"The process group {self._rendezvous.name} is closed: {why}.",
             "Make another with client.weight_group() when the replicas are back; client.replicas() shows them.",
         )
 
 
 def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> None:
-    """Broadcast what comes, in order; nothing more behind what failed."""
+    """Broadcast the queued tensors in order, until None comes or one fails."""
     for sent, tensor in iter(queue.get, None):
         try:
             with process_group.beside(tensor):
@@ -260,7 +261,7 @@ def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> No
 
 
 def _in_thread(action: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Do it in a thread of no executor: those are waited for when the process ends."""
+    """Run the action in a daemon thread. An executor's threads would be joined when the process ends."""
     future: Future[Any] = Future()
 
     def settle() -> None:
