@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from rollout_service.config import RolloutConfig
+from rollout_service.config.names import section_of
 
 PAGE = Path(__file__).parents[1] / "docs/configuration.md"
 _TABLES = re.compile(r"(?<=<!-- settings: written by `make docs` -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
@@ -60,14 +61,6 @@ def _table(name: str, model: type[BaseModel]) -> str:
     title = f"### {name}\n\n" if name else "### Top level\n\n"
     text = " ".join((model.__doc__ or "").split()) + "\n\n"
     return title + text + _HEADER + "".join(rows)
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds; None if it holds a value."""
-    for kind in (annotation, *typing.get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
 
 
 def _values(annotation: Any) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from rollout_service.cli import app
 from rollout_service.config import RolloutConfig
-from rollout_service.config.tree import TAU2_VARIABLES
+from rollout_service.config.variables import TAU2_VARIABLES
 from rollout_service.errors import FaultKind
 from rollout_service.moved import _MOVED
 from tests import settings_tables

@@ -8,6 +8,7 @@ import pytest
 
 from rollout_service import RolloutConfig
 from rollout_service.config import PolicyConfig, field_names
+from rollout_service.config.names import section_of
 from rollout_service.errors import ConfigError
 
 
@@ -354,3 +355,14 @@ def test_every_setting_can_be_set_by_its_dotted_name():
     assert "user.script.latency.mean" in names
     config = load({"policy.sampling.temperature": 0.5, "user.script.latency.mean": 1.5})
     assert (config.policy.sampling.temperature, config.user.script.latency.mean) == (0.5, 1.5)
+
+
+def test_every_setting_has_a_description_that_is_a_sentence():
+    def bad(model, prefix=""):
+        for name, info in model.model_fields.items():
+            if (section := section_of(info.annotation)) is not None:
+                yield from bad(section, f"{prefix}{name}.")
+            elif not (info.description or "").endswith("."):
+                yield f"{prefix}{name}"
+
+    assert list(bad(RolloutConfig)) == []

@@ -22,7 +22,7 @@ NUMBER = st.floats() | st.integers() | st.sampled_from([1e-40, 1e-7, 1e-6, 1e6, 
     [
         ("temperature", math.inf, "less than or equal to 1000000"),
         ("temperature", math.nan, "less than or equal to 1000000"),
-        ("temperature", 1e-40, "1e-40 is neither 0, which is greedy, nor 1e-06 at least"),
+        ("temperature", 1e-40, "1e-40 is neither 0, which is greedy, nor at least 1e-06"),
         ("temperature", True, "True is not a number"),
         ("top_p", 1e-45, "greater than or equal to 0.000001"),
         ("top_k", 2147483648, "less than or equal to 2147483647"),
