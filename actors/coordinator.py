@@ -58,7 +58,6 @@ class Coordinator:
         self._collections: dict[str, RunningCollection] = {}
         self._planner = Planner(config)
         self._planning = asyncio.Lock()
-        self._variables: dict[str, str] = {}
         self._tasks = BackgroundTasks()
         self._faults: collections.Counter[str] = collections.Counter()
         self._last_faults: dict[str, str] = {}
@@ -68,18 +67,6 @@ class Coordinator:
         self._late = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
-
-    async def receive(self, variables: dict[str, str], fleet: FleetHandle) -> None:
-        """Take what the process that starts the service hands over before anything else.
-
-        Args:
-            variables: the environment variables with secrets that episodes need. The constructor does not take them,
-                because Ray stores its arguments.
-            fleet: the service's fleet actor.
-        """
-        secrets.receive(variables)
-        self._variables = variables
-        self._fleet = fleet
 
     async def check(self) -> None:
         """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection, and an
@@ -108,13 +95,20 @@ class Coordinator:
         secrets.secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
         tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
 
-    async def start(self) -> None:
+    async def start(self, variables: dict[str, str], fleet: FleetHandle) -> None:
         """Start the environment actors. Returns when the first one is ready; the others join later.
+
+        Args:
+            variables: the environment variables with secrets that episodes need. The constructor does not take them,
+                because Ray stores its arguments.
+            fleet: the service's fleet actor.
 
         Raises:
             RolloutError: the error of the first actor, or no actor could be placed.
         """
-        await self._pool.start(self._config, self._variables)
+        self._fleet = fleet
+        secrets.receive(variables)
+        await self._pool.start(self._config, variables)
 
     async def submit(self, request: CollectionRequest) -> tuple[str, int]:
         """Start a collection. Returns its id and the number of its episodes.

@@ -8,6 +8,7 @@ of a pause, before the call that brought it returns.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -15,9 +16,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
@@ -46,12 +45,15 @@ class Fleet:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
             coordinator: the actor that is told of new versions and pauses.
         """
+        import ray.serve  # noqa: F401  # here, so that only this process waits for it, and does so while it starts
+
         logs.configure(config.service.log_level)
         secrets.know(config)
         self._policy = config.policy
         self._application = application
         self._coordinator = coordinator
         self._variables: dict[str, str] = {}
+        self._received = asyncio.Event()
         self._updating: WeightUpdate | None = None
         self._history = WeightHistory()
         self._groups: dict[str, set[str]] = {}
@@ -67,9 +69,11 @@ class Fleet:
         The constructor does not take them, because Ray stores its arguments."""
         secrets.receive(variables)
         self._variables = variables
+        self._received.set()
 
     async def replica_variables(self) -> dict[str, str]:
-        """The environment variables with secrets that a replica needs."""
+        """The environment variables with secrets that a replica needs, as soon as they were received."""
+        await self._received.wait()
         return self._variables
 
     async def desired_state(self) -> DesiredState:
@@ -322,6 +326,8 @@ class Fleet:
     @functools.cached_property
     def _handle(self) -> Any:
         self._check_has_replicas()
+        from ray import serve
+
         return serve.get_deployment_handle(DEPLOYMENT, self._application)
 
     async def _states(self) -> list[ReplicaState]:
@@ -329,6 +335,8 @@ class Fleet:
 
     async def _ask(self, method: str, *arguments: Any) -> list[Any]:
         """Each replica's answer, or what it raised."""
+        from ray.serve.exceptions import RayServeException
+
         try:
             answers: list[Any] = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
         except RayServeException as error:

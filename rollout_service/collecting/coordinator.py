@@ -16,9 +16,8 @@ from rollout_service.policy.fleet import FleetHandle
 class CoordinatorHandle(Protocol):
     """Handle of the coordinator actor. Each method is described there."""
 
-    receive: RemoteMethod[[dict[str, str], FleetHandle], None]
     check: RemoteMethod[[], None]
-    start: RemoteMethod[[], None]
+    start: RemoteMethod[[dict[str, str], FleetHandle], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest], tuple[str, int]]
     next_group: RemoteMethod[[str], Group | None]

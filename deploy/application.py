@@ -1,0 +1,132 @@
+"""The Serve application that fronts a service's policy replicas: started, waited for, and deleted.
+
+Invariant: `run` returns when a replica can sample, or raises with the reason of the replica that could not start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve import RunTarget
+from ray.serve.exceptions import RayServeException
+
+from deploy import policy
+from rollout_service.config import PolicyConfig, RolloutConfig
+from rollout_service.errors import ConfigError, ServiceError, last_cause
+from rollout_service.policy.replica_size import gpus
+from rollout_service.redaction import safe_cause
+
+_POLL_SECONDS = 0.2
+
+_DELETE_SECONDS = 5.0
+"""How long replicas may take to end by themselves."""
+
+
+def run(config: RolloutConfig, application: str) -> None:
+    """Run the policy's Serve application, or find the one that runs already; returns when its replicas sample.
+
+    Raises:
+        ServiceError: it does not run, or its replicas cannot start.
+    """
+    settings = config.policy
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if settings.application is not None:
+        _check_runs(application)
+        return
+    http: dict[str, Any] = {"proxy_location": "Disabled"}
+    if settings.http_port is not None:
+        options = {"host": settings.http_host, "port": settings.http_port}
+        http = {"proxy_location": "EveryNode", "http_options": options}
+    try:
+        serve.start(**http)
+        if settings.http_port is not None:
+            _check_address(settings)
+        target = RunTarget(
+            policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
+        )
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+        raise ServiceError(
+            f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
+        ) from safe_cause(error)
+    _wait_until_running(settings, application)
+
+
+def _check_address(settings: PolicyConfig) -> None:
+    """Raise `ServiceError` if Serve ran already with another address. Serve itself keeps that and only logs it."""
+    running = serve.context._get_global_client().http_config
+    there = f"at {running.host}:{running.port}" if serve.status().proxies else "without HTTP"
+    asked = f"at {settings.http_host}:{settings.http_port}"
+    if there != asked:
+        raise ServiceError(
+            f"policy.http_host and http_port ask for HTTP {asked}, but Serve runs on this cluster already, {there}.",
+            "Stop it with `serve shutdown`, or ask for the address that it has.",
+        )
+
+
+def _wait_until_running(settings: PolicyConfig, application: str) -> None:
+    deadline = time.monotonic() + settings.start_seconds
+    while True:
+        status = serve.status().applications.get(application)
+        state = None if status is None else status.status
+        if status is not None and state == "RUNNING":
+            return
+        said = _said(status)
+        cause = last_cause(said) or "a replica's process died; its own log says more."
+        # Serve retries a failed start, but settings that were refused once will be refused again.
+        if state in ("DEPLOY_FAILED", "UNHEALTHY") or ConfigError.__name__ in said:
+            raise ServiceError(f"The policy's replicas cannot start: {cause}", "Fix the cause above and restart.")
+        if time.monotonic() > deadline:
+            free = ray.available_resources()
+            raise ServiceError(
+                f"The policy's replicas did not come up in policy.start_seconds={settings.start_seconds:g}: "
+                f"{cause if said else state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} "
+                f"CPUs free; a replica asks for {gpus(settings):g} and {settings.cpus_per_replica:g}.",
+                "Free some, ask for fewer replicas, or allow more time.",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _said(status: Any) -> str:
+    """Serve's message about the deployment, which may be a replica's traceback, or else about the application."""
+    if status is None:
+        return ""
+    texts = [deployment.message for deployment in status.deployments.values()] + [status.message]
+    return next((text for text in texts if text), "")
+
+
+def _check_runs(application: str) -> None:
+    """Raise `ServiceError` unless the application runs."""
+    status = serve.status().applications.get(application)
+    if status is None or status.status != "RUNNING":
+        raise ServiceError(
+            f"policy.application: there is no running Serve application {application!r} on this cluster"
+            + ("." if status is None else f"; it is {status.status}."),
+            "Start it with `serve run deploy.policy:app`, or leave policy.application out.",
+        )
+
+
+def delete(application: str) -> None:
+    """Delete the Serve application. Replicas that do not end soon are killed: no turn is worth waiting for, and Serve
+    would wait for a replica that was never placed as long as for the longest turn."""
+    with contextlib.suppress(RayServeException, RayError):
+        _delete(application)
+
+
+def _delete(application: str) -> None:
+    serve.delete(application, _blocking=False)
+    deadline = time.monotonic() + _DELETE_SECONDS
+    while application in serve.status().applications:
+        if time.monotonic() > deadline:
+            for actor in ray.util.list_named_actors(all_namespaces=True):
+                if actor["name"].startswith(f"SERVE_REPLICA::{application}#"):
+                    with contextlib.suppress(ValueError):
+                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+            deadline += _DELETE_SECONDS
+        time.sleep(_POLL_SECONDS)
