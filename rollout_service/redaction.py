@@ -1,10 +1,10 @@
-"""Redaction: taking secrets out of text that leaves the service.
+"""Redaction: takes secrets out of text that leaves the service.
 
 Invariant: `redact` leaves no part of a secret that this process knows, however the text escapes it, and nothing that
-has the shape of one. A text is redacted before it is cut: half a secret is a secret too.
+has the shape of a secret. A text is redacted before it is cut, because half a secret is a secret too.
 
-A process knows three kinds of secrets: the values that `remember` was told, those of environment variables whose names
-say that they hold one, and passwords in URLs that stand in environment variables.
+A process knows three kinds of secrets: values given to `remember`, values of environment variables whose names say that
+they hold a secret, and passwords in URLs that environment variables hold.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from collections.abc import Iterator
 REDACTED = "[redacted]"
 
 _SHORTEST = 4
-"""Characters of a secret: what is shorter protects nothing, and would be found in every second word."""
+"""Least length of a secret. A shorter one protects nothing, and would be found in many words."""
 
 _SHORTEST_BY_NAME = 8
-"""The same for a variable that only its name makes a secret: TEST_TOKEN=test."""
+"""The same for a variable that only its name marks as a secret, such as TEST_TOKEN=test."""
 
 _remembered: set[str] = set()
 
 
 def remember(secret: str) -> None:
-    """Have `redact` take this value out of every text from now on. It may also be a key's or a password's encoding."""
+    """Make `redact` remove this value from every text from now on. It may also be an encoded key or password."""
     if len(secret.strip()) >= _SHORTEST:
         _remembered.add(secret.strip())
 
 
 def remember_url(url: str) -> None:
-    """`remember` the user's name and password in a URL, and what HTTP's basic authentication makes of them."""
+    """`remember` the user's name and password in a URL, also as HTTP's basic authentication encodes them."""
     for secret in _secrets_of_url(url):
         remember(secret)
 
@@ -52,53 +52,53 @@ def redact(text: str, limit: int | None = None) -> str:
 
 
 def conceal(text: str) -> str:
-    """`redact`, and also what might be a secret: any long run of letters and digits in no order. It is for text that
-    repeats what a user wrote, who may have written a key in the wrong place."""
+    """`redact`, and also remove what might be a secret: any long random run of letters and digits. For text that
+    repeats a user's input, because the user may have put a key in the wrong place."""
     return _OPAQUE.sub(REDACTED, redact(text))
 
 
 def shown(value: object, name: str = "", limit: int = 200) -> str:
-    """How an error shows the bad value of a setting: nothing of it where the name says that it may be a secret."""
+    """The value of a setting as an error shows it. It is left out if the name says that it may be a secret."""
     if is_secret_name(name.lower().removesuffix("_var")):
         return "[not shown: it may be a secret]"
     try:
         text = conceal(repr(value))
-    except Exception:  # a repr that fails, as that of a whole number with too many digits does
+    except Exception:  # a repr can fail: that of a number with too many digits does
         return f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def has_secret_shape(text: str) -> bool:
-    """Whether something in the text looks like a key, a password in a URL, or a header that authorizes."""
+    """Whether something in the text looks like a key, a password in a URL, or an authorization header."""
     return any(shape.sub(replacement, text) != text for shape, replacement in _SHAPES)
 
 
 def shows_secret(error: BaseException) -> bool:
-    """Whether the error, or what it was raised from, would show a secret in a traceback."""
+    """Whether a traceback of the error, including its causes, would show a secret."""
     text = "".join(traceback.format_exception(error))
     return redact(text) != text
 
 
 def safe_cause(error: BaseException) -> BaseException | None:
-    """For `raise … from safe_cause(error)`: the error, or None where its text would show a secret."""
+    """For `raise … from safe_cause(error)`: the error, or None if its text would show a secret."""
     return None if shows_secret(error) else error
 
 
 class RedactingFilter(logging.Filter):
-    """Takes secrets out of what a logger writes."""
+    """Removes secrets from what a logger writes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record; always True."""
         record.msg, record.args = redact(record.getMessage()), ()
         if record.exc_info and record.exc_info[1] is not None and shows_secret(record.exc_info[1]):
-            # Handlers write `exc_text` where there is no exception to format.
+            # Handlers write `exc_text` if there is no exception to format.
             record.exc_text = redact("".join(traceback.format_exception(record.exc_info[1]))).rstrip()
             record.exc_info = None
         return True
 
 
 def keep_out_of_logs(*names: str) -> None:
-    """Take secrets out of what the loggers of these names write. Twice is once."""
+    """Remove secrets from what the loggers of these names write. A second call changes nothing."""
     for name in names:
         logger = logging.getLogger(name)
         if not any(isinstance(each, RedactingFilter) for each in logger.filters):
@@ -125,7 +125,7 @@ _TOKENS_OF_TEXT = re.compile(
 @functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a variable, an argument or a header of this name holds a secret: OPENAI_API_KEY, aws_session_token,
-    X-Api-Key. The names of places that hold one (API_KEY_FILE) do not, nor do tokens of text (eos_token)."""
+    X-Api-Key. Names of places that hold a secret (API_KEY_FILE) do not count, nor do tokens of text (eos_token)."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name) if not name.isupper() else name
     plain = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
     return bool(_SECRET_NAME.search(plain)) and plain != "key" and not _TOKENS_OF_TEXT.search(plain)
@@ -144,12 +144,12 @@ def _known() -> Iterator[str]:
 
 
 def _secrets_of_url(url: str) -> list[str]:
-    """Name and password together and the password alone, as written and decoded, and both of it in base64."""
+    """Name and password together and the password alone: as written, decoded, and both together in base64."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
         place = parts.netloc
-    except ValueError:  # a password with a / in it, by mistake
+    except ValueError:  # the password holds an unescaped /
         place = url.partition("://")[2]
     userinfo, at, _ = place.rpartition("@")
     if not at:
@@ -159,22 +159,22 @@ def _secrets_of_url(url: str) -> list[str]:
     for text in {userinfo, decoded}:
         password = text.partition(":")[2] or text
         found += [text, password]
-        # Without its end: what a longer text has in its place depends on what follows.
+        # Without the padding: in a longer text, the last characters depend on what follows.
         found.append(base64.b64encode(text.encode()).decode().rstrip("="))
     return [each for each in found if len(each) >= _SHORTEST]
 
 
 @functools.lru_cache(maxsize=8)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """Finds all of these, the longest first."""
+    """Finds all of these secrets, the longest first."""
     if not secrets:
         return None
     return re.compile("|".join(_escaped(secret) for secret in sorted(secrets, key=len, reverse=True)))
 
 
 def _escaped(secret: str) -> str:
-    """Finds the secret also where JSON, Python's `repr`, a URL or HTML escaped it, once or several times, and where its
-    line breaks became other white space."""
+    """Finds the secret also if JSON, Python's `repr`, a URL or HTML escaped it, once or several times, or if its line
+    breaks became other white space."""
     return "".join(_unit(unit) for unit in re.findall(r"\s+|\S", secret))
 
 
@@ -198,7 +198,7 @@ _HTML = {"&": ("&amp;",), "<": ("&lt;",), ">": ("&gt;",), '"': ("&quot;", "&#34;
 
 # What has the shape --------------------------------------------------------------------------------------------------
 
-_NAME = (  # the end of one: a pattern that also took the start would try it at every dot and dash of a long text
+_NAME = (  # the end of a name: a pattern with the start too would be tried at every dot and dash of a long text
     r"(?:api[_-]?key|secret|password|passwd|private[_-]key|secret[_-]key|access[_-]key(?:[_-]id)?"
     r"|(?:access|auth|refresh|session|bearer|id|hf)[_-]token)"
 )
@@ -213,7 +213,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
         REDACTED,
     ),
-    # The name and password of a URL, also of one that is escaped.
+    # Name and password in a URL, also in an escaped one.
     (re.compile(r"(?<=:)(\\*/\\*/)[^\s/?#\"'<>\\]+@"), rf"\1{REDACTED}@"),
     (re.compile(r"(?i)(:|%3A)(%2F%2F)(?:(?!%2F|%3F|%23)[^\s/?#\"'<>&])+?%40"), rf"\1\2{REDACTED}%40"),
     # Keys in a URL's query.
@@ -234,7 +234,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(?i)({_NAME}=)(?!\\*[\"']|\[redacted)[^\s,;&)\]}}]+"), rf"\1{REDACTED}"),
     (re.compile(r"\b((?i:bearer)\s+)(?!(?i:auth|token))[A-Za-z0-9._~+/\-]{8,}=*"), rf"\1{REDACTED}"),
     (re.compile(r"\b((?i:basic)\s+)(?=\S*[A-Z0-9=])[A-Za-z0-9+/]{8,}=*"), rf"\1{REDACTED}"),
-    # The prefixes by which providers make their keys known.
+    # Keys with their providers' well-known prefixes.
     (
         re.compile(
             r"(?<![A-Za-z0-9])(?:"

@@ -2,14 +2,14 @@
 
     python -m deploy.examples.learn --output learned
 
-The whole loop of a trainer, in plain torch. A random model imitates scripted episodes that are full of mistakes
-(supervised, by the trajectories' own loss masks), and is mediocre then. Now the service samples with it while this
-process trains: each step takes the next groups, makes a few optimizer steps and hands the new weights back, and all the
-while episodes go on, with weights that are at most one version old. They are scored by τ²'s official reward and nothing
-else. The evaluations before and after draw the same tasks.
+The whole loop of a trainer, in plain torch. First, a random model imitates scripted episodes that are full of mistakes
+(supervised, with the trajectories' own loss masks). After that it is mediocre. Then the service samples with it while
+this process trains: each step takes the next groups, makes a few optimizer steps and gives the new weights to the
+service. Meanwhile episodes go on, with weights that are at most one version old. Only τ²'s official reward scores them.
+The evaluations before and after draw the same tasks.
 
-Invariant: a probability ratio is against the policy that sampled the token. Before each step the log-probs of tokens
-that the newest weights sampled are computed here again and compared with the trajectory's (`logprob_error`).
+Invariant: a probability ratio is relative to the policy that sampled the token. Before each step, the log-probs of
+tokens that the newest weights sampled are computed again here and compared with the trajectory's (`logprob_error`).
 
 With `--engine sglang --device cuda` SGLang samples; with `--transfer disk` new weights are checkpoints.
 """
@@ -45,15 +45,15 @@ TASKS = {
     "mock": ["create_task_1", "create_task_1_nl_eval", "update_task_1", "impossible_task_1"]
     + [f"update_task_with_initialization_{kind}" for kind in ("data", "actions")]
 }
-"""What is played of a domain; of any other, every task. Of mock's nine, three are left out: two begin in the middle of
-a conversation, and in one the evaluator fails, instead of scoring 0, when the policy does."""
+"""Tasks that are played, by domain; of any other domain, all. Three of mock's nine tasks are left out: two begin in the
+middle of a conversation, and in one the evaluator raises, instead of scoring 0, when the policy fails."""
 
 DEMONSTRATIONS = 240
 MISTAKES = {"wrong_argument": 0.4, "early_stop": 0.4}
-"""Of the demonstrations: probabilities per action, see `policy.script`."""
+"""Probabilities of mistakes in the demonstrations, per action; see `policy.script`."""
 
 EVALUATION_EPISODES, EVALUATION_SEED = 64, 12345
-CLIP = 0.2  # how far a ratio may leave 1 before its token no longer counts
+CLIP = 0.2  # a token no longer counts if its ratio differs from 1 by more than this
 SUPERVISED_RATE, GRPO_RATE = 5e-3, 2e-4
 SGLANG = {"dtype": "bfloat16", "attention_backend": "triton", "mem_fraction_static": 0.4}  # its kernels refuse float32
 
@@ -84,14 +84,14 @@ def random_model(hidden: int, layers: int, folder: Path) -> Any:
 
 
 def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
-    """float32[sampled tokens]: the model's log-prob of each.
+    """float32[sampled tokens]: the model's log-prob of each sampled token.
 
     What all rows begin with (the domain's policy, its tools) goes through the model once; the rest of each row reads
     its keys and values, and gradients flow back through them. Rows are padded on the right and the model is causal, so
     there is no attention mask to make. The vocabulary is looked at only where a token was sampled.
     """
     ids, mask = tensors["input_ids"], tensors["loss_mask"]
-    shared = int(((ids != ids[0]) | mask).any(0).int().argmax())  # the first place where rows differ, or are sampled
+    shared = int(((ids != ids[0]) | mask).any(0).int().argmax())  # first position at which rows differ or are sampled
     cache = transformers.DynamicCache(config=model.config)
     model.model(input_ids=ids[:1, :shared], past_key_values=cache)
     cache.batch_repeat_interleave(len(ids))
@@ -108,7 +108,7 @@ class Trainer:
         self.device = device
 
     def imitate(self, demonstrations: Iterable[Trajectory], epochs: int) -> None:
-        """Make the demonstrations' own tokens likely, good and bad alike."""
+        """Imitate the demonstrations, good and bad ones alike."""
         batches: Any = DataLoader(list(demonstrations), 16, shuffle=True, collate_fn=self._collate)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=SUPERVISED_RATE)
         decay = torch.optim.lr_scheduler.LinearLR(self._optimizer, 1.0, 0.05, total_iters=epochs * len(batches))
@@ -124,10 +124,10 @@ class Trainer:
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=GRPO_RATE)
 
     def improve(self, groups: Groups) -> dict[str, float]:
-        """GRPO: an optimizer step for each half of the groups. Gives the mean loss, and the share of clipped tokens."""
+        """GRPO: one optimizer step for each half of the groups. Returns mean loss and share of clipped tokens."""
         losses, clipped = [], []
         for half in groups[::2], groups[1::2]:
-            # A group whose members agree has no advantages: it would cost time and teach nothing.
+            # A group with equal rewards has no advantages, so it would cost time and teach nothing.
             tensors = self._collate([group for group in half if len({t.reward for t in group}) > 1])
             mask = tensors["loss_mask"]
             if not mask.any():
@@ -143,8 +143,8 @@ class Trainer:
         return {"loss": float(np.mean(losses or 0.0)), "clipped": float(np.mean(clipped or 0.0))}
 
     def logprob_error(self, trajectories: Iterable[Trajectory], version: int) -> float | None:
-        """The largest difference between the log-probs of this model and of the trajectories, where they are of the
-        same weights: `version`, which are this model's. None where none are."""
+        """The largest difference between this model's log-probs and the trajectories', over tokens that were sampled
+        with this model's weights, `version`. None: there is no such token."""
         tensors = self._collate(trajectories)
         mask = tensors["loss_mask"]
         newest = tensors["weight_versions"][mask] == version
@@ -168,7 +168,7 @@ class Trainer:
 
 
 def start(domain: str, **policy: Any) -> RolloutClient:
-    """A service on the Ray that this process is connected to, with the scripted user."""
+    """Start a service with the scripted user, in the Ray cluster that this process is connected to."""
     overrides = {
         "tasks": {"domain": domain, "ids": TASKS.get(domain)},
         "policy": {"sampling": {"temperature": 1.0, "max_new_tokens": 128}, "context_length": 4096, **policy},
@@ -180,13 +180,14 @@ def start(domain: str, **policy: Any) -> RolloutClient:
 
 
 def evaluate(client: RolloutClient, trainer: Trainer) -> dict[str, Any]:
-    """Mean reward at temperature 1, of the same tasks each time, with the weights that are served."""
+    """Mean reward at temperature 1 with the served weights, on the same tasks each time."""
     batch = client.collect(EVALUATION_EPISODES, seed=EVALUATION_SEED, progress=False)
     return {"reward": _mean_reward(batch), "logprob_error": trainer.logprob_error(batch, client.weight_version())}
 
 
 def update(client: RolloutClient, trainer: Trainer, groups: Groups, disk: Path | None) -> dict[str, Any]:
-    """One step of GRPO, and new weights for the service, through the folder if there is one. Gives what it was."""
+    """Make one step of GRPO and give the service the new weights, through the folder if there is one. Returns the
+    step's figures."""
     version = client.weight_version()
     batch = [trajectory for group in groups for trajectory in group]
     error = trainer.logprob_error(batch, version)
@@ -222,7 +223,7 @@ def learn(
     """Teach a tiny model by imitation, then by GRPO; writes seed-N.json and reward.png."""
     began = time.monotonic()
     torch.manual_seed(seed)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # the other half samples
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # the replica samples with the other half
     folder = (output / f"model-{seed}").resolve()
     trainer = Trainer(random_model(hidden, layers, folder), device)
     if not ray.is_initialized():
@@ -256,7 +257,7 @@ def learn(
 
 
 def report(output: Path) -> None:
-    """Print a row for each seed in the folder, and draw them into reward.png: evaluations as points."""
+    """Print a row for each seed in the folder, and draw reward.png with the evaluations as points."""
     runs = [json.loads(path.read_text()) for path in sorted(output.glob("seed-*.json"))]
     table = Table("seed", "reward before", "after", "updates", "staleness", "log-prob error", "seconds")
     for run in runs:

@@ -1,7 +1,7 @@
-"""Trains the embedded default's tokenizer on this repository's own text: `make tokenizer`.
+"""Trains the embedded tokenizer on this repository's own text: `make tokenizer`.
 
-Invariant: byte-level, so every text has tokens and comes back byte for byte; its chat template (ChatML turns, tool
-calls as JSON between `<tool_call>` tags) never rewrites history.
+Invariant: the tokenizer is byte-level, so every text can be encoded and decodes to the same bytes. Its chat template
+(ChatML turns, tool calls as JSON between `<tool_call>` tags) never rewrites history.
 """
 
 from __future__ import annotations

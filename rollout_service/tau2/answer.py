@@ -1,14 +1,15 @@
-"""The answer of a user simulator's model: could a user have said this?
+"""Decides whether a user could have given the answer of a user simulator's model.
 
-Invariant: what `spoken` lets through is what a person could have written to an agent, or calls of the user's own tools.
-What a server or a model leaves in the text by mistake never reaches the conversation (tool calls that nobody parsed,
-thoughts, control tokens, half a sentence): the policy would be scored for its reply to it.
+Invariant: what `spoken` returns is something that a person could have written to an agent; calls are of the user's own
+tools. What a server or a model leaves in the text by mistake never reaches the conversation: tool calls that nobody
+parsed, thoughts, control tokens, half a sentence. Otherwise the policy would be scored for its reply to that.
 
-A whole thought at the start (`<think>…</think>`, and then the answer) is taken off: a server with a reasoning parser
-would have sent the rest alone, and one without writes a thought every time, so asking again would not help. (litellm
-does so itself with the tag `think`.) A thought that is not whole does not say where the answer begins.
+A complete thought at the start (`<think>…</think>`, then the answer) is removed. A server with a reasoning parser would
+have sent only the rest, and a server without one sends a thought every time, so asking again would not help. (litellm
+itself removes a thought with the tag `think`.) An incomplete thought is refused, because it does not show where the
+answer begins.
 
-Text that the agent itself wrote may be quoted: or else a policy could end its episodes as somebody else's fault, by
+The user may quote text that the agent wrote. Otherwise a policy could end its episodes as somebody else's fault, by
 writing markup that the user then asks about.
 """
 
@@ -24,7 +25,7 @@ from rollout_service.tau2 import compat
 
 
 class ImpossibleAnswer(ValueError):
-    """No user could have said it. `remedy` says what helps if it comes again and again."""
+    """No user could have said this. `remedy` says what helps if it keeps happening."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
@@ -32,10 +33,10 @@ class ImpossibleAnswer(ValueError):
 
 
 class EmptyAnswer(ImpossibleAnswer):
-    """Neither text nor a call."""
+    """The answer has neither text nor a call."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(problem, "If it comes again and again, choose another user.model, or turn its thinking off.")
+        super().__init__(problem, "If it keeps happening, choose another user.model, or turn its thinking off.")
 
 
 _THOUGHTS = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|mm:think"
@@ -70,7 +71,7 @@ _CUT_OFF = {
     *("abort", "aborted", "cancelled", "error", "network_error", "insufficient_system_resource"),
     *("malformed_function_call", "malformed_response", "unexpected_tool_call", "too_many_tool_calls"),
 }
-"""Finish reasons of answers that are not whole, in small letters. litellm calls most of them `stop`."""
+"""Finish reasons of incomplete answers, in lower case. litellm reports most of them as `stop`."""
 
 _CALL_REMEDY = (
     "Give the server of user.model the model's tool-call parser (vLLM: --enable-auto-tool-choice --tool-call-parser; "
@@ -93,19 +94,19 @@ def spoken(
     tools: Collection[str] = (),
     heard: Iterable[str] = (),
 ) -> str | None:
-    """What the user says, if a user could have said it; None beside calls that come without text.
+    """The text that the user says, if a user could have said it. None: the answer has calls and no text.
 
     Args:
         content: the text, as the API gave it.
         calls: names of the tools that are called.
-        finish_reasons: why the text ends, in the API's words and in litellm's.
-        refused: the API marked it as a refusal.
+        finish_reasons: why the text ends, as the API and as litellm say it.
+        refused: whether the API marked the answer as a refusal.
         tools: names of the user's own tools.
-        heard: what the agent and the tools have said to the user so far; it may be quoted.
+        heard: what the agent and the tools have said to the user so far. The user may quote it.
 
     Raises:
         EmptyAnswer: there is no text and no call.
-        ImpossibleAnswer: no user could have said it.
+        ImpossibleAnswer: no user could have said this.
     """
     reasons = {str(reason).lower() for reason in finish_reasons if reason}
     if refused or "content_filter" in reasons:
@@ -131,7 +132,7 @@ def spoken(
 
 
 def _without_thought(content: str) -> str:
-    """The text after a whole thought at its start, or all of it where there is none."""
+    """The text after a complete thought at its start, or all of it if there is none."""
     thought = _LEADING_THOUGHT.match(content)
     if thought is None:
         return content
@@ -141,7 +142,7 @@ def _without_thought(content: str) -> str:
 
 
 def _markup(text: str, tools: Collection[str], heard: tuple[str, ...]) -> ImpossibleAnswer | None:
-    """What is in the text that no user writes; None where nothing is."""
+    """What the text contains that no user writes. None: nothing."""
     kinds = (
         (_THOUGHT, "a thought in the answer", _THOUGHT_REMEDY),
         (_CALL, "a tool call as text", _CALL_REMEDY),
@@ -159,7 +160,7 @@ def _markup(text: str, tools: Collection[str], heard: tuple[str, ...]) -> Imposs
 
 
 def _named_call(tools: Collection[str]) -> re.Pattern[str] | None:
-    """How a call of one of these tools looks where the markup around it is left out or of no known kind."""
+    """Finds a call of one of these tools whose markup is missing or unknown."""
     if not tools:
         return None
     name = rf"(?:{'|'.join(map(re.escape, tools))})"
@@ -195,5 +196,5 @@ def _is_call(value: Any) -> bool:
 
 
 def _is_visible(text: str) -> bool:
-    """Whether anything of it would be seen: not white space, control or formatting characters only."""
+    """Whether the text has a visible character: not only white space, control and formatting characters."""
     return any(unicodedata.category(character)[0] not in "CZ" for character in text)

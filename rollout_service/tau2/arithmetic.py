@@ -1,8 +1,8 @@
-"""What τ²'s `calculate` may cost: it evaluates powers of any size, and holds the interpreter's lock while it does.
+"""Bounds the cost of τ²'s `calculate`, which evaluates powers of any size while it holds the interpreter's lock.
 
-Invariant: an expression that passes `check` is evaluated within some 25 ms; one that is refused would take longer. The
-check evaluates the expression itself, operation by operation, and looks at the size of the
-operands before each one; it does nothing that `eval` would not do.
+Invariant: an expression that passes `check_cost` is evaluated within some 25 ms. One that is refused would take longer.
+The check evaluates the expression step by step, and looks at the size of the operands before each operation. It does
+nothing that `eval` would not do.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _MOST_WORK = 2.5e7
-"""The most work of one expression, in operations on the digits of Python's integers (30 bits): about 25 ms."""
+"""Most work of one expression: operations on the 30-bit digits of Python's integers. About 25 ms."""
 
 _DEEP = 500
-"""Operators from which on an expression may be nested so deep that Python refuses it for its depth."""
+"""With more operators than this, an expression may be nested too deep for Python."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -31,16 +31,16 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 
-def check(expression: str) -> None:
-    """Refuse an expression that costs too much. What cannot be evaluated at all passes: `eval` says why.
+def check_cost(expression: str) -> None:
+    """Check that the expression is cheap enough. One that cannot be evaluated at all passes: `eval` says why.
 
     Raises:
         ValueError: it costs too much.
-        RecursionError: it is nested too deep.
+        RecursionError: it is nested too deeply.
     """
     try:
         tree = ast.parse(expression.lstrip(" "), mode="eval")
-    except RecursionError:  # `eval` may come one level deeper: too far to leave it to that
+    except RecursionError:  # `eval` may reach one level deeper, so it must not decide
         raise RecursionError("maximum recursion depth exceeded during compilation") from None
     except (SyntaxError, ValueError, MemoryError):
         return
@@ -50,7 +50,7 @@ def check(expression: str) -> None:
         if isinstance(node, ast.Constant):
             values.append(node.value)
         elif isinstance(node, ast.Tuple):
-            values.append(())  # an expression without commas has no other
+            values.append(())  # without commas it can only be empty
         elif isinstance(node, ast.BinOp | ast.UnaryOp):
             operands = [values.pop() for _ in range(2 if isinstance(node, ast.BinOp) else 1)][::-1]
             work += _work(node.op, operands)
@@ -61,16 +61,16 @@ def check(expression: str) -> None:
             except (ArithmeticError, TypeError, ValueError, MemoryError):
                 return
         else:
-            return  # a number that is called like a function: here `eval` raises
+            return  # a number is called like a function: `eval` raises
 
 
 def is_deep(expression: str) -> bool:
-    """Whether it depends on the depth of the caller's stack if Python can evaluate the expression."""
+    """Whether the depth of the caller's stack may decide if Python can evaluate the expression."""
     return sum(map(expression.count, "+-*/(")) > _DEEP
 
 
 def _in_order_of_evaluation(tree: ast.expr) -> Iterator[ast.expr]:
-    """Each expression after its operands. Not recursive: the tree may be deeper than the stack."""
+    """Each expression, after its operands. Not recursive, because the tree may be deeper than the stack allows."""
     found: list[ast.expr] = []
     todo: list[ast.expr] = [tree]
     while todo:
@@ -87,7 +87,7 @@ def _work(operation: ast.AST, operands: list[Any]) -> float:
     m, n = left.bit_length() / 30 + 1, right.bit_length() / 30 + 1
     if isinstance(operation, ast.Pow):
         if right < 0:
-            return m + n  # of floats
+            return m + n  # the result is a float
         return m + n if abs(left) < 2 else _of_product(math.log2(abs(left)) / 30 * min(right, 10**9))
     if isinstance(operation, ast.Mult):
         return min(m * n, _of_product(max(m, n)))
@@ -97,5 +97,5 @@ def _work(operation: ast.AST, operands: list[Any]) -> float:
 
 
 def _of_product(digits: float) -> float:
-    """Python multiplies large integers after Karatsuba."""
+    """Work of multiplying integers of that many digits: Python uses Karatsuba's algorithm."""
     return 4.0 * digits**1.6

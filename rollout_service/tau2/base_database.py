@@ -1,8 +1,8 @@
-"""BaseDatabase: one parsed τ² database, shared by all episodes of a process, and τ²'s hash of what they make of it.
+"""BaseDatabase: one parsed τ² database, shared by all episodes of a process, and the hash of an episode's version.
 
 Invariant: `digest` is exactly τ²'s own hash of the same contents (`get_dict_hash` of `model_dump()`: SHA-256 of the
-sorted JSON). It is put together from the JSON of the records, of which only those that an episode changed are made
-anew; pydantic and `json` make it from the whole database, which takes 40 to 300 ms under the interpreter's lock.
+sorted JSON). It is assembled from the JSON of the records, and only records that an episode changed are serialized
+again. Pydantic and `json` would serialize the whole database, which takes 40 to 300 ms under the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _REMOVED = object()
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What of a database is no longer as in its base."""
+    """How a database differs from its base."""
 
     tables: dict[str, dict[str, Any]]
-    """Table to key to the record, for those that were changed, added or removed."""
+    """Records that were changed, added or removed, by table and key."""
     fields: dict[str, Any]
-    """Every other field that was changed."""
+    """Other fields that were changed."""
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.fields)
@@ -38,18 +38,18 @@ class BaseDatabase:
     """A frozen database. Thread-safe."""
 
     def __init__(self, database: BaseModel) -> None:
-        """Takes the database over: it is frozen from now on.
+        """Take over the database, which is frozen from now on.
 
         Raises:
-            TypeError: it cannot be shared, or hashes differently when put together from its records.
+            TypeError: it cannot be shared, or its hash differs when it is assembled from its records.
         """
         dumped = database.model_dump()
         whole = _json(dumped)
         self._shared = overlay.freeze(database)
         self._whole: dict[str, bytes] = {}
-        """Field to its JSON."""
+        """JSON of each field."""
         self._records: dict[str, dict[str, bytes]] = {}
-        """Field that is a table to the JSON of each of its records, in the order of the keys."""
+        """JSON of each record of the fields that are tables, in the order of the keys."""
         for name, value in dumped.items():
             self._whole[name] = _json(value)
             if isinstance(value, dict) and value and all(type(key) is str for key in value):
@@ -64,7 +64,7 @@ class BaseDatabase:
         return overlay.overlay(self._shared)
 
     def changes(self, database: BaseModel) -> Changes | None:
-        """What was changed in an overlay of this base; None if `database` is not one."""
+        """What was changed in an overlay of this base. None: `database` is not an overlay of it."""
         shared = self._shared.__dict__
         if type(database) is not type(self._shared).__base__:
             return None
@@ -82,10 +82,10 @@ class BaseDatabase:
         return Changes(tables, fields)
 
     def digest(self, database: BaseModel, changes: Changes) -> str:
-        """τ²'s hash of the overlay with these changes, as hexadecimal."""
+        """τ²'s hash of the overlay with these changes, in hexadecimal."""
         if not changes:
             return self._digest
-        draft = copy.copy(database)  # only what changed, for pydantic to dump as parts of the whole
+        draft = copy.copy(database)  # pydantic dumps only what changed
         for name, records in changes.tables.items():
             draft.__dict__[name] = {key: record for key, record in records.items() if record is not _REMOVED}
         dumped = draft.model_dump(include={*changes.tables, *changes.fields})
@@ -103,7 +103,7 @@ class BaseDatabase:
         return b"{" + b", ".join(records.values()) + b"}"
 
     def _assemble(self, fields: dict[str, bytes]) -> str:
-        """The hash of the whole, with these fields' JSON in place of their own."""
+        """The hash of the database, with these fields replaced by the given JSON."""
         texts = self._whole | fields
         return hashlib.sha256(b"{" + b", ".join(_entry(name, texts[name]) for name in sorted(texts)) + b"}").hexdigest()
 
@@ -113,4 +113,4 @@ def _entry(key: str, value: Any) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()  # as τ²'s get_dict_hash has it
+    return json.dumps(value, sort_keys=True, default=str).encode()  # as in τ²'s get_dict_hash

@@ -1,7 +1,8 @@
 """Domain: what all episodes of one τ² domain share in a process.
 
 Invariant: the domain's files are parsed once. Each episode's environment is built by the official constructor, on
-overlays of the parsed databases. A domain for which that cannot be shown to be the same gets official environments.
+overlays of the parsed databases. If such an environment cannot be shown to equal the official one, the domain gets
+official environments.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _log = logs.logger(__name__)
 
 @once
 def get(name: str) -> Domain:
-    """The domain, parsed at the first call of the process."""
+    """The domain. The first call in a process parses it."""
     return Domain(name)
 
 
@@ -36,7 +37,7 @@ class EndState:
     hashes: dict[str, str | None]
     """τ²'s own hashes of the two databases, `assistant` and `user`."""
     own: list[Any]
-    """What of the databases came about in the episode: all that may hold objects of its messages."""
+    """The parts of the databases that the episode made, which may hold objects of its messages."""
 
 
 class Domain:
@@ -61,10 +62,10 @@ class Domain:
         return bool(self._bases)
 
     def _parse(self) -> dict[str, BaseDatabase]:
-        """The base databases by the name under which the constructor takes them.
+        """The base databases, by the constructor's argument names.
 
         Raises:
-            TypeError: says why this domain's databases cannot be shared.
+            TypeError: this domain's databases cannot be shared; says why.
         """
         if self.name not in _PARITY_DOMAINS:
             raise TypeError("no parity test covers it")
@@ -90,13 +91,13 @@ class Domain:
         """A new environment for one episode.
 
         Raises:
-            Tau2Error: solo mode in a domain that has none, or the domain's files changed.
+            Tau2Error: the domain has no solo mode, or its files changed.
         """
-        self.files.check()
+        self.files.check_unchanged()
         return self.original(solo=solo)
 
     def original(self, *, solo: bool = False) -> compat.Environment:
-        """An environment on the data as it was read, whatever became of the files since."""
+        """An environment on the data as it was read, even if the files changed since."""
         return environment.make(self.name, solo=solo, **{name: base.overlay() for name, base in self._bases.items()})
 
     def end_state(self, world: compat.Environment) -> EndState:
@@ -105,7 +106,7 @@ class Domain:
         return EndState({"assistant": assistant[0], "user": user[0]}, [assistant[1], user[1]])
 
     def _look_at(self, kit: Any, name: str) -> tuple[str | None, Any]:
-        """The hash of the kit's database, and what of it is not shared."""
+        """The hash of the kit's database, and the parts of it that are not shared."""
         if kit is None:
             return None, None
         changes = self._bases[name].changes(kit.db) if name in self._bases else None
@@ -115,14 +116,13 @@ class Domain:
 
     @once
     def agent_tools(self, solo: bool) -> list[Any]:
-        """The tools that the agent holds. Shared, for their schemas: they act on a database of no episode."""
+        """The agent's tools. They are shared and only give their schemas: their database belongs to no episode."""
         world = self.environment(solo=solo)
         tools = world.get_tools()
         return tools + world.get_user_tools() if solo and world.user_tools is not None else tools
 
     def user_tools(self, task: compat.Task) -> list[Any] | None:
-        """The tools that the user simulator holds in this task; None where the domain gives it none. Shared as
-        `agent_tools` are."""
+        """The user simulator's tools in this task, shared like `agent_tools`. None: the domain gives it none."""
         named = getattr(task, "user_tools", None)
         return self._user_tools(None if named is None else tuple(named))
 
@@ -132,7 +132,7 @@ class Domain:
 
     @once
     def tool_schemas(self, solo: bool) -> list[dict[str, Any]]:
-        """OpenAI schemas of the tools that the agent holds, solo agent's `done` included. Shared: don't change them."""
+        """OpenAI schemas of the agent's tools, including the solo agent's `done`. Shared: do not change them."""
         schemas = [tool.openai_schema for tool in self.agent_tools(solo)]
         if solo:
             holder = compat.LLMSoloAgent.__new__(compat.LLMSoloAgent)

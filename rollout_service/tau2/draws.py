@@ -1,7 +1,7 @@
-"""Draws: the random ids that τ²'s tools draw, made to follow from the call that draws them.
+"""Draws: makes the random ids that τ²'s tools draw depend only on the calls that draw them.
 
-Invariant: the same calls in the same order draw the same ids, in play, in evaluation and in a replay. The one tool that
-draws is telecom's `refuel_data`: a customer without a draft bill gets one, under an id of its own.
+Invariant: the same calls in the same order draw the same ids, in play, in evaluation and in a replay. Only telecom's
+`refuel_data` draws one: a customer without a draft bill gets a bill with a new id.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from contextvars import ContextVar
 
 
 class Draws:
-    """The ids that are drawn in one environment."""
+    """The ids drawn in one environment."""
 
     def __init__(self) -> None:
         self._count = 0
 
     @contextmanager
     def of(self, *cause: str) -> Iterator[None]:
-        """While this lasts, ids follow from `cause` and from how many were drawn before. Inside another one it changes
-        nothing."""
+        """Within this context, an id follows from `cause` and from the number of ids drawn before. A nested context
+        changes nothing."""
         token = _current.set(_current.get() or (self, cause))
         try:
             yield
@@ -41,7 +41,7 @@ _current: ContextVar[tuple[Draws, tuple[str, ...]] | None] = ContextVar("draws",
 
 
 def uuid4() -> uuid.UUID:
-    """Stands for `uuid.uuid4` in τ²'s tools."""
+    """Replaces `uuid.uuid4` in τ²'s tools."""
     current = _current.get()
     if current is None:
         return uuid.uuid4()

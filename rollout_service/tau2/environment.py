@@ -1,15 +1,15 @@
-"""Official τ² environments, made the official way: the domain's files are parsed anew for each.
+"""Official τ² environments, made the official way: each one parses the domain's files again.
 
 Invariant: an environment belongs to one episode. Every environment of the service is made here, for play, evaluation
-and replay alike, and all of them answer a call in the same way. They are the official ones, but
+and replay, and all of them answer a call in the same way. They are the official ones, with four differences:
 
-* calls are bounded in time and memory (`arithmetic`, and the limits below); one that goes beyond is answered with an
-  error, as τ² answers every call that fails;
-* a call has the arguments that its record has, so that the record replays: JSON has no NaN;
-* an id that a tool draws follows from the call (`draws`);
-* an assertion that raises while an episode is scored is noted, and not met.
+* Calls are bounded in time and memory (`arithmetic`, and the limits below). A call beyond the bounds gets an error, as
+  τ² answers every call that fails.
+* A call has the same arguments as its record, so that the record replays. (JSON has no NaN.)
+* An id that a tool draws follows from the call (`draws`).
+* An assertion that raises during scoring is noted, and counts as not met.
 
-`rollout_service.tau2.domain` makes the same ones for less.
+`rollout_service.tau2.domain` makes the same environments at a lower cost.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from rollout_service.tau2.draws import Draws
 from rollout_service.tau2.once import once
 
 _MOST_BITS = 14_250
-"""Of an integer in a call's arguments: 4,290 decimal digits. Python writes out 4,300, and τ²'s tools make prices of
-such numbers, which neither the tool's answer nor the database's hash could then hold."""
+"""Largest integer in a call's arguments: 4,290 decimal digits. Python prints at most 4,300. τ²'s tools compute prices
+from such numbers, and a larger one could be neither in the tool's answer nor in the database's hash."""
 
 _MOST_ANSWERED = 2**23
-"""Characters that the tools of an environment answer before they answer no more. No policy's context holds as many, but
-a single turn could ask for gigabytes: `search_onestop_flight` without places answers 1.6 million, in 40 tokens."""
+"""After this many characters of answers, an environment's tools answer only errors. No policy's context holds as many,
+but a single turn could ask for gigabytes: `search_onestop_flight` without places answers 1.6 million, for 40 tokens."""
 
 _OURS = (EpisodeEnd, EpisodeFault, RolloutError, MemoryError, OSError)
-"""Errors that are never the doing of whoever is scored."""
+"""Errors that the policy cannot cause."""
 
 Raised = list[tuple[Any, Exception]]
-"""Assertions that raised, each with what it raised."""
+"""Assertions that raised, each with its exception."""
 
 _raised: ContextVar[Raised | None] = ContextVar("raised", default=None)
 
 
 @contextmanager
 def noting_assertions() -> Iterator[Raised]:
-    """While this lasts, an assertion that raises counts as not met and is noted in the list."""
+    """Within this context, an assertion that raises counts as not met and is added to the list."""
     noted: Raised = []
     token = _raised.set(noted)
     try:
@@ -55,27 +55,27 @@ def noting_assertions() -> Iterator[Raised]:
 
 
 class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
-    """Comes before a domain's own class of environment."""
+    """Mixed into a domain's own class of environment."""
 
     draws: Draws
     answered = 0
-    """Characters of all answers so far."""
+    """Number of characters of all answers so far."""
 
     def get_response(self, message: compat.ToolCall) -> compat.ToolMessage:
-        """The answer to a call, whose arguments become what its record will say."""
+        """The answer to a call. The call's arguments become those that its record will hold."""
         message.arguments = message.model_dump(mode="json")["arguments"]
         with self.draws.of("call", message.requestor, message.id, message.name):
             answer = super().get_response(message)
         self.answered += len(answer.content or "")
         return answer
 
-    @functools.wraps(compat.Environment.make_tool_call)  # its name is in the answer to a call with too many arguments
+    @functools.wraps(compat.Environment.make_tool_call)  # an answer to a call with too many arguments shows its name
     def make_tool_call(self, *args: Any, **arguments: Any) -> Any:
-        """What the tool gives.
+        """The tool's result.
 
         Raises:
-            ValueError: the call would take too long, or leave a number that cannot be written out; or enough was
-                answered.
+            ValueError: the call would take too long, or make a number that cannot be printed; or the tools have
+                answered enough.
             Exception: whatever the tool raises.
         """
         if self.answered > _MOST_ANSWERED:
@@ -89,11 +89,11 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
                 return make()
             if not arithmetic.is_deep(expression):
                 return _calculated(make, expression)
-            with ThreadPoolExecutor(1) as thread:  # where the stack is as deep as in every other replay
+            with ThreadPoolExecutor(1) as thread:  # a new stack has the same depth in every replay
                 return thread.submit(_calculated, make, expression).result()
 
     def run_env_function_call(self, env_function_call: Any) -> Any:
-        """What the function of one of the toolkits gives."""
+        """The result of a function of one of the toolkits."""
         with self.draws.of("function", env_function_call.func_name):
             return super().run_env_function_call(env_function_call)
 
@@ -113,7 +113,7 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
 
 def _calculated(make: functools.partial[Any], expression: str) -> Any:
     if set(expression) <= set("0123456789+-*/(). "):
-        arithmetic.check(expression)
+        arithmetic.check_cost(expression)
     return make()
 
 
@@ -122,7 +122,7 @@ def _is_too_long(value: Any) -> bool:
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """What is in the lists and dicts of a JSON value."""
+    """The values inside the lists and dicts of a JSON value."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _values(item)
@@ -137,10 +137,13 @@ def _class(kind: Any) -> Any:
 
 
 def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environment:
-    """A new official environment of the domain, on `databases` (`db`, `user_db`) where the domain takes them.
+    """A new official environment of the domain.
+
+    Args:
+        databases: `db` and `user_db`, for domains whose constructor takes them.
 
     Raises:
-        Tau2Error: solo mode in a domain that has none.
+        Tau2Error: the domain has no solo mode.
     """
     constructor = compat.registry.get_env_constructor(domain)
     try:
@@ -160,7 +163,7 @@ def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environ
 
 @once
 def registered(domain: str) -> str:
-    """The name under which τ²'s registry, and so its evaluator, finds what `make` makes of the domain."""
+    """The name under which τ²'s registry, and so its evaluator, finds the environments that `make` makes."""
     name = f"rollout_service:{domain}"
     compat.registry.register_domain(lambda solo_mode=False, **others: make(domain, solo=solo_mode, **others), name)
     return name

@@ -1,8 +1,8 @@
 """Scoring with the official evaluator.
 
-Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages; nothing is added, clipped or defaulted.
-Where τ² gives none because an assertion about the end state raises, the assertion is not met, and `info` says so.
-`official` has it replay the messages; `fast` shows it the episode's own environment
+Invariant: the reward is what τ²'s `evaluate_simulation` gives for the messages. Nothing is added, clipped or defaulted.
+If an assertion about the end state raises, τ² gives no reward. Then the assertion counts as not met, and `info` says
+so. In mode `official` the evaluator replays the messages; in mode `fast` it sees the episode's own environment
 (`rollout_service.tau2.fast_evaluation`).
 """
 
@@ -23,11 +23,12 @@ from rollout_service.tau2.domain import Domain, EndState
 _log = logs.logger(__name__)
 
 _JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
-"""Of each request to the judge; `judge.arguments` may say otherwise. litellm would wait ten minutes, three times."""
+"""Arguments of each request to the judge, unless `judge.arguments` has others. litellm's own timeout is ten minutes,
+three times."""
 
 
 def configure_judge(evaluation: Evaluation) -> None:
-    """Point τ²'s NL-assertion judge, which reads module constants, at the configured model. Once per process.
+    """Make τ²'s NL-assertion judge, which reads module constants, use the configured model. Call it once per process.
 
     Raises:
         ConfigError: the key's environment variable is not set.
@@ -73,13 +74,13 @@ def score(
         termination_reason: as for `evaluate`.
 
     Raises:
-        Tau2Error: in mode `check` fast and official differ; or the domain's files changed, and official would score
-            with others than those that the episode was played on.
+        Tau2Error: in mode `check` the fast and the official score differ; or the domain's files changed, so that the
+            official way would score with other data than the episode was played on.
         ValueError: as `evaluate`.
     """
 
     def official(kind: str) -> compat.RewardInfo:
-        domain.files.check()
+        domain.files.check_unchanged()
         return evaluate(messages, task, domain.name, termination_reason, evaluation_type=kind, solo=solo)
 
     def fast(kind: str) -> compat.RewardInfo:
@@ -103,15 +104,15 @@ def score(
         return Score(official(config.type), "official")
     if config.mode == "fast":
         return Score(fast(config.type), "fast")
-    # A judge is asked once: it does not say the same twice, and the two evaluators differ in the environment only.
+    # A judge is asked once, because it may answer differently; the two evaluators differ in the environment only.
     judged = is_judged(task, config.type)
     kind = "env" if judged else config.type
     ours, theirs = fast(kind), official(kind)
-    _refuse_difference(ours, theirs, task, domain)
+    _check_same_score(ours, theirs, task, domain)
     return Score(official(config.type) if judged else theirs, "official")
 
 
-def _refuse_difference(fast: compat.RewardInfo, official: compat.RewardInfo, task: compat.Task, domain: Domain) -> None:
+def _check_same_score(fast: compat.RewardInfo, official: compat.RewardInfo, task: compat.Task, domain: Domain) -> None:
     differing = [name for name in type(fast).model_fields if getattr(fast, name) != getattr(official, name)]
     if differing:
         shown = "; ".join(
@@ -124,7 +125,7 @@ def _refuse_difference(fast: compat.RewardInfo, official: compat.RewardInfo, tas
 
 
 def is_judged(task: compat.Task, kind: str) -> bool:
-    """Whether a language model has a say in the score: asking it again would cost money and might differ."""
+    """Whether a language model takes part in the score. Asking again would cost money and might give another score."""
     criteria = task.evaluation_criteria
     basis = [str(part.value) for part in criteria.reward_basis] if criteria and criteria.reward_basis else []
     return "nl_assertions" in kind or (kind == "all" and "NL_ASSERTION" in basis)
@@ -142,16 +143,16 @@ def evaluate(
 ) -> compat.RewardInfo:
     """The official `RewardInfo` of a conversation.
 
-    An assertion about the end state that raises is not met, and `info["assertions_raised"]` says which and what.
+    An assertion about the end state that raises counts as not met, and is listed in `info["assertions_raised"]`.
 
     Args:
-        environments: where τ²'s registry has the environments that the evaluator takes; None: new ones of the domain.
-        termination_reason: τ²'s, or one of ours. τ² scores only conversations that a side ended; every other reason
-            counts as `max_steps` there, which it scores 0.
+        termination_reason: one of τ²'s, or one of ours. τ² scores only conversations that a side ended. Every other
+            reason is passed on as `max_steps`, which τ² scores 0.
+        environments: name in τ²'s registry of the environments to evaluate on. None: new ones of the domain.
 
     Raises:
-        ValueError: the judge left assertions out. τ² would take them as met.
-        EpisodeFault: an assertion raises after the task's gold actions too, so it says nothing about the messages.
+        ValueError: the judge left out assertions, which τ² would count as met.
+        EpisodeFault: an assertion also raises after the task's gold actions, so it says nothing about the messages.
     """
     known = {reason.value for reason in compat.TerminationReason}
     reason = termination_reason if termination_reason in known else compat.TerminationReason.MAX_STEPS.value
@@ -167,7 +168,7 @@ def evaluate(
             domain=environments or environment.registered(domain),
         )
     if raised:
-        _refuse_broken(raised, task, domain)
+        _check_assertions(raised, task, domain)
         for assertion, error in raised:
             _log.info(
                 "Task %s of %s: the assertion %s raised, so it counts as not met: %s: %s",
@@ -193,8 +194,13 @@ def _note(assertion: Any, error: Exception) -> dict[str, Any]:
     }
 
 
-def _refuse_broken(raised: environment.Raised, task: compat.Task, domain: str) -> None:
-    """Tell an assertion that raises because of what the episode did from one that raises whatever it did."""
+def _check_assertions(raised: environment.Raised, task: compat.Task, domain: str) -> None:
+    """Check that the assertions do not raise after the task's gold actions too: then the task is at fault, not the
+    policy.
+
+    Raises:
+        EpisodeFault: an assertion raises there too.
+    """
     gold = fast_evaluation.play_gold(environment.make(domain), task)
     for assertion, _ in raised:
         try:

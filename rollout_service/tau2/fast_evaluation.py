@@ -1,9 +1,11 @@
 """Fast evaluation: the official evaluator, on environments that are already in the states that it would replay.
 
-Invariant: every rule of scoring is the official evaluator's own code. It is spared two things only: replaying the
-conversation in a fresh environment, because the episode's own environment is in the state that this leads to, and
-playing the task's gold actions, whose end state is the same for every episode of the task. Where the first cannot be
-shown, `leads_to` says so, and the caller evaluates the official way.
+Invariant: every rule of scoring is the official evaluator's own code. Only two steps are skipped:
+
+* replaying the conversation in a fresh environment: the episode's own environment is already in the resulting state;
+* playing the task's gold actions: their end state is the same for every episode of the task.
+
+If `leads_to` cannot show that a replay would lead to the same state, the caller evaluates the official way.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from rollout_service.tau2.domain import Domain, EndState
 from rollout_service.tau2.overlay import OverlayDict
 
 DOMAIN = "rollout_service:played"
-"""Under this name the official evaluator finds the environments that `case` gave it."""
+"""The official evaluator finds the environments of `case` under this name."""
 
 Hashes = dict[str, str | None]
 
@@ -32,9 +34,9 @@ class Case:
     environment: compat.Environment
     """The episode's own, at its end."""
     hashes: Hashes
-    """Of its databases."""
+    """Hashes of its databases."""
     gold: Callable[[], Hashes]
-    """Gives those of the databases after the task's gold actions."""
+    """Gives the hashes of the databases after the task's gold actions."""
     messages: list[compat.Message]
 
 
@@ -42,7 +44,7 @@ case: ContextVar[Case] = ContextVar("case")
 
 
 class _Played:
-    """Both of the environments that the official evaluator asks for: which one it is, is seen from what is replayed."""
+    """Stands for both environments that the official evaluator makes. What is replayed in it shows which one it is."""
 
     def __init__(self, **_: Any) -> None:
         self._case = case.get()
@@ -55,7 +57,7 @@ class _Played:
             self._is_gold = False
 
     def make_tool_call(self, **_: Any) -> None:
-        """A gold action: played already."""
+        """A gold action. It was played already."""
 
     def get_db_hash(self) -> str | None:
         return self._hashes()["assistant"]
@@ -73,11 +75,11 @@ class _Played:
 compat.registry.register_domain(_Played, DOMAIN)
 
 _gold: dict[tuple[str, int], tuple[compat.Task, Hashes]] = {}
-"""By domain and the task's identity; the task is kept, so that its identity stays its own."""
+"""By domain and the task's identity. The task is kept, so that no other object gets its identity."""
 
 
 def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
-    """Hashes of the databases in the state that the official evaluator wants to see for this task."""
+    """Hashes of the databases in the gold end state of this task."""
     key = domain.name, id(task)
     if key not in _gold:
         _gold[key] = task, domain.end_state(play_gold(domain.original(), task)).hashes
@@ -85,7 +87,7 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
 
 
 def play_gold(world: compat.Environment, task: compat.Task) -> compat.Environment:
-    """The new environment, with the task's gold actions played in it as the official evaluator plays them."""
+    """Play the task's gold actions in a new environment, as the official evaluator does, and return it."""
     initial = task.initial_state
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,
@@ -95,16 +97,16 @@ def play_gold(world: compat.Environment, task: compat.Task) -> compat.Environmen
     for action in (task.evaluation_criteria.actions or []) if task.evaluation_criteria else []:
         try:
             world.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
-        except Exception:  # as the official evaluator does: an action that fails leaves the state as it is
+        except Exception:  # an action that fails changes nothing, as in the official evaluator
             continue
     return world
 
 
 def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Message], *, solo: bool) -> bool:
-    """Whether replaying the messages is bound to lead to the state in which the episode ended.
+    """Whether replaying the messages must lead to the state in which the episode ended.
 
-    It is when each call is followed by its result, and no argument of a call became part of the database: what is
-    changed there later would change what the message says.
+    It must if each call is followed by its result, and no argument of a call became part of the database. (A later
+    change in the database would otherwise change the message.)
 
     Args:
         live: the orchestrator's own messages, of which `messages` are copies.
@@ -127,7 +129,7 @@ def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Me
 
 
 def _containers(value: Any) -> Iterator[Any]:
-    """Every list, dict and model in it that may be changed; not what an overlay still shares."""
+    """Every mutable list, dict and model inside the value, without those that an overlay still shares."""
     parts: Iterable[Any]
     if isinstance(value, OverlayDict):
         parts = [dict.__getitem__(value, key) for key in value.touched if key in value]

@@ -1,7 +1,7 @@
-"""What the scripted policy and the scripted user play: a task's gold actions, split between the two.
+"""A task's gold actions, split between the scripted policy and the scripted user.
 
-Invariant: both sides derive their parts from the task alone, so they meet without talking to each other. Played
-faithfully, the conversation reaches the gold end state and says all that must be communicated.
+Invariant: both sides derive their parts from the task alone, so they fit without any communication. Played without
+mistakes, the conversation reaches the gold end state and says everything that must be communicated.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ class Step:
     """One turn of the scripted policy."""
 
     kind: str
-    """`calls`, `say`, or `broken`: the first call, with its closing brace left out."""
+    """`calls`, `say`, or `broken`: the first call without its closing brace."""
     text: str = ""
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def blocks(task: compat.Task) -> list[tuple[str, list[compat.Action]]]:
-    """The gold actions in runs of one requestor: [("assistant", [...]), ("user", [...]), …]."""
+    """The gold actions, grouped into runs of one requestor: [("assistant", [...]), ("user", [...]), …]."""
     actions = (task.evaluation_criteria.actions or []) if task.evaluation_criteria else []
     return [(who, list(run)) for who, run in itertools.groupby(actions, key=lambda action: action.requestor)]
 
 
 def user_blocks(task: compat.Task) -> list[list[compat.Action]]:
-    """The runs of actions that are the user's own."""
+    """The user's own runs of actions."""
     return [actions for who, actions in blocks(task) if who == "user"]
 
 
 def opening(task: compat.Task) -> str:
-    """What the user opens with: the scenario's reason for the call."""
+    """The user's first words: the scenario's reason for the call."""
     instructions = task.user_scenario.instructions
     return str(getattr(instructions, "reason_for_call", instructions)).strip() or "Hello."
 
 
 def closing(task: compat.Task) -> str:
-    """What the policy says when it is done, with everything that must be communicated."""
+    """The policy's last words, with everything that must be communicated."""
     wanted = (task.evaluation_criteria.communicate_info or []) if task.evaluation_criteria else []
     return "All done." + (" For your records: " + "; ".join(wanted) + "." if wanted else "")
 
 
 def policy_steps(task: compat.Task, agent: str, script: Script, rng: random.Random) -> list[Step]:
-    """The scripted policy's turns, imperfect as `script` and `rng` say. After the last it repeats its closing words."""
+    """The scripted policy's turns, with the mistakes that `script` asks for. After them it repeats its last words."""
     steps: list[Step] = []
     run: list[tuple[str, dict[str, Any]]] = []
 
@@ -90,7 +90,7 @@ def _until_early_stop(task: compat.Task, script: Script, rng: random.Random) -> 
 
 
 def imperfect(arguments: dict[str, Any], script: Script, rng: random.Random) -> dict[str, Any]:
-    """The arguments, one of them altered with probability `script.wrong_argument`."""
+    """The arguments; with probability `script.wrong_argument` one of them is altered."""
     if rng.random() >= script.wrong_argument or not arguments:
         return arguments
     name = rng.choice(sorted(arguments))

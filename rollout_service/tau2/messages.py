@@ -1,4 +1,4 @@
-"""τ² messages: to the chat codec's form, from a parsed turn, and to plain values for the record."""
+"""Converts τ² messages: to the chat codec's form, from a parsed turn, and to plain values for the record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rollout_service.tau2 import compat
 
 
 def to_chat(message: compat.Message) -> list[ChatMessage]:
-    """The message as the chat template takes it; several tool results become several messages."""
+    """The message in the chat template's form. Several tool results become several messages."""
     if isinstance(message, compat.MultiToolMessage):
         return [chat for inner in message.tool_messages for chat in to_chat(inner)]
     if isinstance(message, compat.ToolMessage):
@@ -23,7 +23,7 @@ def to_chat(message: compat.Message) -> list[ChatMessage]:
 def from_turn(turn: ParsedTurn, turn_number: int) -> compat.AssistantMessage:
     """The message that τ² receives for a policy turn. Call ids follow from the turn's number, so a rerun repeats them.
 
-    A malformed call goes in as a call too, with an argument that no tool has: the environment answers with an error.
+    A malformed call becomes a call with an argument that no tool has, so the environment answers with an error.
     """
     calls = [
         compat.ToolCall(id=f"call_{turn_number}_{position}", name=call.name, arguments=call.arguments)
@@ -33,7 +33,7 @@ def from_turn(turn: ParsedTurn, turn_number: int) -> compat.AssistantMessage:
 
 
 def to_record(message: compat.Message) -> dict[str, Any]:
-    """The message as plain JSON values, without the provider's raw answer and without fields that are not set."""
+    """The message as plain JSON values, without the provider's raw answer and unset fields."""
     record: dict[str, Any] = message.model_dump(mode="json", exclude={"raw_data"}, exclude_none=True)
     return record
 

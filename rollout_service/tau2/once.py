@@ -1,6 +1,6 @@
-"""once: a cache for what is costly to make and what threads ask for at once.
+"""once: a cache for functions that are expensive and that several threads may call at the same time.
 
-Invariant: for the same arguments the function runs once; whoever asks meanwhile waits for it.
+Invariant: for the same arguments the function runs once. A thread that calls meanwhile waits for the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def once(make: Callable[P, T]) -> Callable[P, T]:
-    """`functools.cache`, but threads that come at the same time do not all run the function."""
+    """Like `functools.cache`, but threads that call at the same time do not all run the function."""
     cached = functools.cache(make)
     lock = threading.RLock()
 

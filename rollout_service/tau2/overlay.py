@@ -1,10 +1,10 @@
-"""Overlays: private, writable views of one shared pydantic model, which copy only what is reached through them.
+"""Overlays: private, writable views of one shared pydantic model. They copy only what is reached through them.
 
-Invariant: what an overlay gives out is its own, unless it is immutable, so a write to it is seen by no other overlay.
-The shared model itself is frozen: whoever got hold of one of its parts by another way (only code in C that reads a
-dict's storage can) and writes to it raises `SharedWriteError`, which no tool can swallow.
+Invariant: what an overlay gives out is its own or immutable, so no other overlay sees a write to it. The shared model
+is frozen. Only C code that reads a dict's storage can reach a part of it in another way. A write to that part raises
+`SharedWriteError`, which no tool can swallow.
 
-A τ² database is megabytes and an episode touches a few records of it: an overlay costs kilobytes and microseconds.
+A τ² database has megabytes, and an episode touches a few of its records. An overlay costs kilobytes and microseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _is_immutable(value: Any) -> bool:
 # The shared model -----------------------------------------------------------------------------------------------------
 
 
-def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+def _forbid(self: Any, *_: Any, **__: Any) -> NoReturn:
     raise SharedWriteError(f"a write to the {type(self).__name__} that all episodes share was stopped")
 
 
@@ -41,32 +41,32 @@ class FrozenDict(dict[Any, Any]):
     """A dict of the shared model."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _forbid
 
 
 class FrozenList(list[Any]):
     """A list of the shared model."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = clear = extend = insert = pop = remove = _refuse
-    reverse = sort = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = clear = extend = insert = pop = remove = _forbid
+    reverse = sort = _forbid
 
 
 @functools.cache
 def _frozen_class(kind: type[BaseModel]) -> type[BaseModel]:
     body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     frozen: type[BaseModel] = types.new_class(
-        kind.__name__, (kind,), exec_body=lambda names: names.update(body, __setattr__=_refuse, __delattr__=_refuse)
+        kind.__name__, (kind,), exec_body=lambda names: names.update(body, __setattr__=_forbid, __delattr__=_forbid)
     )
     return frozen
 
 
 def freeze(model: M) -> M:
-    """Make the model and all below it read-only, in place.
+    """Make the model and everything in it read-only, in place.
 
     Raises:
-        TypeError: it holds something that cannot be frozen, or one mutable object in two places, of which overlays
-            would make two.
+        TypeError: it holds something that cannot be frozen, or the same mutable object in two places, which overlays
+            would turn into two objects.
     """
     _freeze(model, set())
     return model
@@ -94,10 +94,10 @@ def _freeze(value: Any, seen: set[int]) -> Any:
 
 
 def overlay(shared: M) -> M:
-    """A private view of a frozen model, of the class that it had before it was frozen."""
+    """A private view of a frozen model. It has the class that the model had before it was frozen."""
     kind = cast("type[M]", type(shared).__base__)
     view = kind.__new__(kind)
-    # What pydantic's own __copy__ sets. A search through a table makes hundreds of these: hence the test in line.
+    # The same as pydantic's own __copy__ sets. The test is inline because a search through a table makes hundreds.
     values = shared.__dict__.items()
     _set(view, "__dict__", {name: value if type(value) in _IMMUTABLE else _private(value) for name, value in values})
     _set(view, "__pydantic_fields_set__", shared.__pydantic_fields_set__.copy())
@@ -119,9 +119,9 @@ def _private(value: Any) -> Any:
 
 
 class OverlayDict(dict[Any, Any]):
-    """A private view of a frozen dict: each value becomes this view's own when it is first reached.
+    """A private view of a frozen dict. Each value becomes this view's own when it is first reached.
 
-    Until then the storage holds the shared value itself, which reads alike: pydantic and `json`, which read a dict's
+    Until then the storage holds the shared value, which reads the same. So pydantic and `json`, which read a dict's
     storage directly, see the right contents.
     """
 
@@ -130,12 +130,12 @@ class OverlayDict(dict[Any, Any]):
     def __init__(self, shared: FrozenDict) -> None:
         super().__init__(shared)
         self.shared = shared
-        """What it is a view of."""
+        """The frozen dict behind this view."""
         self.touched: set[Any] = set()
-        """The keys that were reached, written or removed: every other value is the shared one."""
+        """Keys that were reached, written or removed. Every other value is the shared one."""
 
     def changed(self) -> list[Any]:
-        """The keys whose values no longer read as the shared ones: changed, added or removed."""
+        """Keys whose values differ from the shared ones: changed, added or removed."""
         own, shared = dict.__getitem__, self.shared
         return [
             key
@@ -159,7 +159,7 @@ class OverlayDict(dict[Any, Any]):
         super().__delitem__(key)
         self.touched.add(key)
 
-    def __iter__(self) -> Iterator[Any]:  # its own, so that dict(view) and {**view} come through __getitem__
+    def __iter__(self) -> Iterator[Any]:  # defined here, so that dict(view) and {**view} use __getitem__
         return super().__iter__()
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -220,8 +220,8 @@ class OverlayDict(dict[Any, Any]):
 
 
 def is_unchanged(value: Any, shared: Any) -> bool:
-    """Whether the overlay (or a part of one) still reads, to the type of each value, as what it is a view of. May
-    answer False for a part that was replaced by an equal one."""
+    """Whether the overlay, or a part of one, still equals the shared value, including the type of each value. May
+    return False for a part that was replaced by an equal one."""
     if value is shared:
         return True
     if isinstance(value, BaseModel):

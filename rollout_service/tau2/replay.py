@@ -1,6 +1,6 @@
 """Replays a stored trajectory's messages in a fresh τ² environment and scores them again.
 
-Invariant: independent of how the trajectory was made: only its task and its messages are read.
+Invariant: the result does not depend on how the trajectory was made. Only its task and its messages are read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _PARTS = {
     "action": ("action_checks",),
     "communicate": ("communicate_checks",),
 }
-"""What each evaluation type that needs no language model adds to a `RewardInfo`."""
+"""The parts of a `RewardInfo` that come from each evaluation type without a language model."""
 
 
 def differences(trajectory: Trajectory) -> list[str]:
-    """What differs between the record and a replay of its messages: reward, its parts, and the database hashes.
+    """How the record differs from a replay of its messages: reward, its parts, and the database hashes.
 
     Raises:
         TaskError: the installed τ²-bench has no such task.
-        ValueError: τ² cannot replay the messages (a tool answers differently).
+        ValueError: τ² cannot replay the messages, because a tool answers differently.
     """
     made = trajectory.provenance
     found = []

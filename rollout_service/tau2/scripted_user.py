@@ -1,6 +1,6 @@
 """ScriptedUser: the user's side of `rollout_service.tau2.gold`, without a model.
 
-Invariant: what it says follows from the task, the episode's seed and the conversation; it always stops in the end.
+Invariant: what it says follows from the task, the episode's seed and the conversation. It always stops in the end.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rollout_service.tau2 import compat, gold
 from rollout_service.tau2.deadline import Deadline
 
 _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
-"""What a chattering user adds: text that must stay text."""
+"""What a chattering user adds. It must stay plain text in the policy's prompt."""
 
 
 class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
-    """Speaks the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
+    """Says the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
 
     def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Deadline) -> None:
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm="scripted")
@@ -31,10 +31,10 @@ class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
         self._spoke = False
 
     def set_seed(self, seed: int) -> None:
-        """Nothing to do: the seed came with the episode."""
+        """Does nothing, because the constructor took the episode's seed."""
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
-        """The next of the script, once its waiting time is over."""
+        """The script's next message, after its waiting time."""
         wait = gold.waiting_time(self._script.latency, self._random)
         if wait:
             self._clock.sleep(wait)

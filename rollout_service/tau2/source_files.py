@@ -1,6 +1,6 @@
-"""SourceFiles: the files that a domain was read from, and whether they still say the same.
+"""SourceFiles: the files that a domain was read from, and whether their contents are still the same.
 
-Invariant: everything of a domain that a process holds was read from one state of its files.
+Invariant: everything that a process holds of a domain was read from one state of its files.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _Stamp = tuple[int, int, int]
 
 
 class SourceFiles:
-    """A set of files as they were when this was made."""
+    """A set of files, as they were when this object was made."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._stamps = {path: _stamp(path) for path in paths}
         self._contents = {path: _content(path) for path in paths}
         named = sorted((path.name, self._contents[path]) for path in paths)
         self.fingerprint = hashlib.sha256(repr(named).encode()).hexdigest()
-        """Of names and contents, wherever the files lie."""
+        """Hash of the files' names and contents, independent of their folder."""
 
-    def check(self) -> None:
-        """See that nothing changed since. Costs a look at each file's size and time.
+    def check_unchanged(self) -> None:
+        """Check that no file changed since. Usually this reads only each file's size and time.
 
         Raises:
-            Tau2Error: a file's contents changed, or it is gone.
+            Tau2Error: a file's contents changed, or the file is gone.
         """
         for path, stamp in self._stamps.items():
             now = _stamp(path)
@@ -40,16 +40,16 @@ class SourceFiles:
             if _content(path) != self._contents[path]:
                 raise Tau2Error(
                     f"τ²-bench's data file {path} changed while the service was running.",
-                    "Start the service again, so that all episodes are of the same data; what is finished is kept.",
+                    "Start the service again, so that all episodes use the same data; what is finished is kept.",
                 )
-            self._stamps[path] = now  # touched, but the same
+            self._stamps[path] = now  # touched, but with the same contents
 
 
 @once
 def of(domain: str) -> SourceFiles:
-    """The data files of a domain, as they were at the first call of the process: call it before reading them.
+    """The data files of a domain, as they were at the first call in this process. Call it before reading them.
 
-    They are those that τ²'s own domains name, each `*_PATH` of the `utils` module, and the splits beside the tasks.
+    They are the files that τ²'s own domains name (each `*_PATH` of the `utils` module) and the splits beside the tasks.
     """
     constructor = compat.registry.get_env_constructor(domain)
     function = constructor.func if isinstance(constructor, functools.partial) else constructor

@@ -274,10 +274,10 @@ def files(tmp_path) -> list[Path]:
 def test_a_touched_file_that_says_the_same_passes(files):
     source = SourceFiles(files)
     os.utime(files[0], ns=(0, 0))
-    source.check()
+    source.check_unchanged()
     files[0].unlink()
     files[0].write_text("db.json")
-    source.check()
+    source.check_unchanged()
 
 
 def test_a_changed_file_is_refused_by_name_with_the_remedy_until_it_is_put_back(files):
@@ -286,16 +286,16 @@ def test_a_changed_file_is_refused_by_name_with_the_remedy_until_it_is_put_back(
         files[1].write_text(text)
         os.utime(files[1], ns=(0, len(text)))
         with pytest.raises(Tau2Error, match=r"policy\.md changed while the service was running\. Start the service"):
-            source.check()
+            source.check_unchanged()
     files[1].write_text("policy.md")
-    source.check()
+    source.check_unchanged()
 
 
 def test_a_deleted_file_is_refused_by_name(files):
     source = SourceFiles(files)
     files[0].unlink()
     with pytest.raises(Tau2Error, match=r"db\.json changed"):
-        source.check()
+        source.check_unchanged()
 
 
 def test_the_fingerprint_follows_the_contents_and_not_the_place(files, tmp_path):
