@@ -128,6 +128,16 @@ def test_the_tables_of_settings_are_up_to_date():
     assert settings_tables.PAGE.read_text() == settings_tables.page(), "run `make docs`"
 
 
+def test_every_setting_says_what_it_means():
+    silent = [
+        f"{name}.{field}".lstrip(".")
+        for name, model in settings_tables.sections(RolloutConfig)
+        for field, info in model.model_fields.items()
+        if not info.description and not settings_tables.section_of(info.annotation)
+    ]
+    assert silent == []
+
+
 def test_the_environment_variables_of_tau2_are_documented():
     text = settings_tables.PAGE.read_text()
     assert [name for name, setting in TAU2_VARIABLES.items() if f"| `{name}` | `{setting}` |" not in text] == []
