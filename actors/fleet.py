@@ -14,7 +14,7 @@ import functools
 import itertools
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -24,6 +24,7 @@ from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError, last_cause
 from rollout_service.policy import replica_size
+from rollout_service.policy.deployment import PolicyHandle, ReplicaMethod
 from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
@@ -126,7 +127,7 @@ class Fleet:
         _log.info("Resumed: %d replicas sample again.", len(states))
         return states
 
-    async def _order(self, method: str, mode: UpdateMode | None) -> list[ReplicaState]:
+    async def _order(self, method: Literal["pause", "resume"], mode: UpdateMode | None) -> list[ReplicaState]:
         self._check_has_replicas()
         number = self.desired.pauses + 1
         self.desired = replace(self.desired, pause=mode, pauses=number)
@@ -324,24 +325,24 @@ class Fleet:
             )
 
     @functools.cached_property
-    def _handle(self) -> Any:
+    def _handle(self) -> PolicyHandle:
         self._check_has_replicas()
         from ray import serve
 
-        return serve.get_deployment_handle(DEPLOYMENT, self._application)
+        handle: PolicyHandle = serve.get_deployment_handle(DEPLOYMENT, self._application)
+        return handle
 
     async def _states(self) -> list[ReplicaState]:
         return _all(await self._ask("state"))
 
-    async def _ask(self, method: str, *arguments: Any) -> list[Any]:
+    async def _ask(self, method: ReplicaMethod, *arguments: Any) -> list[Any]:
         """Each replica's answer, or what it raised."""
         from ray.serve.exceptions import RayServeException
 
         try:
-            answers: list[Any] = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+            return await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
         except RayServeException as error:
             raise ServiceError(f"The policy's replicas cannot be reached: {error}", "See the replicas' logs.") from None
-        return answers
 
 
 def _all(answers: list[Any]) -> list[Any]:

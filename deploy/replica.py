@@ -11,8 +11,9 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from deploy.engines import factory
 from deploy.engines.base import Engine
 from deploy.turn_gate import TurnGate
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import fleet_name
+from rollout_service.cluster import Reference, fleet_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import (
@@ -39,6 +40,7 @@ from rollout_service.errors import (
     mark_if_final,
 )
 from rollout_service.policy.base import Generation
+from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
@@ -52,6 +54,8 @@ from rollout_service.policy.weights import (
 )
 from rollout_service.redaction import remember
 
+T = TypeVar("T")
+
 _log = logs.logger(__name__)
 
 _INTERRUPT_SECONDS = 0.2
@@ -62,6 +66,9 @@ _BEHIND_SECONDS = 60.0
 
 _LEAVE_SECONDS = 10.0
 """An engine has so long to leave a process group, which takes it milliseconds unless it waits in it."""
+
+_FLEET_SECONDS = 60.0
+"""How long the fleet may take to answer."""
 
 _EXIT_SECONDS = 1.0
 """Until a broken replica ends, so that its error still gets out."""
@@ -391,7 +398,7 @@ def _start_engine(config: RolloutConfig) -> Engine:
     secrets.know(config)
     names = config.policy.env_vars_from
     if names:
-        secrets.receive(_ask_fleet(config, "replica_variables") or {})
+        secrets.receive(_ask_fleet(config, lambda fleet: fleet.replica_variables.remote()) or {})
     for name in names:
         if name not in os.environ:
             raise ConfigError(
@@ -404,14 +411,15 @@ def _start_engine(config: RolloutConfig) -> Engine:
 
 
 def _desired_state(config: RolloutConfig) -> DesiredState | None:
-    return _ask_fleet(config, "desired_state")
+    return _ask_fleet(config, lambda fleet: fleet.desired_state.remote())
 
 
-def _ask_fleet(config: RolloutConfig, method: str) -> Any:
+def _ask_fleet(config: RolloutConfig, ask: Callable[[FleetHandle], Reference[T]]) -> T | None:
     """What the service's fleet answers; None when there is no fleet."""
     service = config.service
     try:
-        fleet = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
-        return ray.get(getattr(fleet, method).remote(), timeout=60)
+        fleet: FleetHandle = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
+        answer: T = ray.get(ask(fleet), timeout=_FLEET_SECONDS)
+        return answer
     except (ValueError, ray.exceptions.RayError):
         return None

@@ -10,7 +10,9 @@ import pytest
 from actors.coordinator import Coordinator
 from actors.environment import EnvironmentActor, EnvironmentHandle
 from actors.fleet import Fleet
+from deploy.replica import PolicyReplica
 from rollout_service.collecting.coordinator import CoordinatorHandle
+from rollout_service.policy.deployment import ReplicaMethod
 from rollout_service.policy.fleet import FleetHandle
 
 PAIRS = [(CoordinatorHandle, Coordinator), (FleetHandle, Fleet), (EnvironmentHandle, EnvironmentActor)]
@@ -20,6 +22,11 @@ PAIRS = [(CoordinatorHandle, Coordinator), (FleetHandle, Fleet), (EnvironmentHan
 def test_a_handle_has_every_public_method_of_its_actor_and_no_other(handle, actor):
     methods = {name for name, _ in inspect.getmembers(actor, inspect.isfunction) if not name.startswith("_")}
     assert set(get_type_hints(handle)) == methods
+
+
+def test_a_replica_has_the_methods_that_the_fleet_calls_in_all_of_them():
+    missing = {name for name in get_args(ReplicaMethod) if not callable(getattr(PolicyReplica, name, None))}
+    assert missing == set()
 
 
 @pytest.mark.parametrize(("handle", "actor"), PAIRS)

@@ -18,6 +18,7 @@ from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import first_line
 from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.deployment import PendingTurn, PolicyHandle
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
 
@@ -37,8 +38,9 @@ class ServePolicy:
         self._patience = Patience(retry_seconds)
 
     @functools.cached_property
-    def _handle(self) -> Any:
-        return self._find()
+    def _handle(self) -> PolicyHandle:
+        handle: PolicyHandle = self._find()
+        return handle
 
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
@@ -59,14 +61,14 @@ class ServePolicy:
         return await fitted(ask, sampling, len(input_ids))
 
     @staticmethod
-    async def _ask(response: Any) -> Generation:
+    async def _ask(turn: PendingTurn) -> Generation:
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
         try:
-            generation: Generation = await response
+            return await turn
         except asyncio.CancelledError:
-            response.cancel()
+            turn.cancel()
             raise
         except RayActorError as error:
             if error.preempted:  # its machine was taken away
@@ -76,4 +78,3 @@ class ServePolicy:
             raise LostTurnError from error
         except RequestError as error:
             raise RequestError(first_line(getattr(error, "cause", error))) from None  # without the replica's traceback
-        return generation

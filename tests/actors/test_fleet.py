@@ -1,8 +1,11 @@
-"""What the fleet orders and refuses, with replicas that answer as told."""
+"""What the fleet asks of replicas, refuses, and tells the coordinator, with replicas that answer as told."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,8 +69,23 @@ class Replicas:
         return [said[name] if isinstance(said, dict) else said for name in names]
 
 
-def fleet(replicas: Replicas) -> Fleet:
-    made = Fleet(settings(), "application")
+class Coordinator:
+    """Stands for a coordinator's handle: `told` has what it was told, and what each replica had been asked by then."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self.replicas = replicas
+        self.told: list[tuple[int, bool, list[str]]] = []
+        self.policy_changed = SimpleNamespace(remote=self._policy_changed)
+        self.gone = False
+
+    async def _policy_changed(self, version: int, paused: bool) -> None:
+        if self.gone:
+            raise RayActorError
+        self.told.append((version, paused, [method for method, *_ in self.replicas.asked]))
+
+
+def fleet(replicas: Replicas, coordinator: Coordinator | None = None) -> Fleet:
+    made = Fleet(settings(), "application", coordinator)
     made.__dict__["_handle"] = replicas
     return made
 
@@ -254,6 +272,75 @@ async def test_pauses_are_numbered_on_from_those_that_replicas_which_run_already
     await ours.resume()
     assert replicas.asked[1:] == [("pause", "in_place", 5), ("resume", 6)]
     assert (ours.desired.pause, ours.desired.pauses) == (None, 6)
+
+
+async def test_the_coordinator_knows_of_a_version_before_the_update_returns_and_of_a_pause_before_the_replicas():
+    replicas = Replicas(["a"])
+    coordinator = Coordinator(replicas)
+    ours = fleet(replicas, coordinator)
+    await ours.update_weights(UPDATE)
+    assert coordinator.told == [(1, False, ["check_update", "update_weights"])]
+    coordinator.told.clear()
+    replicas.asked.clear()
+    await ours.pause("drain")
+    await ours.resume()
+    assert coordinator.told == [(1, True, []), (1, False, ["pause"])]
+
+
+async def test_an_endpoint_s_newer_version_is_taken_over_and_told_once():
+    replicas = Replicas([])
+    coordinator = Coordinator(replicas)
+    ours = fleet(replicas, coordinator)
+    for version in (3, 3, 2):
+        await ours.observe(version)
+    assert await ours.weight_version() == 3
+    assert coordinator.told == [(3, False, [])]
+
+
+async def test_without_a_coordinator_weights_are_still_updated():
+    replicas = Replicas(["a"])
+    coordinator = Coordinator(replicas)
+    coordinator.gone = True
+    assert (await fleet(replicas, coordinator).update_weights(UPDATE)).version == 1
+
+
+async def test_a_service_without_replicas_of_its_own_refuses_a_pause_and_is_not_taken_for_paused():
+    coordinator = Coordinator(Replicas([]))
+    there = {"policy__engine": "http", "policy__url": "http://127.0.0.1:1", "policy__tokenizer": "t"}
+    ours = Fleet(settings(**there), None, coordinator)
+    with pytest.raises(WeightError, match="served by others"):
+        await ours.pause("drain")
+    assert (ours.desired.pause, coordinator.told, await ours.replicas()) == (None, [], [])
+
+
+async def test_a_replica_that_asks_for_its_variables_early_gets_them_when_they_come():
+    ours = fleet(Replicas([]))
+    asked = asyncio.ensure_future(ours.replica_variables())
+    await asyncio.sleep(0)
+    assert not asked.done()
+    await ours.receive({})
+    assert await asked == {}
+
+
+async def test_updates_and_pauses_are_logged_with_what_became_of_them(caplog):
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    with caplog.at_level("INFO"):
+        await ours.update_weights(UPDATE)
+        await ours.pause("drain")
+        await ours.resume()
+        with pytest.raises(WeightError):
+            await ours.update_weights(UPDATE)
+        replicas.said["check_update"] = WeightError("not this model's.")
+        with pytest.raises(WeightError):
+            await ours.update_weights(replace(UPDATE, version=2))
+    said = [re.sub(r"\d+\.\d s", "T s", record.getMessage()) for record in caplog.records]
+    assert said == [
+        "Weights of version 1 are served by 2 replicas after T s (drain).",
+        "Paused (drain): 2 replicas sample nothing until resume.",
+        "Resumed: 2 replicas sample again.",
+        "Weight update to version 2 failed after T s: not this model's.",
+    ]
 
 
 async def test_replicas_of_another_model_are_not_taken_over_under_the_name_of_this_one():

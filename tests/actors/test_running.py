@@ -1,0 +1,63 @@
+"""What a running collection says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.running import RunningCollection
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.collecting.scheduler import Assignment
+from rollout_service.collecting.staleness import Staleness
+from rollout_service.errors import ServiceError
+from rollout_service.record.trajectory import TaskRef
+
+
+def running(groups: int, **settings: object) -> RunningCollection:
+    requests = [
+        EpisodeRequest(f"c-{number}", "c", f"c-{number}", 0, TaskRef("mock", "base", "t", 0), seed=number)
+        for number in range(groups)
+    ]
+    return RunningCollection(Collection("c", groups, 1, **settings), requests)
+
+
+def play(it: Collection, episode: int) -> None:
+    it.start(episode)
+    it.finish(episode, None, "a", (0, 0))
+
+
+def test_a_collection_says_what_holds_it_back():
+    waiting = running(2)
+    assert waiting.held_back == "no slot is free"
+    for episode in range(2):
+        waiting.collection.start(episode)
+    assert waiting.held_back is None, "all run"
+
+
+def test_a_reader_that_takes_nothing_holds_a_collection_back():
+    buffered = running(3, max_buffered_groups=1)
+    play(buffered.collection, 0)
+    assert "the reader is too slow" in buffered.held_back
+    buffered.collection.take()
+    assert buffered.held_back == "no slot is free"
+
+
+def test_old_weights_hold_a_collection_back():
+    stale = running(3, staleness=Staleness(maximum=0, groups_per_update=1))
+    play(stale.collection, 0)
+    assert "without new weights" in stale.held_back
+    stale.collection.take()
+    stale.collection.updated(1)
+    assert stale.held_back == "no slot is free"
+
+
+def test_a_collection_that_failed_is_held_back_by_nothing():
+    failed = running(2)
+    failed.error = ServiceError("no actor comes up.")
+    assert failed.held_back is None
+
+
+@pytest.mark.parametrize(("maximum", "version", "least"), [(None, 7, 0), (2, 7, 5), (9, 7, 0)])
+def test_weights_that_would_make_an_episode_too_old_may_not_sample_for_it(maximum, version, least):
+    request = running(1, staleness=Staleness(maximum)).request_of(Assignment("c", 0, 3, "a"), version)
+    assert (request.min_version, request.attempt) == (least, 3)
