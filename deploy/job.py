@@ -1,7 +1,7 @@
 """Entry point of a cluster job: `ray job submit -- python -m deploy.job --n 256 --group-size 8 ...`.
 
-Invariant: the main job on the cluster that the job runs on. It takes the arguments of `rollout-service collect`, with
-the address set; progress goes to the job's log as lines, since nobody watches a bar there.
+Invariant: it does what `rollout-service collect --address auto --start` does, with the same arguments, on the cluster
+that the job runs on. Progress goes to the job's log as lines.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rollout_service.errors import ConfigError
 from rollout_service.policy.replica_size import gpus
 
 _NO_LIMIT = 100_000
-"""On a replica's calls."""
+"""Limit on a replica's concurrent calls: in effect, none."""
 
 _DRAIN_MARGIN_SECONDS = 30.0
 """Extra shutdown grace on top of policy.timeout_seconds."""
@@ -68,10 +68,10 @@ def _from_arguments(arguments: dict[str, Any]) -> RolloutConfig:
 def _options(policy: PolicyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
-        # The replica itself counts its turns: were it Serve that did, waiting turns would keep `resume` out.
+        # The replica limits its turns itself. If Serve did, waiting turns would block the call that resumes them.
         "max_ongoing_requests": _NO_LIMIT,
-        # A replica is one actor whose engine starts processes of its own on the same node. They share its GPUs, so one
-        # bundle is all the placement that it needs.
+        # A replica is one actor whose engine starts its own processes on the same node. They share the actor's GPUs, so
+        # the replica needs no placement group.
         "ray_actor_options": {
             "num_cpus": policy.cpus_per_replica,
             "num_gpus": gpus(policy),

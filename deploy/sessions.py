@@ -1,8 +1,7 @@
-"""Which replica serves which session. Pure: no Ray, no clock of its own.
+"""Which replica serves which session. Pure: no Ray, and the caller passes the time.
 
-Invariant: a session stays with its replica for as long as that replica lives. A new session goes to the replica with
-the fewest sessions in use; equal ones are told apart by hashing, so that tables that do not know of each other mostly
-choose alike.
+Invariant: a session stays with its replica as long as that replica lives. A new session goes to the replica with the
+fewest sessions in use. Ties are broken by a hash, so that tables in different processes mostly choose the same replica.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
 _IN_USE_SECONDS = 120.0
-"""A session that was silent for longer is not counted: it most likely ended. It keeps its replica all the same."""
+"""After so many seconds without a request a session no longer counts as in use, but it keeps its replica."""
 
 _KEPT = 100_000
-"""Sessions that are remembered, the most recently used ones."""
+"""Number of sessions that are remembered: the most recently used ones."""
 
 
 class SessionTable:
@@ -24,11 +23,11 @@ class SessionTable:
     def __init__(self) -> None:
         self._replicas: OrderedDict[str, str] = OrderedDict()
         self._last_use: OrderedDict[str, float] = OrderedDict()
-        """Of the sessions in use, the longest silent first."""
+        """Time of the last request of each session in use, oldest first."""
         self._counts: dict[str, int] = {}
 
     def replica_of(self, session: str, alive: Collection[str], now: float) -> str:
-        """The session's replica, one of `alive` (not empty); `now` in seconds, never decreasing."""
+        """The session's replica, one of `alive` (not empty). `now` is in seconds and never decreases."""
         self._expire(now)
         replica = self._replicas.get(session)
         if replica is None or replica not in alive:
@@ -45,7 +44,7 @@ class SessionTable:
         return replica
 
     def in_use(self, replica: str) -> int:
-        """Sessions of the replica that were heard of lately."""
+        """Number of the replica's sessions in use."""
         return self._counts.get(replica, 0)
 
     def _least_used(self, session: str, alive: Iterable[str]) -> str:
@@ -56,7 +55,7 @@ class SessionTable:
             self._release(next(iter(self._last_use)))
 
     def _release(self, session: str) -> None:
-        """No longer count the session."""
+        """Stop counting the session as in use."""
         if self._last_use.pop(session, None) is None:
             return
         replica = self._replicas[session]
@@ -70,5 +69,5 @@ class SessionTable:
 
 
 def _rank(session: str, replica: str) -> bytes:
-    """Rendezvous hashing: the same in every process."""
+    """Rendezvous hashing, which gives the same order in every process."""
     return hashlib.blake2b(f"{session}|{replica}".encode(), digest_size=8).digest()

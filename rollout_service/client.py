@@ -47,19 +47,19 @@ class RolloutClient:
     def __init__(
         self, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
     ) -> None:
-        """Blocks until the service is ready: seconds when it has to be started.
+        """Blocks until the service is ready, which takes seconds if it has to be started.
 
         Args:
-            address: None starts a service of this client's own, in a Ray of its own on this machine unless this
-                process is connected to one. "auto", or the address of a Ray cluster, uses that cluster: a service of
-                the configured name is attached to if it runs there.
-            config: all settings; None: `RolloutConfig.load()`, which reads the environment.
+            address: None starts a service for this client alone, on the Ray cluster that this process is connected to,
+                or else on a new one on this machine. "auto" or the address of a Ray cluster attaches to the service of
+                the configured name there.
+            config: all settings. None: `RolloutConfig.load()`, which reads the environment.
             start: with an address: whether to start the service if it does not run there. It then lives as long as
                 this client. None: only if `config` is given.
 
         Raises:
-            RolloutError: bad arguments or settings, no cluster at the address, no service there that may be attached
-                to, or one that runs with other settings than `config` sets.
+            RolloutError: arguments or settings are wrong, there is no cluster at the address or no service to attach
+                to, or the service runs with other settings than `config` sets.
         """
         _check_arguments(address, config, start)
         self._settings = config if config is not None else RolloutConfig.load()
@@ -85,10 +85,10 @@ class RolloutClient:
     async def astart(
         cls, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
     ) -> Self:
-        """The constructor for an event loop: `client = await RolloutClient.astart(...)`. The imports, Ray's start and
-        the wait for the service go on in a thread; cancelled, it stops what it started by then.
+        """The constructor for an event loop: `client = await RolloutClient.astart(...)`. A thread does the imports,
+        starts Ray and waits for the service. When cancelled, it stops what it has started.
 
-        Args and errors are the constructor's.
+        Arguments and errors are those of the constructor.
         """
         _check_arguments(address, config, start)
         starter = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollout-client-start")
@@ -125,26 +125,26 @@ class RolloutClient:
     def stream(
         self, n: int | None = None, *, group_size: int = 1, groups_per_update: int | None = None, **selection: Any
     ) -> GroupStream:
-        """Groups as they complete, each a list of `group_size` trajectories by sample index.
+        """Groups as they complete, each a list of `group_size` trajectories ordered by sample index.
 
         An episode that failed after all attempts is in its group as an aborted trajectory without reward. Closing the
-        stream, or leaving it to the garbage collector, cancels the rest.
+        stream, or leaving it to the garbage collector, cancels the episodes that are left.
 
         Args:
-            n: episodes, a multiple of `group_size`; None: every task of the selection once, times `group_size`.
-            groups_per_update: groups that are taken between two weight updates. With `service.max_staleness` set, a
-                group that would be too old by the time it is taken is then not started; without this, it is found too
-                old when it is taken. Count the groups that you take and drop as well: who asks for more than these
-                before the next update waits for it.
+            n: number of episodes, a multiple of `group_size`. None: every task of the selection, `group_size` times.
+            groups_per_update: number of groups that the trainer takes between two weight updates, including those that
+                it drops. With `service.max_staleness` set, a group that would be too old when it is taken is then not
+                started before the next update; a trainer that asks for it earlier waits. None: groups are found too
+                old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), and `max_attempts`, `max_staleness` and `late` (as in `service`); what is left out,
-                or None, comes from the configuration. With `seed` the same call gives the same tasks and episode
-                seeds; without, a collection goes on where the last one of the same selection stopped.
+                `policy.sampling`), and `max_attempts`, `max_staleness` and `late` (as in `service`). What is left out,
+                or None, comes from the configuration. With a `seed` the same call gives the same tasks and episode
+                seeds. Without one, a collection goes on where the last one of the same selection stopped.
 
         Raises:
-            TaskError: unknown domain, split or task id, n is not divisible by the group size, or an argument is of the
-                wrong type or out of range.
-            ConfigError: sampling settings that there are not.
+            TaskError: unknown domain, split or task id, n is not divisible by the group size, or an argument has the
+                wrong type or is out of range.
+            ConfigError: an unknown or wrong sampling setting.
         """
         stream = self._submit(n, group_size, selection, groups_per_update)
         stream.open()
@@ -153,22 +153,22 @@ class RolloutClient:
     def astream(
         self, n: int | None = None, *, group_size: int = 1, groups_per_update: int | None = None, **selection: Any
     ) -> GroupStream:
-        """`stream` for an event loop: `async for group in client.astream(...)`. What is wrong with the arguments by
-        themselves is said at once; what only the service can tell comes with the first group."""
+        """`stream` for an event loop: `async for group in client.astream(...)`. Wrong arguments raise at once; errors
+        that only the service can find, such as an unknown task id, raise with the first group."""
         return self._submit(n, group_size, selection, groups_per_update)
 
     def collect(
         self, n: int | None = None, *, group_size: int = 1, progress: bool = True, **selection: Any
     ) -> TrajectoryBatch:
-        """All trajectories of a collection, in order of completion by group; arguments as `stream`'s.
+        """All trajectories of a collection, group by group in order of completion. Arguments as for `stream`.
 
         Args:
             progress: show progress on stderr.
 
         Raises:
-            IncompleteCollection: episodes failed after all attempts, or the service went away in the middle; holds
-                what came.
-            TaskError: as `stream`.
+            IncompleteCollection: episodes failed after all attempts, or the service was lost on the way. It holds the
+                trajectories that arrived.
+            TaskError, ConfigError: as `stream` raises them.
         """
         return twins.run(self._collect(n, group_size, progress, selection))
 
@@ -208,21 +208,22 @@ class RolloutClient:
         mode: UpdateMode = "abort_and_resume",
         group: WeightGroup | None = None,
     ) -> UpdateReport:
-        """Give every policy replica new weights, while episodes run. Blocks until they serve them.
+        """Give every policy replica new weights, while episodes run. Returns when the replicas serve them.
 
         Args:
-            weights: a checkpoint folder in Hugging Face format that the replicas' nodes can read; or tensors by their
-                names in the model's checkpoint, torch (any device) or numpy. Parameters that are left out stay.
-            version: of the new weights, larger than all before; None: the next one.
-            mode: how running turns meet them: `drain` (finish first), `abort_and_resume` (stop, and go on from their
-                tokens), `in_place` (go on without a stop, on the old weights' cache).
-            group: send the tensors through this process group; None: through Ray's object store, where they stay for
+            weights: a checkpoint folder in Hugging Face format that the replicas' nodes can read; or torch tensors (on
+                any device) or numpy arrays by their names in the model's checkpoint. Parameters that are left out keep
+                their values.
+            version: version of the new weights, larger than all before. None: the next one.
+            mode: what running turns do: `drain` (finish first), `abort_and_resume` (stop, then continue from their
+                tokens), `in_place` (continue without a stop, on the old weights' cache).
+            group: send the tensors through this process group. None: through Ray's object store, where they stay for
                 replicas that start later, as long as this process lives.
 
         Raises:
-            WeightError: another model's weights, a version that does not grow, another update under way, a replica
-                outside the group: nothing was changed. Or the group broke in the middle, and is left: replicas that
-                had begun to load are replaced, `weight_version` says what is served.
+            WeightError: the weights are another model's, the version does not grow, another update is running, or a
+                replica is outside the group: nothing was changed. Or the group broke during the update and is closed:
+                replicas that had begun to load are replaced, and `weight_version` says what is served.
             ServiceError: no replica could load them.
         """
         version = self.weight_version() + 1 if version is None else version
@@ -243,17 +244,17 @@ class RolloutClient:
     ) -> WeightGroup:
         """Make a process group of this process (rank 0) and every replica's GPUs, for `update_weights`.
 
-        It holds for the replicas that run now. Close it, and make another, when replicas come or go. With `nccl`,
-        NCCL_CUMEM_ENABLE must be in this process what it is in the replicas, 0 with SGLang; it is set if it can be.
+        It holds the replicas that run now: close it and make another when replicas come or go. With `nccl`,
+        NCCL_CUMEM_ENABLE must have the same value here as in the replicas (0 with SGLang); this sets it where it can.
 
         Args:
             backend: `nccl` for GPUs, `gloo` for CPUs.
-            address: of this machine, as the replicas reach it; None: the one that Ray uses.
-            timeout_seconds: that anyone waits for the others, to join and in an update. The first tensor of an
-                update also waits until the turns have stopped. A replica that dies is noticed in seconds.
+            address: address of this machine, as the replicas reach it. None: the one that Ray uses.
+            timeout_seconds: longest wait for the other ranks, to join and in an update. The first tensor of an update
+                also waits until the turns have stopped. A replica that dies is noticed in seconds.
 
         Raises:
-            WeightError: the group did not come about, or NCCL could not work in it.
+            WeightError: the group could not be formed, or NCCL could not work in it.
         """
         from rollout_service.policy.weight_group import WeightGroup
 
@@ -301,7 +302,8 @@ class RolloutClient:
     # Life ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop the service if this client started it, and disconnect if this client connected. Twice is once."""
+        """Stop the service if this client started it, and disconnect if this client connected. Closing it again does
+        nothing."""
         owner, self._owner = self._owner, False
         disconnects, self._disconnects = self._disconnects, False
         if not cluster.connected():
@@ -341,11 +343,11 @@ class RolloutClient:
             chosen["sampling"] = self._sampling(chosen["sampling"])
         request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **chosen)
         if not cluster.connected():
-            raise ServiceError("This client is closed.", "Make another.")
+            raise ServiceError("This client is closed.", "Make another RolloutClient.")
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
 
     def _sampling(self, given: Any) -> Sampling:
-        """Settings of a collection's own, over those of the service."""
+        """The service's sampling settings, with those that a collection gives in their place."""
         if isinstance(given, Sampling):
             return given
         if not isinstance(given, Mapping):
@@ -355,7 +357,7 @@ class RolloutClient:
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:
-    """Close a client that nobody waited for. In a thread: this may be called on an event loop."""
+    """Close a client that nobody waits for any more, in a thread: this may be called on an event loop."""
     if made.exception() is None:
         threading.Thread(target=made.result().close, name="rollout-client-close").start()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -196,7 +197,8 @@ def has_working_dir() -> bool:
     """Whether Ray's workers run in a copy of a folder, the `working_dir` of a job or of this process's runtime_env."""
     import ray
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")  # Ray sets it in the process of a job
+    if "working_dir" in (job.get("runtime_env") or {}):
         return True
     return ray.is_initialized() and "working_dir" in ray.get_runtime_context().runtime_env
 

@@ -1,6 +1,6 @@
-"""What a person sees of a collection while it runs.
+"""Shows a person the progress of a collection.
 
-Invariant: it goes to stderr, so that stdout can be piped. A terminal gets a bar; a log gets a line now and then.
+Invariant: it is written to stderr, so that stdout can be piped. A terminal shows a bar; a log gets a line now and then.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rollout_service.record.statistics import Summary
 from rollout_service.record.trajectory import Trajectory
 
 _LINE_SECONDS = 10.0
-"""Between two lines of a log."""
+"""Least time between two lines of a log."""
 
 
 class CollectionProgress:
-    """Progress over the episodes of one collection; it also keeps the summary."""
+    """Progress over the episodes of one collection, and their summary."""
 
     def __init__(self, total: int, *, enabled: bool = True) -> None:
         self.summary = Summary()
@@ -53,7 +53,7 @@ class CollectionProgress:
 
     @property
     def seconds(self) -> float:
-        """That the collection has taken so far, or took."""
+        """Duration of the collection; while it runs, until now."""
         return (self._end or time.perf_counter()) - self._start
 
     def add(self, group: Sequence[Trajectory]) -> None:

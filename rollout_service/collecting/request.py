@@ -1,7 +1,7 @@
-"""What is asked of the service: a collection, and each of its episodes.
+"""Requests to the service: a collection, and each of its episodes.
 
-Invariant: plain values, cheap to send, and checked as far as they can be without τ²: what a collection cannot be is
-refused where it is asked for. An episode keeps its identity and its seed through every attempt.
+Invariant: a request holds plain values that are cheap to send. All that can be checked without τ² is checked in the
+caller's process. An episode keeps its identity and its seed through every attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
 from rollout_service.redaction import shown
 
 MOST_EPISODES = 1_000_000
-"""Of one collection: the coordinator keeps a request for each."""
+"""Most episodes of one collection. The coordinator keeps a request for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class CollectionRequest:
     ids: list[str] | None = None
     shuffle: bool | None = None
     seed: int | None = None
-    """Given: tasks and episodes follow from it alone. None: go on where the last collection of this kind stopped."""
+    """A number determines tasks and episodes. None: go on where the last collection of the same selection stopped."""
     groups_per_update: int | None = None
-    """Groups that the trainer takes between two weight updates, where `service.max_staleness` is to hold back groups
-    that would come too late; None: those that come too late are found out when they come."""
+    """Number of groups that the trainer takes between two weight updates. With it, `service.max_staleness` holds back
+    groups that would be too old when they are taken. None: they are found too old when they are taken."""
     sampling: Sampling | None = None
     """How the policy samples for these episodes; None: as the service is configured."""
     max_attempts: int | None = None
-    """Tries of an episode that infrastructure faults stop."""
+    """Attempts at an episode that infrastructure faults stop."""
     max_staleness: int | None = None
-    """Of a trajectory when it is handed out; see `service.max_staleness`."""
+    """Largest staleness of a trajectory when it is handed out; see `service.max_staleness`."""
     late: Literal["drop", "deliver"] | None = None
-    """What becomes of a trajectory over `max_staleness`."""
+    """What happens to a trajectory over `max_staleness`."""
 
     def __post_init__(self) -> None:
         read = {
@@ -75,10 +75,10 @@ class CollectionRequest:
 
 
 def check_episodes(n: int, group_size: int) -> None:
-    """See that `n` episodes make whole groups, and are not too many.
+    """Check that `n` episodes make whole groups and are not too many.
 
     Raises:
-        TaskError: they do not, or are.
+        TaskError: they do not, or are too many.
     """
     if n > MOST_EPISODES:
         raise TaskError(
@@ -100,7 +100,7 @@ SELECTION = tuple(
     for item in dataclasses.fields(CollectionRequest)
     if item.name not in ("n", "group_size", "groups_per_update")
 )
-"""Names of the fields that choose tasks, and how they are played."""
+"""Names of the fields that choose the tasks and how their episodes run."""
 
 OF_SERVICE = ("max_attempts", "max_staleness", "late")
 """Fields that stand in the configuration's `service` section under the same name."""
@@ -108,7 +108,7 @@ OF_SERVICE = ("max_attempts", "max_staleness", "late")
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRequest:
-    """Everything that tells one episode from another."""
+    """All that an environment actor needs to know about an episode."""
 
     trajectory_id: str
     collection_id: str
@@ -118,21 +118,21 @@ class EpisodeRequest:
     seed: int
     attempt: int = 1
     waited_seconds: float = 0.0
-    """From the collection's request until the episode starts, or as much of it as is over. A span and no time of day:
-    clocks differ between machines, and are set."""
+    """Time from the collection's request until the episode starts; before that, until now. It is a duration because
+    the clocks of machines differ and jump."""
     min_version: int = 0
-    """Weights older than this may not sample for it: the trajectory would be too old when it is done."""
+    """Oldest weight version that may sample for it. With an older one the trajectory would be too old when done."""
     sampling: Sampling | None = None
     """How its turns are sampled; None: as the service is configured."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that its trajectory takes over as they are."""
+        """The fields that its trajectory takes over unchanged."""
         own = ("waited_seconds", "min_version", "sampling")
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in own}
 
 
 def aborted_trajectory(request: EpisodeRequest, fault: Fault) -> Trajectory:
-    """The trajectory of an episode of which nothing came back."""
+    """The trajectory of an episode that returned nothing."""
     return Trajectory(
         **request.identity(), outcome=Outcome.ABORTED, termination_reason="fault", reward=None, fault=fault
     )

@@ -1,6 +1,6 @@
-"""What a collection waits for, in words.
+"""Says in words what a collection waits for.
 
-Invariant: only words; every number is the coordinator's, see `Coordinator.status`.
+Invariant: this module only words it; every number comes from `Coordinator.status`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
-    """What keeps the next group of the collection from coming, as the service's status tells it."""
+    """Why the next group of the collection is not there yet, according to the service's status."""
     collection = status["collections"].get(collection_id)
     if collection is None:
         return "the service's answer: it does not know the collection (yet, or any more)"
