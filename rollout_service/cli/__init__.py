@@ -1,6 +1,6 @@
-"""The command line, `rollout-service`: one file a command, and the tables that they print.
+"""The command line, `rollout-service`: a file for each command, what they share, and the tables that they print.
 
-Commands only read their arguments, call the library and print. What a program could want too belongs elsewhere.
+Commands only read their arguments, call the library and print. What another program could use belongs elsewhere.
 """
 
 from rollout_service.cli.entry import app, main

@@ -120,7 +120,7 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
         (["collect", "--start"], "--start goes with --address"),
         (["collect", "-n", "7", "--group-size", "2"], "n=7 is not a positive multiple of group_size=2"),
         (["collect", "--domain", "retail=2,airline"], "'airline' is not a domain with its weight"),
-        (["collect", "--domain", "retail", "--set", "tasks.domain=mock"], "an option that says the same"),
+        (["collect", "--domain", "retail", "--set", "tasks.domain=mock"], "an option that sets the same"),
         (["collect", "--set", "=3"], "there is no name before the '='"),
         (["collect", "--set", "limits.max_turns=yes"], "limits.max_turns is True"),
         (

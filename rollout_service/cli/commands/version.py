@@ -1,0 +1,13 @@
+"""`version`: which version this is.
+
+Invariant: prints it alone.
+"""
+
+from __future__ import annotations
+
+from rollout_service.version import __version__
+
+
+def version() -> None:
+    """Print the version."""
+    print(__version__)
