@@ -27,8 +27,8 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, last_cause
-from rollout_service.policy import endpoint
 from rollout_service.policy.fleet import FleetHandle
+from rollout_service.tau2.task_source import Tau2TaskSource
 
 _log = logs.logger(__name__)
 
@@ -56,7 +56,7 @@ class Coordinator:
         self._scheduler = Scheduler()
         self._pool = ActorPool(application, self._use_actor, self._end_all)
         self._collections: dict[str, RunningCollection] = {}
-        self._planner = Planner(config)
+        self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
         self._tasks = BackgroundTasks()
         self._faults: collections.Counter[str] = collections.Counter()
@@ -67,33 +67,6 @@ class Coordinator:
         self._late = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
-
-    async def check(self) -> None:
-        """Everything that can be refused before anything is started: tokenizer, sampling, keys, task selection, and an
-        endpoint that does not say how many tokens it takes. What it says holds for every environment actor.
-
-        Raises:
-            RolloutError: what cannot be used, and what to do.
-        """
-        await asyncio.get_running_loop().run_in_executor(None, self._check)
-        policy = await endpoint.settled(self._config.policy)
-        self._config = self._config.model_copy(update={"policy": policy})
-
-    def _check(self) -> None:
-        from rollout_service.chat.codec import ChatCodec
-        from rollout_service.policy.context import check_sampling
-        from rollout_service.tau2 import tasks
-
-        config = self._config
-        check_sampling(config.policy, config.policy.sampling)
-        ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
-        if config.user_kind == "llm":
-            from rollout_service.tau2 import llm_user
-
-            secrets.secret(config.user.api_key_var, "user.api_key_var")
-            llm_user.check(config.user)
-        secrets.secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
-        tasks.TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids)
 
     async def start(self, variables: dict[str, str], fleet: FleetHandle) -> None:
         """Start the environment actors. Returns when the first one is ready; the others join later.
@@ -108,7 +81,9 @@ class Coordinator:
         """
         self._fleet = fleet
         secrets.receive(variables)
+        planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
         await self._pool.start(self._config, variables)
+        await planner
 
     async def submit(self, request: CollectionRequest) -> tuple[str, int]:
         """Start a collection. Returns its id and the number of its episodes.

@@ -36,7 +36,6 @@ def start(config: RolloutConfig) -> Service:
     try:
         received = service.fleet.receive.remote(secrets.of_replicas(config))
         started = service.coordinator.start.remote(secrets.of_episodes(config), service.fleet)
-        call(service.coordinator.check.remote())
         if name is not None:
             from deploy import application  # it imports Ray Serve, which takes a second
 

@@ -67,13 +67,12 @@ class RolloutClient:
         self._owner = False
         self._disconnects = not cluster.connected()
         self._embedded = address is None and self._disconnects
-        may_start = address is None or ((config is not None) if start is None else start)
-        if may_start:
-            embedded.check_packages()  # before Ray is started
+        if address is None:
+            self._settings = embedded.prepared(self._settings)  # before Ray is started
         try:
             if self._disconnects:
                 cluster.connect(address, self._settings.service.namespace)
-            self._service = (None if address is None else self._attach()) or self._start(may_start)
+            self._service = self._start() if address is None else self._attach() or self._start_there(config, start)
             self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.check_settings(self._settings, self.config)
@@ -110,12 +109,16 @@ class RolloutClient:
             raise cluster.gone("fleet")
         return Service(coordinator, fleet)
 
-    def _start(self, may_start: bool) -> Service:
-        if not may_start:
+    def _start_there(self, config: RolloutConfig | None, start: bool | None) -> Service:
+        if not ((config is not None) if start is None else start):
             raise ServiceError(
                 f"No service named {self._settings.service.name!r} runs on this cluster.",
                 "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
             )
+        self._settings = embedded.prepared(self._settings)
+        return self._start()
+
+    def _start(self) -> Service:
         service = embedded.start(self._settings)
         self._owner = True
         return service

@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import rollout_service.cluster as cluster
+import rollout_service.preflight as preflight
 from rollout_service.collecting.coordinator import Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
@@ -23,14 +24,28 @@ _HOME = Path(__file__).resolve().parents[1]
 """The folder that holds all three packages."""
 
 
+def prepared(config: RolloutConfig) -> RolloutConfig:
+    """Check everything that can be checked before a process is started, see `preflight.check`.
+
+    Returns:
+        The configuration that `start` takes.
+
+    Raises:
+        RolloutError: the configuration cannot be used, or another module hides one of our packages.
+    """
+    check_packages()
+    return preflight.check(config)
+
+
 def start(config: RolloutConfig) -> Service:
     """Start coordinator, fleet, policy replicas and environment actors; see `deploy.service.start`.
 
+    Args:
+        config: as `prepared` gives it.
+
     Raises:
-        RolloutError: the configuration cannot be used, another module hides one of our packages, or something did not
-            start.
+        RolloutError: something did not start.
     """
-    check_packages()
     from deploy import service
 
     return service.start(config)

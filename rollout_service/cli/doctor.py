@@ -5,7 +5,6 @@ Invariant: changes nothing, starts nothing, spends nothing.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import shutil
@@ -14,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+import rollout_service.preflight as preflight
 from rollout_service.config import RolloutConfig
-from rollout_service.config.secrets import secret
 from rollout_service.errors import RolloutError
 from rollout_service.redaction import redact
 
@@ -87,11 +86,7 @@ def _tau2() -> str:
 
 
 def _tasks(config: RolloutConfig) -> str:
-    from rollout_service.tau2.tasks import TaskSampler
-
-    chosen = config.tasks
-    tasks = TaskSampler(chosen.domain, chosen.split, chosen.ids).whole
-    return f"{chosen.domain}/{chosen.split}: {len(tasks)} tasks"
+    return f"{config.tasks.domain}/{config.tasks.split}: {len(preflight.check_tasks(config))} tasks"
 
 
 def _policy(config: RolloutConfig) -> str:
@@ -104,18 +99,15 @@ def _policy(config: RolloutConfig) -> str:
 
 
 def _codec(config: RolloutConfig) -> str:
-    from rollout_service.chat.codec import ChatCodec
-
-    codec = ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
+    codec = preflight.load_codec(config)
     history = "rewrites history" if codec.rewrites_history else "extends history"
     return f"{codec.name}: proved, template {history}, turns end with {codec.end_of_turn}"
 
 
 def _context(config: RolloutConfig) -> str:
-    from rollout_service.policy import endpoint
     from rollout_service.policy.context import context_length
 
-    policy = asyncio.run(endpoint.settled(config.policy, retry_seconds=0))
+    policy = preflight.with_context_length(config, retry_seconds=0).policy
     return f"{context_length(policy):,} tokens, prompt and turn together"
 
 
@@ -125,17 +117,14 @@ def _user(config: RolloutConfig) -> str:
         return "none: the solo agent works alone"
     if config.user_kind == "scripted":
         return "scripted"
-    from rollout_service.tau2 import llm_user
-
-    secret(user.api_key_var, "user.api_key_var")
-    llm_user.check(user)
+    preflight.check_user(config)
     key = f"key in {user.api_key_var}" if user.api_key_var else "no key variable named"
     return f"{user.model} at {user.base_url or 'its provider'}, {key}"
 
 
 def _judge(config: RolloutConfig) -> str:
     judge = config.evaluation.judge
-    secret(judge.api_key_var, "evaluation.judge.api_key_var")
+    preflight.check_judge(config)
     where = f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
     return f"{where}, asked only about tasks with NL assertions (evaluation.type {config.evaluation.type})"
 

@@ -16,7 +16,6 @@ from rollout_service.policy.fleet import FleetHandle
 class CoordinatorHandle(Protocol):
     """Handle of the coordinator actor. Each method is described there."""
 
-    check: RemoteMethod[[], None]
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest], tuple[str, int]]

@@ -8,20 +8,61 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
+from rollout_service.policy.context import check_sampling
+from rollout_service.record.trajectory import TaskRef
+
+
+class TaskSequence(Protocol):
+    """An endless sequence of tasks."""
+
+    whole: list[TaskRef]
+    """Every task of the selection once."""
+    drawn: int
+    """Tasks drawn so far."""
+
+    def __iter__(self) -> Iterator[TaskRef]: ...
+
+    def __next__(self) -> TaskRef: ...
+
+
+class TaskSource(Protocol):
+    """Where tasks come from."""
+
+    def sampler(
+        self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None, *, shuffle: bool, seed: int
+    ) -> TaskSequence:
+        """A seeded sequence of the selection's tasks. Raises `TaskError`: there are no such tasks."""
+
+    def check(self, agent_kind: str, task: TaskRef) -> None:
+        """Check that this kind of agent can play the task. Raises `RolloutError`: it cannot."""
+
+    def episode_seed(self, seed: int, task: TaskRef, draw: int, sample_index: int) -> int:
+        """Seed of one episode."""
 
 
 class Planner:
     """One per service; it remembers how far each selection was drawn. Not for two threads at a time."""
 
-    def __init__(self, config: RolloutConfig) -> None:
+    def __init__(self, config: RolloutConfig, tasks: TaskSource) -> None:
         self._config = config
-        self._samplers: dict[str, tuple[int, Any]] = {}
+        self._tasks = tasks
+        self._samplers: dict[str, tuple[int, TaskSequence]] = {}
+
+    def prepare(self) -> None:
+        """Parse the configured tasks, so that the first collection need not. Blocks for about a second.
+
+        Raises:
+            TaskError: there are no such tasks.
+        """
+        chosen = self._config.tasks
+        self._tasks.sampler(chosen.domain, chosen.split, chosen.ids, shuffle=chosen.shuffle, seed=chosen.seed)
 
     def plan(self, request: CollectionRequest, version: int) -> tuple[Collection, list[EpisodeRequest]]:
         """The collection and its episodes. May block for a second, to parse a task set.
@@ -33,9 +74,6 @@ class Planner:
             TaskError: unknown tasks, or too many of them for one collection.
             RolloutError: tasks unfit for the agent, or sampling settings unfit for the model.
         """
-        from rollout_service.policy.context import check_sampling
-        from rollout_service.tau2 import agent, tasks
-
         if request.sampling is not None:
             check_sampling(self._config.policy, request.sampling)
         seed, sampler = self._sampler(request)
@@ -48,7 +86,7 @@ class Planner:
         collection_id = uuid.uuid4().hex[:12]
         requests = []
         for group, task in enumerate(chosen):
-            agent.check(self._config.agent, tasks.get(task))
+            self._tasks.check(self._config.agent, task)
             group_id = f"{collection_id}-{group:05d}"
             requests += [
                 EpisodeRequest(
@@ -57,7 +95,7 @@ class Planner:
                     group_id=group_id,
                     sample_index=sample,
                     task=task,
-                    seed=tasks.episode_seed(seed, task, first_draw + group, sample),
+                    seed=self._tasks.episode_seed(seed, task, first_draw + group, sample),
                     sampling=request.sampling,
                 )
                 for sample in range(request.group_size)
@@ -77,9 +115,7 @@ class Planner:
         )
         return collection, requests
 
-    def _sampler(self, request: CollectionRequest) -> tuple[int, Any]:
-        from rollout_service.tau2.tasks import TaskSampler
-
+    def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSequence]:
         defaults = self._config.tasks
         domain = defaults.domain if request.domain is None else request.domain
         same_domain = request.domain is None or request.domain == defaults.domain
@@ -88,8 +124,8 @@ class Planner:
         shuffle = defaults.shuffle if request.shuffle is None else request.shuffle
         seed = defaults.seed if request.seed is None else request.seed
         if request.seed is not None:
-            return seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
+            return seed, self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
         key = repr((domain, split, ids, shuffle))
         if key not in self._samplers:
-            self._samplers[key] = (seed, TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed))
+            self._samplers[key] = (seed, self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed))
         return self._samplers[key]

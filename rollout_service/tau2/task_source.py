@@ -1,0 +1,38 @@
+"""Tau2TaskSource: τ²-bench's tasks, as the planner asks for them.
+
+Invariant: making one costs nothing; the first question imports τ²-bench and parses the task set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rollout_service.record.trajectory import TaskRef
+
+if TYPE_CHECKING:
+    from rollout_service.tau2.tasks import TaskSampler
+
+
+class Tau2TaskSource:
+    """A `rollout_service.collecting.planning.TaskSource`."""
+
+    def sampler(
+        self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None, *, shuffle: bool, seed: int
+    ) -> TaskSampler:
+        """An endless sequence of the selection's tasks, see `tasks.TaskSampler`, which has the errors too."""
+        from rollout_service.tau2 import tasks
+
+        return tasks.TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
+
+    def check(self, agent_kind: str, task: TaskRef) -> None:
+        """Check that this kind of agent can play the task, see `agent.check`, which has the errors too."""
+        from rollout_service.tau2 import agent, tasks
+
+        agent.check(agent_kind, tasks.get(task))
+
+    def episode_seed(self, seed: int, task: TaskRef, draw: int, sample_index: int) -> int:
+        """Seed of one episode, see `tasks.episode_seed`."""
+        from rollout_service.tau2 import tasks
+
+        return tasks.episode_seed(seed, task, draw, sample_index)
