@@ -45,11 +45,11 @@ class FaultKind(StrEnum):
     """Whose fault it is that an episode could not be finished."""
 
     POLICY = "policy"
-    """The engine or the way to it: a replica died, a request timed out, an answer broke the protocol."""
+    """The engine or the connection to it: a replica died, a request timed out, an answer broke the protocol."""
     USER_SIMULATOR = "user_simulator"
     """The user simulator's model: API failure, empty, malformed or refused answer."""
     ENVIRONMENT = "environment"
-    """The τ² environment or orchestrator raised where it should not."""
+    """The τ² environment or orchestrator raised an unexpected error."""
     EVALUATOR = "evaluator"
     """The evaluator or its judge failed, so the episode has no score."""
     SERVICE = "service"
@@ -137,8 +137,8 @@ class EpisodeFault(Exception):
 
 
 class SharedWriteError(BaseException):
-    """An episode wrote to the data that all episodes of its process share. Not an `Exception`, because τ² makes a
-    tool's answer of every one of those, and then the episode would go on."""
+    """An episode wrote to the data that all episodes of its process share. It is not an `Exception`, because τ² turns
+    every exception of a tool into an answer, and the episode would go on."""
 
 
 _PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, NotImplementedError, AssertionError)
@@ -155,8 +155,8 @@ def is_final(error: BaseException) -> bool:
 
 
 def mark_if_final(error: BaseException) -> None:
-    """Note on a final error that it is one. For errors that leave the process: the place where they were raised, by
-    which `is_final` judges, stays behind."""
+    """Mark a final error as such before it leaves the process. `is_final` judges by the place where an error was
+    raised, and that is lost on the way to another process."""
     if is_final(error):
         error.retryable = False  # type: ignore[attr-defined]
 
@@ -204,8 +204,8 @@ def boundary(kind: FaultKind, final: Callable[[BaseException], bool] = is_final)
 
 @contextmanager
 def discreet(what: str) -> Iterator[None]:
-    """Let nothing through that would show a secret in its traceback, which Ray logs: a `RolloutError` goes on without
-    its causes, any other such exception becomes a `ServiceError` that says `what` went wrong."""
+    """Keep secrets out of tracebacks, which Ray logs. A `RolloutError` whose traceback would show a secret loses its
+    causes; any other such exception becomes a `ServiceError` that says `what` went wrong."""
     try:
         yield
     except Exception as error:
@@ -217,19 +217,19 @@ def discreet(what: str) -> Iterator[None]:
 
 
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Fault)\b(?:\(\)$|:?\s*)")
-"""How the last line of a traceback starts, or all that is said of an exception without a message."""
+"""The start of a traceback's last line; the whole line where the exception has no message."""
 
 _LONGEST_CAUSE = 1000
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what the error says, without secrets, or its name where it says nothing."""
+    """The first line of the error's message, redacted; the error's name if the message is empty."""
     return redact(str(error).strip() or repr(error)).splitlines()[0]
 
 
 def last_cause(text: str) -> str:
-    """What the last exception in a traceback's text says, on one line and without secrets; the last line where there is
-    no exception; nothing where it says nothing."""
+    """The message of the last exception in a traceback's text, as one redacted line. The last line of the text if it
+    has no exception; empty if the message is."""
     lines = [line for line in redact(text).splitlines() if line.strip()] or [""]
     last = ([line for line in lines if _EXCEPTION.match(line)] or lines)[-1]
     said = _EXCEPTION.sub("", last).strip()
@@ -262,19 +262,19 @@ class RolloutError(Exception):
 
 
 class ConfigError(RolloutError):
-    """A setting is unknown or has a bad value. It repeats what the user wrote, who may have written a key in the wrong
-    place: whatever might be one is left out."""
+    """A setting is unknown or has a bad value. The message repeats what the user wrote, who may have put a key in the
+    wrong place, so anything that looks like a key is left out."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(conceal(problem), conceal(remedy))
 
 
 class TaskError(RolloutError):
-    """An unknown domain, split or task id, or a number of episodes that cannot be made."""
+    """An unknown domain, split or task id, or an impossible number of episodes."""
 
 
 class CodecError(RolloutError):
-    """The tokenizer or its chat template cannot be used, or could not be proved."""
+    """The tokenizer or its chat template cannot be used, or failed the codec's proof."""
 
 
 class Tau2Error(RolloutError):
@@ -282,7 +282,7 @@ class Tau2Error(RolloutError):
 
 
 class StorageError(RolloutError):
-    """A trajectory file cannot be read or written. What was written before stays."""
+    """A trajectory file cannot be read or written. What was written before is kept."""
 
 
 class ServiceError(RolloutError):
@@ -290,7 +290,7 @@ class ServiceError(RolloutError):
 
 
 class WeightError(RolloutError):
-    """Weights that cannot be loaded: another model's, a version that goes backwards, an update under way."""
+    """Weights cannot be loaded: they are another model's, their version is too low, or an update is running."""
 
 
 class UserSimulatorError(RolloutError):

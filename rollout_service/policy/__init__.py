@@ -1,4 +1,4 @@
-"""Policies: tokens in, tokens out. `base` is the contract; each other module is one way to reach an engine."""
+"""Policies: tokens in, tokens out. `base` defines the contract; the other modules are ways to reach an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:  # the configuration itself needs `base`
 
 
 def make(settings: PolicyConfig, application: str | None) -> Policy:
-    """The policy that the settings name; `application` is the Serve application that fronts the replicas, if any."""
+    """The policy of these settings. `application` names the Serve application in front of the replicas; None: an HTTP
+    endpoint serves the policy."""
     if application is None:
         from rollout_service.policy.sglang_http import SglangHttpPolicy
 

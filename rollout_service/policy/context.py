@@ -1,7 +1,7 @@
-"""What the policy's model takes and gives: how many tokens, prompt and turn together, and how many ids.
+"""Sizes of the policy's model: its context length (prompt and turn together) and its vocabulary.
 
-Invariant: every process of a service finds the same, from the configuration and the model's own files. What they do not
-say is not assumed: an endpoint of others is asked (`rollout_service.policy.endpoint`) before anything is played.
+Invariant: every process of a service finds the same sizes, from the configuration and the model's own files. Nothing
+else is assumed: an external endpoint is asked (`rollout_service.policy.endpoint`) before any episode starts.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, first_line
-from rollout_service.policy.base import RequestError, refuse_unknown_ids
+from rollout_service.policy.base import RequestError, check_ids
 
 WITHOUT_MODEL = 65536
-"""Tokens of an episode that the scripted engine plays: there is no model that could set a limit."""
+"""Context length of the scripted engine, which has no model to set a limit."""
 
 
 def only_endpoint_knows(policy: PolicyConfig) -> bool:
-    """Whether nobody but the endpoint of others, which serves the policy, can say its `context_length`."""
+    """Whether only the external endpoint that serves the policy knows its `context_length`."""
     return policy.engine == "http" and policy.context_length is None
 
 
 def context_length(policy: PolicyConfig) -> int:
-    """`policy.context_length`, or what the model's configuration says.
+    """`policy.context_length`, or the value in the model's configuration.
 
     Raises:
-        ConfigError: the model's configuration cannot be read, or nothing says.
+        ConfigError: the model's configuration cannot be read, or neither of them has it.
     """
     if policy.context_length is not None:
         return policy.context_length
@@ -45,13 +45,13 @@ def context_length(policy: PolicyConfig) -> int:
 
 
 def vocabulary(policy: PolicyConfig) -> int | None:
-    """Rows of the model's embedding, those that only pad it included: its ids are those below. None where the model's
-    files are not at hand, or do not say.
+    """Rows of the model's embedding, padding included: every id is below this. None if the model's files are not at
+    hand or do not say.
 
     Raises:
         ConfigError: the configuration of a model that is served here cannot be read.
     """
-    # Behind an endpoint, the tokenizer's folder is the model's own as a rule.
+    # For an endpoint, the tokenizer's folder usually is the model's own.
     source = policy.model or policy.tokenizer if policy.engine == "http" else policy.model
     if policy.engine == "scripted" or source is None:
         return None
@@ -67,26 +67,26 @@ def vocabulary(policy: PolicyConfig) -> int | None:
 
 
 def check_sampling(policy: PolicyConfig, sampling: Sampling) -> None:
-    """See that the model has the tokens that are to end a turn.
+    """Check that the stop tokens are in the model's vocabulary.
 
     Raises:
-        ConfigError: it has not, or its configuration cannot be read.
+        ConfigError: one is not, or the model's configuration cannot be read.
     """
     if sampling.stop_token_ids and (known := vocabulary(policy)) is not None:
         try:
-            refuse_unknown_ids(sampling.stop_token_ids, known, "policy.sampling.stop_token_ids")
+            check_ids(sampling.stop_token_ids, known, "policy.sampling.stop_token_ids")
         except RequestError as error:
             raise ConfigError(f"{error}.", f"Give ids of {policy.model or policy.tokenizer}.") from None
 
 
 @functools.cache
 def _configuration(model: str) -> Any:
-    """The text model's."""
+    """The configuration of the text model."""
     import transformers
 
     try:
         return transformers.AutoConfig.from_pretrained(model).get_text_config()
-    except Exception as error:  # transformers' and huggingface_hub's words for it are many
+    except Exception as error:  # transformers and huggingface_hub raise many types
         raise ConfigError(
             f"policy.model: the configuration of {model!r} cannot be read: {first_line(error)}",
             "Give a folder with config.json that every node can read, or a hub name.",

@@ -1,6 +1,6 @@
-"""What an endpoint of others says of itself, asked before anything is played.
+"""What an external endpoint says about itself, asked before any episode starts.
 
-Invariant: nothing is assumed about a server. How many tokens it takes is what it says, or what the configuration says.
+Invariant: nothing is assumed about a server. Its context length is what the server or the configuration says.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from rollout_service.redaction import safe_cause
 _log = logs.logger(__name__)
 
 _PATHS = ("/server_info", "/get_server_info", "/model_info", "/get_model_info", "/v1/models")
-"""SGLang's, new and old; the last is also vLLM's. A router passes on some of them."""
+"""SGLang's paths, new and old. vLLM has the last one too. A router passes some of them on."""
 
 _LENGTHS = ("max_req_input_len", "context_length", "max_model_len", "max_total_tokens")
-"""What they call the tokens that a request may have. The first is SGLang's scheduler's: no more than fits its cache."""
+"""Names of the field with the context length. The first, from SGLang's scheduler, also respects its cache size."""
 
 _SECONDS = 10.0
 """The longest wait for one answer."""
 
 
 async def settled(policy: PolicyConfig, retry_seconds: float | None = None) -> PolicyConfig:
-    """The settings, with `context_length` as the endpoint says it where they leave it open.
+    """The settings, with `context_length` as the endpoint says it if the settings leave it open.
 
     Args:
-        retry_seconds: how long an endpoint that cannot be reached is asked again; None: as the settings say.
+        retry_seconds: how long to retry an endpoint that cannot be reached; None: `policy.retry_seconds`.
 
     Raises:
-        ConfigError: the endpoint does not say.
+        ConfigError: the endpoint does not say its context length.
         ServiceError: it cannot be reached.
     """
     if not only_endpoint_knows(policy):
@@ -61,10 +61,10 @@ async def settled(policy: PolicyConfig, retry_seconds: float | None = None) -> P
 
 
 async def _context_length(url: str) -> int | None:
-    """The least of what the first of the endpoint's answers that says anything says.
+    """The smallest length in the endpoint's first answer that has one.
 
     Raises:
-        LostTurnError: nobody answers, or the endpoint has no server yet.
+        LostTurnError: nothing answers, or the endpoint has no server yet.
     """
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session:
         for path in _PATHS:
@@ -73,7 +73,7 @@ async def _context_length(url: str) -> int | None:
                     if response.status in BUSY:
                         raise LostTurnError from ConnectionError(f"it answers {response.status} {response.reason}")
                     said = await response.json(content_type=None) if response.status == HTTPStatus.OK else None
-            except ValueError:  # no JSON
+            except ValueError:  # not JSON
                 continue
             except (aiohttp.ClientError, OSError) as error:
                 raise LostTurnError from error
@@ -83,7 +83,7 @@ async def _context_length(url: str) -> int | None:
 
 
 def _lengths(said: Any) -> Iterator[int]:
-    """Every length in an answer: its own fields', and those of the models that it lists."""
+    """Every length in an answer: in its own fields and in those of the models that it lists."""
     models = said.get("data") if isinstance(said, dict) else None
     for item in [said, *(models if isinstance(models, list) else [])]:
         if isinstance(item, dict):

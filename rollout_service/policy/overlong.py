@@ -1,8 +1,8 @@
-"""Turns that an engine finds too long: one gets the room that there is; an episode that has no room left ends.
+"""Turns that are too long for an engine: they get the room that is left, and an episode without room ends.
 
-Invariant: an overlong episode ends as `context_length`, never as a fault: being long is the policy's own doing, and
-episodes that vanish for it would leave a mean of the short ones. One that fits is not lost to how an engine counts:
-SGLang refuses a prompt that fits when prompt and `max_new_tokens` together do not.
+Invariant: an overlong episode ends as `context_length`, never as a fault. The policy itself made it long, and if such
+episodes disappeared, the mean would cover only short ones. A turn that fits is not lost to an engine's way of counting:
+SGLang refuses a prompt that fits if prompt and `max_new_tokens` together do not.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from rollout_service.errors import EpisodeEnd
 from rollout_service.policy.base import Generation
 
 _WITH_LIMIT = re.compile(
-    r"longer than the model's context length \((\d+) tokens"  # SGLang, of a prompt
-    r"|maximum context length (?:of |is )?\(?(\d+)"  # SGLang and vLLM, of prompt and turn together; verl, of a prompt
+    r"longer than the model's context length \((\d+) tokens"  # SGLang, about a prompt
+    r"|maximum context length (?:of |is )?\(?(\d+)"  # SGLang and vLLM, about prompt and turn; verl, about a prompt
     r"|exceeds the maximum allowed length \((\d+) tokens"  # SGLang's scheduler
-    r"|maximum model length of (\d+)"  # vLLM, of a prompt
+    r"|maximum model length of (\d+)"  # vLLM, about a prompt
     r"|`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than) (\d+)"  # text-generation-inference
     r"|are more than the context of (\d+) tokens"  # the transformers engine here
 )
 _WITHOUT_LIMIT = re.compile(
     r"context_length_exceeded"
     r"|(?i:(?:context|sequence) (?:length|window)\b.{0,20}\bexceeded)"
-    # not only "context": a gateway's "timeout exceeded … context deadline exceeded" says nothing about the request
+    # "context" alone is not enough: "context deadline exceeded" is a gateway's timeout
     r"|(?i:\bexceed\w*\b.{0,60}(?:context[ _-](?:length|window|size|limit)|session_len|max_model_len|sequence length))"
     r"|(?i:(?:longer than|too long for)\b.{0,60}(?:context|session_len|max_model_len|sequence length))"
 )
 
 
 def said_limit(message: str) -> int | None:
-    """Tokens, prompt and turn together, that the engine takes at most, if the message says that a request was too long;
-    0 where it does not say how many; None where it says something else."""
+    """The engine's context length (prompt and turn together), if the message says that a request was too long. 0: the
+    message does not name the length; None: it is about something else."""
     found = _WITH_LIMIT.search(message)
     if found is not None:
         return int(next(filter(None, found.groups())))
@@ -43,17 +43,17 @@ def said_limit(message: str) -> int | None:
 async def fitted(
     ask: Callable[[Sampling], Awaitable[Generation]], sampling: Sampling, prompt_length: int
 ) -> Generation:
-    """What `ask` gives; asked once more, with as much room as the engine has, if it says that it has less.
+    """The result of `ask`. If the engine says that the turn does not fit, ask once more with the room that it has.
 
     Raises:
-        EpisodeEnd: with the reason `context_length`; the engine has no room for a turn.
-        ValueError: the engine refuses the request for another reason.
+        EpisodeEnd: with the reason `context_length`: the engine has no room for a turn.
+        ValueError: the engine refused the request for another reason.
     """
     for tries_left in (1, 0):
         try:
             return await ask(sampling)
         except ValueError as refusal:
-            # Ray's error has the traceback for its text, and what the engine said for its cause.
+            # The text of Ray's error is a traceback; its cause has the engine's message.
             limit = said_limit(str(getattr(refusal, "cause", None) or refusal))
             if limit is None:
                 raise

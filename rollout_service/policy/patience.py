@@ -1,12 +1,11 @@
-"""Asking a turn again, where that is safe.
+"""Retrying lost turns, where that is safe.
 
-Invariant: a turn whose answer was lost left no trace: nobody saw its tokens, nothing of it is recorded. So it may be
-asked for again, as long as the caller says that the failure was the way's and not the request's. But a turn may itself
-be what ends its engine, and would end one after the other: it is given up when `_MOST_DEATHS` have ended under it.
+Invariant: a turn whose answer was lost left no trace, because nobody saw its tokens and nothing of it was recorded. So
+it can be sent again if the caller says that the connection failed and not the request. But a turn may itself crash its
+engine, and would crash one after the other. So it is given up when `_MOST_DEATHS` engines died with it.
 
-When an engine ends, every turn that it was sampling is under suspicion, and nothing says which one it was. So a turn
-under which all but one of these engines have ended is asked for alone: of those that one `Patience` looks after, no
-other such turn is asked for meanwhile. At the last death the others are then elsewhere, and not given up with it.
+When an engine dies, nothing says which of its turns was the cause. So a turn that needs only one more death to be given
+up is sent alone: no other such turn of the same `Patience` runs at that time, and none is given up by mistake.
 """
 
 from __future__ import annotations
@@ -32,48 +31,48 @@ BUSY = {
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 }
-"""What says nothing about the request: the endpoint or what is behind it was full, starting or gone."""
+"""Statuses that say nothing about the request: the endpoint, or the server behind it, was full, starting or gone."""
 
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
 
 _MOST_DEATHS = 3
-"""Two can be bad luck: machines that are taken away, weights that do not load."""
+"""Two deaths can be bad luck: preempted machines, or weights that do not load."""
 
 
 class LostTurnError(Exception):
-    """The turn's answer is lost and the turn may be asked for again; `__cause__` says why."""
+    """The turn's answer was lost, and the turn can be sent again. `__cause__` says why."""
 
 
 class DeadEngineError(LostTurnError):
-    """An engine ended while it had the turn."""
+    """The engine died while it sampled the turn."""
 
     def __init__(self, engine: str) -> None:
         """
         Args:
-            engine: names it; one that ended is counted once, however often it is heard of.
+            engine: its name. An engine is counted once, even if its death is reported several times.
         """
         super().__init__(engine)
         self.engine = engine
 
 
 class Patience:
-    """Asks for the turns of one process."""
+    """Sends the turns of one process."""
 
     def __init__(self, seconds: float) -> None:
         """
         Args:
-            seconds: how long one turn is asked for again.
+            seconds: how long one turn is retried.
         """
         self._seconds = seconds
         self._alone = asyncio.Lock()
 
     async def retry_lost_turn(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """The turn that `ask` gives, asking again after each `LostTurnError` until one came too long after the first.
+        """The result of `ask`, called again after each `LostTurnError` until the time for the turn is over.
 
         Raises:
-            EpisodeFault: of kind `policy`, not to be tried again: `_MOST_DEATHS` engines ended under the turn.
-            Exception: the last failure's cause.
+            EpisodeFault: of kind `policy` and final: `_MOST_DEATHS` engines died with the turn.
+            Exception: the cause of the last failure.
         """
         wait, give_up = _FIRST_WAIT_SECONDS, float("inf")
         dead: set[str] = set()
@@ -94,8 +93,8 @@ class Patience:
             if len(dead) == _MOST_DEATHS:
                 raise EpisodeFault(
                     FaultKind.POLICY,
-                    f"{len(dead)} engines ended while they had this turn, so it is not asked for again; the replicas' "
-                    f"logs say why. The last: {first_line(cause)}",
+                    f"{len(dead)} engines died while they had this turn, so it is not sent again; see the replicas' "
+                    f"logs. The last: {first_line(cause)}",
                     error=type(cause).__name__,
                     retryable=False,
                 ) from None
@@ -107,5 +106,5 @@ class Patience:
                 give_up - now,
                 first_line(cause),
             )
-            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that a lost replica's turns do not come at once
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # spreads the turns of a lost replica
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)

@@ -1,8 +1,8 @@
-"""Process groups for weight updates: the trainer is rank 0, the replicas' processes are the others.
+"""Process groups for weight updates: the trainer is rank 0, the replicas' processes are the other ranks.
 
-Invariant: a group stands beside whatever groups its process has and touches none of them. It is in none of torch's
-registries, so one process may be several ranks. On the wire it is what SGLang makes when it is told to join one.
-Torch is imported when a group is made.
+Invariant: a group is independent of all other groups of its process. It is in none of torch's registries, so one
+process may be several ranks. Its protocol is the one of the groups that SGLang joins. Torch is imported only when a
+group is made.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _CUMEM = "NCCL_CUMEM_ENABLE"
-"""How NCCL allocates what it shares with other processes. A rank with 0 cannot open what one without it has allocated:
-it dies in the first broadcast, and the others wait for it."""
+"""How NCCL allocates memory that it shares with other processes. A rank with 0 cannot open memory that a rank without
+it allocated: it dies in the first broadcast, and the others wait for it forever."""
 
 
 def match_nccl(replicas: str | None) -> None:
-    """See that NCCL allocates here as it does in the replicas, before it meets them. Sets the variable where it still
-    counts.
+    """Check that NCCL allocates memory here as in the replicas, before it connects to them. Sets the variable if that
+    still has an effect.
 
     Args:
-        replicas: the variable's value there; None: not set.
+        replicas: the variable's value in the replicas; None: not set.
 
     Raises:
-        WeightError: it differs and cannot be changed any more, or is not ours to change.
+        WeightError: the value here differs, and was set by the user or can no longer be changed.
     """
     own = os.environ.get(_CUMEM)
     if (own == "0") == (replicas == "0"):
@@ -51,7 +51,7 @@ def match_nccl(replicas: str | None) -> None:
 
 
 def _nccl_is_up() -> bool:
-    """Whether this process has a process group of NCCL's: it reads its variables once."""
+    """Whether this process already has an NCCL process group. NCCL reads its variables only once."""
     from torch import distributed
 
     if not distributed.is_available() or not distributed.is_initialized():
@@ -61,10 +61,10 @@ def _nccl_is_up() -> bool:
 
 
 def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
-    """Join the group as that rank. Blocks until all have, at most `rendezvous.timeout_seconds`.
+    """Join the group as `rank`. Blocks until all ranks have joined, at most `rendezvous.timeout_seconds`.
 
     Raises:
-        WeightError: it did not come about.
+        WeightError: a rank did not join in time, or the backend is missing.
     """
     from torch import distributed
 
@@ -73,22 +73,22 @@ def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
         store = distributed.TCPStore(
             rendezvous.address, rendezvous.port, rendezvous.world_size, is_master=rank == 0, timeout=timeout
         )
-        # What torch puts before the keys of a group that is set up by the name of its own, and of a device's backend
-        # in it. Ranks that do it otherwise would wait for each other.
+        # torch prefixes the keys of a named group, and of a device's backend in it, like this. Ranks with other
+        # prefixes would wait for each other.
         store = distributed.PrefixStore(f"{rendezvous.name}/", distributed.PrefixStore(rendezvous.name, store))
         group = distributed.ProcessGroup(store, rank, rendezvous.world_size)
         _add_backend(group, rendezvous.backend, store, timeout)
-    except (RuntimeError, ValueError, AttributeError) as error:  # the last: a torch without that backend
+    except (RuntimeError, ValueError, AttributeError) as error:  # AttributeError: torch lacks that backend
         raise WeightError(
-            f"The process group {rendezvous.name} did not come about at {rendezvous.address}:{rendezvous.port} as rank "
-            f"{rank} of {rendezvous.world_size}: {first_line(error)}",
-            "See that the address can be reached from every node, and that all ranks join at the same time.",
+            f"The process group {rendezvous.name} could not be joined at {rendezvous.address}:{rendezvous.port} as "
+            f"rank {rank} of {rendezvous.world_size}: {first_line(error)}",
+            "Check that every node can reach the address, and that all ranks join at the same time.",
         ) from error
     return group
 
 
 def broadcast(group: ProcessGroup, tensor: Any) -> None:
-    """Send the tensor, if this is rank 0; else receive it in place. Returns when that is done on the tensor's device.
+    """Rank 0 sends the tensor, the others receive it in place. Returns when the tensor's device is done.
 
     Args:
         tensor: contiguous; on a CUDA device for nccl, on the CPU for gloo.
@@ -103,9 +103,8 @@ def broadcast(group: ProcessGroup, tensor: Any) -> None:
 
 
 def beside(tensor: Any) -> AbstractContextManager[Any]:
-    """Have this thread's work with the tensor run on a CUDA stream of its own. All threads share a device's default
-    stream: with a broadcast there that never ends, every other thread's next wait for the device would not end either.
-    """
+    """Run this thread's work with the tensor on a CUDA stream of its own. All threads share a device's default stream,
+    so a broadcast that never ends there would block every other thread that waits for the device."""
     if not tensor.is_cuda:
         return nullcontext()
     import torch
@@ -114,12 +113,12 @@ def beside(tensor: Any) -> AbstractContextManager[Any]:
 
 
 def leave(group: ProcessGroup) -> None:
-    """Leave the group; nothing may be under way in it."""
+    """Leave the group. Nothing may be running in it."""
     group.shutdown()
 
 
 def abort(group: ProcessGroup) -> None:
-    """Leave the group whatever is under way in it. What waits in NCCL ends; what waits in gloo does at its timeout."""
+    """Leave the group, whatever is running in it. Waits in NCCL end at once; waits in gloo end at their timeout."""
     group.abort()
 
 
@@ -146,7 +145,7 @@ def _add_backend(group: ProcessGroup, backend: str, store: Any, timeout: timedel
 
 @contextmanager
 def _errors_left_to_us() -> Iterator[None]:
-    """A group that is made meanwhile does not end its process when a rank is lost, which is torch's default."""
+    """Groups made in this context do not end their process when a rank is lost, which is torch's default."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)
     os.environ[name] = "0"

@@ -1,7 +1,7 @@
-"""Turns that were interrupted for a weight update go on from the tokens that they have.
+"""Resuming turns that were interrupted for a weight update.
 
-Invariant: a resumed turn is the concatenation of its parts, each token with the log-prob and the version of the weights
-that sampled it. What a part sampled is the prompt of the next; nothing is sampled twice.
+Invariant: a resumed turn is the concatenation of its parts; each token has the log-prob and the version of the weights
+that sampled it. The tokens of one part extend the prompt of the next; nothing is sampled twice.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation
 
 Sample = Callable[[npt.NDArray[np.int32], Sampling], Awaitable[Generation]]
-"""Samples from a prompt, int32[n]; what it gives may be interrupted: `finish_reason` is `abort`."""
+"""Samples from a prompt, int32[n]. The result may be an interrupted part, with the `finish_reason` `abort`."""
 
 _EMPTY_WAIT_SECONDS = 0.05
-"""Before asking again after a part without a token: the engine is still stopped."""
+"""Pause after a part without a token, because the engine is still stopped."""
 
 
 async def resumed(sample: Sample, input_ids: npt.NDArray[np.int32], sampling: Sampling) -> Generation:
-    """One whole turn, asking `sample` again for as long as it is interrupted."""
+    """One whole turn. `sample` is called again as long as the turn is interrupted."""
     parts: list[Generation] = []
     prompt = input_ids
     room = sampling.max_new_tokens
@@ -44,8 +44,8 @@ async def resumed(sample: Sample, input_ids: npt.NDArray[np.int32], sampling: Sa
 
 
 def ended_by(part: Generation, ends: Collection[int]) -> Generation:
-    """The part, whole if it was interrupted in the very step that sampled one of `ends`, the tokens that end a turn:
-    SGLang says `abort` of it all the same. What it may have sampled behind that token is no part of the turn."""
+    """The part, as a finished turn if it holds one of `ends`, the tokens that end a turn. SGLang reports `abort` even
+    if the interrupt came in the step that sampled such a token. Tokens after it do not belong to the turn."""
     if part.finish_reason != "abort":
         return part
     found = np.flatnonzero(np.isin(part.token_ids, list(ends)))
@@ -62,9 +62,9 @@ def ended_by(part: Generation, ends: Collection[int]) -> Generation:
 
 
 def joined(parts: list[Generation]) -> Generation:
-    """The turn that the parts make, in order. Prompt and cached tokens are those of the first part with a token: its
-    prompt is the turn's own, and one that never ran has counted nothing. Its keys and values are also the oldest: they
-    are as old in a later part, or computed anew."""
+    """The turn made of the parts, in order. The first part with a token gives the counts of prompt and cached tokens:
+    its prompt is the turn's own, and a part that never ran counted nothing. It also has the oldest keys and values:
+    those of a later part are as old, or were computed again."""
     if len(parts) == 1:
         return parts[0]
     first = next((part for part in parts if len(part.token_ids)), parts[0])

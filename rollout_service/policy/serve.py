@@ -1,8 +1,8 @@
 """The policy behind a Ray Serve handle.
 
-Invariant: a turn whose replica is lost is asked of another one, with the same tokens: nothing of it was recorded; see
-`patience` for the turn that ends every replica. What an engine refuses is not tried again, not as another attempt
-either. Any other failure is the episode's fault `policy`.
+Invariant: a turn whose replica is lost is sent to another one with the same tokens, because nothing of it was recorded;
+see `patience` for a turn that crashes every replica. A request that an engine refuses is final: neither the turn nor
+the episode is tried again. Any other failure is a fault of kind `policy`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rollout_service.policy.patience import DeadEngineError, LostTurnError, Pati
 
 
 class ServePolicy:
-    """Reaches the replicas of a Serve application from inside the cluster. One session's turns go to one replica."""
+    """Reaches the replicas of a Serve application from inside the cluster. The turns of a session go to one replica."""
 
     def __init__(self, application: str, deployment: str = DEPLOYMENT, retry_seconds: float = 120.0) -> None:
-        """Names the deployment; it is looked up at the first call, so that it may come up meanwhile.
+        """The deployment is looked up at the first call, so it may still be starting now.
 
         Args:
-            retry_seconds: how long one turn is asked for again while replicas are lost.
+            retry_seconds: how long one turn is retried while replicas are lost.
         """
-        from ray import serve  # here, in one thread: threads that import it at once can find it half made
+        from ray import serve  # imported here in one thread: concurrent imports can see a half-made module
 
         self._find = functools.partial(serve.get_deployment_handle, deployment, application)
         self._patience = Patience(retry_seconds)
@@ -49,7 +49,7 @@ class ServePolicy:
 
         Raises:
             RequestError: the engine refuses it.
-            EpisodeFault: it ended one replica after the other.
+            EpisodeFault: one replica after the other died with it.
         """
         handle = self._handle.options(session_id=session_id)
 
@@ -71,7 +71,7 @@ class ServePolicy:
             turn.cancel()
             raise
         except RayActorError as error:
-            if error.preempted:  # its machine was taken away
+            if error.preempted:  # the machine was taken away
                 raise LostTurnError from error
             raise DeadEngineError(str(error.actor_id)) from error
         except (BackPressureError, DeploymentUnavailableError) as error:

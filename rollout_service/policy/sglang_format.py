@@ -1,7 +1,7 @@
-"""SGLang's `/generate`, both ways: what is sent and what comes back (SGLang 0.5.19 or newer, for weight versions).
+"""Requests and answers of SGLang's `/generate` (SGLang 0.5.19 or newer, for weight versions).
 
-Invariant: token ids in, token ids out; every sampled token comes with its log-prob and its weight version, or the
-answer is refused. SGLang's log-probs are natural, after temperature, before top-p and top-k.
+Invariant: token ids in, token ids out. Every sampled token has its log-prob and its weight version, or the answer is
+rejected. SGLang's log-probs are natural logarithms, after temperature and before top-p and top-k.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rollout_service.policy.base import Generation
 
 
 def sampling_params(sampling: Sampling) -> dict[str, Any]:
-    """`sampling` under SGLang's names."""
+    """`sampling` with SGLang's names."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -25,7 +25,7 @@ def sampling_params(sampling: Sampling) -> dict[str, Any]:
         "max_new_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(sampling.stop_token_ids) or None,
         "ignore_eos": sampling.ignore_eos,
-        "no_stop_trim": True,  # a server that takes the stop token off would have the trainer forget to end turns
+        "no_stop_trim": True,  # without stop tokens the policy would not learn to end its turns
     }
 
 
@@ -40,13 +40,13 @@ def to_payload(input_ids: npt.NDArray[np.int32], sampling: Sampling, rid: str) -
 
 
 def from_answer(answer: Mapping[str, Any]) -> Generation:
-    """What an engine sampled.
+    """Read an engine's answer.
 
     Returns:
         A turn, or a part of one if the request was aborted (`finish_reason` is `abort`).
 
     Raises:
-        ValueError: it is not a complete answer of `/generate` with log-probs; says what is wrong with it.
+        ValueError: it is not a complete answer of `/generate` with log-probs. The message says what is wrong.
     """
     try:
         return _read(answer)
@@ -65,7 +65,7 @@ def _read(answer: Mapping[str, Any]) -> Generation:
     logprobs = meta["output_token_logprobs"]
     if [item[1] for item in logprobs] != list(tokens):
         raise ValueError(
-            f"the engine's {len(logprobs)} log-probs are not those of its {len(tokens)} tokens: it must return one for "
+            f"the engine's {len(logprobs)} log-probs do not match its {len(tokens)} tokens: it must return one for "
             "each sampled token"
         )
     return Generation(
@@ -90,7 +90,7 @@ def _versions(meta: Mapping[str, Any], n: int) -> npt.NDArray[np.int32]:
 
 
 def _number(version: Any) -> int:
-    if version in (None, "default"):  # what SGLang says before the first version is set
+    if version in (None, "default"):  # SGLang's values before the first version is set
         return 0
     if type(version) is int or (isinstance(version, str) and version.removeprefix("-").isdecimal()):
         return int(version)
@@ -98,7 +98,7 @@ def _number(version: Any) -> int:
 
 
 def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any]:
-    """The JSON answer that SGLang would give, without text."""
+    """SGLang's JSON answer for a turn, without text."""
     tokens = generation.token_ids.tolist()
     reason: dict[str, Any] = {"type": generation.finish_reason}
     if generation.finish_reason == "length":
@@ -106,7 +106,9 @@ def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any
     elif tokens:
         reason["matched"] = tokens[-1]
     spans = _spans(generation.weight_versions)
-    prefix = {} if generation.prefix_version is None else {"prefix_version": generation.prefix_version}  # our own
+    prefix = (
+        {} if generation.prefix_version is None else {"prefix_version": generation.prefix_version}
+    )  # an addition of ours
     return {
         "text": "",
         "output_ids": tokens,

@@ -1,9 +1,9 @@
 """The policy behind any SGLang-compatible `/generate`: one server, or a router before several.
 
-Invariant: a turn is sent again only where nothing of it can have been recorded: when the endpoint did not take it, or
-when its answer was lost. A request that the endpoint refuses is not repeated. An interrupted turn goes on from its
-tokens. A turn by weights older than it may have is thrown away and asked for again. A prompt that the endpoint calls
-too long ends the episode, see `rollout_service.policy.overlong`.
+Invariant: a turn is sent again only if nothing of it was recorded, because the endpoint did not accept it or its answer
+was lost. A request that the endpoint refuses is not repeated. An interrupted turn continues from its tokens. A turn
+that was sampled by weights that are too old is discarded and sent again. If the endpoint says that a prompt is too
+long, the episode ends, see `rollout_service.policy.overlong`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _ABORT_SECONDS = 5.0
 
 
 class SglangHttpPolicy:
-    """Samples over HTTP. Use it in one event loop; it opens its connections there, at the first call."""
+    """Samples over HTTP. Use it in one event loop, where it opens its connections at the first call."""
 
     def __init__(self, url: str, retry_seconds: float = 120.0) -> None:
         """
         Args:
-            url: of the server or router, without `/generate`.
-            retry_seconds: how long one turn is asked for again while the endpoint cannot take it.
+            url: the server's or router's address, without `/generate`.
+            retry_seconds: how long one turn is retried while the endpoint cannot accept it.
         """
         self._url = url.rstrip("/")
         self._patience = Patience(retry_seconds)
@@ -46,7 +46,7 @@ class SglangHttpPolicy:
 
     @functools.cached_property
     def _session(self) -> aiohttp.ClientSession:
-        # No limit on connections and none on time: the episode bounds its turns, and the engine queues.
+        # No limit on connections or time: the episode bounds its turns, and the engine has a queue.
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
         )
@@ -73,7 +73,7 @@ class SglangHttpPolicy:
 
     async def _ask(self, prompt: npt.NDArray[np.int32], sampling: Sampling, session_id: str, least: int) -> Generation:
         rid = f"{session_id}-{uuid.uuid4().hex[:8]}"
-        # The first is what SGLang's router keeps sessions together by, the second what Ray Serve does.
+        # SGLang's router keeps sessions together by the first header, Ray Serve by the second.
         headers = {"x-smg-routing-key": session_id, "x-session-id": session_id}
         try:
             async with self._session.post(
@@ -88,20 +88,21 @@ class SglangHttpPolicy:
                 part = from_answer(await response.json(content_type=None))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {error or type(error).__name__}")
-        except (aiohttp.ClientError, OSError) as error:  # it had the turn
+        except (aiohttp.ClientError, OSError) as error:  # the engine had the turn
             self._abort(rid)
             raise DeadEngineError(rid) from ConnectionError(f"{self._url} was lost: {error or type(error).__name__}")
         except asyncio.CancelledError:
             self._abort(rid)
             raise
-        if len(part.token_ids) and part.weight_versions.min() < least:  # a server that is behind the others
+        if len(part.token_ids) and part.weight_versions.min() < least:  # this server has not been updated yet
             raise LostTurnError from ValueError(
                 f"{self._url} sampled with weights of version {part.weight_versions.min()}, older than {least}"
             )
         return part
 
     def _abort(self, rid: str) -> None:
-        """Tell the engine; a closed connection it would notice only seconds later, behind a router perhaps never."""
+        """Abort the request in the engine, which would notice a closed connection seconds later, or never behind a
+        router."""
         self._tasks.start(self._post_abort(rid), "aborting a request at the policy's endpoint")
 
     async def _post_abort(self, rid: str) -> None:

@@ -1,8 +1,8 @@
-"""What a client asks of `/generate`, read from the body that it sent.
+"""Reads the body of a client's request to `/generate`.
 
-Invariant: bytes in, a `GenerateRequest` or a `RequestError` with the field's name out, whatever the bytes are; nothing
-that was asked for is left out in silence. `json` holds the interpreter's lock for a whole document, 7 ms for a MiB of
-ids. So the ids, which are all that is large in an honest body, are read in pieces, between which other threads run.
+Invariant: any bytes give a `GenerateRequest` or a `RequestError` that names the field; no part of a request is silently
+ignored. `json` holds the interpreter lock for a whole document, 7 ms for a MiB of ids. So the ids, the only large part
+of a normal body, are parsed in pieces, and other threads run in between.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from rollout_service.config.sampling import LARGEST_INT, Sampling
 from rollout_service.policy.base import RequestError
 
 _PIECE = 1 << 15
-"""Characters that `json` reads at a time: some 0.3 ms."""
+"""Characters that `json` parses at a time, in about 0.3 ms."""
 
 _REST = 1 << 16
-"""Characters that a body may have beside its ids."""
+"""Most characters of a body besides its ids."""
 
 _IDS = re.compile(r'(?<!\\)"input_ids"\s*:\s*\[')
 _NEXT_IS = re.compile(r"\s*(.?)", re.DOTALL)
 
-_OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stop"}
-"""Sampling parameters that only concern text, which is neither sent nor returned here. `stop` is allowed if empty."""
+_TEXT_PARAMETERS = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stop"}
+"""Sampling parameters about text, which is neither sent nor returned here. `stop` is allowed if empty."""
 
 _FIELDS = {"input_ids", "sampling_params", "rid"}
 
-_OF_ANSWERS = {"return_logprob", "return_text_in_logprobs", "log_metrics", "incremental_streaming_output"}
-"""Fields that change nothing: log-probs come always, text never."""
+_IGNORED_FIELDS = {"return_logprob", "return_text_in_logprobs", "log_metrics", "incremental_streaming_output"}
+"""Fields without effect: log-probs are always returned, text never."""
 
 _NOT_AN_ID = "input_ids must be a list of token ids, not empty, or a list of such lists"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateRequest:
-    """Prompts to continue, all in the same way."""
+    """Prompts to continue, all with the same sampling."""
 
     prompts: list[npt.NDArray[np.int32]]
     """Each int32[n], n at least 1."""
     rids: list[str | None]
-    """The request id that the client gave each prompt."""
+    """The client's request id of each prompt."""
     sampling: Sampling
     is_batch: bool
-    """Whether the answer is a list, also of one."""
+    """Whether the answer is a list, even for a single prompt."""
 
 
 def read_request(body: bytes, most_prompts: int) -> GenerateRequest:
-    """The request in the body. Takes milliseconds for each MiB: not for an event loop's thread.
+    """The request in the body. Takes milliseconds per MiB, so do not call it on an event loop.
 
     Raises:
-        RequestError: it cannot be done here, or has more than `most_prompts` prompts; names the field.
+        RequestError: it is not supported here, or has more than `most_prompts` prompts. The message names the field.
     """
     try:
         text = body.decode()
@@ -75,9 +75,9 @@ def read_request(body: bytes, most_prompts: int) -> GenerateRequest:
         raise RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(payload, dict) or "input_ids" not in payload:
         raise RequestError("input_ids is missing: this endpoint takes token ids, not text")
-    if prompts is None or payload["input_ids"] != []:  # it stands there twice, or is something else
+    if prompts is None or payload["input_ids"] != []:  # the field occurs twice, or is no list
         raise RequestError(_NOT_AN_ID)
-    for field in payload.keys() - _FIELDS - _OF_ANSWERS:
+    for field in payload.keys() - _FIELDS - _IGNORED_FIELDS:
         if payload[field] and not (field == "logprob_start_len" and payload[field] == -1):
             raise RequestError(f"{field[:100]} is not supported here")
     return GenerateRequest(prompts, _rids(payload.get("rid"), len(prompts)), _sampling(payload), is_batch)
@@ -85,17 +85,18 @@ def read_request(body: bytes, most_prompts: int) -> GenerateRequest:
 
 def _read_rest(text: str) -> Any:
     if len(text) > _REST:
-        raise RequestError(f"the body has {len(text)} characters beside its input_ids; it may have {_REST}")
+        raise RequestError(f"the body has {len(text)} characters besides its input_ids; at most {_REST} are allowed")
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # a number of more digits than Python reads
+    except ValueError as error:  # a number with more digits than Python parses
         raise RequestError(f"the body has a number that cannot be read: {error}") from None
 
 
 def _read_prompts(text: str, start: int, most: int) -> tuple[list[npt.NDArray[np.int32]], bool, int]:
-    """The prompts of the list that begins before `start`, whether they are a batch, and where its last bracket is."""
+    """The prompts of the list that begins before `start`, whether they are a batch, and the position of the closing
+    bracket."""
     if _next(text, start)[0] != "[":
         end = text.find("]", start)
         return [_read_ids(text, start, end)], False, end
@@ -116,14 +117,14 @@ def _read_prompts(text: str, start: int, most: int) -> tuple[list[npt.NDArray[np
 
 
 def _next(text: str, start: int) -> tuple[str, int]:
-    """The next character that is no space, and where it ends."""
+    """The next character that is not white space, and the position after it."""
     found = _NEXT_IS.match(text, start)
     assert found is not None
     return found[1], found.end()
 
 
 def _read_ids(text: str, start: int, end: int) -> npt.NDArray[np.int32]:
-    """int32[n], the ids between `start` and the bracket at `end`; -1: there is none."""
+    """int32[n], the ids between `start` and the bracket at `end`; `end` is -1 if there is no bracket."""
     parts = []
     while end >= 0:
         comma = text.find(",", start + _PIECE, end)
@@ -138,7 +139,7 @@ def _read_ids(text: str, start: int, end: int) -> npt.NDArray[np.int32]:
         if cut == end:
             return np.concatenate(parts)
         start = cut + 1
-        time.sleep(0)  # whoever waits for the interpreter's lock has it now
+        time.sleep(0)  # lets a thread that waits for the interpreter lock run
     raise RequestError(_NOT_AN_ID)
 
 
@@ -155,7 +156,9 @@ def _sampling(payload: dict[str, Any]) -> Sampling:
         raise RequestError("sampling_params must be one object, for all prompts of a batch")
     if given.get("stop") or given.get("n") not in (None, 1):
         raise RequestError("sampling_params.stop and n are not supported here: use stop_token_ids, and ask n times")
-    chosen = {name: value for name, value in given.items() if name not in _OF_TEXT | {"n"} and value is not None}
+    chosen = {
+        name: value for name, value in given.items() if name not in _TEXT_PARAMETERS | {"n"} and value is not None
+    }
     chosen.setdefault("max_new_tokens", 128)  # SGLang's default
     try:
         return Sampling.model_validate(chosen)

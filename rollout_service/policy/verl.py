@@ -1,7 +1,7 @@
-"""The policy behind verl's own LLM servers, SGLang's or vLLM's, reached through verl's client of them.
+"""The policy behind verl's own LLM servers (SGLang or vLLM), reached through verl's client.
 
-Invariant: token ids go in and come out as verl's server has them. Of a turn verl gives the oldest and the newest weight
-version, not each token's: here its last token is of the newest, every other of the oldest that may have sampled it.
+Invariant: token ids are passed in and out unchanged. verl reports only the oldest and newest weight version of a turn,
+not one per token. So the last token gets the newest version, and every other token the oldest, to be safe.
 Written against verl 0.9.1 (`LLMServerClient` in `verl/workers/rollout/llm_server.py`); nothing here imports it.
 """
 
@@ -20,13 +20,13 @@ from rollout_service.policy.resume import resumed
 
 
 class VerlPolicy:
-    """Samples through a verl `LLMServerClient`, in whose event loop it is used. The client balances the servers and
-    keeps a session on one."""
+    """Samples through a verl `LLMServerClient`. Use it in the client's event loop. The client balances the servers and
+    keeps a session on one server."""
 
     def __init__(self, client: Any, prompt_length: int) -> None:
         """
         Args:
-            prompt_length: verl's `rollout.prompt_length`, the tokens that an episode's first prompt may have.
+            prompt_length: verl's `rollout.prompt_length`, the most tokens of an episode's first prompt.
         """
         self._client = client
         self._prompt_length = prompt_length
@@ -34,12 +34,12 @@ class VerlPolicy:
     async def generate(
         self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
     ) -> Generation:
-        """Sample one turn, see `Policy`. Verl changes the weights of all servers at once: none is too old.
+        """Sample one turn, see `Policy`. verl updates the weights of all servers at once, so none is too old.
 
         Raises:
             ConfigError: the first prompt is too long.
-            EpisodeEnd: a later one is.
-            ValueError: the servers gave no log-probs.
+            EpisodeEnd: a later prompt is too long.
+            ValueError: the servers returned no log-probs, or an answer that cannot be read.
         """
         if metadata["turn"] == 0 and len(input_ids) > self._prompt_length:
             raise ConfigError(
@@ -64,7 +64,8 @@ class VerlPolicy:
 
 
 def _parameters(sampling: Sampling) -> dict[str, Any]:
-    """In the names that verl's SGLang and vLLM servers share. A new one each time: they take entries out."""
+    """The parameters under the names that verl's SGLang and vLLM servers share. A new dict each time, because the
+    servers remove entries from it."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -76,8 +77,8 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
 
 
 def _generation(output: Any, prompt_tokens: int, sampling: Sampling) -> Generation:
-    """Read a verl `TokenOutput`. Its stop reason is the engine's own word, or `completed` for whatever is no abort:
-    what filled its room was then cut, unless its last token is one that ends a turn."""
+    """Read a verl `TokenOutput`. Its stop reason is the engine's own, or `completed` for everything but an abort. In
+    the latter case a turn of the full length was cut, unless its last token ends a turn."""
     tokens = np.asarray(output.token_ids, dtype=np.int32)
     if output.log_probs is None and len(tokens):
         raise ValueError("verl's server returned no log-probs")

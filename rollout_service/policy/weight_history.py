@@ -1,8 +1,8 @@
-"""WeightHistory: what weight updates have changed of a model, and from where that can be had again.
+"""WeightHistory: which parameters weight updates have changed, and where their newest values can be loaded from.
 
-Invariant: who loads `source` over the model's own weights has the newest values of every parameter that an update ever
-changed. So it may hold several updates, but of each only what no later one has replaced: in the object store no more
-buckets than the model has parameters, and none of them when a later update has all.
+Invariant: loading `source` over the model's own weights gives the newest value of every parameter that any update
+changed. The history may keep several updates, but of each only the parts that no later one replaced. So the object
+store never holds more buckets than the model has parameters, and none once a later update has all parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rollout_service.policy.weights import (
 )
 
 Names = frozenset[str] | None
-"""Names of parameters; None: all that the model has, and those that it is not known to have."""
+"""Names of parameters; None: every parameter, including names that are not known."""
 
 _NONE: Names = frozenset()
 
@@ -32,25 +32,25 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class WeightHistory:
-    """All updates so far; of a model as its files have it, none."""
+    """All updates so far; none for a model as stored in its files."""
 
     changed: Names = _NONE
-    """Parameters that some update has changed."""
+    """Parameters that an update changed."""
     lost: Names = _NONE
-    """The changed parameters whose newest values cannot be had again: they went through a process group."""
+    """Changed parameters whose newest values cannot be loaded again, because they went through a process group."""
     layers: tuple[_Layer, ...] = ()
 
     @classmethod
     def unknown(cls) -> WeightHistory:
-        """The history of replicas that somebody else has updated before."""
+        """The history of replicas that were updated by another service before."""
         return cls(changed=None, lost=None)
 
     def is_replaced_by(self, names: Names) -> bool:
-        """Whether an update of these parameters leaves nothing of all earlier ones."""
+        """Whether an update of these parameters replaces all earlier ones."""
         return _includes(names, self.changed)
 
     def followed_by(self, source: WeightSource, names: Names) -> WeightHistory:
-        """The history with one more update, of these parameters."""
+        """The history after one more update, of these parameters."""
         changed = _union(self.changed, names)
         if isinstance(source, BroadcastTensors):
             return WeightHistory(changed, _union(self.lost, names), self.layers)
@@ -62,7 +62,8 @@ class WeightHistory:
 
     @property
     def source(self) -> WeightSource | None:
-        """Where the newest values can be had, over the model's own weights; None where not all can, or none changed."""
+        """Where to load the newest values from, over the model's own weights. None: not all can be loaded, or nothing
+        was changed."""
         if self.lost != _NONE or not self.layers:
             return None
         sources = tuple(layer.source for layer in self.layers)
@@ -70,7 +71,7 @@ class WeightHistory:
 
 
 def _needed(layers: list[_Layer]) -> tuple[_Layer, ...]:
-    """The layers, and of tensors in the store the buckets, that later ones do not replace whole."""
+    """The layers, and the buckets of stored tensors, that later layers do not fully replace."""
     needed: list[_Layer] = []
     replaced: Names = _NONE
     for layer in reversed(layers):
@@ -95,7 +96,7 @@ def _union(names: Names, others: Names) -> Names:
 
 
 def _without(names: Names, others: Names) -> Names:
-    """None, if all parameters but some remain: which those are is not known."""
+    """`names` without `others`. Stays None if `names` is, because the names of all parameters are not known."""
     if others is None:
         return _NONE
     return None if names is None else names - others

@@ -1,7 +1,7 @@
-"""Weight updates: where the new weights are, which version they are, and how running turns meet them.
+"""Weight updates: where the new weights are, their version, and what happens to running turns.
 
-Invariant: a version is an integer that only grows, and every update has one. An update names everything that a replica
-needs to load it; what it describes with (`TensorSpec`) is checked against the model before any weight is touched.
+Invariant: every update has a version, an integer that only grows. An update holds everything that a replica needs to
+load it. Its `TensorSpec`s are checked against the model before any weight is changed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rollout_service.errors import WeightError
 from rollout_service.redaction import shown
 
 UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
-"""How running turns meet new weights. `drain`: they finish first. `abort_and_resume`: they stop, and go on from the
-tokens that they have, the prefix computed anew with the new weights. `in_place`: they go on without a stop, on the keys
-and values that the old weights left in the cache."""
+"""What happens to running turns. `drain`: they finish first. `abort_and_resume`: they stop and continue from their
+tokens; the new weights compute the prefix again. `in_place`: they continue without a stop, on the keys and values that
+the old weights left in the cache."""
 
 _LARGEST_VERSION = int(np.iinfo(np.int32).max)
 
 _BUCKET_BYTES = 1 << 30
-"""Of tensors per object in the store: what a replica holds in memory besides its model while it loads."""
+"""Bytes of tensors per object in the store. A replica needs this much memory besides its model while it loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class TensorSpec:
     """One named parameter."""
 
     name: str
-    """As in the model's checkpoint."""
+    """Its name in the model's checkpoint."""
     dtype: str
-    """As torch names it, without `torch.`: `bfloat16`."""
+    """torch's name without the prefix `torch.`, such as `bfloat16`."""
     shape: tuple[int, ...]
 
 
@@ -63,7 +63,7 @@ class StoredTensors:
 
     @property
     def specs(self) -> list[TensorSpec]:
-        """Every tensor's."""
+        """The specs of all tensors."""
         return [spec for bucket in self.buckets for spec in bucket.specs]
 
 
@@ -77,7 +77,7 @@ class BroadcastTensors:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Weights in several places, to be loaded in this order: a tensor in a later one replaces the earlier one's."""
+    """Weights in several places, loaded in this order. A later tensor replaces an earlier one of the same name."""
 
     sources: tuple[Checkpoint | StoredTensors, ...]
 
@@ -93,18 +93,19 @@ class WeightUpdate:
     version: int
     mode: UpdateMode
     after: int | None = None
-    """Version of the weights that these change, where they are not all that were ever changed: over others they would
-    make weights that nobody gave. None: over any."""
+    """Version that these weights must be loaded over, if they leave out parameters that were changed before. Over any
+    other version the result would be weights that nobody trained. None: any version will do."""
 
 
 def single_sources(source: WeightSource) -> tuple[Checkpoint | StoredTensors | BroadcastTensors, ...]:
-    """What to load, in order."""
+    """The places to load from, in order."""
     return source.sources if isinstance(source, Layers) else (source,)
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where a process group for weight updates meets: rank 0 is the trainer, the others are the replicas' GPUs."""
+    """Where the ranks of a process group for weight updates meet. Rank 0 is the trainer, the others are the replicas'
+    GPUs."""
 
     name: str
     address: str
@@ -112,12 +113,12 @@ class Rendezvous:
     backend: Literal["nccl", "gloo"]
     world_size: int
     timeout_seconds: float = 600.0
-    """The longest wait for the others: to join, or to send or take a tensor."""
+    """Longest wait for the other ranks to join, or to send or receive a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupTerms:
-    """What the replicas want of a process group that the trainer makes."""
+    """What the replicas require of a process group."""
 
     world_size: int
     nccl_cumem: str | None
@@ -125,13 +126,13 @@ class GroupTerms:
 
 
 def check_mode(mode: Any) -> None:
-    """Raise `WeightError` unless it is an `UpdateMode`."""
+    """Raise `WeightError` unless `mode` is an `UpdateMode`."""
     if mode not in get_args(UpdateMode):
         raise WeightError(f"mode is {mode!r}.", f"Choose one of {', '.join(get_args(UpdateMode))}.")
 
 
 def check_version(version: Any) -> None:
-    """Raise `WeightError` unless it is an integer that can stand beside a token, from 0 on."""
+    """Raise `WeightError` unless `version` is an integer from 0 to 2**31 - 1, which the record of a token can hold."""
     if type(version) is not int or not 0 <= version <= _LARGEST_VERSION:
         raise WeightError(
             f"version is {version!r}.", f"Give an integer from 0 to {_LARGEST_VERSION}, such as the training step."
@@ -139,10 +140,10 @@ def check_version(version: Any) -> None:
 
 
 def spec(name: str, tensor: Any) -> TensorSpec:
-    """What describes a torch tensor or numpy array of that name.
+    """The spec of a torch tensor or numpy array.
 
     Raises:
-        WeightError: it is neither, or the name is no text.
+        WeightError: it is neither, or the name is not a string.
     """
     if not isinstance(name, str):
         raise WeightError(f"A tensor has the name {name!r}.", "Give model.state_dict().")
@@ -192,7 +193,7 @@ def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
         put: `ray.put`.
 
     Raises:
-        WeightError: something else is among them.
+        WeightError: one of them is neither.
     """
     items = [(spec(name, tensor), tensor) for name, tensor in tensors.items()]
     buckets = [Bucket(tuple(what for what, _ in part), put(_flat(part))) for part in _buckets(items)]
@@ -200,7 +201,7 @@ def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
 
 
 def unpacked(bucket: Bucket, data: Any) -> Iterator[tuple[str, Any]]:
-    """Name and torch tensor of each tensor of the bucket, without a copy: views of `data`, uint8[n]. Read only."""
+    """Name and torch tensor of each tensor in the bucket: read-only views of `data`, uint8[n], without a copy."""
     import torch
 
     start = 0
@@ -233,7 +234,7 @@ def _flat(items: list[tuple[TensorSpec, Any]]) -> Any:
 
 
 def _bytes(tensor: Any) -> Any:
-    """uint8[n] of a tensor's memory."""
+    """A tensor's memory as uint8[n]."""
     if isinstance(tensor, np.ndarray | np.generic):
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     import torch

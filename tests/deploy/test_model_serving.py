@@ -277,7 +277,7 @@ async def test_a_turn_that_ends_every_replica_is_asked_of_three_and_the_turns_be
         serve.delete("fatal")
     assert isinstance(culprit, EpisodeFault)
     assert culprit.fault.retryable is False
-    assert "3 engines ended while they had this turn" in culprit.fault.message
+    assert "3 engines died while they had this turn" in culprit.fault.message
     assert [turn.token_ids.tolist() for turn in others] == [[1]] * 5
     assert log.read_text().split().count("666") == 3
 

@@ -597,7 +597,7 @@ def test_a_process_group_is_what_torch_itself_would_make():
 async def test_a_group_that_does_not_come_about_is_an_error(engine):
     meeting = rendezvous()
     late = Rendezvous(meeting.name, meeting.address, meeting.port, "gloo", 2, timeout_seconds=0.5)
-    with pytest.raises(WeightError, match=rf"group weights did not come about at 127.0.0.1:{meeting.port} as rank 1"):
+    with pytest.raises(WeightError, match=rf"group weights could not be joined at 127.0.0.1:{meeting.port} as rank 1"):
         await engine.join(late, 1)
 
 

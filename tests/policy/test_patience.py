@@ -203,7 +203,7 @@ async def test_a_turn_that_ends_every_engine_is_given_up_and_all_others_come(rep
     culprit, *others = await asyncio.gather(*turns, return_exceptions=True)
     assert isinstance(culprit, EpisodeFault)
     assert (culprit.fault.kind, culprit.fault.retryable, culprit.fault.error) == ("policy", False, "ConnectionError")
-    assert "3 engines ended while they had this turn" in culprit.fault.message
+    assert "3 engines died while they had this turn" in culprit.fault.message
     assert others == [TURN] * 19
     assert sum(fleet.generation) == 3
 

@@ -214,7 +214,7 @@ def test_spans_that_do_not_cover_the_tokens_are_refused(spans):
     ids=["one too few", "one too many", "none", "in another order", "another token's"],
 )
 def test_log_probs_that_are_not_those_of_the_tokens_are_refused(logprobs, count):
-    with pytest.raises(ValueError, match=f"the engine's {count} log-probs are not those of its 4 tokens"):
+    with pytest.raises(ValueError, match=f"the engine's {count} log-probs do not match its 4 tokens"):
         from_answer(answer(output_token_logprobs=logprobs))
 
 

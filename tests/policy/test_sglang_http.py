@@ -72,7 +72,7 @@ async def test_a_turn_that_ends_every_server_behind_an_endpoint_is_asked_for_thr
     async with await asyncio.start_server(dies, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         policy = SglangHttpPolicy(f"http://127.0.0.1:{port}", 60)
-        with pytest.raises(EpisodeFault, match="3 engines ended while they had this turn") as raised:
+        with pytest.raises(EpisodeFault, match="3 engines died while they had this turn") as raised:
             await policy.generate(PROMPT, Sampling(), "session", {})
         await policy.aclose()
     assert (raised.value.fault.retryable, connections) == (False, 3)
