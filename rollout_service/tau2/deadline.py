@@ -1,6 +1,6 @@
-"""Clock: an episode's age, deadline and cancellation, for whatever waits in the episode's thread.
+"""Deadline: an episode's age, deadline and cancellation, for everything that waits in the episode's thread.
 
-Invariant: nothing that waits through it waits beyond the deadline, or long after a cancellation.
+Invariant: a wait through it ends at the deadline at the latest, and soon after a cancellation.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _CANCEL_POLL_SECONDS = 1.0
 
 
 class Deadline:
-    """Says how long is left, waits no longer than that, and carries the cancellation."""
+    """Tells how much time is left, waits no longer than that, and notices a cancellation."""
 
     def __init__(self, wall_seconds: float) -> None:
         self._start = time.monotonic()
         self._deadline = self._start + wall_seconds
         self.cancelled = threading.Event()
         self.place = "the environment"
-        """What the episode is in, or waits for."""
+        """Where the episode is: what runs in it, or what it waits for."""
 
     @property
     def age(self) -> float:
-        """Seconds since the episode was given a slot."""
+        """Seconds since the episode got a slot."""
         return time.monotonic() - self._start
 
     @contextlib.contextmanager
     def within(self, place: str) -> Iterator[None]:
-        """Say that the episode is in `place` for as long as this is open."""
+        """Within this context, the episode's place is `place`."""
         before, self.place = self.place, place
         try:
             yield
@@ -48,7 +48,7 @@ class Deadline:
         """Seconds left.
 
         Raises:
-            EpisodeEnd: none is left, or the episode was cancelled.
+            EpisodeEnd: no time is left, or the episode was cancelled.
         """
         if self.cancelled.is_set():
             raise EpisodeEnd("cancelled")
@@ -58,13 +58,18 @@ class Deadline:
         return left
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not beyond the deadline or a cancellation."""
+        """Wait that long, but not beyond the deadline or a cancellation.
+
+        Raises:
+            EpisodeEnd: the deadline came first, or the episode was cancelled.
+        """
         self.cancelled.wait(min(seconds, self.remaining()))
         self.remaining()
 
     def bound(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` returns. It runs in a thread of its own, which is left behind when it takes too long: an HTTP
-        client's timeout counts from the last byte, so a server that drips would hold the episode for ever.
+        """Run `work` in a thread of its own and return its result. If it takes too long, the thread is abandoned. An
+        HTTP client's timeout is not enough: it counts from the last byte, so a slow server could hold the episode
+        forever.
 
         Raises:
             TimeoutError: it took longer than `seconds`.

@@ -1,8 +1,9 @@
 """One episode, from a task to its trajectory.
 
-Invariant: `EpisodeRunner.run` always returns a trajectory. The official orchestrator runs in the calling thread; only
-the policy's calls go to the event loop. What the policy did is in the outcome, what others did to it in the fault, and
-only an episode in which the policy took a turn and that ended by its own doing has a reward.
+Invariant: `EpisodeRunner.run` always returns a trajectory, or raises because the request cannot be met. The official
+orchestrator runs in the calling thread, and only the policy's calls go to the event loop. The outcome says what the
+policy did; the fault says what went wrong elsewhere. An episode has a reward only if the policy took a turn and nothing
+else ended it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from rollout_service.version import __version__
 
 
 class EpisodeRunner:
-    """Runs episodes of one configuration. Shared by all slots of a process; each `run` takes a thread of its own."""
+    """Runs episodes of one configuration. All slots of a process share it; each calls `run` in its own thread."""
 
     def __init__(
         self, config: RolloutConfig, codec: ChatCodec, policy: Policy, loop: asyncio.AbstractEventLoop
     ) -> None:
         """
         Args:
-            loop: a running event loop in another thread than those that call `run`; the policy is called there.
+            loop: the running event loop in which the policy is called. Its thread must not call `run`.
 
         Raises:
             ConfigError: a key's environment variable is not set.
@@ -53,31 +54,31 @@ class EpisodeRunner:
         secrets.know(config)
         evaluation.configure_judge(config.evaluation)
         if self._user_kind == "llm" or "nl_assertions" in config.evaluation.type:
-            lazy_llm_utils.load()  # before the first episode, whose neighbours it would hold up for seconds
+            lazy_llm_utils.load()  # now, because it would later block all running episodes for seconds
         self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
-        """None: the endpoint says itself when an episode is too long."""
+        """None: the endpoint itself says when an episode is too long."""
         self._vocabulary = vocabulary(config.policy)
 
     def prepare(self) -> dict[str, str]:
-        """Read what the configured domains' episodes share, so that the first of them need not.
+        """Load what the episodes of the configured domains share, before the first of them needs it.
 
         Returns:
-            A fingerprint of each domain's data: every process of a service must have the same.
+            A fingerprint of each domain's data. All processes of a service must have the same.
         """
         chosen = self._config.tasks
         for name in chosen.domains:
             shared = domain.get(name)
             tasks.references(name, chosen.split)
             schemas = shared.tool_schemas(self._solo)
-            if self._config.agent == "llm":  # the others have a prompt of each task's own
+            if self._config.agent == "llm":  # the other agents' prompts differ by task
                 policy = shared.environment().get_policy()
                 talker = compat.LLMAgent(tools=shared.agent_tools(self._solo), domain_policy=policy, llm="policy")
                 opening = [{"role": "system", "content": talker.system_prompt}, {"role": "user", "content": "hi"}]
-                self._codec.render(opening, schemas)  # the codec remembers the tokens of such long parts
+                self._codec.render(opening, schemas)  # the codec caches the tokens of such long texts
         return {name: domain.get(name).files.fingerprint for name in chosen.domains}
 
     def run(self, request: EpisodeRequest, clock: Deadline | None = None) -> Trajectory:
-        """Run the episode to its end. Blocks for as long as it takes; set `clock.cancelled` to end it early.
+        """Run the episode to its end. Blocks until then; set `clock.cancelled` to end it early.
 
         Raises:
             RolloutError: the request itself cannot be met (unknown task, task unfit for the agent).
@@ -85,17 +86,17 @@ class EpisodeRunner:
         return _Episode(self, request, clock or Deadline(self._config.limits.wall_seconds)).run()
 
     def sampling(self, chosen: Sampling) -> Sampling:
-        """`chosen` with the codec's stop tokens: not every model's own configuration names the token that ends a turn
-        of its chat template."""
+        """`chosen`, with the codec's stop tokens added, because not every model's configuration names the token that
+        ends a turn in its chat template."""
         stops = tuple(sorted({*chosen.stop_token_ids, *self._codec.stop_token_ids}))
         return chosen.model_copy(update={"stop_token_ids": stops})
 
     def ends(self, sampling: Sampling) -> frozenset[int]:
-        """Ids with which a turn that stopped may end."""
+        """Ids with which a turn may end when its finish reason is `stop`."""
         return self._codec.turn_end_ids.union(sampling.stop_token_ids)
 
     def provenance(self, evaluator: str, sampling: Sampling) -> Provenance:
-        """What made a trajectory that was sampled so and that `evaluator` scored."""
+        """The provenance of a trajectory with this sampling, scored by `evaluator`."""
         codec, config = self._codec, self._config
         return Provenance(
             model=redact(config.policy.model or config.policy.url or config.policy.engine),
@@ -148,7 +149,7 @@ class _Episode:
                 end = self._domain.end_state(orchestrator.environment)
                 hashes = end.hashes
             if not self._transcript.turns:
-                _refuse_what_the_user_ended(reason, conversation)
+                _check_not_ended_by_user(reason, conversation)
             elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
         except EpisodeFault as error:
@@ -191,7 +192,7 @@ class _Episode:
             self._timing.user_seconds += time.perf_counter() - start
 
     def _take_turn(self, new_messages: Sequence[ChatMessage]) -> ParsedTurn:
-        """One policy turn, from the orchestrator's thread."""
+        """Take one policy turn. Called in the orchestrator's thread."""
         self._clock.remaining()
         number = len(self._transcript.turns)
         if number >= self._config.limits.max_turns:
@@ -213,10 +214,10 @@ class _Episode:
             return self._transcript.record(generation, seconds)
 
     def _room(self, prompt_length: int) -> int:
-        """Tokens that the turn may have.
+        """Largest number of tokens that the turn may have.
 
         Raises:
-            EpisodeEnd: there are none.
+            EpisodeEnd: there is no room for a turn.
         """
         turns = self._transcript.turns
         limits = {}
@@ -306,18 +307,18 @@ class _Episode:
         )
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:
-        """Note with each turn which message it became: the last `replies` of the assistant's. A turn that ended the
-        episode (an empty one) became none."""
+        """Note for each turn which message it became: one of the last `replies` assistant messages. An empty turn ends
+        the episode and becomes no message."""
         spoken = [index for index, message in enumerate(record) if message["role"] == "assistant"]
         for turn, index in zip(self._transcript.turns, spoken[len(spoken) - replies :], strict=False):
             turn.message_index = index
 
 
-def _refuse_what_the_user_ended(reason: str, conversation: list[compat.Message]) -> None:
-    """See that it was a limit that ended the episode before the policy took a turn, or a cancellation.
+def _check_not_ended_by_user(reason: str, conversation: list[compat.Message]) -> None:
+    """Check that it was not the user who ended an episode without a policy turn.
 
     Raises:
-        EpisodeFault: it was the user: it said so, or made so many errors.
+        EpisodeFault: the user did, with a stop signal or with too many errors.
     """
     if reason not in ("user_stop", "too_many_errors"):
         return
@@ -325,14 +326,14 @@ def _refuse_what_the_user_ended(reason: str, conversation: list[compat.Message])
     signal = next((signal for signal in compat.STOP_SIGNALS if signal in (last or "")), reason)
     raise EpisodeFault(
         FaultKind.USER_SIMULATOR,
-        f"the user ended the conversation ({signal}) before the policy took a turn. If it comes again and again, "
-        "choose another user.model.",
+        f"the user ended the conversation ({signal}) before the policy took a turn. If this keeps "
+        "happening, choose another user.model.",
         error="UserEnded",
     )
 
 
 def _converse(orchestrator: Any) -> tuple[str, list[compat.Message]]:
-    """Run the official orchestrator; why it ended, and the messages."""
+    """Run the official orchestrator. Returns why it ended, and the messages."""
     try:
         simulation = orchestrator.run()
     except EpisodeEnd as end:

@@ -1,7 +1,7 @@
 """Slots: the episodes of one process, each in a thread of its own.
 
-Invariant: the event loop only passes policy calls on; whatever of an episode blocks, blocks its thread. An episode that
-nobody waits for any more ends.
+Invariant: the event loop only passes policy calls on. Everything else in an episode may block, because it runs in the
+episode's thread. An episode that nobody waits for any more ends.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _START_INTERVAL = 0.02
-"""Seconds between the starts of two episodes. A start is the costliest step of an episode, about 10 ms under the
-interpreter's lock: when all slots start at once, the first policy calls would wait for the last start."""
+"""Seconds between the starts of two episodes. The start is an episode's most expensive step, about 10 ms under the
+interpreter's lock. If all slots started at once, the first policy calls would wait for the last start."""
 
 
 class Slots:
-    """Runs so many episodes at a time; more wait for a slot. Use it in one event loop."""
+    """Runs a fixed number of episodes at a time; others wait for a slot. Use it in one event loop."""
 
     def __init__(self, count: int, wall_seconds: float) -> None:
         """
         Args:
-            wall_seconds: that an episode may take, from its start.
+            count: number of slots.
+            wall_seconds: longest time of an episode, from its start.
         """
         self._wall_seconds = wall_seconds
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="slot")
@@ -43,7 +44,7 @@ class Slots:
         self._next_start = 0.0
 
     async def do(self, work: Callable[[], T]) -> T:
-        """What `work` returns; it runs in a slot's thread."""
+        """Run `work` in a slot's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def run(self, runner: EpisodeRunner, request: EpisodeRequest) -> Trajectory:
@@ -72,11 +73,11 @@ class Slots:
                 del self._clocks[request.trajectory_id]
 
     def places(self) -> dict[str, tuple[float, str]]:
-        """Of each episode that runs, by trajectory id: seconds since it was given a slot, and what it is in."""
+        """By trajectory id of each running episode: seconds since it got a slot, and where it is (`Deadline.place`)."""
         return {name: (clock.age, clock.place) for name, clock in self._clocks.items()}
 
     def cancel(self, trajectory_ids: Iterable[str]) -> None:
-        """End these episodes as soon as they notice; they come back as aborted."""
+        """End these episodes soon. They come back as aborted."""
         for trajectory_id in trajectory_ids:
             if trajectory_id in self._clocks:
                 self._clocks[trajectory_id].cancelled.set()

@@ -29,7 +29,7 @@ class Tau2TaskSource:
         """Check that this kind of agent can play the task, see `agent.check`, which has the errors too."""
         from rollout_service.tau2 import agent, tasks
 
-        agent.check(agent_kind, tasks.get(task))
+        agent.check_task(agent_kind, tasks.get(task))
 
     def episode_seed(self, seed: int, task: TaskRef, draw: int, sample_index: int) -> int:
         """Seed of one episode, see `tasks.episode_seed`."""
