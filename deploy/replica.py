@@ -11,9 +11,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,11 @@ from ray import serve
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
-from deploy import http_api
+from deploy import fleet_link, http_api
 from deploy.engines import factory
 from deploy.engines.base import Engine
 from deploy.turn_gate import TurnGate
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import Reference, fleet_name
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import (
@@ -40,21 +38,16 @@ from rollout_service.errors import (
     mark_if_final,
 )
 from rollout_service.policy.base import Generation
-from rollout_service.policy.fleet import FleetHandle
-from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState
+from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
     BroadcastTensors,
     Rendezvous,
-    StoredTensors,
     UpdateMode,
-    WeightSource,
     WeightUpdate,
-    single_sources,
+    check_available,
 )
 from rollout_service.redaction import remember
-
-T = TypeVar("T")
 
 _log = logs.logger(__name__)
 
@@ -66,9 +59,6 @@ _BEHIND_SECONDS = 60.0
 
 _LEAVE_SECONDS = 10.0
 """An engine has so long to leave a process group, which takes it milliseconds unless it waits in it."""
-
-_FLEET_SECONDS = 60.0
-"""How long the fleet may take to answer."""
 
 _EXIT_SECONDS = 1.0
 """Until a broken replica ends, so that its error still gets out."""
@@ -304,8 +294,8 @@ class PolicyReplica:
         return self.state()
 
     async def _catch_up(self, starting: bool) -> None:
-        """Do what the service has ordered by now, if this replica missed it: it is new, or it failed to."""
-        desired = await asyncio.to_thread(_desired_state, self._config)
+        """Take on the service's desired state, which a new replica lacks, or one where an order failed."""
+        desired = await asyncio.to_thread(fleet_link.desired_state, self._config)
         if desired is None:
             if starting and self._has_fleet:
                 raise ServiceError(
@@ -321,7 +311,7 @@ class PolicyReplica:
         update = desired.update
         if update is not None and update.version > self._engine.version:
             await asyncio.to_thread(self._engine.check, update.source)
-            await _see_that_they_are_there(update.source)
+            await check_available(update.source)
             # While it starts there is no cache to keep, and none of older weights may be taken to be there.
             await self.update_weights(replace(update, mode="drain") if starting else update)
 
@@ -378,17 +368,6 @@ class PolicyReplica:
         os._exit(1)
 
 
-async def _see_that_they_are_there(source: WeightSource) -> None:
-    """Tensors go with the process that gave them, and one bucket that is gone would be noticed half way."""
-    for single in single_sources(source):
-        if not isinstance(single, StoredTensors):
-            continue
-        try:
-            await asyncio.gather(*(bucket.data for bucket in single.buckets))
-        except ray.exceptions.RayError as error:
-            raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
-
-
 def _start_engine(config: RolloutConfig) -> Engine:
     """The engine, in an environment with the variables that the settings name.
 
@@ -398,7 +377,7 @@ def _start_engine(config: RolloutConfig) -> Engine:
     secrets.know(config)
     names = config.policy.env_vars_from
     if names:
-        secrets.receive(_ask_fleet(config, lambda fleet: fleet.replica_variables.remote()) or {})
+        secrets.receive(fleet_link.variables(config))
     for name in names:
         if name not in os.environ:
             raise ConfigError(
@@ -408,18 +387,3 @@ def _start_engine(config: RolloutConfig) -> Engine:
         remember(os.environ[name])
     with discreet("The policy's engine does not start"):  # Serve logs what is raised here
         return factory.make(config)
-
-
-def _desired_state(config: RolloutConfig) -> DesiredState | None:
-    return _ask_fleet(config, lambda fleet: fleet.desired_state.remote())
-
-
-def _ask_fleet(config: RolloutConfig, ask: Callable[[FleetHandle], Reference[T]]) -> T | None:
-    """What the service's fleet answers; None when there is no fleet."""
-    service = config.service
-    try:
-        fleet: FleetHandle = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
-        answer: T = ray.get(ask(fleet), timeout=_FLEET_SECONDS)
-        return answer
-    except (ValueError, ray.exceptions.RayError):
-        return None

@@ -63,7 +63,7 @@ def _create_actors(config: RolloutConfig, application: str | None) -> Service:
     except ValueError as error:  # what Ray raises for a name that is taken
         raise ServiceError(
             f"A service named {service.name!r} runs on this cluster already.",
-            'Attach to it with RolloutClient("auto"), or choose another service.name.',
+            'Attach to it with RolloutClient("auto"), close the client that started it, or choose another name.',
         ) from error
     return Service(coordinator, fleet)
 

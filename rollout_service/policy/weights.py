@@ -6,6 +6,7 @@ load it. Its `TensorSpec`s are checked against the model before any weight is ch
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -198,6 +199,24 @@ def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
     items = [(spec(name, tensor), tensor) for name, tensor in tensors.items()]
     buckets = [Bucket(tuple(what for what, _ in part), put(_flat(part))) for part in _buckets(items)]
     return StoredTensors(tuple(buckets))
+
+
+async def check_available(source: WeightSource) -> None:
+    """Check that the object store has all tensors of the source. They go with the process that gave them, and a bucket
+    that is gone must be noticed before any weights are loaded.
+
+    Raises:
+        WeightError: some are gone.
+    """
+    from ray.exceptions import RayError
+
+    for single in single_sources(source):
+        if not isinstance(single, StoredTensors):
+            continue
+        try:
+            await asyncio.gather(*(bucket.data for bucket in single.buckets))
+        except RayError as error:
+            raise WeightError("Their tensors are gone, with the process that gave them.", "Send new ones.") from error
 
 
 def unpacked(bucket: Bucket, data: Any) -> Iterator[tuple[str, Any]]:

@@ -95,7 +95,7 @@ def ended(monkeypatch) -> asyncio.Event:
 
 
 async def started(monkeypatch, desired: DesiredState | None = None) -> PolicyReplica:
-    monkeypatch.setattr(module, "_desired_state", lambda config: desired or DesiredState())
+    monkeypatch.setattr(module.fleet_link, "desired_state", lambda config: desired or DesiredState())
     replica = PolicyReplica.__new__(PolicyReplica)
     await replica.__init__(settings(policy__max_ongoing_requests=2))
     return replica
@@ -124,7 +124,7 @@ async def test_one_that_starts_while_the_others_are_paused_is_paused_until_they_
 async def test_a_pause_that_did_not_arrive_is_learnt_at_the_next_health_check_and_so_is_its_end(engine, monkeypatch):
     replica = await started(monkeypatch)
     for desired in DesiredState(pause="drain", pauses=1), DesiredState(pauses=2):
-        monkeypatch.setattr(module, "_desired_state", lambda config, desired=desired: desired)
+        monkeypatch.setattr(module.fleet_link, "desired_state", lambda config, desired=desired: desired)
         await replica.check_health()
         await replica._catching_up
         assert replica.state().paused == (desired.pause is not None)
@@ -159,7 +159,7 @@ async def test_a_broken_engine_ends_the_replica_and_the_log_says_why(engine, mon
 
 
 async def test_a_replica_of_a_service_whose_fleet_is_gone_does_not_start(engine, monkeypatch):
-    monkeypatch.setattr(module, "_desired_state", lambda config: None)
+    monkeypatch.setattr(module.fleet_link, "desired_state", lambda config: None)
     replica = PolicyReplica.__new__(PolicyReplica)
     with pytest.raises(ServiceError, match="The fleet actor of service 'rollout' is gone"):
         await replica.__init__(settings(), has_fleet=True)
