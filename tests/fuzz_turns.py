@@ -310,7 +310,7 @@ def play(name: str, kind: str, seed: int, turns: int, tokenizer: str | None = No
 
 def _fits(kind: str, task: TaskRef) -> bool:
     try:
-        agent.check(kind, tasks.get(task))
+        agent.check_task(kind, tasks.get(task))
     except Exception:
         return False
     criteria = tasks.get(task).evaluation_criteria
