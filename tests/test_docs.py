@@ -19,7 +19,8 @@ from rollout_service.moved import _MOVED
 from tests import settings_tables
 
 ROOT = Path(__file__).parents[1]
-README, CHANGELOG, OPERATIONS = ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "docs/operations.md"
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+ARCHITECTURE, OPERATIONS = ROOT / "docs/architecture.md", ROOT / "docs/operations.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 """Documents about the present; the changelog names what was, too."""
 
@@ -114,6 +115,14 @@ def test_the_readme_is_short_and_names_every_command_and_every_page():
     assert len(text.splitlines()) <= 250
     assert [name for name in typer.main.get_command(app).commands if f"`rollout-service {name}" not in text] == []
     assert [page.name for page in PAGES[1:] if page.name not in text] == []
+
+
+def test_the_architecture_page_places_every_room_and_every_module_beside_them():
+    library = ROOT / "rollout_service"
+    rooms = {f"{path.parent.relative_to(ROOT)}/" for path in library.glob("*/__init__.py")}
+    modules = {str(path.relative_to(ROOT)) for path in library.glob("[!_]*.py")}
+    text = ARCHITECTURE.read_text()
+    assert sorted(name for name in rooms | modules if f"`{name}`" not in text) == []
 
 
 def test_pre_commit_uses_the_project_s_own_environment_and_downloads_nothing():
