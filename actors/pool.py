@@ -96,13 +96,18 @@ class ActorPool:
         )
 
     def fill_up(self) -> None:
-        """Start the actors that are missing. Does nothing before `start`."""
+        """Start the actors that are missing. Does nothing before `start`.
+
+        The very first actor starts alone: episodes begin sooner when it need not share its node's cores with others
+        that start, and settings that no actor can use fail once.
+        """
         if self._config is None:
             return
         wanted = self._config.service.actors
         if wanted is None:
             wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
-        for _ in range(wanted - len(self._actors) - self._starting):
+        missing = wanted - len(self._actors) - self._starting
+        for _ in range(missing if self._data else min(missing, 1 - self._starting)):
             self._starting += 1
             self._tasks.start(self._add(self._config), "starting an environment actor")
 
@@ -125,6 +130,8 @@ class ActorPool:
             _log.warning("Environment actor could not be started: %s", self.start_error)
         finally:
             self._starting -= 1
+        if name in self._actors:
+            self.fill_up()
         self._settle()
 
     def _create(self, name: str, config: RolloutConfig) -> EnvironmentHandle:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollout_service.chat.call_formats import FORMATS
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedCall, ParsedTurn, tool_call
+from rollout_service.chat.tool_parsers import tool_parsers
 from rollout_service.errors import CodecError
 
 if TYPE_CHECKING:  # a codec proves itself when it is made, so it imports this module
@@ -71,15 +72,13 @@ def choose_parser(codec: ChatCodec, tokenizer: Any, wanted: str) -> tuple[str, A
     Raises:
         CodecError: `wanted` is unknown, or no parser reads the template's tool calls.
     """
-    from renderers.parsers import TOOL_PARSERS
-
     if wanted != "auto" and wanted not in FORMATS:
         raise CodecError(
             f"policy.tool_parser: {wanted!r} is not a parser.", f"Choose auto or one of {', '.join(FORMATS)}."
         )
     read = ""
     for name in [wanted] if wanted != "auto" else FORMATS:
-        codec._format, codec._parser = name, TOOL_PARSERS[name](tokenizer)
+        codec._format, codec._parser = name, tool_parsers()[name](tokenizer)
         turn = codec.parse(codec.encode_turn("", [("look_up", _ARGUMENTS)], "A thought."))
         if [(c.name, c.arguments, c.status) for c in turn.calls] == [("look_up", _ARGUMENTS, "ok")]:
             return name, codec._parser

@@ -89,3 +89,29 @@ async def test_an_actor_that_read_other_data_than_the_first_one_is_not_used():
     await settled()
     assert isinstance(pool.start_error, Tau2Error)
     assert pool.ready == ["s-environment-0"]
+
+
+async def test_the_first_actor_starts_alone_and_the_others_when_it_is_ready():
+    first_is_ready = asyncio.Event()
+    created: list[str] = []
+    begun = asyncio.Event()
+
+    class Slow(Pool):
+        def _create(self, name: str, config: Any) -> Any:
+            created.append(name)
+            begun.set()
+
+            async def setup(variables: dict[str, str]) -> dict[str, str]:
+                await first_is_ready.wait()
+                return DATA
+
+            return SimpleNamespace(setup=SimpleNamespace(remote=setup))
+
+    pool = Slow(DATA)
+    start = asyncio.ensure_future(pool.begin(3))
+    await begun.wait()
+    assert created == ["s-environment-0"]
+    first_is_ready.set()
+    await start
+    await settled()
+    assert len(created) == len(pool) == 3
