@@ -30,6 +30,7 @@ from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl.batch import agent_loop_output
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
@@ -38,9 +39,6 @@ from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2.slots import Slots
 
 _log = logs.logger(__name__)
-
-_RETRY_SECONDS = 1.0
-"""Before the second attempt at an episode; twice as long before each further one."""
 
 
 class Tau2AgentLoop:
@@ -128,7 +126,7 @@ class _Player:
             why = trajectory.termination_reason if fault is None else f"{fault.kind}: {fault.message}"
             _log.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)
             if attempt < attempts:
-                await asyncio.sleep(_RETRY_SECONDS * 2 ** min(attempt - 1, 5))
+                await asyncio.sleep(seconds_before_retry(attempt))
         raise TrainingDataError(
             f"{task} has no reward after {attempts} attempts; the last: {why}",
             "Mend that, raise service.max_attempts, or leave the task out of data.train_files.",
