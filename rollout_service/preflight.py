@@ -57,7 +57,7 @@ def check_user(config: RolloutConfig) -> None:
     secrets.secret(config.user.api_key_var, "user.api_key_var")
     from rollout_service.tau2 import llm_user
 
-    llm_user.check(config.user)
+    llm_user.check_user(config.user)
 
 
 def check_judge(config: RolloutConfig) -> None:

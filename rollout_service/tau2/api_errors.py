@@ -1,7 +1,8 @@
-"""Errors of a model's API, as litellm raises them: what another request, or another episode, can change.
+"""Errors of a model's API, as litellm raises them: whether another request, or another episode, may succeed.
 
-Invariant: a request is repeated only if it may succeed. Client errors (4xx) are final except for those that pass by
-themselves; whatever litellm or a client library raises otherwise may come from a half answer, and is asked again.
+Invariant: a request is repeated only if it may succeed. Client errors (4xx) are final, except for those that pass by
+themselves. Any other error of litellm or a client library may come from an incomplete answer, so the request is
+repeated.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import time
 from rollout_service.errors import is_final
 
 _PASSING_STATUSES = {408, 409, 425, 429}
-"""Client errors by number, but the same request may succeed later."""
+"""Status codes of client errors after which the same request may succeed later."""
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the same request is bound to fail again: a wrong key, an unknown model, a missing library."""
+    """Whether the same request must fail again: a wrong key, an unknown model, a missing library."""
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in _PASSING_STATUSES
@@ -25,12 +26,12 @@ def is_refused(error: BaseException) -> bool:
 
 
 def is_refused_always(error: BaseException) -> bool:
-    """Whether another episode's requests are bound to fail too."""
+    """Whether another episode's requests must fail too."""
     return is_refused(error) and not _is_about_the_conversation(error)
 
 
 def _is_about_the_conversation(error: BaseException) -> bool:
-    """Whether it speaks of what was said so far: another episode may say something else."""
+    """Whether the error is about this conversation. Another episode says other things."""
     if "litellm" not in sys.modules:  # then it raised nothing, and importing it takes seconds
         return False
     from litellm.exceptions import ContentPolicyViolationError, ContextWindowExceededError
@@ -39,12 +40,12 @@ def _is_about_the_conversation(error: BaseException) -> bool:
 
 
 def ends_episodes(error: BaseException) -> bool:
-    """`errors.is_final`, for code that asks such an API: what it always refuses is final as well."""
+    """`errors.is_final`, extended for code that calls such an API: what the API always refuses is final too."""
     return is_refused_always(error) or is_final(error)
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Seconds that the API asked to wait; None when it named no time that can be read."""
+    """Seconds that the API asks to wait. None: it names no readable time."""
     response = getattr(error, "response", None)
     headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
     value = headers.get("retry-after") or headers.get("Retry-After")

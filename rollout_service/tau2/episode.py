@@ -77,13 +77,13 @@ class EpisodeRunner:
                 self._codec.render(opening, schemas)  # the codec caches the tokens of such long texts
         return {name: domain.get(name).files.fingerprint for name in chosen.domains}
 
-    def run(self, request: EpisodeRequest, clock: Deadline | None = None) -> Trajectory:
-        """Run the episode to its end. Blocks until then; set `clock.cancelled` to end it early.
+    def run(self, request: EpisodeRequest, deadline: Deadline | None = None) -> Trajectory:
+        """Run the episode to its end. Blocks until then; set `deadline.cancelled` to end it early.
 
         Raises:
             RolloutError: the request itself cannot be met (unknown task, task unfit for the agent).
         """
-        return _Episode(self, request, clock or Deadline(self._config.limits.wall_seconds)).run()
+        return _Episode(self, request, deadline or Deadline(self._config.limits.wall_seconds)).run()
 
     def sampling(self, chosen: Sampling) -> Sampling:
         """`chosen`, with the codec's stop tokens added, because not every model's configuration names the token that
@@ -120,11 +120,11 @@ class EpisodeRunner:
 class _Episode:
     """The state of one episode while it runs."""
 
-    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, clock: Deadline) -> None:
+    def __init__(self, runner: EpisodeRunner, request: EpisodeRequest, deadline: Deadline) -> None:
         self._runner = runner
         self._config = runner._config
         self._request = request
-        self._clock = clock
+        self._deadline = deadline
         self._chosen = request.sampling or runner._config.policy.sampling
         self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=request.waited_seconds)
@@ -167,7 +167,7 @@ class _Episode:
         world = self._domain.environment(solo=solo)
         tools, user_tools = self._domain.agent_tools(solo), self._domain.user_tools(task)
         user = users.make(
-            runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._clock
+            runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._deadline
         )
         users.watched(user, self._users_turn)
         return Orchestrator(
@@ -186,14 +186,14 @@ class _Episode:
     def _users_turn(self) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            with self._clock.within("the user simulator"):
+            with self._deadline.within("the user simulator"):
                 yield
         finally:
             self._timing.user_seconds += time.perf_counter() - start
 
     def _take_turn(self, new_messages: Sequence[ChatMessage]) -> ParsedTurn:
         """Take one policy turn. Called in the orchestrator's thread."""
-        self._clock.remaining()
+        self._deadline.remaining()
         number = len(self._transcript.turns)
         if number >= self._config.limits.max_turns:
             raise EpisodeEnd("max_turns")
@@ -204,7 +204,7 @@ class _Episode:
             sampling = sampling.model_copy(update={"max_new_tokens": room})
         start = time.perf_counter()
         try:
-            with self._clock.within("the policy"):
+            with self._deadline.within("the policy"):
                 generation = self._generate(input_ids, sampling, number)
         finally:
             seconds = time.perf_counter() - start
@@ -249,7 +249,7 @@ class _Episode:
         limit = config.policy.timeout_seconds
         with boundary(FaultKind.POLICY):
             try:
-                return self._clock.result(asyncio.run_coroutine_threadsafe(call, self._runner._loop), limit)
+                return self._deadline.result(asyncio.run_coroutine_threadsafe(call, self._runner._loop), limit)
             except concurrent.futures.CancelledError:
                 raise EpisodeEnd("cancelled") from None
             except TimeoutError:
@@ -266,7 +266,7 @@ class _Episode:
         start = time.perf_counter()
         runner = self._runner
         try:
-            with self._clock.within("the evaluation"), boundary(FaultKind.EVALUATOR, api_errors.ends_episodes):
+            with self._deadline.within("the evaluation"), boundary(FaultKind.EVALUATOR, api_errors.ends_episodes):
                 return evaluation.score(
                     orchestrator,
                     end,

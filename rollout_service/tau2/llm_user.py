@@ -1,9 +1,9 @@
 """The official LLM user simulator, made reliable.
 
-Invariant: a user turn is either what a user could have said (`rollout_service.tau2.answer`) or an `EpisodeFault` of
-kind `user_simulator`. An API that fails, hangs, or answers with nothing, nonsense or a refusal is asked again (waiting
-as long as it says), and what it said never ends up in the conversation. Importing this module imports litellm, which
-takes seconds.
+Invariant: a user turn is either something that a user could have said (`rollout_service.tau2.answer`) or an
+`EpisodeFault` of kind `user_simulator`. If the API fails, hangs, or gives an empty, impossible or refused answer, the
+request is repeated (after the time that the API asks for), and the bad answer never reaches the conversation. Importing
+this module imports litellm, which takes seconds.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
 
-lazy_llm_utils.load()  # the first episode need not wait for it, and litellm is set up
+lazy_llm_utils.load()  # so that litellm is set up, and the first episode does not wait for it
 
 _LITELLM_ARGUMENTS: dict[str, Any] = {"num_retries": 0, "max_retries": 0}
-"""Given with every request. The repeating is done here, where it is counted and bounded."""
+"""Arguments of every request. Requests are repeated here and not by litellm, so that they are counted and bounded."""
 if importlib.util.find_spec("litellm.responses.mcp.chat_completions_handler"):
-    # With tools litellm otherwise imports its MCP gateway first, which needs a package that it does not install.
+    # Otherwise, with tools, litellm imports its MCP gateway, which needs a package that it does not install.
     _LITELLM_ARGUMENTS["_skip_mcp_handler"] = True
 
 _FIRST_WAIT = 0.5
-"""Seconds before the first repeated request; doubles with each, with jitter, unless the API names a time."""
+"""Seconds before the first repeated request. Doubles each time, with jitter, unless the API names a time."""
 
 _SILENCES = 2
-"""Empty answers to one tool's result until the model is reminded. A model that has nothing to say there rarely has it
-later: the next empty answer is the fault."""
+"""After so many empty answers to one tool result, the model is reminded. If it still answers nothing, that is the
+fault: it rarely answers later."""
 
 _REMINDER = "REMINDER: Your last answer was empty. Either send a message to the agent, or make a tool call."
 
 
 class _Reminded(compat.UserState):  # type: ignore[misc]
-    """A state with a reminder at the end, as τ²'s streaming user simulator places its own: nobody in the conversation
-    said it."""
+    """A state with a reminder at the end, placed as τ²'s streaming user simulator places its own. It is not part of the
+    conversation."""
 
     def flip_roles(self) -> list[Any]:
         return [*super().flip_roles(), compat.SystemMessage(role="system", content=_REMINDER)]
@@ -66,7 +66,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
     """τ²'s own user simulator. Each of its requests is repeated until the answer is a valid message."""
 
     def __init__(
-        self, task: compat.Task, tools: list[Any] | None, config: User, usage: UserUsage, clock: Deadline
+        self, task: compat.Task, tools: list[Any] | None, config: User, usage: UserUsage, deadline: Deadline
     ) -> None:
         """
         Raises:
@@ -79,23 +79,23 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         if config.base_url:
             arguments["api_base"] = config.base_url
         if key or config.base_url:
-            arguments["api_key"] = key or "none"  # a local endpoint asks for no key, its client library does
+            arguments["api_key"] = key or "none"  # a local endpoint needs no key, but its client library does
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm=config.model, llm_args=arguments)
         self._config = config
         self._usage = usage
-        self._clock = clock
+        self._deadline = deadline
         self._random = random.Random()
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
-        """τ²'s own next message, asked for until it is valid.
+        """The next message of τ²'s own simulator. The request is repeated until the message is valid.
 
         Raises:
-            EpisodeFault: the last of the requests failed too, or one failed that is bound to fail again.
+            EpisodeFault: the last request failed too, or a request failed that would fail again.
             EpisodeEnd: the episode's time ran out, or the episode was cancelled.
         """
         silences = 0
         for attempt in range(self._config.retries + 1):
-            self._clock.remaining()
+            self._deadline.remaining()
             self._usage.requests += 1
             remind = silences == _SILENCES
             try:
@@ -104,17 +104,17 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                 raise
             except Exception as error:
                 self._usage.failed_requests += 1
-                self._clock.remaining()
+                self._deadline.remaining()
                 problem = error
                 if isinstance(error, answer.EmptyAnswer):
                     silences += isinstance(message, _TOOL_RESULTS)
                 elif remind and api_errors.is_refused(error):
-                    # a chat template with no place for a system message at the end
+                    # the chat template has no place for a system message at the end
                     problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
                 if attempt == self._config.retries or api_errors.is_refused(error) or silences > _SILENCES:
-                    raise self._fault(problem, attempt + 1) from None  # the original's text may hold the key
+                    raise self._fault(problem, attempt + 1) from None  # the original's text may contain the key
                 if isinstance(error, ValueError) and "seed" in self.llm_args:
-                    self.llm_args["seed"] += 1  # the same question with the same seed may get the same bad answer
+                    self.llm_args["seed"] += 1  # with the same seed the answer may be the same
                 wait = self._wait(error, attempt)
                 _log.info(
                     "The user simulator %s is asked again in %.1f s (request %d of %d): %s",
@@ -124,27 +124,27 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                     self._config.retries + 1,
                     first_line(error),
                 )
-                self._clock.sleep(wait)
+                self._deadline.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
-        """One request. What it makes of the state is kept only when it succeeds."""
+        """Make one request. The changed state is kept only if the request succeeds."""
         kind = _Reminded if remind else type(state)
         draft = kind.model_construct(**{**dict(state), "messages": list(state.messages)})
         request = functools.partial(super().generate_next_message, message, draft)
-        reply, draft = self._clock.bound(request, self._config.timeout_seconds)
+        reply, draft = self._deadline.bound(request, self._config.timeout_seconds)
         self._account(reply)
         heard = [said.content for said in draft.messages if said.role != "user" and said.content]
         text = _spoken(reply, [tool.name for tool in self.tools or ()], heard)
         if text is not None and text.strip() != reply.content.strip():
-            _say_that_thoughts_come(str(self.llm))
+            _warn_of_thoughts(str(self.llm))
         reply.content = text
         return reply, type(state).model_construct(**dict(draft))
 
     def _wait(self, error: Exception, attempt: int) -> float:
         asked = api_errors.retry_after(error)
         if asked is not None:
-            wait = asked + _FIRST_WAIT * self._random.random()  # spread, lest all return at the same moment
+            wait = asked + _FIRST_WAIT * self._random.random()  # spread, so that not all return at the same moment
         else:
             wait = _FIRST_WAIT * 2 ** min(attempt, 16) * self._random.uniform(0.5, 1.5)
         return min(wait, self._config.max_retry_wait_seconds)
@@ -155,7 +155,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         self._usage.completion_tokens += usage.get("completion_tokens") or 0
         if self._usage.cost_usd is None:
             return
-        if not reply.cost and _price(str(self.llm)) != 0:  # τ² gives 0 for what litellm cannot price, too
+        if not reply.cost and _price(str(self.llm)) != 0:  # τ² also reports 0 if litellm has no price
             self._usage.cost_usd = None
         else:
             self._usage.cost_usd += reply.cost or 0.0
@@ -183,11 +183,11 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         return ""
 
 
-def check(config: User) -> None:
-    """See what can be seen of the user simulator before an episode starts; nothing is asked of its model.
+def check_user(config: User) -> None:
+    """Check the user simulator before any episode starts, without a request to its model.
 
     Raises:
-        ConfigError: the model takes no such temperature.
+        ConfigError: the model does not take this temperature.
         UserSimulatorError: nothing listens at `user.base_url`.
     """
     check_temperature(config)
@@ -195,10 +195,10 @@ def check(config: User) -> None:
 
 
 def check_temperature(config: User) -> None:
-    """litellm knows models that take no temperature but their own, and would leave the setting out without a word.
+    """Check that the model takes the temperature. Some take only their own, and litellm would silently leave it out.
 
     Raises:
-        ConfigError: `user.model` is one of them, and `user.temperature` another.
+        ConfigError: `user.model` takes only its own temperature, and `user.temperature` is another.
     """
     wanted = config.temperature
     if wanted is None or not config.model:
@@ -209,7 +209,7 @@ def check_temperature(config: User) -> None:
         sent = litellm.get_optional_params(model=model, custom_llm_provider=provider, temperature=wanted, **effort)
     except litellm.exceptions.UnsupportedParamsError:
         sent = {}
-    except Exception:  # a model or a provider that litellm does not know: the first request tells
+    except Exception:  # litellm does not know the model or the provider; the first request will tell
         return
     if "temperature" not in sent:
         raise ConfigError(
@@ -218,14 +218,16 @@ def check_temperature(config: User) -> None:
 
 
 def check_endpoint(config: User) -> None:
-    """See that something listens at `user.base_url`; nothing is asked of it, so it costs nothing.
+    """Check that something listens at `user.base_url`, without a request.
 
     Raises:
-        UserSimulatorError: nothing does.
+        UserSimulatorError: nothing listens there.
     """
     if not config.base_url:
         return
     try:
+        if "://" not in config.base_url:  # `check_listening` takes host:port too, but litellm does not
+            raise ValueError("it has no scheme; write http://host:port/v1")
         check_listening(config.base_url)
     except (OSError, ValueError) as error:
         raise UserSimulatorError(
@@ -235,12 +237,12 @@ def check_endpoint(config: User) -> None:
 
 
 def _spoken(reply: compat.UserMessage, tools: list[str], heard: list[str]) -> str | None:
-    """What the user says with this reply, see `answer.spoken`."""
+    """The text that the user says in this reply, see `answer.spoken`."""
     raw = reply.raw_data or {}
     message = raw.get("message") or {}
     refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
     native = (raw.get("provider_specific_fields") or {}).get("native_finish_reason")
-    # litellm and reasoning parsers take a thought off, and leave the empty lines after it.
+    # litellm and reasoning parsers remove a thought, and leave the empty lines after it.
     thought = message.get("reasoning_content")
     return answer.spoken(
         reply.content.lstrip() if thought and reply.content else reply.content,
@@ -258,17 +260,17 @@ _TEMPERATURE_REMEDY = "Set user.temperature: null, which leaves the temperature 
 
 
 @functools.cache
-def _say_that_thoughts_come(model: str) -> None:
+def _warn_of_thoughts(model: str) -> None:
     _log.warning(
-        "%s writes its thoughts into its answers; they are taken off. A reasoning parser in its server does the same.",
+        "%s writes its thoughts into its answers; they are removed. A reasoning parser in its server does the same.",
         model,
     )
 
 
 def _price(model: str) -> float | None:
-    """US dollars per prompt token; None when it is not known."""
+    """US dollars per prompt token. None: not known."""
     try:
         price = litellm.get_model_info(model).get("input_cost_per_token")
-    except Exception:  # litellm raises a plain Exception for a model that it does not know
+    except Exception:  # litellm raises a plain Exception for an unknown model
         return None
     return None if price is None else float(price)

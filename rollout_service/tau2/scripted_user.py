@@ -19,14 +19,14 @@ _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\
 class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
     """Says the scenario's opening, performs the user's own gold actions when the agent speaks, then stops."""
 
-    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, clock: Deadline) -> None:
+    def __init__(self, task: compat.Task, tools: list[Any] | None, config: User, seed: int, deadline: Deadline) -> None:
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm="scripted")
         self._task = task
         self._script = config.script
         self._random = random.Random(f"user:{seed}")
         self._blocks = gold.user_blocks(task)
         self._actions: list[compat.Action] = []
-        self._clock = clock
+        self._deadline = deadline
         self._calls = 0
         self._spoke = False
 
@@ -37,7 +37,7 @@ class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
         """The script's next message, after its waiting time."""
         wait = gold.waiting_time(self._script.latency, self._random)
         if wait:
-            self._clock.sleep(wait)
+            self._deadline.sleep(wait)
         if isinstance(message, compat.MultiToolMessage):
             state.messages.extend(message.tool_messages)
         else:

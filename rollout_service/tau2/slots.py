@@ -40,7 +40,7 @@ class Slots:
         self._wall_seconds = wall_seconds
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="slot")
         self._free = asyncio.Semaphore(count)
-        self._clocks: dict[str, Deadline] = {}
+        self._deadlines: dict[str, Deadline] = {}
         self._next_start = 0.0
 
     async def do(self, work: Callable[[], T]) -> T:
@@ -60,24 +60,24 @@ class Slots:
         async with self._free:
             self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
             delay = self._next_start - loop.time()
-            clock = self._clocks[request.trajectory_id] = Deadline(delay + self._wall_seconds)
+            deadline = self._deadlines[request.trajectory_id] = Deadline(delay + self._wall_seconds)
             try:
                 await asyncio.sleep(delay)
                 waited = request.waited_seconds + loop.time() - asked
                 started = replace(request, waited_seconds=waited)
-                return await self.do(lambda: runner.run(started, clock))
+                return await self.do(lambda: runner.run(started, deadline))
             except asyncio.CancelledError:
-                clock.cancelled.set()
+                deadline.cancelled.set()
                 raise
             finally:
-                del self._clocks[request.trajectory_id]
+                del self._deadlines[request.trajectory_id]
 
     def places(self) -> dict[str, tuple[float, str]]:
         """By trajectory id of each running episode: seconds since it got a slot, and where it is (`Deadline.place`)."""
-        return {name: (clock.age, clock.place) for name, clock in self._clocks.items()}
+        return {name: (deadline.age, deadline.place) for name, deadline in self._deadlines.items()}
 
     def cancel(self, trajectory_ids: Iterable[str]) -> None:
         """End these episodes soon. They come back as aborted."""
         for trajectory_id in trajectory_ids:
-            if trajectory_id in self._clocks:
-                self._clocks[trajectory_id].cancelled.set()
+            if trajectory_id in self._deadlines:
+                self._deadlines[trajectory_id].cancelled.set()

@@ -26,7 +26,7 @@ class Tau2TaskSource:
         return tasks.TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
 
     def check(self, agent_kind: str, task: TaskRef) -> None:
-        """Check that this kind of agent can play the task, see `agent.check`, which has the errors too."""
+        """Check that this kind of agent can play the task, see `agent.check_task`, which has the errors too."""
         from rollout_service.tau2 import agent, tasks
 
         agent.check_task(agent_kind, tasks.get(task))

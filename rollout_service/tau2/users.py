@@ -1,6 +1,6 @@
-"""The other side of the conversation: whom the agent talks with.
+"""The user of an episode: the agent's partner in the conversation.
 
-Invariant: litellm is imported only where the user is a language model, see `llm_user`.
+Invariant: litellm is imported only if the user is a language model, see `llm_user`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def make(
     config: User,
     seed: int,
     usage: UserUsage,
-    clock: Deadline,
+    deadline: Deadline,
 ) -> Any:
     """The user of one episode: `dummy` (solo agent), `scripted` or `llm`.
 
@@ -35,16 +35,16 @@ def make(
     if kind == "dummy":
         return compat.dummy_user()
     if kind == "scripted":
-        return ScriptedUser(task, tools, config, seed, clock)
+        return ScriptedUser(task, tools, config, seed, deadline)
     if kind == "llm":
         from rollout_service.tau2.llm_user import ReliableUserSimulator
 
-        return ReliableUserSimulator(task, tools, config, usage, clock)
+        return ReliableUserSimulator(task, tools, config, usage, deadline)
     raise Tau2Error(f"user.kind: {kind!r} is unknown.", "Choose scripted or llm.")
 
 
 def watched(user: Any, turn: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
-    """Have each turn of `user` pass within `turn()`."""
+    """Make each turn of `user` run within the context `turn()`."""
     generate = user.generate_next_message
 
     def generate_next_message(message: Any, state: Any) -> Any:

@@ -293,16 +293,16 @@ def test_a_model_that_refuses_the_temperature_is_told_with_the_setting_that_help
 @pytest.mark.parametrize("model", ["openai/gpt-5-mini", "openai/o3-mini", "azure/gpt-5"])
 def test_a_model_that_is_known_to_refuse_the_temperature_is_refused_before_anything_starts(model: str) -> None:
     with pytest.raises(ConfigError, match=rf"user\.temperature is 0, and {model} .*user\.temperature: null"):
-        llm_user.check(User(model=model))
-    llm_user.check(User(model=model, temperature=None))
-    llm_user.check(User(model=model, temperature=1.0))
+        llm_user.check_user(User(model=model))
+    llm_user.check_user(User(model=model, temperature=None))
+    llm_user.check_user(User(model=model, temperature=1.0))
 
 
 @pytest.mark.parametrize(
     "model", [LOCAL_MODEL, PRICED_MODEL, "anthropic/claude-3-5-haiku-latest", "no-such-provider/x"]
 )
 def test_a_model_that_takes_the_temperature_or_is_not_known_passes(model: str) -> None:
-    llm_user.check(User(model=model))
+    llm_user.check_user(User(model=model))
 
 
 def test_missing_library_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
