@@ -25,14 +25,14 @@ from starlette.responses import Response
 
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.context import context_length
 from rollout_service.policy.sglang_format import to_answer
 from rollout_service.policy.sglang_request import read_request
 
 _Result = TypeVar("_Result")
 
-Generate = Callable[[npt.NDArray[np.int32], Sampling, dict[str, Any]], Awaitable[Generation]]
+Generate = Callable[[npt.NDArray[np.int32], Sampling, TurnInfo], Awaitable[Generation]]
 
 _SHORT_BODY = 1 << 16
 """Bytes that are read in less than a millisecond, and so on the loop: it does not wait behind long ones."""
@@ -80,7 +80,7 @@ async def _generated(request: Request, policy: PolicyConfig, generate: Generate)
     tasks = []
     try:
         for prompt in asked.prompts:
-            tasks.append(asyncio.ensure_future(generate(prompt, asked.sampling, {})))
+            tasks.append(asyncio.ensure_future(generate(prompt, asked.sampling, TurnInfo())))
             await asyncio.sleep(0)  # each takes a moment to start: others run between
         generations = await asyncio.gather(*tasks)
     finally:

@@ -37,7 +37,7 @@ from rollout_service.errors import (
     discreet,
     mark_if_final,
 )
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
@@ -114,19 +114,17 @@ class PolicyReplica:
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
+    async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
         """Sample one whole turn, as soon as the replica is not paused.
 
         Raises:
-            EpisodeFault: the weights are older than `metadata["min_version"]` and stay so.
+            EpisodeFault: the weights are older than `info.min_version` and stay so.
         """
-        await self._reach(metadata.get("min_version", 0))
+        await self._reach(info.min_version)
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
             async with self._slots, self._turn_gate.turn():
-                return await self._engine.generate(prompt, how, metadata)
+                return await self._engine.generate(prompt, how, info)
 
         try:
             return await resumed(sample, input_ids, sampling)

@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 
 from rollout_service.audit.verify import verify
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2 import agent, compat, domain, gold, scripted_user, tasks, users
 from tests.support import episodes
@@ -209,8 +209,8 @@ class WildPolicy:
         self._tokenizer = tokenizer
         self.written: list[str] = []
 
-    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
-        codec, solo = episodes.codec(self._tokenizer), metadata["agent"] == "solo"
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, info: TurnInfo) -> Generation:
+        codec, solo = episodes.codec(self._tokenizer), info.agent == "solo"
         text = self._writer.turn(calls_only=solo and self._writer.rng.random() < 0.8)  # text ends its episode
         if len(self.written) + 1 >= self._turns and self._writer.rng.random() < 0.5:
             text = '<tool_call>\n{"name": "done", "arguments": {}}\n</tool_call>' if solo else "Goodbye."

@@ -5,13 +5,13 @@ Invariant: an engine knows nothing of pausing, retries or updates in flight. The
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 
@@ -25,9 +25,7 @@ class Engine(Protocol):
     version: int
     """Version of the weights that sample now."""
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
+    async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
         """Sample one turn; see `rollout_service.policy.base.Policy`. Cancelling it aborts the request.
 
         Returns:

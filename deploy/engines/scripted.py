@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import Script
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 from rollout_service.record.trajectory import TaskRef
@@ -40,15 +39,15 @@ class ScriptedEngine:
         self._thawed.set()
         self._steps = functools.lru_cache(maxsize=4096)(self._plan)
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
-        """The episode's turn number `metadata["turn"]`. A turn longer than `max_new_tokens` is cut by length."""
-        seed, turn = metadata["seed"], metadata["turn"]
+    async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
+        """The episode's turn number `info.turn`. A turn longer than `max_new_tokens` is cut by length."""
+        if info.task is None:
+            raise RequestError("the scripted engine plays tasks; it needs an engine with a model to answer tokens")
+        seed, turn = info.seed, info.turn
         loop = asyncio.get_running_loop()
         wait = gold.waiting_time(self._script.latency, random.Random(f"latency:{seed}:{turn}"))
         ready = loop.time() + wait  # a turn takes as long as the script says, this engine's own work included
-        plan = metadata["task"], metadata["agent"], seed
+        plan = info.task, info.agent, seed
         if turn == 0:
             await asyncio.to_thread(self._steps, *plan)  # the first of a domain parses its task set, up to a second
         steps = self._steps(*plan)

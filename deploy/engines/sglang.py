@@ -30,7 +30,7 @@ from deploy.engines.launch import launch
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
-from rollout_service.policy.base import Generation, RequestError, check_request
+from rollout_service.policy.base import Generation, RequestError, TurnInfo, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.replica_size import processes
 from rollout_service.policy.resume import ended_by
@@ -101,9 +101,7 @@ class SglangEngine:
                 f"Set policy.context_length to {taken} or less, or policy.engine_arguments.context_length to more.",
             )
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
+    async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
         """Sample one turn, see `Engine`. The prefix cache has a part for each version at which episodes began theirs:
         what is in it is of those weights, or of newer ones."""
         from sglang.srt.managers.io_struct import GenerateReqInput
@@ -113,7 +111,7 @@ class SglangEngine:
         rid = uuid.uuid4().hex
         if not self._manager.rid_to_state:
             self._busy_since = time.monotonic()
-        since = max(metadata.get("prefix_version", self.version), self._emptied)
+        since = max(self.version if info.prefix_version is None else info.prefix_version, self._emptied)
         request = GenerateReqInput(
             input_ids=input_ids.tolist(),
             sampling_params=sampling_params(sampling),

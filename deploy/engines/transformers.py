@@ -30,7 +30,7 @@ from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, check_request
+from rollout_service.policy.base import Generation, TurnInfo, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
@@ -104,9 +104,7 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._work, name="transformers-engine", daemon=True)
         self._thread.start()
 
-    async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]
-    ) -> Generation:
+    async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
         """Sample one turn, see `Engine`.
 
         Raises:
@@ -115,7 +113,7 @@ class TransformersEngine:
         """
         check_request(input_ids, sampling, vocabulary=self._vocabulary, context_length=self._context_length)
         stops = frozenset() if sampling.ignore_eos else self._stops.union(sampling.stop_token_ids)
-        since = metadata.get("prefix_version")
+        since = info.prefix_version
         turn = Turn(Context(input_ids, sampling.max_new_tokens), len(input_ids), sampling, stops, since)
         self._post(turn)
         return await asyncio.wrap_future(turn.done)  # cancelling it cancels `done`, which the thread sees

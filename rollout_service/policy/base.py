@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeFault, FaultKind
+from rollout_service.task_ref import TaskRef
 
 
 class RequestError(ValueError):
@@ -134,11 +135,31 @@ class Generation:
             raise ValueError(f"finish_reason {self.finish_reason!r} is neither 'stop' nor 'length'")
 
 
+@dataclass(frozen=True, slots=True)
+class TurnInfo:
+    """Facts about a turn besides its tokens. The defaults are for a request that belongs to no episode, such as one over
+    HTTP. `task`, `agent`, `seed` and `turn` are for the scripted engine."""
+
+    task: TaskRef | None = None
+    """Task of the episode; None: the request belongs to no episode."""
+    agent: str = "llm"
+    """τ²'s agent that the policy plays: `llm`, `solo` or `gt`."""
+    seed: int = 0
+    """Seed of the episode."""
+    turn: int = 0
+    """Number of the turn in the episode, from 0."""
+    min_version: int = 0
+    """Weights older than this version must not sample the turn."""
+    prefix_version: int | None = None
+    """`Generation.prefix_version` of the turn before. Cached keys and values of older weights must not be reused. None:
+    only those of the weights that sample the turn's first token may be."""
+
+
 class Policy(Protocol):
     """Samples turns. The episodes of one event loop can share an instance."""
 
     async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, info: TurnInfo
     ) -> Generation:
         """Sample one turn.
 
@@ -147,10 +168,7 @@ class Policy(Protocol):
             sampling: how to sample; the engine adds its own stop tokens.
             session_id: shared by all calls of one episode, so that a router can keep them on one replica for its
                 prefix cache.
-            metadata: facts about the episode. `task`, `agent`, `seed` and `turn` are for the scripted engine.
-                `min_version`: weights older than this must not sample the turn. `prefix_version`, from the second turn
-                on if known: the one of the turn before. Cached keys and values of weights older than it must not be
-                reused; without it, only those of the weights that sample the turn's first token may be.
+            info: what the policy may know of the turn besides its tokens.
 
         Raises:
             EpisodeFault: of kind `policy`, if the turn could not be sampled.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rollout_service.cluster import Reference
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 
 ReplicaMethod = Literal["state", "check_update", "update_weights", "pause", "resume", "nccl_cumem", "join", "leave"]
 """The methods that the fleet calls in every replica at once."""
@@ -26,7 +26,7 @@ class PendingTurn(Reference[Generation], Protocol):
 
 
 class _Generate(Protocol):
-    def remote(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, metadata: dict[str, Any]) -> PendingTurn: ...
+    def remote(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> PendingTurn: ...
 
 
 class Answers(Protocol):

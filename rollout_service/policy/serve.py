@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from rollout_service.cluster import DEPLOYMENT
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import first_line
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.deployment import PendingTurn, PolicyHandle
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import DeadEngineError, LostTurnError, Patience
@@ -43,7 +42,7 @@ class ServePolicy:
         return handle
 
     async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, info: TurnInfo
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it cancels the request in the replica.
 
@@ -55,7 +54,7 @@ class ServePolicy:
 
         async def ask(fitting: Sampling) -> Generation:
             return await self._patience.retry_lost_turn(
-                lambda: self._ask(handle.generate.remote(input_ids, fitting, metadata))
+                lambda: self._ask(handle.generate.remote(input_ids, fitting, info))
             )
 
         return await fitted(ask, sampling, len(input_ids))

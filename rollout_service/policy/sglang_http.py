@@ -13,7 +13,6 @@ import contextlib
 import functools
 import uuid
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from rollout_service.background import BackgroundTasks
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import BUSY, DeadEngineError, LostTurnError, Patience
 from rollout_service.policy.resume import resumed
@@ -52,10 +51,10 @@ class SglangHttpPolicy:
         )
 
     async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, info: TurnInfo
     ) -> Generation:
         """Sample one turn, see `Policy`. Cancelling it aborts the request in the engine."""
-        least = metadata.get("min_version", 0)
+        least = info.min_version
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
             async def ask(fitting: Sampling) -> Generation:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.resume import resumed
 
@@ -32,7 +32,7 @@ class VerlPolicy:
         self._prompt_length = prompt_length
 
     async def generate(
-        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, metadata: dict[str, Any]
+        self, input_ids: npt.NDArray[np.int32], sampling: Sampling, session_id: str, info: TurnInfo
     ) -> Generation:
         """Sample one turn, see `Policy`. verl updates the weights of all servers at once, so none is too old.
 
@@ -41,9 +41,9 @@ class VerlPolicy:
             EpisodeEnd: a later prompt is too long.
             ValueError: the servers returned no log-probs, or an answer that cannot be read.
         """
-        if metadata["turn"] == 0 and len(input_ids) > self._prompt_length:
+        if info.turn == 0 and len(input_ids) > self._prompt_length:
             raise ConfigError(
-                f"The first prompt of {metadata['task']} has {len(input_ids)} tokens, and rollout.prompt_length is "
+                f"The first prompt of {info.task} has {len(input_ids)} tokens, and rollout.prompt_length is "
                 f"{self._prompt_length}.",
                 "Raise data.max_prompt_length.",
             )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import rollout_service.record.schema as schema
 from rollout_service.errors import Fault
+from rollout_service.task_ref import TaskRef as TaskRef  # a part of the trajectory, so offered here too
 
 SCHEMA_VERSION = 2
 """Raised whenever a reader of the previous version would misread a record."""
@@ -56,20 +57,6 @@ UNSCORED = ("cancelled", "fault", "wall_time")
 def outcome_of(termination_reason: str) -> Outcome:
     """The outcome of an episode that ended so. Every reason that is not named here is a limit."""
     return _OUTCOMES.get(termination_reason, Outcome.TRUNCATED)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TaskRef:
-    """Names one τ²-bench task."""
-
-    domain: str
-    split: str
-    task_id: str
-    index: int
-    """Position of the task in its split, as τ² orders it."""
-
-    def __str__(self) -> str:
-        return f"{self.domain}/{self.split}/{self.task_id}"
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig, secrets
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
-from rollout_service.policy.base import Generation, Policy
+from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record.trajectory import UNSCORED, Provenance, Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.redaction import redact
@@ -234,17 +234,16 @@ class _Episode:
 
     def _generate(self, input_ids: Any, sampling: Sampling, number: int) -> Generation:
         request, config = self._request, self._config
-        metadata = {
-            "task": request.task,
-            "agent": config.agent,
-            "seed": request.seed,
-            "turn": number,
-            "min_version": max(request.min_version, self._transcript.newest_version),
-        }
-        if number and (prefix := self._transcript.turns[-1].prefix_version) is not None:
-            metadata["prefix_version"] = prefix
+        info = TurnInfo(
+            task=request.task,
+            agent=config.agent,
+            seed=request.seed,
+            turn=number,
+            min_version=max(request.min_version, self._transcript.newest_version),
+            prefix_version=self._transcript.turns[-1].prefix_version if number else None,
+        )
         call: Coroutine[Any, Any, Generation] = self._runner._policy.generate(
-            input_ids, sampling, request.trajectory_id, metadata
+            input_ids, sampling, request.trajectory_id, info
         )
         limit = config.policy.timeout_seconds
         with boundary(FaultKind.POLICY):

@@ -21,6 +21,7 @@ from rollout_service.adapters.slime import service as slime_service
 from rollout_service.adapters.slime.samples import METADATA, flat
 from rollout_service.client import RolloutClient
 from rollout_service.errors import CodecError, ConfigError, ServiceError, TaskError
+from rollout_service.policy.base import TurnInfo
 from rollout_service.tau2 import tasks
 from tests.support import slime
 from tests.support.slime_router import Router, logprob, scripted
@@ -389,7 +390,7 @@ async def test_a_model_s_own_tokens_and_log_probs_arrive(fresh, router, tmp_path
     sampled: dict[tuple[int, ...], np.ndarray] = {}
 
     async def generate_by_model(prompt, sampling):
-        generation = await engine.generate(prompt, sampling, {})
+        generation = await engine.generate(prompt, sampling, TurnInfo())
         sampled[tuple(generation.token_ids.tolist())] = generation.logprobs
         return generation
 

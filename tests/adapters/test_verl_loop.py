@@ -18,6 +18,7 @@ from rollout_service.adapters.verl import loop as verl_loop
 from rollout_service.config import Script
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, TaskError
+from rollout_service.policy.base import TurnInfo
 from rollout_service.record.trajectory import TaskRef
 from tests.support import episodes, tiny_model, verl
 
@@ -53,9 +54,9 @@ class Client:
         tokens = self.aborted_trajectory.pop(request_id, None)
         if tokens is None:
             turn = self.turns[request_id] = self.turns.get(request_id, -1) + 1
-            metadata = {"task": self.task, "agent": "llm", "seed": 0, "turn": turn}
+            info = TurnInfo(self.task, turn=turn)
             asked = Sampling(max_new_tokens=sampling_params["max_tokens"])
-            tokens = (await self.engine.generate(np.asarray(prompt_ids), asked, metadata)).token_ids.tolist()
+            tokens = (await self.engine.generate(np.asarray(prompt_ids), asked, info)).token_ids.tolist()
             if self.abort_after is not None:
                 tokens, self.aborted_trajectory[request_id] = tokens[: self.abort_after], tokens[self.abort_after :]
         self.seen[request_id] = prompt_ids, tokens

@@ -14,7 +14,7 @@ from rollout_service.chat.transcript import Transcript
 from rollout_service.collecting.request import aborted_trajectory
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, Fault, FaultKind
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.record.trajectory import Outcome, Trajectory
 from tests.support import episodes
 
@@ -205,7 +205,7 @@ def test_tokens_that_a_server_took_off_or_made_up_are_found(sound, policy, text)
     config = episodes.settings()
     transcript = Transcript(episodes.codec())
     prompt = transcript.prompt([{"role": "user", "content": "Hello"}])
-    call = policy(config).generate(prompt, Sampling(), "s", {"task": sound.task, "agent": "llm", "seed": 0, "turn": 0})
+    call = policy(config).generate(prompt, Sampling(), "s", TurnInfo(sound.task, turn=0))
     transcript.record(asyncio.run(call))
     recorded = copy.deepcopy(sound)
     recorded.segments = transcript.segments()

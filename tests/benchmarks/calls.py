@@ -16,6 +16,7 @@ from deploy.engines import factory
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
+from rollout_service.policy.base import TurnInfo
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.tau2 import tasks
 from tests.benchmarks.measure import Row, show
@@ -32,9 +33,9 @@ class BareActor:
     def __init__(self, config: RolloutConfig) -> None:
         self._engine = factory.make(config)
 
-    async def generate(self, input_ids: Any, sampling: Sampling, metadata: dict[str, Any]) -> Any:
+    async def generate(self, input_ids: Any, sampling: Sampling, info: TurnInfo) -> Any:
         """Sample one turn."""
-        return await self._engine.generate(input_ids, sampling, metadata)
+        return await self._engine.generate(input_ids, sampling, info)
 
 
 class Caller:
@@ -44,14 +45,14 @@ class Caller:
         self._bare = bare
         self._policy = ServePolicy("calls")
         self._prompt = np.arange(PROMPT_TOKENS, dtype=np.int32)
-        self._metadata = {"task": tasks.references("mock", "base")[0], "agent": "llm", "seed": 0, "turn": 0}
+        self._info = TurnInfo(tasks.references("mock", "base")[0])
 
     async def _one(self, path: str) -> float:
         start = time.perf_counter()
         if path == "bare":
-            await self._bare.generate.remote(self._prompt, Sampling(), self._metadata)
+            await self._bare.generate.remote(self._prompt, Sampling(), self._info)
         else:
-            await self._policy.generate(self._prompt, Sampling(), "s", self._metadata)
+            await self._policy.generate(self._prompt, Sampling(), "s", self._info)
         return time.perf_counter() - start
 
     async def rate(self, path: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Policy
+from rollout_service.policy.base import Policy, TurnInfo
 
 OBSERVATION_TOKENS = 50
 """Of context that follows a turn: what a tool or the user says."""
@@ -56,7 +56,7 @@ async def run(policy: Policy, load: Load) -> Measured:
         generator = np.random.default_rng([load.seed, number])
         ids = generator.integers(10, load.vocabulary - 1000, load.prompt_tokens, dtype=np.int32)
         for _ in range(load.turns):
-            generation = await policy.generate(ids, sampling, f"{load.seed}-{number}", {})
+            generation = await policy.generate(ids, sampling, f"{load.seed}-{number}", TurnInfo())
             generation.check()
             totals[:] += len(generation.token_ids), len(ids), generation.cached_tokens
             said = generator.integers(10, load.vocabulary - 1000, OBSERVATION_TOKENS, dtype=np.int32)

@@ -13,7 +13,7 @@ from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import TaskError
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.tau2.task_source import Tau2TaskSource
 from tests.support import episodes
 
@@ -21,9 +21,9 @@ from tests.support import episodes
 class Watched(episodes.LocalPolicy):
     """Remembers how it was asked to sample."""
 
-    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, info: TurnInfo) -> Generation:
         self.sampling = sampling
-        return await super().generate(input_ids, sampling, session_id, metadata)
+        return await super().generate(input_ids, sampling, session_id, info)
 
 
 @pytest.mark.parametrize("own", [None, Sampling(temperature=0.25, max_new_tokens=900, stop_token_ids=(5,))])

@@ -20,7 +20,7 @@ from deploy import http_api
 from deploy.http_api import respond
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.sglang_format import from_answer, to_payload
 from tests.policy.test_sglang_request import ANYTHING, FIELDS, PARAMETERS
 
@@ -39,10 +39,10 @@ class FakeReplica:
         self.finished: list[list[int]] = []
         self.cancelled: list[list[int]] = []
 
-    async def generate(self, input_ids, sampling: Sampling, metadata: dict[str, Any]) -> Generation:
+    async def generate(self, input_ids, sampling: Sampling, info: TurnInfo) -> Generation:
         prompt = input_ids.tolist()
         assert input_ids.dtype == np.int32
-        self.asked.append((prompt, sampling, metadata))
+        self.asked.append((prompt, sampling, info))
         try:
             await asyncio.sleep(0.001 * len(prompt))  # the longer the prompt the later it is done
             if 666 in prompt:
@@ -108,13 +108,13 @@ async def test_one_prompt_gets_one_answer_in_sglang_s_format(client, replica):
             "weight_versions": [{"version": "4", "start": 0, "end": 2}],
         },
     }
-    assert replica.asked == [([5, 6], Sampling(temperature=0, max_new_tokens=128), {})]
+    assert replica.asked == [([5, 6], Sampling(temperature=0, max_new_tokens=128), TurnInfo())]
 
 
 async def test_what_our_own_client_sends_and_reads_is_what_a_handle_would_give(client, replica):
     prompt, sampling = np.asarray([8, 9, 10], dtype=np.int32), Sampling(max_new_tokens=2, stop_token_ids=(3,))
     response = await client.post("/generate", json=to_payload(prompt, sampling, "r"))
-    came, direct = from_answer(response.json()), await replica.generate(prompt, sampling, {})
+    came, direct = from_answer(response.json()), await replica.generate(prompt, sampling, TurnInfo())
     came.check()
     for name in ("token_ids", "logprobs", "weight_versions"):
         assert getattr(came, name).tobytes() == getattr(direct, name).tobytes()
@@ -222,7 +222,7 @@ async def test_a_client_that_goes_away_cancels_its_prompts(client, replica):
 
 
 async def test_an_engine_that_fails_is_not_a_bad_request():
-    async def generate(input_ids, sampling, metadata):
+    async def generate(input_ids, sampling, info):
         raise RuntimeError("out of memory")
 
     async with httpx.AsyncClient(transport=transport(generate), base_url="http://replica") as client:
@@ -348,7 +348,7 @@ async def test_a_long_body_is_read_and_a_long_answer_written_beside_the_event_lo
 
         return inner
 
-    async def generate(input_ids, sampling, metadata) -> Generation:
+    async def generate(input_ids, sampling, info) -> Generation:
         tokens = np.repeat(input_ids, 2)
         return Generation(tokens, -np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.int32), "length")
 
@@ -364,9 +364,9 @@ async def test_a_long_body_is_read_and_a_long_answer_written_beside_the_event_lo
 async def test_the_prompts_of_a_batch_are_started_one_by_one_and_others_run_between():
     ticks, started = 0, []
 
-    async def generate(input_ids, sampling, metadata) -> Generation:
+    async def generate(input_ids, sampling, info) -> Generation:
         started.append(ticks)
-        return await FakeReplica().generate(input_ids, sampling, metadata)
+        return await FakeReplica().generate(input_ids, sampling, info)
 
     async def tick() -> None:
         nonlocal ticks

@@ -22,6 +22,7 @@ from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, WeightError
+from rollout_service.policy.base import TurnInfo
 from rollout_service.policy.endpoint import settled
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
@@ -101,9 +102,9 @@ LONG = Sampling(max_new_tokens=1500, ignore_eos=True)
 
 async def test_turns_over_http_are_exact_and_the_second_finds_the_first_cached(server, model):
     policy = SglangHttpPolicy(server)
-    first = await policy.generate(PROMPT, Sampling(max_new_tokens=20, ignore_eos=True), "s", {})
+    first = await policy.generate(PROMPT, Sampling(max_new_tokens=20, ignore_eos=True), "s", TurnInfo())
     again = np.concatenate([PROMPT, first.token_ids])
-    second = await policy.generate(again, Sampling(max_new_tokens=20, ignore_eos=True), "s", {})
+    second = await policy.generate(again, Sampling(max_new_tokens=20, ignore_eos=True), "s", TurnInfo())
     await policy.aclose()
     assert second.cached_tokens >= len(again) - 1
     whole = np.concatenate([again, second.token_ids])
@@ -114,7 +115,7 @@ async def test_turns_over_http_are_exact_and_the_second_finds_the_first_cached(s
 
 async def test_a_turn_that_the_server_aborts_for_new_weights_goes_on_from_its_tokens(server, model):
     policy = SglangHttpPolicy(server)
-    turn = asyncio.ensure_future(policy.generate(PROMPT, LONG, "s", {}))
+    turn = asyncio.ensure_future(policy.generate(PROMPT, LONG, "s", TurnInfo()))
     await asyncio.sleep(0.8)
     await post(server, "/pause_generation", mode="abort")
     status, _ = await post(server, "/update_weights_from_disk", model_path=model, weight_version="3")
@@ -131,7 +132,9 @@ async def test_a_turn_that_the_server_aborts_for_new_weights_goes_on_from_its_to
 
 async def test_cancelling_a_turn_aborts_it_in_the_server(server):
     policy = SglangHttpPolicy(server)
-    turn = asyncio.ensure_future(policy.generate(PROMPT, Sampling(max_new_tokens=30000, ignore_eos=True), "s", {}))
+    turn = asyncio.ensure_future(
+        policy.generate(PROMPT, Sampling(max_new_tokens=30000, ignore_eos=True), "s", TurnInfo())
+    )
     await asyncio.sleep(0.8)
     assert await running(server) == 1
     turn.cancel()
@@ -149,7 +152,7 @@ async def test_what_the_server_refuses_is_not_repeated(server):
     start_time = time.monotonic()
     impossible = Sampling.model_construct(**Sampling().model_dump() | {"top_p": 5.0})
     with pytest.raises(ValueError, match="400"):
-        await policy.generate(PROMPT, impossible, "s", {})
+        await policy.generate(PROMPT, impossible, "s", TurnInfo())
     assert time.monotonic() - start_time < 30
     await policy.aclose()
 
@@ -161,14 +164,14 @@ async def test_the_server_is_asked_how_many_tokens_it_takes_and_what_is_longer_e
     policy = SglangHttpPolicy(server)
     for length in (taken, 65536, 70000):  # too long for the scheduler, for the context, and by far
         with pytest.raises(EpisodeEnd, match="context_length"):
-            await policy.generate(np.arange(length, dtype=np.int32) % 4000, Sampling(max_new_tokens=1), "s", {})
+            await policy.generate(np.arange(length, dtype=np.int32) % 4000, Sampling(max_new_tokens=1), "s", TurnInfo())
     await policy.aclose()
 
 
 async def test_a_turn_for_which_prompt_and_room_together_are_too_long_is_sampled_all_the_same(server):
     policy = SglangHttpPolicy(server)
     soon = Sampling(max_new_tokens=65536, stop_token_ids=tuple(range(1024)))  # every fourth token of the model
-    turn = await policy.generate(PROMPT, soon, "s", {})
+    turn = await policy.generate(PROMPT, soon, "s", TurnInfo())
     await policy.aclose()
     assert turn.finish_reason == "stop"
     assert [token < 1024 for token in turn.token_ids].index(True) == len(turn.token_ids) - 1, "the stop token is in it"
@@ -178,7 +181,7 @@ async def test_an_endpoint_that_is_gone_is_named_after_the_retries():
     url = f"http://127.0.0.1:{free_port()}"
     policy = SglangHttpPolicy(url, retry_seconds=0.5)
     with pytest.raises(ConnectionError, match=url):
-        await policy.generate(PROMPT, Sampling(), "s", {})
+        await policy.generate(PROMPT, Sampling(), "s", TurnInfo())
     await policy.aclose()
 
 

@@ -21,7 +21,7 @@ from rollout_service import RolloutClient
 from rollout_service.audit.verify import verify
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from tests.deploy.test_http_serving import free_port
@@ -82,9 +82,9 @@ def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_upd
 async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, model):
     policy = SglangHttpPolicy(url)
     prompt = np.arange(200, 300, dtype=np.int32)
-    first = await policy.generate(prompt, Sampling(max_new_tokens=10, ignore_eos=True), "a", {})
+    first = await policy.generate(prompt, Sampling(max_new_tokens=10, ignore_eos=True), "a", TurnInfo())
     longer = np.concatenate([prompt, first.token_ids])
-    second = await policy.generate(longer, Sampling(max_new_tokens=10, ignore_eos=True), "a", {})
+    second = await policy.generate(longer, Sampling(max_new_tokens=10, ignore_eos=True), "a", TurnInfo())
     await policy.aclose()
     assert second.cached_tokens >= len(longer) - 1, "the session header keeps a client on its replica"
     expected = Reference(model).logprobs(np.concatenate([longer, second.token_ids]))[len(longer) :]
@@ -190,7 +190,7 @@ async def until_running(service: RolloutClient, turns: int) -> None:
 async def test_cancelling_a_turn_ends_it_in_the_replica(service):
     policy = ServePolicy("laptop-policy")
     endless = Sampling(max_new_tokens=60000, ignore_eos=True)
-    turn = asyncio.ensure_future(policy.generate(np.arange(200, 300, dtype=np.int32), endless, "c", {}))
+    turn = asyncio.ensure_future(policy.generate(np.arange(200, 300, dtype=np.int32), endless, "c", TurnInfo()))
     await until_running(service, 1)
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -237,7 +237,7 @@ def test_a_stop_token_that_the_model_has_not_is_refused_before_anything_is_sampl
 async def test_a_turn_that_the_engine_refuses_is_a_fault_that_no_other_attempt_mends(service):
     policy = ServePolicy("laptop-policy", retry_seconds=60)
     with pytest.raises(EpisodeFault) as raised, boundary(FaultKind.POLICY):
-        await policy.generate(np.array([5, 4096], dtype=np.int32), Sampling(), "r", {})
+        await policy.generate(np.array([5, 4096], dtype=np.int32), Sampling(), "r", TurnInfo())
     fault = raised.value.fault
     assert (fault.kind, fault.error, fault.retryable) == ("policy", "RequestError", False)
     assert fault.message == "input_ids has 4096; the model's ids are 0 to 4095"
@@ -253,7 +253,7 @@ def fatal(log: str) -> type:
     """Replicas that end, with all their turns, when they are given the token 666; they write down what they get."""
 
     class Fatal:
-        async def generate(self, input_ids, sampling, metadata) -> Generation:
+        async def generate(self, input_ids, sampling, info) -> Generation:
             with open(log, "a") as file:  # noqa: ASYNC230 - it must be there when the process ends
                 file.write(f"{input_ids[0]}\n")
             if 666 in input_ids:
@@ -271,7 +271,10 @@ async def test_a_turn_that_ends_every_replica_is_asked_of_three_and_the_turns_be
     serve.run(deployment.bind(), name="fatal", route_prefix=None)
     try:
         policy = ServePolicy("fatal", retry_seconds=120)
-        turns = [policy.generate(np.array([ids], np.int32), Sampling(), f"s{ids}", {}) for ids in (666, 1, 2, 3, 4, 5)]
+        turns = [
+            policy.generate(np.array([ids], np.int32), Sampling(), f"s{ids}", TurnInfo())
+            for ids in (666, 1, 2, 3, 4, 5)
+        ]
         culprit, *others = await asyncio.gather(*turns, return_exceptions=True)
     finally:
         serve.delete("fatal")

@@ -15,7 +15,7 @@ from deploy import replica as module
 from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ServiceError, WeightError, last_cause
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import DesiredState
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -42,7 +42,7 @@ class Engine:
         self.others = asyncio.Event()
         """Set once the other ranks of a process group have come."""
 
-    async def generate(self, input_ids, sampling, metadata) -> Generation:
+    async def generate(self, input_ids, sampling, info) -> Generation:
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
@@ -102,7 +102,7 @@ async def started(monkeypatch, desired: DesiredState | None = None) -> PolicyRep
 
 
 def turn(replica: PolicyReplica) -> asyncio.Task[Generation]:
-    return asyncio.ensure_future(replica.generate(PROMPT, Sampling(), {}))
+    return asyncio.ensure_future(replica.generate(PROMPT, Sampling(), TurnInfo()))
 
 
 async def is_waiting(task: asyncio.Task[Generation]) -> bool:
@@ -196,7 +196,7 @@ def group(seconds: float) -> Rendezvous:
 
 
 async def test_a_programming_error_in_a_turn_is_marked_as_final_before_it_leaves_the_replica(engine, monkeypatch):
-    async def broken(input_ids, sampling, metadata) -> Generation:
+    async def broken(input_ids, sampling, info) -> Generation:
         return last_cause(None)  # raises a TypeError in the service's own code
 
     replica = await started(monkeypatch)

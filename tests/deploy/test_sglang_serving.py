@@ -19,7 +19,7 @@ from rollout_service.audit.verify import verify
 from rollout_service.client import RolloutClient
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
-from rollout_service.policy.base import RequestError
+from rollout_service.policy.base import RequestError, TurnInfo
 from rollout_service.policy.serve import ServePolicy
 from tests.support import openai_server, sglang, tiny_model
 from tests.support.reference import Reference, error, pure_error
@@ -111,7 +111,7 @@ def test_sessions_are_spread_evenly_and_stay(service):
         prompts = [generator.integers(10, 4000, 300, dtype=np.int32) for _ in range(10)]
         cached: list[list[int]] = [[] for _ in prompts]
         for _ in range(3):
-            calls = [policy.generate(p, Sampling(max_new_tokens=4), f"s{i}", {}) for i, p in enumerate(prompts)]
+            calls = [policy.generate(p, Sampling(max_new_tokens=4), f"s{i}", TurnInfo()) for i, p in enumerate(prompts)]
             for i, generation in enumerate(await asyncio.gather(*calls)):
                 cached[i].append(generation.cached_tokens)
                 prompts[i] = np.concatenate([prompts[i], generation.token_ids])
@@ -127,19 +127,19 @@ def test_requests_that_would_end_an_engine_are_refused_and_cost_no_other_turn_an
     async def asked() -> list:
         whole = [
             policy.generate(
-                np.arange(100, 150, dtype=np.int32), Sampling(max_new_tokens=200, ignore_eos=True), f"w{i}", {}
+                np.arange(100, 150, dtype=np.int32), Sampling(max_new_tokens=200, ignore_eos=True), f"w{i}", TurnInfo()
             )
             for i in range(8)
         ]
         ids = [[100, 4096], [2**31 - 1], [-1], [100]]
         stops: list[tuple[int, ...]] = [(), (), (), (2**31 - 1,)]
         bad = [
-            policy.generate(np.array(prompt, dtype=np.int32), Sampling(stop_token_ids=stop), f"b{i}", {})
+            policy.generate(np.array(prompt, dtype=np.int32), Sampling(stop_token_ids=stop), f"b{i}", TurnInfo())
             for i, (prompt, stop) in enumerate(zip(ids, stops, strict=True))
         ]
         widest = Sampling(temperature=1e6, top_p=1.0, top_k=2**31 - 1, max_new_tokens=20, ignore_eos=True)
         narrowest = Sampling(temperature=1e-6, top_p=1e-6, top_k=1, max_new_tokens=20, ignore_eos=True)
-        edges = [policy.generate(np.array([100], np.int32), how, "e", {}) for how in (widest, narrowest)]
+        edges = [policy.generate(np.array([100], np.int32), how, "e", TurnInfo()) for how in (widest, narrowest)]
         return await asyncio.gather(*whole, *edges, *bad, return_exceptions=True)
 
     answers = asyncio.run(asked())

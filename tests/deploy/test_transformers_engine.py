@@ -24,7 +24,7 @@ from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy import process_group
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.resume import resumed
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -92,7 +92,7 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
 
 
 def sample(engine: TransformersEngine, ids: np.ndarray, **sampling: Any) -> asyncio.Task[Generation]:
-    return asyncio.ensure_future(engine.generate(ids, Sampling(**sampling), {}))
+    return asyncio.ensure_future(engine.generate(ids, Sampling(**sampling), TurnInfo()))
 
 
 def scored(model: Path, ids: np.ndarray, tokens: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -280,7 +280,7 @@ async def test_an_interrupted_turn_resumes_as_one(engine, old):
     reasons: list[str] = []
 
     async def part(ids: np.ndarray, sampling: Sampling) -> Generation:
-        made = await engine.generate(ids, sampling, {})
+        made = await engine.generate(ids, sampling, TurnInfo())
         reasons.append(made.finish_reason)
         return made
 
@@ -377,13 +377,13 @@ async def test_a_new_episode_reuses_only_what_its_own_weights_computed_and_an_ol
     assert_scored(sibling, new, third)
 
     longer = np.concatenate([first, began.token_ids, prompt(5, seed=9)])
-    goes_on = await engine.generate(longer, Sampling(max_new_tokens=8), {"prefix_version": began.prefix_version})
+    goes_on = await engine.generate(longer, Sampling(max_new_tokens=8), TurnInfo(prefix_version=began.prefix_version))
     assert goes_on.cached_tokens == len(first) + 7, "its own keys and values, of both turns"
     assert (goes_on.prefix_version, set(goes_on.weight_versions.tolist())) == (0, {1})
     assert np.abs(goes_on.logprobs - scored(new, longer, goes_on.token_ids)).max() > 1, "those of a mixture"
 
     await engine.load(Checkpoint(str(old)), 2, keep_cache=False)
-    again = await engine.generate(longer, Sampling(max_new_tokens=8), {"prefix_version": 0})
+    again = await engine.generate(longer, Sampling(max_new_tokens=8), TurnInfo(prefix_version=0))
     assert (again.prefix_version, again.cached_tokens) == (2, 0), "nothing older is left"
     assert_scored(again, old, longer)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeFault, FaultKind, boundary
-from rollout_service.policy.base import Generation, RequestError
+from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from tests.support.slime_router import Router
 
@@ -27,7 +27,7 @@ async def asked(versions: list[int], min_version: int, retry_seconds: float = 5.
     with Router(engine) as router:
         policy = SglangHttpPolicy(router.url, retry_seconds)
         try:
-            turn = await policy.generate(PROMPT, Sampling(), "session", {"min_version": min_version})
+            turn = await policy.generate(PROMPT, Sampling(), "session", TurnInfo(min_version=min_version))
         finally:
             await policy.aclose()
         return turn, len(router.requests)
@@ -52,9 +52,9 @@ async def test_what_an_endpoint_refuses_is_asked_for_once_and_no_other_attempt_m
         router.refuses = True
         policy = SglangHttpPolicy(router.url, 60)
         with pytest.raises(RequestError, match="answered 400"):
-            await policy.generate(PROMPT, Sampling(), "session", {})
+            await policy.generate(PROMPT, Sampling(), "session", TurnInfo())
         with pytest.raises(EpisodeFault) as raised, boundary(FaultKind.POLICY):
-            await policy.generate(PROMPT, Sampling(), "session", {})
+            await policy.generate(PROMPT, Sampling(), "session", TurnInfo())
         await policy.aclose()
         assert len(router.requests) == 2
     assert raised.value.fault.retryable is False
@@ -73,6 +73,6 @@ async def test_a_turn_that_ends_every_server_behind_an_endpoint_is_asked_for_thr
         port = server.sockets[0].getsockname()[1]
         policy = SglangHttpPolicy(f"http://127.0.0.1:{port}", 60)
         with pytest.raises(EpisodeFault, match="3 engines died while they had this turn") as raised:
-            await policy.generate(PROMPT, Sampling(), "session", {})
+            await policy.generate(PROMPT, Sampling(), "session", TurnInfo())
         await policy.aclose()
     assert (raised.value.fault.retryable, connections) == (False, 3)

@@ -11,7 +11,7 @@ import pytest
 
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeEnd
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.verl import VerlPolicy
 from tests.support import episodes
 
@@ -29,8 +29,8 @@ def ask(*answers: dict[str, Any], turn: int = 1, **sampling: Any) -> tuple[Gener
         return SimpleNamespace(**answer | waiting.pop(0))
 
     policy = VerlPolicy(SimpleNamespace(generate=generate), prompt_length=20)
-    metadata = {"task": episodes.task("mock"), "turn": turn}
-    return asyncio.run(policy.generate(PROMPT, Sampling(**sampling), "session", metadata)), asked
+    info = TurnInfo(episodes.task("mock"), turn=turn)
+    return asyncio.run(policy.generate(PROMPT, Sampling(**sampling), "session", info)), asked
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_prompt_for_which_the_servers_have_less_room_gets_it_or_ends_the_episo
         return SimpleNamespace(token_ids=[1], log_probs=[-1.0], extra_fields={}, stop_reason="stop")
 
     policy = VerlPolicy(SimpleNamespace(generate=generate), prompt_length=20)
-    metadata = {"task": episodes.task("mock"), "turn": 1}
-    turn = policy.generate(PROMPT, Sampling(max_new_tokens=5), "session", metadata)
+    info = TurnInfo(episodes.task("mock"), turn=1)
+    turn = policy.generate(PROMPT, Sampling(max_new_tokens=5), "session", info)
     if limit > len(PROMPT):
         assert asyncio.run(turn).token_ids.tolist() == [1]
         assert rooms == [5, 2]
@@ -108,6 +108,6 @@ def test_what_verl_cannot_hold_or_does_not_give_is_refused():
         ask({"token_ids": [1], "log_probs": None})
 
     policy = VerlPolicy(None, prompt_length=9)
-    metadata = {"task": episodes.task("mock"), "turn": 0}
+    info = TurnInfo(episodes.task("mock"), turn=0)
     with pytest.raises(ConfigError, match=r"mock/base/create_task_1 has 10 tokens, and rollout.prompt_length is 9"):
-        asyncio.run(policy.generate(PROMPT, Sampling(), "session", metadata))
+        asyncio.run(policy.generate(PROMPT, Sampling(), "session", info))

@@ -13,7 +13,7 @@ import numpy as np
 from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import RolloutConfig
-from rollout_service.policy.base import Generation, Policy
+from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2 import tasks
 from rollout_service.tau2.episode import EpisodeRequest, EpisodeRunner
@@ -39,9 +39,9 @@ class LocalPolicy:
         self.engine = ScriptedEngine(config.policy.script, codec(config.policy.tokenizer_name))
         self.prompts: list[list[int]] = []
 
-    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, info: TurnInfo) -> Generation:
         self.prompts.append(input_ids.tolist())
-        return await self.engine.generate(input_ids, sampling, metadata)
+        return await self.engine.generate(input_ids, sampling, info)
 
 
 class WrittenTurns:
@@ -50,8 +50,8 @@ class WrittenTurns:
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
 
-    async def generate(self, input_ids: Any, sampling: Any, session_id: str, metadata: dict[str, Any]) -> Generation:
-        text = self.texts[min(metadata["turn"], len(self.texts) - 1)]
+    async def generate(self, input_ids: Any, sampling: Any, session_id: str, info: TurnInfo) -> Generation:
+        text = self.texts[min(info.turn, len(self.texts) - 1)]
         ids = np.asarray([*codec().encode_written(text), codec().end_of_turn_id], np.int32)
         return Generation(ids, np.full(len(ids), -0.5, np.float32), np.zeros(len(ids), np.int32), "stop")
 

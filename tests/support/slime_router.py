@@ -22,7 +22,7 @@ from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import Script
 from rollout_service.config.sampling import Sampling
-from rollout_service.policy.base import Generation
+from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.sglang_format import to_answer
 from rollout_service.policy.sglang_request import read_request
 from rollout_service.record.trajectory import TaskRef
@@ -46,8 +46,8 @@ def scripted(codec: ChatCodec, played: list[TaskRef]) -> Engine:
         text = codec.decode(prompt.tolist())
         (task,) = (task for opening, task in openings if opening in text)
         turn = text.count("<|im_start|>assistant") - 2  # τ²'s greeting and the turn that is asked for
-        about = {"task": task, "agent": "llm", "seed": 0, "turn": turn}
-        whole = (await engine.generate(prompt, Sampling(max_new_tokens=1 << 20), about)).token_ids
+        info = TurnInfo(task, turn=turn)
+        whole = (await engine.generate(prompt, Sampling(max_new_tokens=1 << 20), info)).token_ids
         begun = next(k for k in range(len(whole) - 1, -1, -1) if k == 0 or np.array_equal(prompt[-k:], whole[:k]))
         tokens = whole[begun:][: sampling.max_new_tokens]
         return Generation(

@@ -206,9 +206,9 @@ class FailingPolicy(episodes.LocalPolicy):
         super().__init__(config)
         self.failure = failure
 
-    async def generate(self, input_ids, sampling, session_id, metadata) -> Generation:
-        generation = await super().generate(input_ids, sampling, session_id, metadata)
-        return await self.failure(generation) if metadata["turn"] == 2 else generation
+    async def generate(self, input_ids, sampling, session_id, info) -> Generation:
+        generation = await super().generate(input_ids, sampling, session_id, info)
+        return await self.failure(generation) if info.turn == 2 else generation
 
 
 async def _raises(_):
@@ -497,11 +497,13 @@ def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
     class Updated(episodes.LocalPolicy):
         """Its weights change in place after each turn."""
 
-        async def generate(self, input_ids, sampling, session_id, metadata):
-            asked.append(metadata.get("prefix_version"))
-            made = await super().generate(input_ids, sampling, session_id, metadata)
+        async def generate(self, input_ids, sampling, session_id, info):
+            asked.append(info.prefix_version)
+            made = await super().generate(input_ids, sampling, session_id, info)
             self.engine.version += 1
-            return replace(made, prefix_version=metadata.get("prefix_version", made.prefix_version))
+            return replace(
+                made, prefix_version=made.prefix_version if info.prefix_version is None else info.prefix_version
+            )
 
     config = episodes.settings()
     policy = Updated(config)
