@@ -137,8 +137,8 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class TurnInfo:
-    """Facts about a turn besides its tokens. The defaults are for a request that belongs to no episode, such as one over
-    HTTP. `task`, `agent`, `seed` and `turn` are for the scripted engine."""
+    """Facts about a turn besides its tokens. The defaults are for a request that belongs to no episode, such as
+    one over HTTP. `task`, `agent`, `seed` and `turn` are for the scripted engine."""
 
     task: TaskRef | None = None
     """Task of the episode; None: the request belongs to no episode."""
