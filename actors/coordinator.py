@@ -85,6 +85,20 @@ class Coordinator:
         await self._pool.start(self._config, variables)
         await planner
 
+    async def log_ready(self, seconds: float) -> None:
+        """Log that the service is up, `seconds` after its start began, and with what."""
+        assert self._fleet is not None
+        policy = self._config.policy
+        _log.info(
+            "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d.",
+            self._config.service.name,
+            seconds,
+            policy.serves,
+            f"those behind {policy.url}" if self._application is None else len(await self._fleet.replicas.remote()),
+            len(self._pool),
+            len(self._pool) * self._config.service.slots,
+        )
+
     async def submit(self, request: CollectionRequest) -> tuple[str, int]:
         """Start a collection. Returns its id and the number of its episodes.
 

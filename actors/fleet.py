@@ -114,7 +114,7 @@ class Fleet:
             WeightError: the service has no replicas of its own.
         """
         states = await self._order("pause", mode)
-        _log.info("Paused (%s): %d replicas sample nothing until resume.", mode, len(states))
+        _log.info("Paused (%s) until resume; replicas: %d.", mode, len(states))
         return states
 
     async def resume(self) -> list[ReplicaState]:
@@ -124,7 +124,7 @@ class Fleet:
             WeightError: the service has no replicas of its own.
         """
         states = await self._order("resume", None)
-        _log.info("Resumed: %d replicas sample again.", len(states))
+        _log.info("Resumed; replicas: %d.", len(states))
         return states
 
     async def _order(self, method: Literal["pause", "resume"], mode: UpdateMode | None) -> list[ReplicaState]:

@@ -34,8 +34,8 @@ from rollout_service.errors import (
     FaultKind,
     ServiceError,
     WeightError,
+    attach_origin,
     discreet,
-    mark_if_final,
 )
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import Fit, ReplicaState
@@ -129,7 +129,7 @@ class PolicyReplica:
         try:
             return await resumed(sample, input_ids, sampling)
         except Exception as error:
-            mark_if_final(error)  # the caller in another process does not see where it was raised
+            attach_origin(error)
             raise
 
     async def _reach(self, version: int) -> None:

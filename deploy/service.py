@@ -7,6 +7,7 @@ imports Ray Serve, and the environment actors start while the policy's replicas 
 from __future__ import annotations
 
 import contextlib
+import time
 
 import ray
 from ray.exceptions import RayError
@@ -31,6 +32,7 @@ def start(config: RolloutConfig) -> Service:
     Raises:
         RolloutError: the configuration cannot be used, or something did not start.
     """
+    begun = time.monotonic()
     name = application_name(config)
     service = _create_actors(config, name)
     try:
@@ -43,6 +45,7 @@ def start(config: RolloutConfig) -> Service:
             call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
+        service.coordinator.log_ready.remote(time.monotonic() - begun)
     except BaseException:
         stop(config, service)
         raise

@@ -154,11 +154,12 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, _PROGRAMMING_ERRORS) and _raised_in_our_code(error)
 
 
-def mark_if_final(error: BaseException) -> None:
-    """Mark a final error as such before it leaves the process. `is_final` judges by the place where an error was
-    raised, and that is lost on the way to another process."""
+def attach_origin(error: BaseException) -> None:
+    """Attach to an error, before it leaves its process, what is lost on the way: its stack, as a note that tracebacks
+    show, and whether it is final, which `is_final` judges by the stack."""
     if is_final(error):
         error.retryable = False  # type: ignore[attr-defined]
+    error.add_note(f"It was raised in another process:\n{traceback_of(error)}")
 
 
 def _raised_in_our_code(error: BaseException) -> bool:

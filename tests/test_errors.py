@@ -17,10 +17,10 @@ from rollout_service.errors import (
     Fault,
     FaultKind,
     TaskError,
+    attach_origin,
     boundary,
     is_final,
     last_cause,
-    mark_if_final,
     traceback_of,
 )
 from rollout_service.policy.base import Generation, RequestError
@@ -133,14 +133,15 @@ def test_what_an_api_always_refuses_is_final(error, final):
 
 def test_what_was_final_in_another_process_is_final_here():
     error = raised(broken_call_of_ours)
-    mark_if_final(error)
+    attach_origin(error)
     arrived = RayTaskError("generate", "a traceback", pickle.loads(pickle.dumps(error))).as_instanceof_cause()
     with pytest.raises(EpisodeFault) as caught, boundary(FaultKind.POLICY):
         raise arrived
     fault = caught.value.fault
     assert (fault.error, fault.retryable) == ("TypeError", False)
+    assert "in last_cause" in fault.traceback, "the stack of the other process"
     passing = raised(of_others(TypeError("half an answer")))
-    mark_if_final(passing)
+    attach_origin(passing)
     assert not is_final(pickle.loads(pickle.dumps(passing)))
 
 

@@ -17,6 +17,7 @@ class CoordinatorHandle(Protocol):
     """Handle of the coordinator actor. Each method is described there."""
 
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
+    log_ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest], tuple[str, int]]
     next_group: RemoteMethod[[str], Group | None]

@@ -41,3 +41,18 @@ class TellingReplica(PolicyReplica):
 
     async def variable(self, name: str) -> str | None:
         return os.environ.get(name)
+
+
+class FailingReplica(PolicyReplica):
+    """A replica whose engine fails once, deep inside, in its first turn."""
+
+    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        await super().__init__(*args)
+        engine: Any = self._engine
+        written = engine._written
+
+        def overheated(step: Any) -> Any:
+            engine._written = written
+            raise RuntimeError("the device is too hot")
+
+        engine._written = overheated
