@@ -337,8 +337,8 @@ async def test_updates_and_pauses_are_logged_with_what_became_of_them(caplog):
     said = [re.sub(r"\d+\.\d s", "T s", record.getMessage()) for record in caplog.records]
     assert said == [
         "Weights of version 1 are served by 2 replicas after T s (drain).",
-        "Paused (drain): 2 replicas sample nothing until resume.",
-        "Resumed: 2 replicas sample again.",
+        "Paused (drain) until resume; replicas: 2.",
+        "Resumed; replicas: 2.",
         "Weight update to version 2 failed after T s: not this model's.",
     ]
 
