@@ -24,8 +24,8 @@ print("ray started:", "ray" in sys.modules and sys.modules["ray"].is_initialized
 """
 
 
-def run(folder: Path, program: list[str]) -> str:
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+def run(folder: Path, program: list[str], variables: dict[str, str] | None = None) -> str:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"} | (variables or {})
     done = subprocess.run(
         [sys.executable, *program],
         cwd=folder,
@@ -69,3 +69,11 @@ def test_folders_that_are_no_packages_and_our_own_hide_nothing(tmp_path):
     assert embedded.hiding("deploy", [str(ROOT)]) is None
     assert embedded.hiding("deploy", []) is None
     embedded.check_packages()
+
+
+def test_workers_of_a_job_search_its_working_dir_in_place_of_the_current_folder(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "deploy.py").write_text("")
+    (tmp_path / "scripts" / "check.py").write_text("from rollout_service import embedded; embedded.check_packages()")
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": '{"runtime_env": {"working_dir": "gcs://package.zip"}}'}  # as Ray sets it
+    run(tmp_path, [str(tmp_path / "scripts" / "check.py")], job)
