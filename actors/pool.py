@@ -170,7 +170,7 @@ class ActorPool:
             return
         ray.kill(actor)  # an actor that is merely out of reach must not keep its CPU
         self.lost += 1
-        _log.warning("Environment actor %s was lost: %s. Another one is started.", name, why)
+        _log.warning("Environment actor %s was lost: %s. Another one is started.", name, why.rstrip("."))
         self.fill_up()
 
     def run_episode(self, name: str, request: EpisodeRequest) -> EpisodeReferences:

@@ -159,7 +159,7 @@ def attach_origin(error: BaseException) -> None:
     show, and whether it is final, which `is_final` judges by the stack."""
     if is_final(error):
         error.retryable = False  # type: ignore[attr-defined]
-    error.add_note(f"It was raised in another process:\n{traceback_of(error)}")
+    error.add_note(f"Stack in the process that raised it:\n{traceback_of(error)}")
 
 
 def _raised_in_our_code(error: BaseException) -> bool:

@@ -58,7 +58,7 @@ def test_a_fault_deep_in_a_policy_is_logged_with_its_stack_and_its_retry_and_the
     name = re.escape(trajectory.trajectory_id)
     stack = logged(
         rf"WARNING actors\.coordinator: Episode {name}, attempt 1: fault of kind policy \(another attempt may help\): "
-        r"RuntimeError: the device is too hot\nTraceback .*?raised in another process:.*?\nRuntimeError: the device is "
+        r"RuntimeError: the device is too hot\nTraceback .*?process that raised it:.*?\nRuntimeError: the device is "
     )
     assert "scripted.py" in stack, "the frames of the replica's process"
     assert "in overheated" in stack
