@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -327,74 +327,84 @@ def test_replicas_that_find_no_place_are_given_up_in_time_with_what_is_free(clus
         )
 
 
-def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(cluster):
-    with start("versions", policy__script={"latency": {"mean": 0.1}}, policy__max_ongoing_requests=4) as client:
-        stream = client.stream(32)  # two rounds of its 16 slots
-        next(stream)
-        assert client.update_weights("/any/folder", version=5).version == client.weight_version() == 5
-        client.pause("drain")
-        time.sleep(0.5)  # more turns come than the replica takes, and wait
-        assert {state.paused for state in client.replicas()} == {True}
-        client.resume()
-        batch = [group[0] for group in stream]
-        with pytest.raises(WeightError, match="not newer than 5"):
-            client.update_weights("/any/folder", version=5)
-        with pytest.raises(WeightError, match=r"mode is 'later'.*drain"):
-            client.update_weights("/any/folder", mode="later")
-        with pytest.raises(WeightError, match="mode is 'later'"):
-            client.pause("later")
-        with pytest.raises(WeightError, match="empty"):
-            client.update_weights({})
-        with pytest.raises(WeightError, match="weights is a list"):
-            client.update_weights([1.0])
-        with pytest.raises(WeightError, match=r"version is 2147483648"):
-            client.update_weights("/any/folder", version=2**31)
-        with pytest.raises(WeightError, match=r"backend is 'mpi'"):
-            client.weight_group("mpi")
-        with pytest.raises(WeightError, match=r"timeout_seconds is inf"):
-            client.weight_group("gloo", timeout_seconds=float("inf"))
-        with pytest.raises(WeightError, match="scripted engine"):
-            client.weight_group("gloo")
+@pytest.fixture(scope="module")
+def scripted(cluster):
+    """A service without a model, whose turns take a while. Its versions go on from test to test."""
+    with start("scripted", policy__script={"latency": {"mean": 0.1}}, policy__max_ongoing_requests=4) as client:
+        yield client
+
+
+def test_the_scripted_engine_takes_versions_and_marks_its_tokens_with_them(scripted):
+    client, before = scripted, scripted.weight_version()
+    after = before + 5
+    stream = client.stream(32)  # two rounds of its 16 slots
+    next(stream)
+    assert client.update_weights("/any/folder", version=after).version == client.weight_version() == after
+    client.pause("drain")
+    assert {state.paused for state in client.replicas()} == {True}
+    client.resume()
+    batch = [group[0] for group in stream]
+    with pytest.raises(WeightError, match=f"not newer than {after}"):
+        client.update_weights("/any/folder", version=after)
+    with pytest.raises(WeightError, match=r"mode is 'later'.*drain"):
+        client.update_weights("/any/folder", mode="later")
+    with pytest.raises(WeightError, match="mode is 'later'"):
+        client.pause("later")
+    with pytest.raises(WeightError, match="empty"):
+        client.update_weights({})
+    with pytest.raises(WeightError, match="weights is a list"):
+        client.update_weights([1.0])
+    with pytest.raises(WeightError, match=r"version is 2147483648"):
+        client.update_weights("/any/folder", version=2**31)
+    with pytest.raises(WeightError, match=r"backend is 'mpi'"):
+        client.weight_group("mpi")
+    with pytest.raises(WeightError, match=r"timeout_seconds is inf"):
+        client.weight_group("gloo", timeout_seconds=float("inf"))
+    with pytest.raises(WeightError, match="scripted engine"):
+        client.weight_group("gloo")
     assert [str(v) for _, found in verify(batch) for v in found] == []
-    assert {v for t in batch for v in t.weight_version_range} == {0, 5}
+    assert {v for t in batch for v in t.weight_version_range} == {before, after}
+
+
+def wait_for_status(client: RolloutClient, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while not reached(status := client.status()):
+        assert time.monotonic() < deadline, status
+        time.sleep(0.02)
+    return status
 
 
 @pytest.mark.parametrize(("late", "expected"), [("drop", {0}), ("deliver", {0, 1, 2})])
-def test_trajectories_over_max_staleness_are_made_again_or_delivered_and_counted(cluster, late, expected):
-    with start(
-        f"stale-{late}",
-        service__max_staleness=0,
-        service__late=late,
-        service__max_attempts=4,
-        policy__script={"latency": {"mean": 0.1}},
-    ) as client:
-        stream = client.stream(12)
-        deadline = time.monotonic() + 60
-        while client.status()["finished"] < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        client.update_weights("/any/folder")
-        groups = list(stream)
-        status = client.status()
-    staleness = Counter(1 - t.weight_version_range[0] for group in groups for t in group)
+def test_trajectories_over_max_staleness_are_made_again_or_delivered_and_counted(scripted, late, expected):
+    before = scripted.status()
+    stream = scripted.stream(12, max_staleness=0, late=late, max_attempts=4)
+    wait_for_status(scripted, lambda status: status["finished"] >= before["finished"] + 4)
+    version = scripted.update_weights("/any/folder").version
+    groups = list(stream)
+    too_late = scripted.status()["late"] - before["late"]
+    staleness = Counter(version - t.weight_version_range[0] for group in groups for t in group)
     assert len(groups) == 12
     assert set(staleness) <= expected
-    assert status["late"] >= 4
-    assert status["late"] == staleness[1] or late == "drop"
+    assert too_late >= 4
+    assert too_late == staleness[1] or late == "drop"
 
 
-def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_too_late(cluster):
-    with start("gate", service__max_staleness=1) as client:
-        stream = client.stream(18, groups_per_update=3)
-        taken = []
-        for version in range(1, 7):
-            time.sleep(0.5)
-            assert client.status()["finished"] <= 3 * (version + 1), "this version's batch and the next one's"
-            taken += [next(stream)[0] for _ in range(3)]
-            client.update_weights("/any/folder", version=version)
-        status = client.status()
-    assert status["late"] == 0
-    ages = [i // 3 - t.weight_version_range[0] for i, t in enumerate(taken)]
+def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_too_late(scripted):
+    before = scripted.status()
+    first = before["weight_version"]
+    stream = scripted.stream(18, groups_per_update=3, max_staleness=1)
+    taken = []
+    for update in range(1, 7):
+
+        def holds_back(status: dict[str, Any], most: int = min(3 * (update + 1), 18)) -> bool:
+            collection = status["collections"][stream.collection_id]
+            return collection["done"] == most and not collection["running"]
+
+        wait_for_status(scripted, holds_back)  # this version's batch and the next one's, and nothing more
+        taken += [next(stream)[0] for _ in range(3)]
+        scripted.update_weights("/any/folder", version=first + update)
+    assert scripted.status()["late"] == before["late"]
+    ages = [first + i // 3 - t.weight_version_range[0] for i, t in enumerate(taken)]
     assert set(ages) == {0, 1}, "the first batch is new, every later one was made while the one before was trained on"
 
 
