@@ -15,7 +15,6 @@ import inspect
 import multiprocessing
 import multiprocessing.connection
 import os
-import sys
 import threading
 import time
 import uuid
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import rollout_service.logs as logs
 from deploy.engines import parameters
 from deploy.engines.launch import launch
 from rollout_service.config import PolicyConfig
@@ -44,6 +44,8 @@ from rollout_service.policy.weights import (
     single_sources,
     unpacked,
 )
+
+_log = logs.logger(__name__)
 
 _OURS = {"model_path", "skip_tokenizer_init", "weight_version"}
 """Arguments that follow from other settings."""
@@ -268,11 +270,7 @@ class SglangEngine:
         a signal then, which whatever was started in the background of a shell ignores."""
         multiprocessing.connection.wait([process.sentinel for process in processes])
         if not self._closing:
-            print(
-                "A process of the SGLang engine has died; the replica ends, to be replaced.",
-                file=sys.stderr,
-                flush=True,
-            )
+            _log.error("A process of the SGLang engine has died. The replica ends itself and is replaced.")
             os._exit(1)
 
     def check_health(self) -> None:

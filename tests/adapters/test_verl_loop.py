@@ -231,6 +231,13 @@ def test_an_episode_without_a_reward_after_all_attempts_is_an_error_that_names_t
         play(Client(log_probs=None), rows=1, service__max_attempts=1)
 
 
+def test_an_episode_whose_fault_is_final_is_not_played_again(play):
+    client = Client(token_ids=[5], log_probs=[-0.5], stop_reason="stop")
+    with pytest.raises(TrainingDataError, match=r"no reward after 1 attempts.*stop token was removed"):
+        play(client, rows=1, service__max_attempts=3)
+    assert len(client.parameters) == 1
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

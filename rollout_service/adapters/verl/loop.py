@@ -125,10 +125,11 @@ class _Player:
             fault = trajectory.fault
             why = trajectory.termination_reason if fault is None else f"{fault.kind}: {fault.message}"
             _log.warning("%s has no reward, attempt %d of %d: %s", task, attempt, attempts, why)
-            if attempt < attempts:
-                await asyncio.sleep(seconds_before_retry(attempt))
+            if attempt == attempts or (fault is not None and not fault.retryable):
+                break
+            await asyncio.sleep(seconds_before_retry(attempt))
         raise TrainingDataError(
-            f"{task} has no reward after {attempts} attempts; the last: {why}",
+            f"{task} has no reward after {attempt} attempts; the last: {why}",
             "Mend that, raise service.max_attempts, or leave the task out of data.train_files.",
         )
 
