@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import time
 from dataclasses import replace
@@ -46,8 +45,6 @@ class Fleet:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
             coordinator: the actor that is told of new versions and pauses.
         """
-        import ray.serve  # noqa: F401  # here, so that only this process waits for it, and does so while it starts
-
         logs.configure(config.service.log_level)
         secrets.know(config)
         self._policy = config.policy
@@ -57,6 +54,8 @@ class Fleet:
         self._received = asyncio.Event()
         self._updating: WeightUpdate | None = None
         self._history = WeightHistory()
+        self._handle: PolicyHandle | None = None
+        self._finding = asyncio.Lock()
         self._groups: dict[str, set[str]] = {}
         """Names of the replicas in each process group."""
         self.desired = DesiredState()
@@ -86,7 +85,7 @@ class Fleet:
         return [] if self._application is None else await self._states()
 
     async def adopt_replicas(self) -> None:
-        """Continue from the weights of replicas that run already: their newest version is what the service serves.
+        """Continue from the weights of replicas that ran before the service: their newest version is what it serves.
 
         Raises:
             ServiceError: they serve another model than the settings name, or none.
@@ -324,25 +323,33 @@ class Fleet:
                 f"The policy at {self._policy.url} is served by others.", "Change its weights where it is served."
             )
 
-    @functools.cached_property
-    def _handle(self) -> PolicyHandle:
+    async def _find(self) -> PolicyHandle:
+        """The deployment's handle."""
         self._check_has_replicas()
-        from ray import serve
-
-        handle: PolicyHandle = serve.get_deployment_handle(DEPLOYMENT, self._application)
-        return handle
+        async with self._finding:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(_deployment, str(self._application))
+        return self._handle
 
     async def _states(self) -> list[ReplicaState]:
         return _all(await self._ask("state"))
 
     async def _ask(self, method: ReplicaMethod, *arguments: Any) -> list[Any]:
         """Each replica's answer, or what it raised."""
+        handle = await self._find()
         from ray.serve.exceptions import RayServeException
 
         try:
-            return await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+            return await handle.broadcast(method, *arguments).results_async(return_exceptions=True)
         except RayServeException as error:
             raise ServiceError(f"The policy's replicas cannot be reached: {error}", "See the replicas' logs.") from None
+
+
+def _deployment(application: str) -> PolicyHandle:
+    from ray import serve  # here: it takes a second to import, and the start of a service need not wait for that
+
+    handle: PolicyHandle = serve.get_deployment_handle(DEPLOYMENT, application)
+    return handle
 
 
 def _all(answers: list[Any]) -> list[Any]:

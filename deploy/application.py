@@ -28,8 +28,11 @@ _DELETE_SECONDS = 5.0
 """How long replicas may take to end by themselves."""
 
 
-def run(config: RolloutConfig, application: str) -> None:
+def run(config: RolloutConfig, application: str) -> bool:
     """Run the policy's Serve application, or find the one that runs already; returns when its replicas sample.
+
+    Returns:
+        Whether there may be replicas from before, with weights that somebody else gave them.
 
     Raises:
         ServiceError: it does not run, or its replicas cannot start.
@@ -38,7 +41,7 @@ def run(config: RolloutConfig, application: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if settings.application is not None:
         _check_runs(application)
-        return
+        return True
     http: dict[str, Any] = {"proxy_location": "Disabled"}
     if settings.http_port is not None:
         options = {"host": settings.http_host, "port": settings.http_port}
@@ -47,6 +50,7 @@ def run(config: RolloutConfig, application: str) -> None:
         serve.start(**http)
         if settings.http_port is not None:
             _check_address(settings)
+        known = application in serve.status().applications
         target = RunTarget(
             policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
         )
@@ -56,6 +60,7 @@ def run(config: RolloutConfig, application: str) -> None:
             f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from safe_cause(error)
     _wait_until_running(settings, application)
+    return known
 
 
 def _check_address(settings: PolicyConfig) -> None:

@@ -41,8 +41,8 @@ def start(config: RolloutConfig) -> Service:
         if name is not None:
             from deploy import application  # it imports Ray Serve, which takes a second
 
-            application.run(config, name)
-            call(service.fleet.adopt_replicas.remote(), "fleet")
+            if application.run(config, name):
+                call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
         service.coordinator.log_ready.remote(time.monotonic() - begun)

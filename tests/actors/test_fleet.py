@@ -86,7 +86,7 @@ class Coordinator:
 
 def fleet(replicas: Replicas, coordinator: Coordinator | None = None) -> Fleet:
     made = Fleet(settings(), "application", coordinator)
-    made.__dict__["_handle"] = replicas
+    made._handle = replicas
     return made
 
 
