@@ -33,6 +33,7 @@ from enum import StrEnum
 from typing import Any
 
 from rollout_service.redaction import conceal, redact, safe_cause, shows_secret
+from rollout_service.termination import TerminationReason
 
 _LONGEST_MESSAGE = 2000
 """Characters of a fault's message."""
@@ -240,11 +241,10 @@ def last_cause(text: str) -> str:
 class EpisodeEnd(Exception):
     """Ends the official orchestrator's loop early: a limit of ours was reached, or the policy broke the protocol.
 
-    Not an error. `reason` is one of `max_turns`, `context_length`, `response_length`, `wall_time`, `agent_error`,
-    `cancelled`.
+    Not an error.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: TerminationReason) -> None:
         super().__init__(reason)
         self.reason = reason
 

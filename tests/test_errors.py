@@ -26,6 +26,7 @@ from rollout_service.errors import (
 from rollout_service.policy.base import Generation, RequestError
 from rollout_service.redaction import REDACTED, remember
 from rollout_service.tau2 import api_errors
+from rollout_service.termination import TerminationReason
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_what_was_final_in_another_process_is_final_here():
 
 def test_errors_of_the_caller_and_ends_of_episodes_are_no_faults():
     with pytest.raises(EpisodeEnd), boundary(FaultKind.POLICY):
-        raise EpisodeEnd("max_turns")
+        raise EpisodeEnd(TerminationReason.MAX_TURNS)
     with pytest.raises(TaskError), boundary(FaultKind.POLICY):
         check_episodes(3, 2)
 

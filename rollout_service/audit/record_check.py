@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig
 from rollout_service.config.sampling import Sampling
-from rollout_service.record.trajectory import UNSCORED, Trajectory, outcome_of
+from rollout_service.record.trajectory import Trajectory, outcome_of
+from rollout_service.termination import UNSCORED, TerminationReason
 
 _WORDS = {
     "history": get_args(PolicyConfig.model_fields["history"].annotation),
@@ -24,7 +25,7 @@ _WORDS = {
     "evaluator": ("", "official", "fast"),
 }
 _ROLES = ("system", "assistant", "user", "tool")
-_ENDERS = {"user_stop": "user", "agent_stop": "assistant"}
+_ENDERS: dict[str, str] = {TerminationReason.USER_STOP: "user", TerminationReason.AGENT_STOP: "assistant"}
 
 
 def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
@@ -57,7 +58,7 @@ def _ending(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     reason, outcome = trajectory.termination_reason, trajectory.outcome
     if outcome is not outcome_of(reason):
         yield "outcome", f"it is {outcome}, but an episode that ended by {reason!r} is {outcome_of(reason)}"
-    if (trajectory.fault is not None) != (reason == "fault"):
+    if (trajectory.fault is not None) != (reason == TerminationReason.FAULT):
         yield "fault", f"it is {trajectory.fault}, and the episode ended by {reason!r}"
     reward, parts = trajectory.reward, trajectory.reward_info
     if reward is not None and reason in UNSCORED:

@@ -33,7 +33,8 @@ import rollout_service.audit.record_check as record_check
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import CodecError, ConfigError, TaskError
 from rollout_service.record.storage import Unreadable
-from rollout_service.record.trajectory import CONTEXT_VERSION, OUR_REASONS, Outcome, TokenSegment, Trajectory
+from rollout_service.record.trajectory import CONTEXT_VERSION, Outcome, TokenSegment, Trajectory
+from rollout_service.termination import TerminationReason
 
 CHECKS = ("record", "tokens", "prefix", "messages", "reward")
 
@@ -359,7 +360,7 @@ def _not_of_tau2(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
             yield "task", f"its index is {found.index}, recorded {task.index}"
     except TaskError as error:
         yield "task", error.problem
-    if reason not in OUR_REASONS and reason not in {known.value for known in compat.TerminationReason}:
+    if reason not in {*TerminationReason, *(known.value for known in compat.TerminationReason)}:
         yield "termination_reason", f"it is {reason!r}, which is neither τ²'s nor ours"
 
 

@@ -16,6 +16,7 @@ from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import Fault, TaskError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
 from rollout_service.redaction import shown
+from rollout_service.termination import TerminationReason
 
 MOST_EPISODES = 1_000_000
 """Most episodes of one collection. The coordinator keeps a request for each."""
@@ -134,5 +135,9 @@ class EpisodeRequest:
 def aborted_trajectory(request: EpisodeRequest, fault: Fault) -> Trajectory:
     """The trajectory of an episode that returned nothing."""
     return Trajectory(
-        **request.identity(), outcome=Outcome.ABORTED, termination_reason="fault", reward=None, fault=fault
+        **request.identity(),
+        outcome=Outcome.ABORTED,
+        termination_reason=str(TerminationReason.FAULT),
+        reward=None,
+        fault=fault,
     )

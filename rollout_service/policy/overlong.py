@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd
 from rollout_service.policy.base import Generation
+from rollout_service.termination import TerminationReason
 
 _WITH_LIMIT = re.compile(
     r"longer than the model's context length \((\d+) tokens"  # SGLang, about a prompt
@@ -61,4 +62,4 @@ async def fitted(
             if not tries_left or not 0 < room < sampling.max_new_tokens:
                 break
             sampling = sampling.model_copy(update={"max_new_tokens": room})
-    raise EpisodeEnd("context_length")
+    raise EpisodeEnd(TerminationReason.CONTEXT_LENGTH)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import rollout_service.record.schema as schema
 from rollout_service.errors import Fault
 from rollout_service.task_ref import TaskRef as TaskRef  # a part of the trajectory, so offered here too
+from rollout_service.termination import TerminationReason
 
 SCHEMA_VERSION = 2
 """Raised whenever a reader of the previous version would misread a record."""
@@ -39,23 +40,17 @@ class Outcome(StrEnum):
     """A fault, or a cancellation, stopped it. It has no reward."""
 
 
-_OUTCOMES = {
-    "user_stop": Outcome.COMPLETED,
-    "agent_stop": Outcome.COMPLETED,
-    "agent_error": Outcome.AGENT_ERROR,
-    "cancelled": Outcome.ABORTED,
-    "fault": Outcome.ABORTED,
+_OUTCOMES: dict[str, Outcome] = {
+    TerminationReason.USER_STOP: Outcome.COMPLETED,
+    TerminationReason.AGENT_STOP: Outcome.COMPLETED,
+    TerminationReason.AGENT_ERROR: Outcome.AGENT_ERROR,
+    TerminationReason.CANCELLED: Outcome.ABORTED,
+    TerminationReason.FAULT: Outcome.ABORTED,
 }
-
-OUR_REASONS = ("max_turns", "context_length", "response_length", "wall_time", "cancelled", "fault")
-"""Termination reasons that τ² does not have."""
-
-UNSCORED = ("cancelled", "fault", "wall_time")
-"""Termination reasons that say nothing of the policy: such an episode has no reward."""
 
 
 def outcome_of(termination_reason: str) -> Outcome:
-    """The outcome of an episode that ended so. Every reason that is not named here is a limit."""
+    """The outcome of an episode with this termination reason. Every reason without an entry above is a limit."""
     return _OUTCOMES.get(termination_reason, Outcome.TRUNCATED)
 
 
@@ -209,8 +204,7 @@ class Trajectory:
     """1 for the first try; an infrastructure fault is retried under the same identity."""
     outcome: Outcome
     termination_reason: str
-    """As τ² names it (`user_stop`, `agent_stop`, `max_steps`, `too_many_errors`, `agent_error`), or ours:
-    `max_turns`, `context_length`, `response_length`, `wall_time`, `cancelled`, `fault`."""
+    """A value of `TerminationReason`, or a further reason of τ²'s own, as τ² names it."""
     reward: float | None
     """The official evaluator's; None when the episode was not scored, which is not the same as 0: a fault or the wall
     time ended it, or the policy never took a turn."""

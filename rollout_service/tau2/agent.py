@@ -12,6 +12,7 @@ from typing import Any
 from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT, ChatMessage, ParsedTurn
 from rollout_service.errors import EpisodeEnd, Tau2Error
 from rollout_service.tau2 import compat, messages
+from rollout_service.termination import TerminationReason
 
 TakeTurn = Callable[[Sequence[ChatMessage]], ParsedTurn]
 """Takes the messages since the last turn and returns the policy's next turn. Blocks. Raises `EpisodeEnd` at a limit."""
@@ -37,7 +38,7 @@ class _PolicyTurns:
         new = [chat for item in everything[self._sent :] for chat in messages.to_chat(item)]
         turn = self.take_turn(new)
         if turn.is_empty:
-            raise EpisodeEnd("agent_error")
+            raise EpisodeEnd(TerminationReason.AGENT_ERROR)
         reply = self._reply(messages.from_turn(turn, self.replies))
         self.replies += 1
         state.messages.append(reply)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from rollout_service.errors import EpisodeEnd
+from rollout_service.termination import TerminationReason
 
 T = TypeVar("T")
 
@@ -51,10 +52,10 @@ class Deadline:
             EpisodeEnd: no time is left, or the episode was cancelled.
         """
         if self.cancelled.is_set():
-            raise EpisodeEnd("cancelled")
+            raise EpisodeEnd(TerminationReason.CANCELLED)
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise EpisodeEnd("wall_time")
+            raise EpisodeEnd(TerminationReason.WALL_TIME)
         return left
 
     def sleep(self, seconds: float) -> None:

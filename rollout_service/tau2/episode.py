@@ -24,11 +24,12 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
-from rollout_service.record.trajectory import UNSCORED, Provenance, Timing, Trajectory, UserUsage, outcome_of
+from rollout_service.record.trajectory import Provenance, Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.redaction import redact
 from rollout_service.tau2 import agent, api_errors, compat, domain, evaluation, lazy_llm_utils, messages, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.orchestrator import Orchestrator
+from rollout_service.termination import UNSCORED, TerminationReason
 from rollout_service.version import __version__
 
 
@@ -153,7 +154,7 @@ class _Episode:
             elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
         except EpisodeFault as error:
-            reason, fault = "fault", error.fault
+            reason, fault = TerminationReason.FAULT, error.fault
             if orchestrator is not None:
                 conversation = orchestrator.get_trajectory()
         timing = self._timing
@@ -196,7 +197,7 @@ class _Episode:
         self._deadline.remaining()
         number = len(self._transcript.turns)
         if number >= self._config.limits.max_turns:
-            raise EpisodeEnd("max_turns")
+            raise EpisodeEnd(TerminationReason.MAX_TURNS)
         input_ids = self._transcript.prompt(new_messages)
         room = self._room(len(input_ids))
         sampling = self._sampling
@@ -220,11 +221,11 @@ class _Episode:
             EpisodeEnd: there is no room for a turn.
         """
         turns = self._transcript.turns
-        limits = {}
+        limits: dict[TerminationReason, int] = {}
         if (context := self._runner._context_length) is not None:
-            limits["context_length"] = context
+            limits[TerminationReason.CONTEXT_LENGTH] = context
         if (response := self._config.policy.response_length) is not None:
-            limits["response_length"] = (turns[0].start if turns else prompt_length) + response
+            limits[TerminationReason.RESPONSE_LENGTH] = (turns[0].start if turns else prompt_length) + response
         if not limits:
             return self._sampling.max_new_tokens
         reason = min(limits, key=limits.__getitem__)
@@ -250,7 +251,7 @@ class _Episode:
             try:
                 return self._deadline.result(asyncio.run_coroutine_threadsafe(call, self._runner._loop), limit)
             except concurrent.futures.CancelledError:
-                raise EpisodeEnd("cancelled") from None
+                raise EpisodeEnd(TerminationReason.CANCELLED) from None
             except TimeoutError:
                 raise TimeoutError(f"the policy gave no answer in {limit:.0f} s") from None
 
@@ -293,7 +294,7 @@ class _Episode:
         return Trajectory(
             **self._request.identity(),
             outcome=outcome_of(reason),
-            termination_reason=reason,
+            termination_reason=str(reason),
             reward=None if score is None else float(score.reward_info.reward),
             segments=self._transcript.segments(),
             messages=record,
@@ -319,7 +320,7 @@ def _check_not_ended_by_user(reason: str, conversation: list[compat.Message]) ->
     Raises:
         EpisodeFault: the user did, with a stop signal or with too many errors.
     """
-    if reason not in ("user_stop", "too_many_errors"):
+    if reason not in (TerminationReason.USER_STOP, TerminationReason.TOO_MANY_ERRORS):
         return
     last = next((m.content for m in reversed(conversation) if isinstance(m, compat.UserMessage)), None)
     signal = next((signal for signal in compat.STOP_SIGNALS if signal in (last or "")), reason)

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.batch import TrajectoryBatch
-from rollout_service.record.trajectory import SCHEMA_VERSION, Outcome, Trajectory
+from rollout_service.record.trajectory import SCHEMA_VERSION, Outcome, Trajectory, outcome_of
+from rollout_service.termination import TerminationReason
 from tests.support.trajectories import as_text, make_segment, make_trajectory, trajectories
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,3 +77,15 @@ def test_only_calls_that_did_not_parse_count_as_malformed() -> None:
     segment.turns[0].tool_calls = ["ok", "invalid_json"]
     segment.turns[1].tool_calls = ["unknown_tool"]
     assert make_trajectory(segments=[segment]).malformed_call_count == 2
+
+
+def test_termination_reasons_are_stored_as_they_always_were_and_have_their_outcome() -> None:
+    ends = {reason: outcome_of(reason) for reason in map(str, TerminationReason)}
+    assert [reason for reason, outcome in ends.items() if outcome is Outcome.COMPLETED] == ["user_stop", "agent_stop"]
+    assert [reason for reason, outcome in ends.items() if outcome is Outcome.AGENT_ERROR] == ["agent_error"]
+    assert [reason for reason, outcome in ends.items() if outcome is Outcome.ABORTED] == ["cancelled", "fault"]
+    limits = ["max_steps", "too_many_errors", "max_turns", "context_length", "response_length", "wall_time"]
+    assert [reason for reason, outcome in ends.items() if outcome is Outcome.TRUNCATED] == limits
+    assert outcome_of("a limit that a later version of the benchmark has") is Outcome.TRUNCATED
+    stored = json.loads(json.dumps(make_trajectory(termination_reason=TerminationReason.MAX_TURNS).to_dict()))
+    assert stored["termination_reason"] == "max_turns"

@@ -20,6 +20,7 @@ from typing import Any
 
 from rollout_service.adapters.checks import TrainingDataError, check_logprobs
 from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Trajectory
+from rollout_service.termination import TerminationReason
 
 METADATA = "rollout_service"
 """Key of `Sample.metadata` under which a sample says what its episode was."""
@@ -95,7 +96,7 @@ def cancelled(task: TaskRef, seed: int) -> Trajectory:
     """Stands for an episode that was ended before it was played out."""
     return Trajectory(
         trajectory_id="", collection_id="", group_id="", sample_index=0, task=task, seed=seed, attempt=1,
-        outcome=Outcome.ABORTED, termination_reason="cancelled", reward=None,
+        outcome=Outcome.ABORTED, termination_reason=str(TerminationReason.CANCELLED), reward=None,
     )  # fmt: skip
 
 

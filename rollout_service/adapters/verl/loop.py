@@ -37,6 +37,7 @@ from rollout_service.errors import ConfigError
 from rollout_service.policy.verl import VerlPolicy
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2.slots import Slots
+from rollout_service.termination import TerminationReason
 
 _log = logs.logger(__name__)
 
@@ -118,7 +119,8 @@ class _Player:
             trajectory = await self._slots.run(self._runner, request)
             if trajectory.is_scored:
                 return trajectory
-            if trajectory.termination_reason == "context_length":  # the next attempt would begin with the same prompt
+            # Another attempt would begin with the same prompt.
+            if trajectory.termination_reason == TerminationReason.CONTEXT_LENGTH:
                 raise ConfigError(
                     f"The first prompt of {task} leaves no room for a turn.", "Raise rollout.max_model_len."
                 )
