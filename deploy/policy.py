@@ -1,7 +1,7 @@
 """The Ray Serve application that fronts the policy replicas: tokens in, tokens out.
 
-Invariant: it is the configuration's `policy` section and nothing else: `app(config)` for the service, and
-`serve run deploy.policy:app config=FILE policy.replicas=8` for those who run it by itself.
+Invariant: it is made from the configuration's `policy` section alone: by `service_app(config)` for a service, and by
+`serve run deploy.policy:app config=FILE policy.replicas=8` to serve a policy without one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def app(config: RolloutConfig | dict[str, Any]) -> serve.Application:
     """The Serve application of this configuration.
 
     Args:
-        config: the settings; or, as Serve passes them, `config` with the YAML file's path and settings by their dotted
-            names, text or values.
+        config: the settings. Or the arguments of `serve run`: `config`, the path of a YAML file, and settings by their
+            dotted names, as text or values.
 
     Raises:
         ConfigError: bad settings, or an engine that is not served here.
@@ -42,7 +42,7 @@ def service_app(config: RolloutConfig) -> serve.Application:
     to serve.
 
     Raises:
-        ConfigError: as `app`.
+        ConfigError: as `app` raises it.
     """
     return _bound(config, has_fleet=True)
 
@@ -50,7 +50,7 @@ def service_app(config: RolloutConfig) -> serve.Application:
 def _bound(config: RolloutConfig, *, has_fleet: bool) -> serve.Application:
     if config.policy.engine == "http":
         raise ConfigError("policy.engine is http: its endpoint serves the policy.", "Choose an engine to serve one.")
-    # Serve stores what a replica is given, and the addresses of the other models may hold a password.
+    # Serve stores the arguments of a replica, and the addresses of the other models may contain a password.
     own = config.model_copy(update={"user": User(), "evaluation": Evaluation()})
     return serve.deployment(**_options(config.policy))(PolicyReplica).bind(own, has_fleet)
 

@@ -37,6 +37,9 @@ from rollout_service.redaction import shown
 if TYPE_CHECKING:  # it needs torch
     from rollout_service.policy.weight_group import WeightGroup
 
+_FLEET_SECONDS = 2.0
+"""Longest wait for the fleet actor, which is created right after the coordinator, when a service is starting."""
+
 _MOST_SECONDS = 1e8
 """Longest timeout that can be set. Timers overflow at some length."""
 
@@ -104,7 +107,7 @@ class RolloutClient:
         coordinator = cluster.find(cluster.coordinator_name(service.name), service.namespace)
         if coordinator is None:
             return None
-        fleet = cluster.find(cluster.fleet_name(service.name), service.namespace)
+        fleet = cluster.find(cluster.fleet_name(service.name), service.namespace, _FLEET_SECONDS)
         if fleet is None:
             raise cluster.gone("fleet")
         return Service(coordinator, fleet)
@@ -275,7 +278,7 @@ class RolloutClient:
     weight_version = twins.blocking(aweight_version)
 
     async def areplicas(self) -> list[ReplicaState]:
-        """What each policy replica says of itself: version, running turns, whether it is paused."""
+        """State of each policy replica: weight version, number of running turns, whether it is paused."""
         return await answer(self._fleet.replicas.remote(), "fleet")
 
     replicas = twins.blocking(areplicas)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
@@ -44,6 +45,10 @@ sets. Each side of a call saves a hop between threads and its share of Ray's tas
 CPU time. In return, nothing may block the event loops."""
 
 
+_POLL_SECONDS = 0.05
+"""Time between two looks for an actor."""
+
+
 def coordinator_name(service: str) -> str:
     """Name of the coordinator actor of a service."""
     return f"{service}-coordinator"
@@ -62,7 +67,7 @@ def application_name(config: RolloutConfig) -> str | None:
 
 
 class Reference(Protocol[R_co]):
-    """What Ray calls an object reference: a value that may not exist yet, somewhere in the cluster."""
+    """Ray's object reference: stands for a value somewhere in the cluster that may not exist yet."""
 
     def __await__(self) -> Generator[Any, Any, R_co]:
         """The value."""
@@ -166,7 +171,7 @@ def _value(item: R | BaseException) -> R:
 
 
 def translated(error: RayError, actor: Actor) -> BaseException:
-    """What a caller of the actor should see for an error that Ray raised."""
+    """The error that a caller of the actor sees in place of one that Ray raised."""
     from ray.exceptions import RayActorError, RayTaskError
 
     if isinstance(error, RayTaskError):
@@ -179,7 +184,7 @@ def translated(error: RayError, actor: Actor) -> BaseException:
 
 
 def gone(actor: Actor) -> ServiceError:
-    """What a caller of an actor that died should see."""
+    """The error that a caller of an actor that died sees."""
     return ServiceError(*_GONE[actor])
 
 
@@ -224,13 +229,17 @@ def own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def find(actor: str, namespace: str) -> Any | None:
-    """Handle of the named actor; None where there is none."""
+def find(actor: str, namespace: str, seconds: float = 0.0) -> Any | None:
+    """Handle of the named actor; None if there is none within so many seconds."""
     import ray
 
-    with contextlib.suppress(ValueError):
-        return ray.get_actor(actor, namespace=namespace)
-    return None
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(ValueError):
+            return ray.get_actor(actor, namespace=namespace)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_POLL_SECONDS)
 
 
 def connect(address: str | None, namespace: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 S = TypeVar("S")
@@ -31,14 +31,17 @@ def run(coroutine: Coroutine[Any, Any, R]) -> R:
     Raises:
         RuntimeError: it awaits something that only an event loop can wait for.
     """
-    before = _blocks.set(True)
+    return copy_context().run(_run_blocking, coroutine)  # in a copy, so that no interrupt can leave the mark behind
+
+
+def _run_blocking(coroutine: Coroutine[Any, Any, R]) -> R:
+    _blocks.set(True)
     try:
         coroutine.send(None)
     except StopIteration as done:
         result: R = done.value
         return result
     finally:
-        _blocks.reset(before)
         coroutine.close()
     raise RuntimeError("This coroutine waits for something that has no blocking form.")
 

@@ -95,7 +95,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return [_given(*item) for item in zip(group.requests, found, strict=True)]
 
     async def _arrived(self, reference: Reference[Group | None]) -> Group | None:
-        """What the coordinator answers, however long it takes; now and then the log says what it waits for."""
+        """The coordinator's answer, however long it takes. A long wait logs now and then what it waits for."""
         while True:
             try:
                 return await answer(reference, seconds=self._left())

@@ -1,4 +1,4 @@
-"""What the policy's replicas and the fleet tell each other.
+"""Messages between the policy's replicas and the fleet.
 
 Invariant: messages only. Both sides can be asked again at any time, so each message states all that holds.
 """
@@ -13,7 +13,7 @@ from rollout_service.policy.weights import UpdateMode, WeightUpdate
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What a replica says of itself."""
+    """State of one replica, as it reports it."""
 
     replica: str
     version: int
@@ -38,7 +38,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """What every replica should be like, including those that start later."""
+    """The state that every replica should have, including those that start later."""
 
     update: WeightUpdate | None = None
     """The newest weights that can be loaded again: over the model's own weights, everything that was changed."""
