@@ -1,0 +1,180 @@
+"""The coordinator, with a fleet in this process and actors that play as told: retries, endings, weights, log lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+import actors.coordinator as module
+import actors.running as running
+from actors.coordinator import Coordinator
+from actors.fleet import Fleet
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.errors import ConfigError, ServiceError
+from tests.support.episodes import settings
+
+Play = Callable[[EpisodeRequest], EpisodeSummary | Awaitable[EpisodeSummary]]
+
+ENDPOINT = {"policy__engine": "http", "policy__url": "http://127.0.0.1:1", "policy__tokenizer": "t"}
+
+
+class Local:
+    """Stands for an actor's handle: its methods run in this process."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+class Pool:
+    """Stands for the actor pool, with one actor at a time."""
+
+    play: Play
+
+    def __init__(self, application: str | None, joined: Callable[[str], None], gave_up: Any) -> None:
+        self.joined = joined
+        self.lost = 0
+        self.start_error = None
+        self.cancelled: list[str] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    async def start(self, config: Any, variables: Any) -> None:
+        self.joined("actor-0")
+
+    def fill_up(self) -> None: ...
+
+    def replace(self, name: str, why: str) -> None:
+        self.lost += 1
+        self.joined(f"actor-{self.lost}")
+
+    def cancel(self, trajectory_ids: list[str]) -> None:
+        self.cancelled += trajectory_ids
+
+    async def places(self) -> dict[str, tuple[float, str]]:
+        return {}
+
+    def run_episode(self, name: str, request: EpisodeRequest) -> tuple[Any, Any]:
+        async def summary() -> EpisodeSummary:
+            played = self.play(request)
+            return played if isinstance(played, EpisodeSummary) else await played
+
+        return summary(), request
+
+
+def scored(request: EpisodeRequest, versions: tuple[int, int] | None = None) -> EpisodeSummary:
+    return EpisodeSummary(request.trajectory_id, "completed", "user_stop", 1.0, None, versions)
+
+
+@pytest.fixture
+def start(monkeypatch) -> Callable[..., Any]:
+    """Starts a coordinator whose episodes are played as told."""
+    monkeypatch.setattr(module, "ActorPool", Pool)
+    monkeypatch.setattr(module, "seconds_before_retry", lambda attempt: 0.0)
+    monkeypatch.setattr(running.ray, "put", lambda value: value)
+
+    async def started(play: Play, application: str | None = "application", **overrides: Any) -> Coordinator:
+        config = settings(tasks__domain="mock", service__slots=2, **overrides)
+        made = Coordinator(config, application)
+        made._pool.play = play
+        await made.start({}, Local(Fleet(config, application, Local(made))))
+        return made
+
+    return started
+
+
+async def taken(coordinator: Coordinator, n: int = 2) -> list[Any]:
+    """Submits a collection, and takes its groups to the end."""
+    collection, _ = await coordinator.submit(CollectionRequest(n=n))
+    return [group async for group in until_none(lambda: coordinator.next_group(collection))]
+
+
+async def until_none(ask: Callable[[], Any]) -> Any:
+    while (found := await ask()) is not None:
+        yield found
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(f"{record.levelname} {record.getMessage()}" for record in caplog.records)
+
+
+async def test_a_lost_actor_is_replaced_and_its_episode_played_again_with_a_line_for_each(start, caplog):
+    losses = iter([RayActorError()])
+
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        if (loss := next(losses, None)) is not None:
+            raise loss
+        return scored(request)
+
+    with caplog.at_level("INFO"):
+        coordinator = await start(play)
+        groups = await taken(coordinator)
+    assert sorted(reference.attempt for group in groups for reference in group.trajectories) == [1, 2]
+    status = await coordinator.status()
+    assert (status["lost_actors"], status["faults"], status["finished"]) == (1, {"service": 1}, 2)
+    lines = said(caplog)
+    assert "begun: 2 episodes in groups of 1." in lines
+    assert "is tried again (attempt 2 of 3): service: the environment actor died" in lines
+    assert "ended after 0 s: 2 of 2 episodes done, 0 failed, 1 retries." in lines
+
+
+async def test_an_impossible_request_ends_its_collection_with_the_reason(start, caplog):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        raise RayTaskError("run_episode", "Traceback", ConfigError("the key is not set."))
+
+    coordinator = await start(play)
+    with pytest.raises(ConfigError, match="the key is not set"):
+        await taken(coordinator)
+    assert coordinator._pool.cancelled, "what runs of it is told to end"
+    assert "failed after 0 s" in said(caplog)
+    assert (await coordinator.status())["collections"] == {}
+
+
+async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
+    coordinator = await start(scored, service__max_buffered_groups=1)
+    submission = await coordinator.submit(CollectionRequest(n=9))
+    with caplog.at_level("INFO"):
+        await coordinator.cancel_submitted(submission)
+    with pytest.raises(ServiceError, match="There is no collection"):
+        await coordinator.next_group(submission[0])
+    assert "was cancelled after 0 s: " in said(caplog)
+
+
+async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and_status(start):
+    coordinator = await start(lambda request: scored(request, (1, 3)), None, **ENDPOINT)
+    await taken(coordinator)
+    assert (await coordinator.status())["weight_version"] == 3
+    assert await coordinator._fleet.weight_version.remote() == 3
+
+
+async def test_what_the_fleet_says_is_in_the_status(start):
+    coordinator = await start(scored)
+    await coordinator.policy_changed(4, True)
+    status = await coordinator.status()
+    assert (status["weight_version"], status["paused"]) == (4, True)
+    await coordinator.policy_changed(4, False)
+    assert not (await coordinator.status())["paused"]
+
+
+async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, caplog):
+    gate = asyncio.Event()
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        await gate.wait()
+        return scored(request)
+
+    coordinator = await start(play)
+    with caplog.at_level("INFO"):
+        collection, _ = await coordinator.submit(CollectionRequest(n=9))
+    assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
+    gate.set()
+    await coordinator.cancel(collection)
