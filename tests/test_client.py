@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,69 +239,6 @@ def test_a_collection_that_somebody_cancels_is_reported_with_what_came(client):
     assert len(came) < 9
 
 
-def test_an_interrupted_wait_loses_no_group(cluster):
-    with start("interrupted", policy__script={"latency": {"mean": 0.3}}) as client:
-        stream = client.stream(12, seed=0)
-
-        async def impatient():
-            came = []
-            while len(came) < 12:
-                try:
-                    came.extend(await asyncio.wait_for(anext(stream), 0.2))
-                except TimeoutError:
-                    continue
-            return came
-
-        trajectories = asyncio.run(impatient())
-        assert len({t.trajectory_id for t in trajectories}) == 12
-
-        interrupted = client.stream(6, seed=1)
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C
-        try:
-            came, interrupts = [], 0
-            while len(came) < 6:
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
-                try:
-                    came.extend(next(interrupted))
-                except KeyboardInterrupt:
-                    interrupts += 1
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:
-            signal.signal(signal.SIGALRM, before)
-    assert len({t.trajectory_id for t in came}) == 6
-    assert interrupts > 0
-
-
-def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_what_came(cluster):
-    client = start("headless", policy__script={"latency": {"mean": 0.5}}, service__slots=2)
-    try:
-        fleet, coordinator = (
-            ray.get_actor(f"headless-{actor}", namespace="rollout_service") for actor in ("fleet", "coordinator")
-        )
-        ray.kill(fleet)
-        with pytest.raises(ServiceError, match="The service's fleet actor is gone: replicas can no longer be updated"):
-            client.pause()
-        threading.Thread(target=lambda: (wait_until(lambda: _finished(client) >= 2), ray.kill(coordinator))).start()
-        with pytest.raises(IncompleteCollection, match=r"never came: The service's coordinator is gone") as caught:
-            client.collect(40, seed=0, progress=False)
-    finally:
-        client.close()
-    assert len(caught.value.batch) + caught.value.missing == 40
-    assert caught.value.batch
-
-
-def _finished(client: RolloutClient) -> int:
-    return int(client.status()["finished"])
-
-
-def test_closing_twice_is_closing_once_and_a_closed_client_says_so(cluster):
-    with start("twice") as client:
-        client.close()
-    with pytest.raises(RolloutError):
-        client.collect(1)
-
-
 def test_attaching_with_other_settings_than_the_service_has_is_refused(client):
     other = client.config.with_overrides({"limits.max_turns": 3})
     with pytest.raises(ServiceError, match=r"limits\.max_turns: the running service 'shared' has 30, not 3"):
@@ -348,20 +286,6 @@ def test_whole_passes_without_a_seed_differ_in_their_episode_seeds(client):
     assert not {t.seed for t in first} & {t.seed for t in second}
 
 
-def test_leaving_a_stream_early_cancels_the_rest(cluster):
-    with start("leaving", service__slots=2, policy__script={"latency": {"mean": 0.2}}) as client:
-        stream = client.stream(200, seed=0)
-        next(stream)
-        stream.close()
-        wait_until(lambda: client.status()["running"] == 0)
-        status = client.status()
-        assert status["finished"] < 20
-        assert status["collections"] == {}, "nothing of it is kept"
-        client.astream(200, seed=0).close()  # before anybody waited for it to be accepted
-        wait_until(lambda: client.status()["running"] == 0 and client.status()["collections"] == {})
-        assert client.status()["finished"] < 30
-
-
 def test_a_collection_samples_as_it_asks_to_and_what_it_does_not_say_is_the_service_s(client):
     batch = client.collect(2, sampling={"temperature": 0.5, "max_new_tokens": 900}, progress=False)
     service = client.config.policy.sampling.model_dump()
@@ -372,27 +296,96 @@ def test_a_collection_samples_as_it_asks_to_and_what_it_does_not_say_is_the_serv
         client.collect(2, sampling=0.5, progress=False)
 
 
-def test_finished_groups_that_nobody_takes_hold_new_ones_back(cluster):
-    with start("slow-reader", service__max_buffered_groups=3, service__slots=4) as client:
-        stream = client.stream(60, seed=0)
-        time.sleep(3.0)
-        finished = client.status()["finished"]
-        assert 3 <= finished <= 3 + 4, "the buffer, and what was running when it filled"
-        assert len(list(stream)) == 60
+@pytest.fixture(scope="module")
+def slow(cluster):
+    """A service whose turns take a while. Tests use it in order: the later ones kill parts of it, the last one all."""
+    script = {"latency": {"mean": 0.2}}
+    limits = {"service__slots": 3, "service__max_attempts": 5, "service__max_buffered_groups": 3}
+    client = start("slow", service__actors=2, policy__script=script, **limits)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
-def test_killing_every_environment_actor_one_by_one_loses_and_repeats_no_episode(cluster):
-    slow = {"latency": {"mean": 0.3}}
-    with start("killed", service__actors=2, service__slots=3, service__max_attempts=5, policy__script=slow) as client:
-        wait_until(lambda: client.status()["actors"] == 2)
-        stream = client.stream(36, group_size=2, seed=0)
-        groups = []
-        for number in range(2):
-            groups.append(next(stream))
-            ray.kill(ray.get_actor(f"killed-environment-{number}", namespace="rollout_service"))
-        groups.extend(stream)
-        trajectories = [t for group in groups for t in group]
-        status = client.status()
+def _finished(client: RolloutClient) -> int:
+    return int(client.status()["finished"])
+
+
+def test_an_interrupted_wait_loses_no_group(slow):
+    stream = slow.stream(12, seed=0)
+
+    async def impatient():
+        came = []
+        while len(came) < 12:
+            try:
+                came.extend(await asyncio.wait_for(anext(stream), 0.1))
+            except TimeoutError:
+                continue
+        return came
+
+    trajectories = asyncio.run(impatient())
+    assert len({t.trajectory_id for t in trajectories}) == 12
+
+    interrupted = slow.stream(6, seed=1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        came, interrupts = [], 0
+        while len(came) < 6:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            try:
+                came.extend(next(interrupted))
+            except KeyboardInterrupt:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len({t.trajectory_id for t in came}) == 6
+    assert interrupts > 0
+
+
+def test_leaving_a_stream_early_cancels_the_rest(slow):
+    def finished() -> int:
+        return _finished(slow) - before
+
+    def idle() -> bool:
+        status = slow.status()
+        return status["running"] == 0 and status["collections"] == {}  # nothing of it is kept
+
+    before = _finished(slow)
+    stream = slow.stream(200, seed=0)
+    next(stream)
+    stream.close()
+    wait_until(idle)
+    assert finished() < 20
+    slow.astream(200, seed=0).close()  # before anybody waited for it to be accepted
+    wait_until(idle)
+    assert finished() < 30
+
+
+def test_finished_groups_that_nobody_takes_hold_new_ones_back(slow):
+    wait_until(lambda: slow.status()["actors"] == 2)
+    stream = slow.stream(40, seed=0)
+
+    def held_back() -> dict[str, Any] | None:
+        collection = slow.status()["collections"][stream.collection_id]
+        return collection if collection["held_back"] == "buffer" and not collection["running"] else None
+
+    wait_until(held_back)
+    assert 3 <= held_back()["done"] <= 3 + 6, "the buffer, and what was running when it filled"
+    assert len(list(stream)) == 40
+
+
+def test_killing_every_environment_actor_one_by_one_loses_and_repeats_no_episode(slow):
+    stream = slow.stream(36, group_size=2, seed=0)
+    groups = []
+    for number in range(2):
+        groups.append(next(stream))
+        ray.kill(ray.get_actor(f"slow-environment-{number}", namespace="rollout_service"))
+    groups.extend(stream)
+    trajectories = [t for group in groups for t in group]
+    status = slow.status()
     assert sorted(t.trajectory_id for t in trajectories) == sorted({t.trajectory_id for t in trajectories})
     assert len(trajectories) == 36
     assert {t.outcome for t in trajectories} == {"completed"}
@@ -403,19 +396,32 @@ def test_killing_every_environment_actor_one_by_one_loses_and_repeats_no_episode
     assert violations(trajectories) == []
 
 
-def test_killing_a_policy_replica_loses_and_repeats_no_episode(cluster):
-    with start("replica", policy__script={"latency": {"mean": 0.3}}, service__max_attempts=5) as client:
-        stream = client.stream(24, seed=0)
-        groups = [next(stream)]
-        replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if "replica-policy" in a["name"]]
-        for replica in replicas:
-            if "SERVE_REPLICA" in replica["name"]:
-                ray.kill(ray.get_actor(replica["name"], namespace=replica["namespace"]), no_restart=True)
-        groups.extend(stream)
-        trajectories = [t for group in groups for t in group]
+def test_killing_a_policy_replica_loses_and_repeats_no_episode(slow):
+    stream = slow.stream(24, seed=0)
+    groups = [next(stream)]
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith("SERVE_REPLICA::slow-policy#"):
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=True)
+    groups.extend(stream)
+    trajectories = [t for group in groups for t in group]
     assert len({t.trajectory_id for t in trajectories}) == 24
     assert {t.outcome for t in trajectories} == {"completed"}
     assert {t.attempt for t in trajectories} == {1}, "only the lost turns are asked for again"
+
+
+def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_what_came(slow):
+    fleet, coordinator = (
+        ray.get_actor(f"slow-{actor}", namespace="rollout_service") for actor in ("fleet", "coordinator")
+    )
+    ray.kill(fleet)
+    with pytest.raises(ServiceError, match="The service's fleet actor is gone: replicas can no longer be updated"):
+        slow.pause()
+    before = _finished(slow)
+    threading.Thread(target=lambda: (wait_until(lambda: _finished(slow) >= before + 2), ray.kill(coordinator))).start()
+    with pytest.raises(IncompleteCollection, match=r"never came: The service's coordinator is gone") as caught:
+        slow.collect(60, seed=0, progress=False)
+    assert len(caught.value.batch) + caught.value.missing == 60
+    assert caught.value.batch
 
 
 def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
@@ -499,11 +505,24 @@ def test_a_stream_that_waits_says_for_what(cluster, monkeypatch, caplog):
     assert caplog.text.count("waiting for a free slot: all 2 are taken") >= 1
 
 
-def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(cluster):
-    with start("solo", agent="solo", tasks__domain="telecom") as client:
-        assert len(client.collect(2, split="small", progress=False)) == 2
-        with pytest.raises(RolloutError, match="solo"):
-            client.collect(1, domain="retail", progress=False)
+@pytest.fixture(scope="module")
+def solo(cluster):
+    client = start("solo", agent="solo", tasks__domain="telecom")
+    yield client
+    client.close()
+
+
+def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(solo):
+    assert len(solo.collect(2, split="small", progress=False)) == 2
+    with pytest.raises(RolloutError, match="solo"):
+        solo.collect(1, domain="retail", progress=False)
+
+
+def test_closing_twice_is_closing_once_and_a_closed_client_says_so(solo):
+    solo.close()
+    solo.close()
+    with pytest.raises(RolloutError):
+        solo.collect(1)
 
 
 def test_a_client_is_started_from_a_running_loop_that_goes_on_meanwhile():
