@@ -1,7 +1,7 @@
-"""Values that a record of this service can have, where the values' types say nothing of it.
+"""Checks the values of a record that its types do not check.
 
-Invariant: reads the record alone: no tokenizer, no τ². Every record that the service makes passes; what does not pass
-was changed, or made by a fault of ours.
+Invariant: only the record is read, without a tokenizer and without τ². Every record that the service makes passes. One
+that does not pass was changed, or made by a bug of the service.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENDERS: dict[str, str] = {TerminationReason.USER_STOP: "user", TerminationReaso
 
 
 def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    """What cannot be, and where."""
+    """Each impossible value: where it is, and what is wrong with it."""
     yield from _identity(trajectory)
     yield from _ending(trajectory)
     yield from _provenance(trajectory)
@@ -108,7 +108,7 @@ def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 def _places(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    """Turns became the last of the assistant's messages, in order; only the last turn may have become none."""
+    """Check that the turns became the last assistant messages, in order. Only the last turn may have become none."""
     found = [turn.message_index for turn in trajectory.turns]
     became = found[:-1] if found[-1:] == [None] else found
     spoken = [number for number, message in enumerate(trajectory.messages) if message.get("role") == "assistant"]

@@ -1,22 +1,24 @@
 """Audits stored trajectories, on a CPU, without Ray.
 
-Invariant: trusts nothing in the record that can be recomputed, and gives a result for every record, whatever is in it:
-what cannot be read, or checked, is a violation, and the audit goes on. It loads no tokenizer but the one that the user
-names and those in local folders, and runs no code of theirs. Five checks, after the invariants of the schema:
+Invariant: the audit trusts nothing in the record that can be recomputed, and gives a result for every record, whatever
+it contains. A part that cannot be read or checked is a violation, and the audit goes on. It loads only tokenizers that
+the user names or that lie in local folders, and runs no code of theirs. There are five checks, after the invariants of
+the schema:
 
 1. `record`: the record can be read, and each field holds a value that it can have.
-2. `tokens`: arrays of one length; mask 1 exactly on the turns' spans, with a log-prob and a weight version for each;
-   versions never decrease within the trajectory, and a turn's `prefix_version` is none of a later one.
-3. `prefix`: every turn's prompt lies before it in the same append-only segment, so it is a prefix of the final tokens:
-   spans are in order, do not overlap, and the segment ends with a sampled token.
-4. `messages`: decoding a turn's tokens and parsing them gives the message that τ² received; the tokenizer has every
-   token, and a turn that the engine stopped ends with a token that ends turns.
-5. `reward`: the official evaluator gives the same reward for the same messages, and replaying them the same database;
-   an episode in which the policy never spoke has none.
+2. `tokens`: arrays have equal lengths; the mask is 1 exactly on the turns' spans, and each of these tokens has a
+   log-prob and a weight version; versions never decrease within the trajectory; a turn's `prefix_version` is not newer
+   than its tokens.
+3. `prefix`: every turn's prompt lies before it in the same append-only segment, so it is a prefix of the final tokens.
+   Spans are in order, do not overlap, and the segment ends with a sampled token.
+4. `messages`: decoding and parsing a turn's tokens gives the message that τ² received; the tokenizer has every token,
+   and a turn that the engine stopped ends with a token that ends turns.
+5. `reward`: the official evaluator gives the same reward for the same messages, and replaying them gives the same
+   database; an episode in which the policy never spoke has no reward.
 
-What cannot be told from an honest record passes: identifiers, seeds and attempts; log-probs, weight versions and
-counts of cached tokens within their bounds; seconds, costs and the user simulator's usage; names of models and
-versions of the service; what the user said and the greeting; context tokens; and what a fault says of itself.
+The audit cannot find changes that leave an honest record: in identifiers, seeds and attempts; in log-probs, weight
+versions and counts of cached tokens within their bounds; in seconds, costs and the user simulator's usage; in names of
+models and versions of the service; in what the user said and the greeting; in context tokens; and in a fault's text.
 """
 
 from __future__ import annotations
@@ -41,12 +43,12 @@ CHECKS = ("record", "tokens", "prefix", "messages", "reward")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One thing that is wrong, and where."""
+    """One problem, and where it is."""
 
     trajectory_id: str
     check: str
     where: str
-    """Segment, turn or message, by index; the place in the file for what cannot be read."""
+    """Index of the segment, turn or message; for an unreadable record, its place in the file."""
     problem: str
 
     def __str__(self) -> str:
@@ -60,14 +62,14 @@ def verify(
     """Audit each trajectory.
 
     Args:
-        trajectories: `storage.salvage` gives those of a file, with what cannot be read in its place.
-        tokenizer: folder or hub name of the tokenizer, where the recorded name is not that of a folder here.
-        checks: which of `CHECKS` to make; `messages` needs the tokenizer, `reward` the same τ²-bench. Fields of wrong
-            types are found in any case.
+        trajectories: `storage.salvage` gives those of a file, including unreadable ones.
+        tokenizer: folder or hub name of the tokenizer, if the recorded name is not a folder on this machine.
+        checks: which of `CHECKS` to make. `messages` needs the tokenizer, `reward` the same τ²-bench. Fields with wrong
+            types are always found.
 
     Raises:
         CodecError: `tokenizer` cannot be loaded.
-        ConfigError: there is no such check.
+        ConfigError: a check is unknown.
     """
     asked = [checks] if isinstance(checks, str) else list(checks)
     if unknown := [check for check in asked if check not in CHECKS]:
@@ -89,26 +91,26 @@ def _violations(trajectory: Trajectory, wanted: list[str], tokenizer: str | None
         trajectory.check_types()
     except ValueError as error:
         yield Violation(str(name), "record", "types", f"{error}")
-        return  # no other check could rely on anything
+        return  # the other checks rely on the types
     for check in wanted:
         found = []
         try:
             found.extend(_CHECKS[check](trajectory, tokenizer))
-        except Exception as error:  # a record that no check foresaw must not hide those behind it
+        except Exception as error:  # an unforeseen record must not hide the records after it
             found.append(Violation(name, check, "check", f"it cannot be made: {type(error).__name__}: {error}"))
         yield from found
         if check == "tokens" and found:
-            return  # spans that are wrong make every later message misleading
+            return  # with wrong spans, every later message would be misleading
 
 
 def check_record(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
-    """Check 1, for a record that could be read."""
+    """Make check 1 on a record that could be read."""
     for where, problem in record_check.problems(trajectory):
         yield Violation(trajectory.trajectory_id, "record", where, problem)
 
 
 def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
-    """Check 2."""
+    """Make check 2."""
     newest = CONTEXT_VERSION
     for index, segment in enumerate(trajectory.segments):
         for problem in _segment_problems(segment):
@@ -127,7 +129,7 @@ def check_tokens(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 
 def _prefix_versions(trajectory: Trajectory) -> Iterator[Violation]:
-    """No turn was sampled over keys and values newer than its own weights, or older than those of the turns before."""
+    """Check that no turn's keys and values are newer than its own weights, or older than those of earlier turns."""
     oldest = 0
     for number, (segment, turn) in enumerate((s, turn) for s in trajectory.segments for turn in s.turns):
         found, own = turn.prefix_version, segment.weight_versions[max(0, turn.start) : max(0, turn.end)]
@@ -169,7 +171,7 @@ def _uneven(segment: TokenSegment) -> list[str]:
 
 
 def check_prefix(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
-    """Check 3."""
+    """Make check 3."""
     if trajectory.provenance.history == "append" and len(trajectory.segments) > 1:
         problem = f"there are {len(trajectory.segments)}, and history append makes one"
         yield Violation(trajectory.trajectory_id, "prefix", "segments", problem)
@@ -204,7 +206,7 @@ def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
     """The codec of the trajectory's tokens.
 
     Raises:
-        CodecError: its tokenizer is neither the one that the user named nor in a folder here, or is another one.
+        CodecError: its tokenizer is neither named by the user nor in a local folder, or differs from the recorded one.
     """
     made = trajectory.provenance
     folder = os.path.abspath(os.path.expanduser(made.tokenizer))
@@ -229,7 +231,7 @@ def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
 
 
 def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iterator[Violation]:
-    """Check 4."""
+    """Make check 4."""
     from rollout_service.tau2 import messages
 
     yield from _as_tau2_has_them(trajectory)
@@ -280,8 +282,8 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
 
 
 def _without_token(segment: TokenSegment, codec: ChatCodec, rows: int | None) -> str | None:
-    """What is wrong with the ids for which the tokenizer has no token. A model that is known to have more `rows` than
-    the tokenizer has tokens may sample them; nobody else may."""
+    """The problem with ids for which the tokenizer has no token; None: there is none. Only a model that is known to
+    have more `rows` than the tokenizer has tokens may sample such ids."""
     unknown = np.isin(segment.token_ids, codec.unknown_ids(np.unique(segment.token_ids).tolist()))
     padding = (segment.token_ids < (rows or 0)) & (segment.loss_mask == 1)
     wrong = np.flatnonzero(unknown & ~padding)
@@ -298,7 +300,7 @@ def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:
     from rollout_service.tau2 import messages
 
     if not _is_installed(trajectory):
-        return  # another release's messages may have other fields
+        return  # messages of another release may have other fields
     for number, record in enumerate(trajectory.messages):
         try:
             same = messages.to_record(messages.from_record(record)) == record
@@ -310,7 +312,7 @@ def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:
 
 
 def _is_installed(trajectory: Trajectory) -> bool:
-    """Whether the τ²-bench that made it is the one that is installed here."""
+    """Whether the τ²-bench that made the trajectory is the installed one."""
     from rollout_service.tau2 import compat
 
     made = trajectory.provenance
@@ -330,7 +332,7 @@ def _same_message(sent: dict[str, Any], got: dict[str, Any], agent: str) -> bool
 
 
 def check_reward(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
-    """Check 5. NL assertions are not judged again: their recorded verdicts are taken as given."""
+    """Make check 5. NL assertions are not judged again; their recorded verdicts are accepted."""
     name = trajectory.trajectory_id
     if _is_installed(trajectory):
         for where, problem in _not_of_tau2(trajectory):

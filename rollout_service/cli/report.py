@@ -1,6 +1,6 @@
-"""Tables for people: what a collection, an audit and an examination found.
+"""Tables for people: the results of a collection, an audit and an examination.
 
-Invariant: only formats; every number is somebody else's.
+Invariant: this module only formats. Every number comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from rollout_service.record.statistics import Summary
 
 
 def print_summary(summary: Summary, seconds: float, *, where: Path | None = None) -> None:
-    """The closing tables of a collection that took `seconds`: rewards and outcomes by domain, then the totals; then for
-    each kind of fault what the first one said, and what to do."""
+    """Print the closing tables of a collection: rewards and outcomes by domain, then the totals, then for each kind of
+    fault the first one's text and the remedy.
+
+    Args:
+        seconds: wall time of the collection.
+        where: file in which the trajectories were stored, if any.
+    """
     console = Console()
     table = Table("domain", "episodes", "scored", "reward", "95% interval", "outcomes", title="Episodes")
     for domain in summary.domains.values():
@@ -69,7 +74,7 @@ def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:
 
 
 def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[str], show: int) -> None:
-    """The result of an audit: a line a check, then the first `show` violations."""
+    """Print the result of an audit: one line for each check, then the first `show` violations."""
     console = Console()
     table = Table("check", "violations", title=f"{audited} trajectories")
     by_check = Counter(violation.check for violation in violations)
@@ -83,7 +88,7 @@ def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """What an examination found."""
+    """Print the findings of an examination."""
     table = Table("", "what", "found")
     for finding in findings:
         mark = Text("ok", style="green") if finding.ok else Text("fix", style="red")

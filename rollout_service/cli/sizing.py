@@ -1,8 +1,8 @@
-"""How large a cluster is needed, from a model's shape, the memory of a GPU and the episodes in flight.
+"""Computes the size of a cluster from a model's shape, a GPU's memory and the number of episodes in flight.
 
-Invariant: arithmetic only; nothing is started or measured, and all that is ever read is the model's `config.json`. More
-memory never holds fewer episodes, and more episodes never need fewer replicas. It is a bound, not a forecast: the cache
-keeps the whole context of every episode, although the episodes of a domain share its policy and tools there.
+Invariant: this is arithmetic only. Nothing is started or measured, and only the model's `config.json` is read. More
+memory never holds fewer episodes, and more episodes never need fewer replicas. The result is a bound, not a forecast:
+it counts the whole context of every episode, although the episodes of a domain share its policy and tools in the cache.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from typing import Any
 from rollout_service.errors import ConfigError
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
-"""Whose parameters and cache are counted exactly. Others may differ in ways that no field of theirs shows: sliding
+"""Model types whose parameters and cache can be counted exactly. Others may differ in ways that no field shows: sliding
 windows, compressed keys, layers without attention."""
 
 SLOTS_PER_ACTOR = 64
-"""Episodes that one actor is known to take with as little delay as several actors would; see docs/performance.md."""
+"""Episodes that one actor plays with as little delay as several actors would; see docs/performance.md."""
 
 ACTOR_BYTES = 300_000_000
-"""Of CPU memory, for an actor without episodes: τ² and the domain's data."""
+"""CPU memory of an actor without episodes: τ² and the domain's data."""
 
 EPISODE_BYTES = (int(0.90 * 2**20), int(1.84 * 2**20))
-"""Of CPU memory, for one episode more in an actor, as measured: telecom's, the least, and airline's, the most."""
+"""Measured CPU memory of one more episode in an actor: the least (telecom) and the most (airline)."""
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a decoder's memory follows from."""
+    """The numbers that determine a decoder's memory."""
 
     parameters: int
-    """Of the whole model; embeddings that are tied count once."""
+    """Number of parameters of the whole model. Tied embeddings count once."""
     layers: int
     heads: int
-    """Query heads of a layer."""
+    """Query heads per layer."""
     kv_heads: int
-    """Key and value heads of a layer."""
+    """Key and value heads per layer."""
     head_dim: int
-    """Values of one head."""
+    """Numbers per head."""
 
     @classmethod
     def read(cls, model: str | Path | Mapping[str, Any]) -> ModelShape:
         """The shape in a Hugging Face configuration: its fields, its file, or the folder that holds `config.json`.
 
         Raises:
-            ConfigError: it cannot be read, is of none of the `MODEL_TYPES`, or lacks a field; names it.
+            ConfigError: it cannot be read, its type is not in `MODEL_TYPES`, or a field is missing; names the field.
         """
         config = model if isinstance(model, Mapping) else _read(Path(model))
         kind = config.get("model_type")
@@ -62,7 +62,7 @@ class ModelShape:
             )
         hidden, layers = _whole(config, "hidden_size"), _whole(config, "num_hidden_layers")
         heads, kv_heads = _whole(config, "num_attention_heads"), _whole(config, "num_key_value_heads")
-        normed = kind in ("qwen3", "qwen3_moe")  # their heads have norms, and a width that does not follow from hidden
+        normed = kind in ("qwen3", "qwen3_moe")  # their heads have norms, and a width of their own
         head_dim = _whole(config, "head_dim", default=None if normed else hidden // heads)
         queries, keys = heads * head_dim, kv_heads * head_dim
         attention = 2 * hidden * (queries + keys)
@@ -80,30 +80,30 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSize:
-    """A cluster that keeps `episodes` in flight, none of which ever loses its place in the cache.
+    """A cluster that keeps `episodes` in flight and never evicts one from the cache.
 
     Raises:
-        ConfigError: a value out of its range, heads that cannot be split over the GPUs, weights or an episode's
-            context that do not fit.
+        ConfigError: a value is out of its range, the heads cannot be split over the GPUs, or the weights or an
+            episode's context do not fit.
     """
 
     model: ModelShape
     gpu_memory: float
-    """GiB of one GPU; a card sold as 80 GB has about 80."""
+    """Memory of one GPU in GiB. A card sold as 80 GB has about 80."""
     episodes: int
-    """In flight at a time."""
+    """Number of episodes in flight."""
     context: int
     """Tokens of one episode at its end."""
     tensor_parallel: int = 1
     """GPUs that share one replica."""
     memory_fraction: float = 0.85
-    """Of a GPU's memory, for weights and cache together: SGLang's `mem_fraction_static`. The rest is for activations
-    and CUDA graphs."""
+    """Fraction of a GPU's memory for weights and cache: SGLang's `mem_fraction_static`. The rest is for activations and
+    CUDA graphs."""
     value_bytes: float = 2.0
-    """Of one weight and of one cached value: 2 in bfloat16."""
+    """Bytes of one weight and of one cached value: 2 in bfloat16."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Check the values and that everything fits."""
         for name in ("gpu_memory", "episodes", "context", "tensor_parallel", "value_bytes"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "It must be above 0.")
@@ -132,13 +132,13 @@ class ClusterSize:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the whole model, on all GPUs of a replica together."""
+        """Bytes of the whole model, on all GPUs of a replica together."""
         return math.ceil(self.model.parameters * self.value_bytes)
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of one token, on all GPUs of a replica together. Where a replica has more GPUs than the model
-        has key and value heads, each holds a copy of one."""
+        """Bytes of one token's keys and values, on all GPUs of a replica together. If a replica has more GPUs than the
+        model has key and value heads, each GPU holds a copy of one head."""
         kept = max(self.model.kv_heads, self.tensor_parallel)
         return math.ceil(2 * self.model.layers * kept * self.model.head_dim * self.value_bytes)
 
@@ -154,33 +154,34 @@ class ClusterSize:
 
     @property
     def replicas(self) -> int:
-        """Policy replicas."""
+        """Number of policy replicas."""
         return math.ceil(self.episodes / self.episodes_per_replica)
 
     @property
     def gpus(self) -> int:
-        """GPUs of all replicas."""
+        """Number of GPUs of all replicas."""
         return self.replicas * self.tensor_parallel
 
     @property
     def actors(self) -> int:
-        """Environment actors, each of which takes a CPU."""
+        """Number of environment actors. Each takes a CPU."""
         return math.ceil(self.episodes / SLOTS_PER_ACTOR)
 
     @property
     def slots(self) -> int:
-        """Episodes of each actor."""
+        """Episodes per actor."""
         return math.ceil(self.episodes / self.actors)
 
     @property
     def environment_bytes(self) -> tuple[int, int]:
-        """CPU memory of the actors and their episodes, the least and the most of any domain. Ray's own comes on top."""
+        """Bytes of CPU memory of the actors and their episodes, for the smallest and the largest domain, without Ray's
+        own."""
         least, most = (self.actors * ACTOR_BYTES + self.episodes * each for each in EPISODE_BYTES)
         return least, most
 
     @property
     def _budget(self) -> float:
-        """Bytes of one GPU for weights and cache."""
+        """Bytes of one GPU that weights and cache may take."""
         return self.gpu_memory * _GIB * self.memory_fraction
 
 
@@ -217,7 +218,7 @@ def _feed_forward(config: Mapping[str, Any], hidden: int, layers: int) -> int:
     if sparse:
         # transformers 5 saves it under the second name
         experts = _whole(config, "num_local_experts" if "num_local_experts" in config else "num_experts")
-        expert = 3 * hidden * _whole(config, "moe_intermediate_size") + hidden  # with its row of the router
+        expert = 3 * hidden * _whole(config, "moe_intermediate_size") + hidden  # including its row of the router
     if sparse < layers:
         width = _whole(config, "intermediate_size")
         dense = 3 * hidden * width + (2 * width + hidden if config.get("mlp_bias") else 0)

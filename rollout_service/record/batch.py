@@ -1,10 +1,10 @@
-"""TrajectoryBatch: trajectories as the arrays that a training step wants.
+"""TrajectoryBatch: trajectories as arrays for a training step.
 
-Invariant: a row is a segment, and nothing is cut. Rows stand in the order of the trajectories, a trajectory's segments
-in their own order, and every token of every segment is in exactly one place. A trajectory without segments has no row.
+Invariant: a row is a segment, and nothing is cut. Rows are in the order of the trajectories, and within a trajectory in
+the order of its segments. Every token of every segment occurs exactly once. A trajectory without segments has no row.
 
-A trajectory with several segments (a template that rewrites history) gives several rows with one reward: a loss that
-counts every trajectory once weighs rows by `trajectory_index`.
+A trajectory with several segments (of a template that rewrites history) gives several rows with the same reward. A loss
+that counts every trajectory once must weight the rows by `trajectory_index`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class _Rows:
     """What padded and packed batches share: one entry per row."""
 
     lengths: Int32
-    """int32[rows]: tokens in the row."""
+    """int32[rows]: number of tokens in the row."""
     trajectory_index: Int32
-    """int32[rows]: position in the batch of the trajectory that the row belongs to."""
+    """int32[rows]: position in the batch of the row's trajectory."""
     group_index: Int32
-    """int32[rows]: number of its group, counted from 0 in order of first appearance in the batch."""
+    """int32[rows]: number of the trajectory's group, from 0 in order of first appearance in the batch."""
     rewards: Float32
-    """float32[rows]: reward of its trajectory; NaN when that was not scored."""
+    """float32[rows]: reward of the trajectory; NaN if it was not scored."""
     oldest_versions: Int32
-    """int32[rows]: oldest weight version in the row, see `TokenSegment.oldest_version`; -1 when nothing was sampled.
-    Below all of `weight_versions` where tokens were sampled over the keys and values of older weights."""
+    """int32[rows]: oldest weight version in the row, see `TokenSegment.oldest_version`; -1 if nothing was sampled.
+    It is below all of `weight_versions` if tokens were sampled over keys and values of older weights."""
 
     def to_torch(self) -> dict[str, torch.Tensor]:
-        """Every array as a CPU tensor of the same dtype, by name. Memory is shared where the array can be written.
+        """Every array as a CPU tensor of the same dtype, by name. It shares the array's memory if that is writable.
 
         Raises:
             ConfigError: torch is not installed.
@@ -60,7 +60,7 @@ class _Rows:
                 "to_torch() needs torch, which is not installed.", 'Run: pip install "tau2-rollout-service[torch]"'
             ) from error
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
-        # What comes out of Ray's object store is read-only, and a tensor cannot be.
+        # Arrays from Ray's object store are read-only, which a tensor cannot be.
         return {name: torch.from_numpy(a if a.flags.writeable else a.copy()) for name, a in arrays.items()}
 
 
@@ -84,7 +84,7 @@ class PaddedBatch(_Rows):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PackedBatch(_Rows):
-    """All rows end to end: row i is `[cu_seqlens[i]:cu_seqlens[i + 1]]` of each flat array."""
+    """All rows end to end. Row i is `[cu_seqlens[i]:cu_seqlens[i + 1]]` of each flat array."""
 
     token_ids: Int32
     """int32[total]."""
@@ -97,28 +97,28 @@ class PackedBatch(_Rows):
     position_ids: Int32
     """int32[total]: starts again at 0 with each row."""
     cu_seqlens: Int32
-    """int32[rows + 1]: where each row starts, and the total, as variable-length attention kernels want it."""
+    """int32[rows + 1]: start of each row, then the total, as variable-length attention kernels expect it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupStatistics:
-    """What group-relative advantages need, for each trajectory of a batch: of its group, over scored members only."""
+    """Statistics of each trajectory's group, over scored members only, for group-relative advantages."""
 
     mean: Float32
-    """float32[n]: mean reward; NaN when no member was scored."""
+    """float32[n]: mean reward; NaN if no member was scored."""
     std: Float32
-    """float32[n]: population standard deviation (divisor `scored`); NaN when no member was scored."""
+    """float32[n]: population standard deviation (divisor `scored`); NaN if no member was scored."""
     scored: Int32
-    """int32[n]: members that were scored."""
+    """int32[n]: number of scored members."""
 
 
 class TrajectoryBatch(Sequence[Trajectory]):
-    """Trajectories in the order in which they came."""
+    """Trajectories, in order of arrival."""
 
     def __init__(self, trajectories: Iterable[Trajectory]) -> None:
         """
         Raises:
-            ConfigError: something else than trajectories.
+            ConfigError: an item is not a trajectory.
         """
         self.trajectories = _listed(trajectories)
 
@@ -174,7 +174,7 @@ class TrajectoryBatch(Sequence[Trajectory]):
     def group_statistics(self) -> GroupStatistics:
         """Mean and deviation of each trajectory's group, aligned with the batch.
 
-        Trainers that divide by `scored - 1` get their deviation from `std * sqrt(scored / (scored - 1))`.
+        For the deviation with divisor `scored - 1`, use `std * sqrt(scored / (scored - 1))`.
         """
         group = self._group_index()
         rewards = self.rewards.astype(np.float64)
@@ -192,34 +192,34 @@ class TrajectoryBatch(Sequence[Trajectory]):
         )
 
     def advantages(self, *, scale: bool = True, epsilon: float = 1e-6) -> Float32:
-        """GRPO's advantage of each trajectory: reward minus its group's mean. A trajectory counts once, whatever its
-        segments; groups must be whole for the mean to be theirs.
+        """GRPO's advantage of each trajectory: its reward minus its group's mean. A trajectory counts once, with any
+        number of segments. Groups must be whole, or the mean is not theirs.
 
         Args:
-            scale: divide by the group's deviation plus `epsilon`; without, it is the advantage of Dr. GRPO.
+            scale: divide by the group's deviation plus `epsilon`. False gives the advantage of Dr. GRPO.
 
         Returns:
             float32[n]: NaN where a trajectory was not scored.
 
         Raises:
-            ConfigError: `scale` is no truth value, or `epsilon` outside 1e-12 to 1.
+            ConfigError: `scale` is not a truth value, or `epsilon` is outside 1e-12 to 1.
         """
         arguments.truth("scale", scale)
-        epsilon = arguments.number("epsilon", epsilon, 1e-12, 1.0)  # a number to float32, and smaller than rewards
+        epsilon = arguments.number("epsilon", epsilon, 1e-12, 1.0)  # not 0 in float32, and below the rewards' size
         statistics = self.group_statistics()
         centred = self.rewards - statistics.mean
         return centred / (statistics.std + np.float32(epsilon)) if scale else centred
 
     def padded(self, pad_token_id: int = 0, max_length: int | None = None) -> PaddedBatch:
-        """The batch as rectangles, padded on the right.
+        """The batch as rectangular arrays, padded on the right.
 
         Args:
             pad_token_id: token that fills up `token_ids`.
-            max_length: the longest row that the trainer takes. It bounds the rows and does not widen them.
+            max_length: longest row that the trainer accepts. Rows are not padded to it.
 
         Raises:
-            ConfigError: a segment is longer than `max_length`. Cutting it would train on half a conversation, so that
-                is left to the caller. Or `pad_token_id` is no token id.
+            ConfigError: a segment is longer than `max_length`, or `pad_token_id` is not a token id. A long segment is
+                not cut here, because that would train on half a conversation.
         """
         pad_token_id = arguments.whole("pad_token_id", pad_token_id, 0, arguments.MOST_TOKEN_ID)
         segments = self._segments()
@@ -250,7 +250,7 @@ class TrajectoryBatch(Sequence[Trajectory]):
         )
 
     def packed(self, max_length: int | None = None) -> PackedBatch:
-        """The batch without padding, rows end to end; `max_length` as in `padded`."""
+        """The batch without padding, rows end to end. `max_length` and errors are as in `padded`."""
         segments = self._segments()
         if max_length is not None:
             self._check_lengths(max_length)
@@ -320,8 +320,8 @@ def _concatenate(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) ->
 
 
 class IncompleteCollection(RolloutError):
-    """A collection did not come back whole. `batch` holds every scored or truncated trajectory that did, `failures`
-    the aborted ones, `missing` counts the episodes of which nothing came."""
+    """A collection did not come back whole. `batch` holds the trajectories that ended, `failures` the aborted ones, and
+    `missing` is the number of episodes of which nothing came."""
 
     def __init__(self, batch: TrajectoryBatch, failures: list[Trajectory], missing: int = 0, reason: str = "") -> None:
         total = len(batch) + len(failures) + missing

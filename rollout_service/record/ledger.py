@@ -1,7 +1,7 @@
 """TokenLedger: the append-only token record of one segment.
 
-Invariant: what the engine is sent at turn k+1 starts with what it was sent at turn k followed by what it sampled
-there. Nothing is ever removed, replaced, or encoded a second time, so what is trained is what was seen and sampled.
+Invariant: the input of turn k+1 starts with the input of turn k, followed by the tokens sampled in turn k. Nothing is
+ever removed, replaced or encoded again, so training sees exactly what the engine saw and sampled.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import CONTEXT_VERSION, TokenSegment, Turn
 
 BYTES_PER_TOKEN = 13
-"""Of memory: id, loss mask, log-prob and weight version."""
+"""Bytes of memory per token: id, loss mask, log-prob and weight version."""
 
 
 class TokenLedger:
-    """Collects context and policy tokens of one segment, in the order in which the engine sees them."""
+    """Collects the context and policy tokens of one segment, in the engine's order."""
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
-        """Open the segment with its prompt, int[n], n > 0; all of it context."""
+        """Open the segment with its prompt.
+
+        Args:
+            prompt_ids: int[n], n > 0. All of them are context tokens.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
         if len(prompt_ids) == 0:
             raise ValueError("a segment needs a prompt of at least one token")
         self._ids, self._mask, self._logprobs, self._versions = array("i"), array("B"), array("f"), array("i")
@@ -50,7 +57,7 @@ class TokenLedger:
         return self._turns
 
     def input_ids(self) -> npt.NDArray[np.int32]:
-        """What the engine is sent for the next turn: int32[n], a copy."""
+        """The engine's input for the next turn: int32[n], a copy."""
         return np.array(self._ids, dtype=np.int32)
 
     def append_context(self, token_ids: Sequence[int]) -> None:
@@ -60,7 +67,7 @@ class TokenLedger:
     def append_policy(
         self, generation: Generation, tool_calls: Sequence[str] = (), seconds: float = 0.0, unknown_tokens: int = 0
     ) -> Turn:
-        """Append one turn's sampled tokens (mask 1) with the log-probs and versions that the engine gave for them.
+        """Append one turn's sampled tokens (mask 1) with the engine's log-probs and versions.
 
         Raises:
             ValueError: the generation's three arrays differ in length, or it holds no token.
@@ -82,9 +89,9 @@ class TokenLedger:
         return turn
 
     def to_segment(self) -> TokenSegment:
-        """The record up to the last sampled token, as arrays: context after it was never sent to the engine.
+        """The record up to the last sampled token, as arrays. Context after it was never sent to the engine.
 
-        The ledger can go on growing; the segment does not follow it, but its turns are the same objects.
+        The ledger may grow later. The segment does not change then, but its turns are the same objects.
 
         Raises:
             ValueError: nothing was sampled yet.

@@ -1,7 +1,7 @@
 """Counts, means and intervals over trajectories.
 
-Invariant: a `Summary` holds numbers, and one text for each kind of fault. It forgets a trajectory as soon as it has
-counted it, so a stream of any length can be summarized, and an episode that was not scored is in no mean.
+Invariant: a `Summary` holds numbers, and one text for each kind of fault. It keeps no trajectory, so a stream of any
+length can be summarized. An episode without a score is in no mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rollout_service.errors import ConfigError
 from rollout_service.record.trajectory import Timing, Trajectory
 
 _Z = 1.959963984540054
-"""97.5th percentile of the normal distribution: two-sided 95%."""
+"""97.5th percentile of the normal distribution, for two-sided 95% intervals."""
 
 
 @dataclass(slots=True)
@@ -32,15 +32,15 @@ class DomainSummary:
 
     @property
     def mean_reward(self) -> float | None:
-        """Over scored episodes; None when there is none."""
+        """Mean over scored episodes. None: there is none."""
         return self.reward_sum / self.scored if self.scored else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% confidence interval of the mean reward, see `wilson_interval`; None when no episode was scored.
+        """95% confidence interval of the mean reward, see `wilson_interval`. None: no episode was scored.
 
-        It takes episodes as independent. Several episodes of one task are not quite, which makes it too narrow for a
-        claim about tasks that were not tried.
+        It assumes independent episodes. Episodes of the same task are not independent, so the interval is too narrow
+        for claims about tasks that were not tried.
         """
         return wilson_interval(self.reward_sum / self.scored, self.scored) if self.scored else None
 
@@ -57,25 +57,25 @@ class Summary:
     faults: Counter[str] = field(default_factory=Counter)
     """Episodes that a fault stopped for good, by its kind."""
     fault_texts: dict[str, str] = field(default_factory=dict)
-    """What the first fault of each kind said."""
+    """Text of the first fault of each kind."""
     retries: int = 0
-    """Attempts that a fault stopped and that were made again."""
+    """Attempts that a fault stopped and that were repeated."""
     policy_tokens: int = 0
     """Tokens that the policy sampled."""
     unknown_tokens: int = 0
-    """Of those, ids for which the tokenizer has no token."""
+    """Sampled ids for which the tokenizer has no token."""
     prompt_tokens: int = 0
     """Tokens that were sent to the engine, summed over turns, cached ones included."""
     cached_tokens: int = 0
-    """Of those, taken from the prefix cache."""
+    """Prompt tokens that came from the prefix cache."""
     malformed_calls: int = 0
     """Tool calls that could not be parsed."""
     turns: int = 0
     """Policy generations."""
     timing: Timing = field(default_factory=Timing)
-    """Seconds, summed over episodes: more than the wall time when they ran side by side."""
+    """Seconds, summed over episodes. More than the wall time if episodes ran in parallel."""
     user_cost_usd: float | None = 0.0
-    """US dollars spent on user simulation; None as soon as one episode's cost is not known."""
+    """US dollars spent on user simulation. None: one episode's cost is not known."""
 
     @property
     def scored(self) -> int:
@@ -115,7 +115,7 @@ class Summary:
 
 
 def summarize(trajectories: Iterable[Trajectory]) -> Summary:
-    """The summary of `trajectories`, which may be a generator: none is kept."""
+    """The summary of `trajectories`, which may be a generator. None of them is kept."""
     summary = Summary()
     for trajectory in trajectories:
         summary.add(trajectory)
@@ -125,9 +125,9 @@ def summarize(trajectories: Iterable[Trajectory]) -> Summary:
 def wilson_interval(mean: float, count: int) -> tuple[float, float]:
     """95% confidence interval of a mean of `count` values that each lie in [0, 1].
 
-    Wilson's score interval. For values of 0 and 1, which is what τ²-bench's rewards mostly are, it is the usual choice
+    This is Wilson's score interval. Most of τ²-bench's rewards are 0 or 1, and for such values it is the usual choice
     at small counts: it stays within [0, 1] and does not collapse at a mean of 0 or 1. Fractional values vary less than
-    0s and 1s of the same mean do, so for them it errs on the wide side.
+    0s and 1s with the same mean, so for them the interval is too wide rather than too narrow.
 
     Raises:
         ValueError: `mean` is outside [0, 1], or `count` is not positive.
@@ -141,14 +141,14 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
 
 
 def pass_hat_k(successes: Sequence[tuple[int, int]], k: int) -> float:
-    """pass^k: the chance that a task succeeds in all of k independent trials, averaged over tasks.
+    """pass^k: the probability that all of k independent trials of a task succeed, averaged over tasks.
 
     The unbiased estimator of τ-bench (arXiv 2406.12045): the share of a task's k-subsets of trials in which every
     trial succeeded, C(c, k) / C(n, k) for c successes in n trials.
 
     Args:
         successes: (trials, successes) of each task.
-        k: at least 1, at most the fewest trials that a task has.
+        k: from 1 to the smallest number of trials of any task.
 
     Raises:
         ConfigError: there is no task, a count is impossible, or a task has fewer than k trials.
