@@ -16,11 +16,11 @@ pytestmark = [sglang.needed, pytest.mark.timeout(300)]
 START = """
 import asyncio, json, sys
 from deploy.engines.sglang import SglangEngine
-from rollout_service.config import Policy
+from rollout_service.config import PolicyConfig
 from rollout_service.errors import ServiceError
 
 if __name__ == "__main__":
-    policy = Policy(engine="sglang", **json.loads(sys.argv[1]))
+    policy = PolicyConfig(engine="sglang", **json.loads(sys.argv[1]))
     try:
         asyncio.run(asyncio.to_thread(SglangEngine, policy))  # where a replica starts it: not in the main thread
     except ServiceError as error:
