@@ -31,6 +31,7 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import (
     ConfigError,
     EpisodeFault,
+    Fault,
     FaultKind,
     ServiceError,
     WeightError,
@@ -47,7 +48,7 @@ from rollout_service.policy.weights import (
     WeightUpdate,
     check_available,
 )
-from rollout_service.redaction import remember
+from rollout_service.redaction import keep_out_of_logs, remember, shows_secret
 
 _log = logs.logger(__name__)
 
@@ -82,6 +83,7 @@ class PolicyReplica:
             ServiceError: the service's fleet is gone, so the replica cannot know which weights to serve.
         """
         logs.configure(config.service.log_level)
+        keep_out_of_logs("ray.serve")  # Serve logs what a call raises, with its traceback
         start = time.monotonic()
         self._config = config
         self._has_fleet = has_fleet
@@ -129,6 +131,8 @@ class PolicyReplica:
         try:
             return await resumed(sample, input_ids, sampling)
         except Exception as error:
+            if shows_secret(error):  # the caller does not know this process's secrets, so it cannot redact them
+                raise EpisodeFault.of_fault(Fault.of(FaultKind.POLICY, error)) from None
             attach_origin(error)
             raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 from deploy import replica as module
 from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
-from rollout_service.errors import ServiceError, WeightError, last_cause
+from rollout_service.errors import EpisodeFault, FaultKind, ServiceError, WeightError, last_cause
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import DesiredState
 from rollout_service.policy.weights import (
@@ -25,6 +26,7 @@ from rollout_service.policy.weights import (
     StoredTensors,
     WeightUpdate,
 )
+from rollout_service.redaction import remember
 from tests.support.episodes import settings
 
 PROMPT = np.asarray([1, 2], dtype=np.int32)
@@ -204,6 +206,23 @@ async def test_a_programming_error_in_a_turn_is_marked_as_final_before_it_leaves
     with pytest.raises(TypeError) as raised:
         await turn(replica)
     assert raised.value.retryable is False
+
+
+async def test_an_error_that_shows_a_secret_of_the_replica_leaves_it_as_a_redacted_fault(engine, monkeypatch):
+    remember(key := "-".join(["battery", "horse"]))
+
+    async def broken(input_ids, sampling, info) -> Generation:
+        raise ConnectionError(f"the key {key} is refused")
+
+    replica = await started(monkeypatch)
+    engine.generate = broken
+    with pytest.raises(EpisodeFault) as raised:
+        await turn(replica)
+    fault = raised.value.fault
+    assert (fault.kind, fault.error, fault.retryable) == (FaultKind.POLICY, "ConnectionError", True)
+    assert fault.message == "the key [redacted] is refused"
+    assert "in broken" in fault.traceback
+    assert key not in "".join(traceback.format_exception(raised.value)) + fault.traceback
 
 
 async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_names_the_replica(
