@@ -1,4 +1,4 @@
-"""Compares a client's settings with those of the service that it attaches to.
+"""A client's settings beside those of the service that it attaches to.
 
 Invariant: a setting that the client sets equals the service's, or is sent with each of its collections, or is refused.
 For every other setting the service's value holds.
@@ -6,11 +6,13 @@ For every other setting the service's value holds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rollout_service.collecting.request import OF_SERVICE
+from rollout_service.collecting.request import OF_SERVICE, SELECTION, CollectionRequest
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ServiceError
+from rollout_service.config.sampling import Sampling
+from rollout_service.errors import ConfigError, RolloutError, ServiceError
 from rollout_service.redaction import shown
 
 _OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", "shuffle")} | {
@@ -52,3 +54,38 @@ def check_settings(own: RolloutConfig, running: RolloutConfig) -> None:
                 f"{shown(value, dotted)}.",
                 f"Attach without this setting, or {instead}.",
             )
+
+
+def collection_request(
+    own: RolloutConfig, running: RolloutConfig, selection: Mapping[str, Any], **counts: Any
+) -> CollectionRequest:
+    """The request of a client for a collection: what it asks for, over what its settings set.
+
+    Args:
+        own: the client's settings; `running`: the service's.
+        selection: fields of `SELECTION` by name; None sets nothing.
+        counts: the other fields: `n`, `group_size`, `groups_per_update`.
+
+    Raises:
+        RolloutError: an unknown name, or a field of the wrong type or out of range.
+    """
+    unknown = sorted(set(selection) - set(SELECTION))
+    if unknown:
+        raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
+    fields = chosen(own)
+    if selection.get("domain") is not None:
+        fields.pop("ids", None)  # they are tasks of the domain in the settings
+    fields |= {name: value for name, value in selection.items() if value is not None}
+    if "sampling" in fields:
+        fields["sampling"] = _sampling(running, fields["sampling"])
+    return CollectionRequest(**counts, **fields)
+
+
+def _sampling(running: RolloutConfig, given: Any) -> Sampling:
+    """The service's sampling settings, with those that a collection gives in their place."""
+    if isinstance(given, Sampling):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"sampling is {shown(given)}.", "Give a mapping, such as {'temperature': 0.7}.")
+    named = {f"policy.sampling.{name}": value for name, value in given.items()}
+    return running.with_overrides(named).policy.sampling

@@ -23,10 +23,8 @@ import rollout_service.twins as twins
 from rollout_service.cluster import answer, call
 from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.progress import CollectionProgress
-from rollout_service.collecting.request import SELECTION, CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
@@ -338,28 +336,12 @@ class RolloutClient:
     def _submit(
         self, n: int | None, group_size: int, selection: dict[str, Any], groups_per_update: int | None = None
     ) -> GroupStream:
-        unknown = sorted(set(selection) - set(SELECTION))
-        if unknown:
-            raise RolloutError(f"Unknown argument {', '.join(unknown)}.", f"Choose from {', '.join(SELECTION)}.")
-        chosen = attaching.chosen(self._settings)
-        if selection.get("domain") is not None:
-            chosen.pop("ids", None)
-        chosen |= {name: value for name, value in selection.items() if value is not None}
-        if "sampling" in chosen:
-            chosen["sampling"] = self._sampling(chosen["sampling"])
-        request = CollectionRequest(n=n, group_size=group_size, groups_per_update=groups_per_update, **chosen)
+        request = attaching.collection_request(
+            self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
+        )
         if not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
-
-    def _sampling(self, given: Any) -> Sampling:
-        """The service's sampling settings, with those that a collection gives in their place."""
-        if isinstance(given, Sampling):
-            return given
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"sampling is {shown(given)}.", "Give a mapping, such as {'temperature': 0.7}.")
-        named = {f"policy.sampling.{name}": value for name, value in given.items()}
-        return self.config.with_overrides(named).policy.sampling
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rollout_service import RolloutConfig
-from rollout_service.attaching import check_settings, chosen
-from rollout_service.errors import ServiceError
+from rollout_service.attaching import check_settings, chosen, collection_request
+from rollout_service.errors import ConfigError, RolloutError, ServiceError, TaskError
 
 
 def settings(**overrides):
@@ -70,3 +70,40 @@ def test_what_a_collection_may_choose_goes_with_each_of_them():
         "max_attempts": 1,
     }
     assert chosen(settings()) == {}
+
+
+def test_what_a_call_asks_for_stands_over_the_client_s_settings_and_those_over_the_service_s():
+    own = settings(tasks__domain="mock", tasks__ids=["create_task_1"], service__max_attempts=1)
+    service = settings(policy__sampling={"temperature": 0.7, "max_new_tokens": 900})
+
+    def request(**selection):
+        return collection_request(own, service, selection, n=4, group_size=2)
+
+    plain = request()
+    assert (plain.n, plain.group_size, plain.domain, plain.ids, plain.sampling) == (
+        4,
+        2,
+        "mock",
+        ["create_task_1"],
+        None,
+    )
+    assert request(domain=None, max_attempts=3).max_attempts == 3
+    other = request(domain="retail", split="test")
+    assert (other.domain, other.split, other.ids) == ("retail", "test", None), "the ids are tasks of another domain"
+    assert request(sampling={"temperature": 0.2}).sampling == service.policy.sampling.model_copy(
+        update={"temperature": 0.2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("selection", "error", "message"),
+    [
+        ({"temperature": 1.0}, RolloutError, r"Unknown argument temperature\. Choose from domain, split"),
+        ({"sampling": 0.5}, ConfigError, r"sampling is 0\.5"),
+        ({"sampling": {"temprature": 0.5}}, ConfigError, r"policy\.sampling\.temprature"),
+        ({"max_attempts": 0}, TaskError, "max_attempts"),
+    ],
+)
+def test_a_call_that_asks_for_what_there_is_not_is_refused_by_its_name(selection, error, message):
+    with pytest.raises(error, match=message):
+        collection_request(settings(), settings(), selection, n=2, group_size=1)
