@@ -1,10 +1,14 @@
 """A trajectory is plain JSON and back, and what it derives agrees with its arrays."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
+from typing import Any, cast, get_args, get_origin
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 
+import rollout_service.record.schema as schema
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.batch import TrajectoryBatch
@@ -35,6 +39,42 @@ def test_derived_counts_agree_with_the_arrays(trajectory: Trajectory) -> None:
     for segment in trajectory.segments:
         assert segment.prompt_length + segment.response_length == len(segment.token_ids)
         assert segment.loss_mask[: segment.prompt_length].sum() == 0
+
+
+def parts(hint: Any) -> Iterator[type]:
+    """The dataclasses that a record of this type is made of."""
+    inner, _ = schema.or_none(hint)
+    if dataclasses.is_dataclass(inner):
+        yield cast(type, inner)
+        for part in schema.hints(inner).values():
+            yield from parts(part)
+    elif get_origin(inner) is list:
+        yield from parts(get_args(inner)[0])
+
+
+def test_the_property_tests_draw_every_field_of_every_part() -> None:
+    drawn: dict[tuple[type, str], set[str]] = {
+        (cls, name): set() for cls in parts(Trajectory) for name in schema.hints(cls)
+    }
+
+    def note(value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            for name in schema.hints(type(value)):
+                part = getattr(value, name)
+                drawn[type(value), name].add(repr(schema.to_plain(part)))
+                note(part)
+        elif isinstance(value, list):
+            for item in value:
+                note(item)
+
+    @given(trajectories())
+    @settings(many, database=None, derandomize=True)
+    def draw(trajectory: Trajectory) -> None:
+        note(trajectory)
+
+    draw()
+    assert len(drawn) > 50
+    assert [f"{cls.__name__}.{name}" for (cls, name), values in drawn.items() if len(values) < 2] == []
 
 
 def test_types_are_restored_not_just_values() -> None:
