@@ -225,8 +225,8 @@ _LONGEST_CAUSE = 1000
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message, redacted; the error's name if the message is empty."""
-    return redact(str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of the error's message, redacted; the name of its class if the message is empty."""
+    return redact(str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def last_cause(text: str) -> str:

@@ -13,7 +13,7 @@ import aiohttp
 
 import rollout_service.logs as logs
 from rollout_service.config import PolicyConfig
-from rollout_service.errors import ConfigError, ServiceError
+from rollout_service.errors import ConfigError, ServiceError, first_line
 from rollout_service.policy.context import only_endpoint_knows
 from rollout_service.policy.patience import BUSY, LostTurnError, Patience
 from rollout_service.redaction import safe_cause
@@ -48,7 +48,7 @@ async def settled(policy: PolicyConfig, retry_seconds: float | None = None) -> P
         length = await Patience(seconds).retry_lost_turn(lambda: _context_length(url))
     except (aiohttp.ClientError, OSError) as error:
         raise ServiceError(
-            f"policy.url: {url} cannot be asked how many tokens it takes: {error or type(error).__name__}.",
+            f"policy.url: {url} cannot be asked how many tokens it takes: {first_line(error)}.",
             "Start it first, or set policy.context_length.",
         ) from safe_cause(error)
     if length is None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from rollout_service.background import BackgroundTasks
 from rollout_service.config.sampling import Sampling
+from rollout_service.errors import first_line
 from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.overlong import fitted
 from rollout_service.policy.patience import BUSY, DeadEngineError, LostTurnError, Patience
@@ -86,10 +87,10 @@ class SglangHttpPolicy:
                     raise ValueError(await _said(response, self._url))
                 part = from_answer(await response.json(content_type=None))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {error or type(error).__name__}")
+            raise LostTurnError from ConnectionError(f"{self._url} cannot be reached: {first_line(error)}")
         except (aiohttp.ClientError, OSError) as error:  # the engine had the turn
             self._abort(rid)
-            raise DeadEngineError(rid) from ConnectionError(f"{self._url} was lost: {error or type(error).__name__}")
+            raise DeadEngineError(rid) from ConnectionError(f"{self._url} was lost: {first_line(error)}")
         except asyncio.CancelledError:
             self._abort(rid)
             raise

@@ -29,7 +29,7 @@ from rollout_service.errors import (
     traceback_of,
 )
 from rollout_service.record.trajectory import UserUsage
-from rollout_service.redaction import redact, safe_cause
+from rollout_service.redaction import safe_cause
 from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tcp import check_listening
@@ -161,7 +161,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             self._usage.cost_usd += reply.cost or 0.0
 
     def _fault(self, error: Exception, requests: int) -> EpisodeFault:
-        text = redact(str(error)).split("\n")[0][:500].rstrip(". ")
+        text = first_line(error)[:500].rstrip(". ")
         remedy = self._remedy(error)
         return EpisodeFault(
             FaultKind.USER_SIMULATOR,
