@@ -11,7 +11,7 @@ import collections
 import contextlib
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
@@ -140,7 +140,8 @@ class Coordinator:
             if handout is not None:
                 return running.group(handout, self._version)
             if running.error is not None:
-                _log.warning("Collection %s failed %s: %s", collection_id, running.account, running.error)
+                if collection_id in self._collections:  # else it was cancelled, as its log line says
+                    _log.warning("Collection %s failed %s: %s", collection_id, running.account, running.error)
                 self._forget(collection_id)
                 raise running.error
             if running.collection.exhausted:
@@ -309,11 +310,13 @@ class Coordinator:
 
     async def _observe(self, summary: EpisodeSummary) -> None:
         """Where an endpoint outside the service serves the policy, only sampled tokens tell of new weights."""
-        if self._application is None and self._fleet is not None and summary.versions is not None:
-            newest = summary.versions[1]
-            if newest > self._version:
-                with contextlib.suppress(RayActorError):  # the fleet is gone
-                    await self._fleet.observe.remote(newest)
+        newest = summary.versions[1] if summary.versions is not None else 0
+        if self._application is not None or self._fleet is None or newest <= self._version:
+            return
+        try:
+            await self._fleet.observe.remote(newest)
+        except RayError:  # without the fleet, this actor is the only one that knows
+            await self.policy_changed(newest, self._paused)
 
     def _end(self, running: RunningCollection, error: RolloutError) -> None:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""

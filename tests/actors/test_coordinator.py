@@ -140,13 +140,27 @@ async def test_an_impossible_request_ends_its_collection_with_the_reason(start, 
 
 
 async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
-    coordinator = await start(scored, service__max_buffered_groups=1)
+    gate = asyncio.Event()
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        await gate.wait()
+        return scored(request)
+
+    coordinator = await start(play)
     submission = await coordinator.submit(CollectionRequest(n=9))
+    waiting = asyncio.ensure_future(coordinator.next_group(submission[0]))
+    await asyncio.sleep(0)
     with caplog.at_level("INFO"):
-        await coordinator.cancel_submitted(submission)
+        cancelling = asyncio.ensure_future(coordinator.cancel_submitted(submission))
+        with pytest.raises(ServiceError, match="The collection was cancelled"):
+            await waiting
+        assert not cancelling.done(), "two episodes still run"
+        gate.set()
+        await cancelling
     with pytest.raises(ServiceError, match="There is no collection"):
         await coordinator.next_group(submission[0])
-    assert "was cancelled after 0 s: " in said(caplog)
+    assert "was cancelled after 0 s: 0 of 9 episodes done" in said(caplog)
+    assert "WARNING" not in said(caplog), "a cancellation is no failure"
 
 
 async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and_status(start):
@@ -154,6 +168,17 @@ async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and
     await taken(coordinator)
     assert (await coordinator.status())["weight_version"] == 3
     assert await coordinator._fleet.weight_version.remote() == 3
+
+
+async def test_without_a_fleet_new_weights_of_an_endpoint_still_make_old_trajectories_late(start):
+    coordinator = await start(lambda request: scored(request, (1, 3)), None, **ENDPOINT)
+
+    async def dead(version: int) -> None:
+        raise RayActorError
+
+    coordinator._fleet = SimpleNamespace(observe=SimpleNamespace(remote=dead))
+    await taken(coordinator)
+    assert (await coordinator.status())["weight_version"] == 3
 
 
 async def test_what_the_fleet_says_is_in_the_status(start):
