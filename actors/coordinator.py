@@ -299,7 +299,9 @@ class Coordinator:
             final = isinstance(error.cause, RolloutError)
             if final:
                 self._end(running, error.cause)
-            fault = Fault.of(FaultKind.SERVICE, error, message=last_cause(str(error)), retryable=not final)
+            fault = Fault.of(
+                FaultKind.SERVICE, error, message=last_cause(str(error)), retryable=False if final else None
+            )
         except (RayActorError, KeyError) as error:
             self._scheduler.remove_actor(actor)
             self._pool.replace(actor, last_cause(str(error)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 import rollout_service.config.secrets as secrets
@@ -16,12 +17,14 @@ from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Tau2Error
+from rollout_service.errors import Tau2Error, attach_origin
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2.slots import Slots
 
 if TYPE_CHECKING:  # it needs τ², which `setup` imports in a thread
     from rollout_service.tau2.episode import EpisodeRunner
+
+_log = logs.logger(__name__)
 
 _GC_THRESHOLD = 10_000
 """Allocations between two collections of the youngest generation. Python's default of 700 is for small programs."""
@@ -53,8 +56,12 @@ class EnvironmentActor:
         Raises:
             RolloutError: the configuration cannot be used on this node: tokenizer, key variable or τ² package.
         """
+        begun = time.monotonic()
         secrets.receive(variables)
-        return await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
+        fingerprints = await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
+        domains, seconds = ", ".join(fingerprints), time.monotonic() - begun
+        _log.info("Ready for episodes of %s after %.1f s; slots: %d.", domains, seconds, self._config.service.slots)
+        return fingerprints
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
         import rollout_service.policy as policy
@@ -79,7 +86,11 @@ class EnvironmentActor:
             RolloutError: the request is impossible; another attempt would fail in the same way.
         """
         assert self._runner is not None, "setup comes first"
-        trajectory = await self._slots.run(self._runner, request)
+        try:
+            trajectory = await self._slots.run(self._runner, request)
+        except Exception as error:
+            attach_origin(error)
+            raise
         return EpisodeSummary.of(trajectory), trajectory
 
     async def places(self) -> dict[str, tuple[float, str]]:

@@ -149,9 +149,12 @@ _OUR_PACKAGES = {"rollout_service", "actors", "deploy"}
 
 def is_final(error: BaseException) -> bool:
     """Whether another attempt is bound to end the same, see this module's docstring."""
-    retryable = getattr(error, "retryable", None)
+    cause = _remote_cause(error)
+    retryable = getattr(cause, "retryable", None)
     if retryable is not None:
         return not retryable
+    if cause is not error:  # `attach_origin` would have marked it there
+        return False
     return isinstance(error, _PROGRAMMING_ERRORS) and _raised_in_our_code(error)
 
 

@@ -146,6 +146,13 @@ def test_what_was_final_in_another_process_is_final_here():
     assert not is_final(pickle.loads(pickle.dumps(passing)))
 
 
+def test_an_error_from_another_process_is_not_judged_by_where_this_one_waited_for_it():
+    error = RayTaskError("run", "a traceback", TypeError("half an answer")).as_instanceof_cause()
+    waiting = {"__name__": "actors.coordinator", "error": error}
+    exec("def work():\n    raise error", waiting)
+    assert not is_final(raised(waiting["work"]))
+
+
 def test_errors_of_the_caller_and_ends_of_episodes_are_no_faults():
     with pytest.raises(EpisodeEnd), boundary(FaultKind.POLICY):
         raise EpisodeEnd(TerminationReason.MAX_TURNS)
