@@ -139,6 +139,21 @@ async def test_an_impossible_request_ends_its_collection_with_the_reason(start, 
     assert (await coordinator.status())["collections"] == {}
 
 
+@pytest.mark.parametrize(("is_marked", "attempts"), [(True, 1), (False, 3)])
+async def test_an_error_that_an_environment_actor_marked_as_final_is_not_played_again(is_marked, attempts, start):
+    cause = TypeError("a programming error")
+    if is_marked:
+        cause.retryable = False
+
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        raise RayTaskError("run_episode", "Traceback", cause)
+
+    coordinator = await start(play)
+    [group] = await taken(coordinator, n=1)
+    assert group.summaries[0].fault.retryable is not is_marked
+    assert (await coordinator.status())["faults"] == {"service": attempts}
+
+
 async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
     gate = asyncio.Event()
 
