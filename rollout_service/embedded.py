@@ -1,7 +1,7 @@
 """Starts a service in the cluster that this process is connected to, and stops it.
 
 Invariant: the one module of the library that imports `deploy`, and it makes sure first that `deploy` and `actors` are
-the packages that were installed with the library, here and in Ray's workers.
+the packages that belong to the library, here and in Ray's workers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_packages() -> None:
                 f"The package {package} is missing beside {_HOME / 'rollout_service'}.",
                 "Install tau2-rollout-service again: its wheel brings the packages rollout_service, actors and deploy.",
             )
-        if not _same(found, ours):
+        if not _is_ours(found):
             raise _hidden(package, found, ours, "`import {package}` finds {found}")
         found = hiding(package, _searched_first_by_workers())
         if found is not None:
@@ -84,7 +84,7 @@ def check_packages() -> None:
 def hiding(package: str, folders: Sequence[str]) -> Path | None:
     """The file that `import` would take for the package if it searched these folders first; None: it takes ours."""
     spec = PathFinder.find_spec(package, list(folders))
-    if spec is None or spec.origin is None or _same(Path(spec.origin), _HOME / package / "__init__.py"):
+    if spec is None or spec.origin is None or _is_ours(Path(spec.origin)):
         return None  # without an origin it is a folder without __init__.py, which hides no package
     return Path(spec.origin)
 
@@ -106,8 +106,11 @@ def _searched_first_by_workers() -> list[str]:
     return [os.getcwd(), *([script] if script in sys.path else [])]
 
 
-def _same(found: Path, ours: Path) -> bool:
-    return found.exists() and ours.exists() and found.samefile(ours)
+def _is_ours(found: Path) -> bool:
+    """Whether the file is of the package beside this library, or beside another copy of it: whoever starts an installed
+    service inside a checkout has Ray's workers import all three packages from there."""
+    beside = found.parents[1] / "rollout_service" / Path(__file__).name
+    return found.name == "__init__.py" and beside.exists()
 
 
 def _hidden(package: str, found: Path, ours: Path, said: str) -> ServiceError:

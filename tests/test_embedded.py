@@ -68,6 +68,11 @@ def test_folders_that_are_no_packages_and_our_own_hide_nothing(tmp_path):
     assert embedded.hiding("deploy", [str(tmp_path)]) is None
     assert embedded.hiding("deploy", [str(ROOT)]) is None
     assert embedded.hiding("deploy", []) is None
+    checkout = tmp_path / "checkout"  # an installed service is started in one: the README's commands are
+    for name in ("deploy/__init__.py", "rollout_service/embedded.py"):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).write_text("")
+    assert embedded.hiding("deploy", [str(checkout)]) is None
     embedded.check_packages()
 
 
