@@ -150,7 +150,8 @@ async def test_an_error_that_an_environment_actor_marked_as_final_is_not_played_
 
     coordinator = await start(play)
     [group] = await taken(coordinator, n=1)
-    assert group.summaries[0].fault.retryable is not is_marked
+    [trajectory] = group.trajectories
+    assert trajectory.fault.retryable is not is_marked
     assert (await coordinator.status())["faults"] == {"service": attempts}
 
 
