@@ -1,7 +1,8 @@
-"""What a trainer may rely on: every trajectory that an adapter hands over passed these checks.
+"""The checks that every trajectory passes before an adapter gives it to a trainer.
 
-Invariant: a check changes nothing. It passes, or names the trajectory, the field, its value and the remedy. What it
-refuses would train without a word: on wrong token ids, a wrong baseline, or probabilities that no policy had.
+Invariant: a check changes nothing. It passes, or raises with the trajectory, the field, its value and the remedy. What
+it refuses would train without any error, but wrongly: on wrong token ids, a wrong baseline, or probabilities that no
+policy had.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.trajectory import TokenSegment, Trajectory
 
 Unscored = Literal["refuse", "mask"]
-"""What becomes of a trajectory that is not scored (`Trajectory.is_scored`). `refuse`: an error. `mask`: it keeps its
-place in its group, but its loss mask and its advantage are 0 and the group's mean leaves it out."""
+"""What happens to a trajectory without a score (`Trajectory.is_scored`). `refuse`: an error. `mask`: it keeps its place
+in its group, but its loss mask and its advantage are 0, and the group's mean leaves it out."""
 
 _MOST_MEMBERS = 1_000_000
-"""The largest group: a collection has no more episodes."""
+"""Largest group. A collection has no more episodes."""
 
 
 class TrainingDataError(RolloutError):
@@ -31,22 +32,22 @@ class TrainingDataError(RolloutError):
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """What `provenance.tokenizer_fingerprint` is for trajectories made with this fast tokenizer. Up to a second.
+    """The `provenance.tokenizer_fingerprint` of trajectories made with this fast tokenizer. Takes up to a second.
 
     Raises:
-        CodecError: it is no tokenizer that the service can use.
+        CodecError: the service cannot use the tokenizer.
     """
     return ChatCodec(copy.deepcopy(tokenizer)).tokenizer_fingerprint  # the codec switches padding off in its tokenizer
 
 
 def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = None) -> None:
-    """All tokens were made with one tokenizer, and it is the trainer's. An episode that never began has no tokens.
+    """Check that all tokens come from one tokenizer, the trainer's. An episode that never began has no tokens.
 
     Args:
-        expected: `tokenizer_fingerprint` of the trainer's tokenizer; None: any, as long as it is one.
+        expected: `tokenizer_fingerprint` of the trainer's tokenizer. None: any, but the same for all.
 
     Raises:
-        TrainingDataError: names the first that was not.
+        TrainingDataError: names the first trajectory with another tokenizer.
     """
     arguments.optional(arguments.text, "tokenizer_fingerprint", expected, "checks.tokenizer_fingerprint(tokenizer)")
     for trajectory in filter(lambda trajectory: trajectory.segments, trajectories):
@@ -62,12 +63,12 @@ def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = 
 
 
 def check_vocabulary(trajectories: Sequence[Trajectory], vocabulary_size: int | None = None) -> None:
-    """The trainer's model has a row for every token id. A model that was padded to a round number of rows can sample an
-    id that its tokenizer does not have.
+    """Check that the trainer's model has a row for every token id. A model that was padded to a round number of rows
+    can sample an id that its tokenizer does not have.
 
     Args:
-        vocabulary_size: rows of the trainer's embedding; None: as many as the tokenizer has ids. Records that do not
-            say how many that are then pass, unless an id is negative.
+        vocabulary_size: rows of the trainer's embedding. None: as many as the tokenizer has ids. A record that does not
+            say how many these are then passes, unless an id is negative.
 
     Raises:
         TrainingDataError: names the first id that is too large.
@@ -91,10 +92,10 @@ def check_vocabulary(trajectories: Sequence[Trajectory], vocabulary_size: int | 
 
 
 def check_logprobs(trajectories: Sequence[Trajectory]) -> None:
-    """Every sampled token has a log-prob.
+    """Check that every sampled token has a log-prob.
 
     Raises:
-        TrainingDataError: names the first segment where one is missing.
+        TrainingDataError: names the first segment in which one is missing.
     """
     for trajectory in trajectories:
         for number, segment in enumerate(trajectory.segments):
@@ -113,15 +114,15 @@ def check_logprobs(trajectories: Sequence[Trajectory]) -> None:
 
 
 def check_sampling(trajectories: Sequence[Trajectory]) -> None:
-    """All tokens were sampled at one temperature, each as its log-prob says: see `refuse_sampling`. What
-    `provenance.sampling` leaves out is `Sampling`'s default. An episode that never began has no tokens.
+    """Check that all tokens were sampled at one temperature and as their log-probs say, see `check_parameters`. What
+    `provenance.sampling` leaves out has `Sampling`'s default. An episode that never began has no tokens.
 
     Raises:
-        TrainingDataError: names the first that was sampled otherwise.
+        TrainingDataError: names the first trajectory that was sampled otherwise.
     """
     expected = None
     for trajectory in filter(lambda trajectory: trajectory.segments, trajectories):
-        refuse_sampling(f"{_named(trajectory)}: provenance.sampling", trajectory.provenance.sampling)
+        check_parameters(f"{_named(trajectory)}: provenance.sampling", trajectory.provenance.sampling)
         found = trajectory.provenance.sampling.get("temperature", 1.0)
         if expected is None:
             expected = found
@@ -133,12 +134,12 @@ def check_sampling(trajectories: Sequence[Trajectory]) -> None:
             )
 
 
-def refuse_sampling(name: str, sampling: Mapping[str, Any]) -> None:
-    """Log-probs are those of softmax(logits / temperature), over all tokens. Greedy tokens have no such distribution,
-    and top-p and top-k sample from another.
+def check_parameters(name: str, sampling: Mapping[str, Any]) -> None:
+    """Check that tokens sampled with these parameters fit their log-probs, which are those of softmax(logits /
+    temperature) over all tokens. Greedy tokens have no such distribution, and top-p and top-k sample from another.
 
     Args:
-        name: of the sampling parameters, for the error.
+        name: how the error names the parameters.
 
     Raises:
         TrainingDataError: names the parameter.
@@ -159,13 +160,13 @@ def refuse_sampling(name: str, sampling: Mapping[str, Any]) -> None:
 
 
 def check_groups(trajectories: Sequence[Trajectory], group_size: int | None = None) -> None:
-    """Every group is whole: a baseline over some of its members would be another one.
+    """Check that every group is whole. A baseline over only some of its members would be wrong.
 
     Args:
-        group_size: members that each group has; None: as many as its largest `sample_index` tells.
+        group_size: number of members of each group. None: as its largest `sample_index` says.
 
     Raises:
-        TrainingDataError: names the first group in which a member is missing, or is there twice.
+        TrainingDataError: names the first group in which a member is missing or occurs twice.
     """
     arguments.optional(arguments.whole, "group_size", group_size, 1, _MOST_MEMBERS)
     for name, members in TrajectoryBatch(trajectories).groups().items():
@@ -179,11 +180,11 @@ def check_groups(trajectories: Sequence[Trajectory], group_size: int | None = No
 
 
 def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> None:
-    """Every trajectory has a reward that says something about the policy, or may be masked.
+    """Check that every trajectory has a reward that says something about the policy, or may be masked.
 
     Raises:
-        TrainingDataError: names the first without.
-        ConfigError: `unscored` is no such word.
+        TrainingDataError: names the first trajectory without one.
+        ConfigError: `unscored` is unknown.
     """
     arguments.choice("unscored", unscored, get_args(Unscored))
     for trajectory in trajectories:
@@ -198,10 +199,10 @@ def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> Non
 
 
 def only_segment(trajectory: Trajectory) -> TokenSegment:
-    """The one segment, for trainers to which a sample is one prompt and one response.
+    """The only segment, for trainers whose samples are one prompt and one response.
 
     Raises:
-        TrainingDataError: there are none, or several.
+        TrainingDataError: there is none, or there are several.
     """
     if len(trajectory.segments) != 1:
         raise TrainingDataError(

@@ -1,7 +1,7 @@
-"""Prompt files for trainers that read their own: a row for each task.
+"""Prompt files for trainers that read their own: one row for each task.
 
-Invariant: a row names its task completely, so the tasks of several domains and splits can share a file. The prompt is
-only a label: what the policy sees is made where the episode runs, from τ²-bench's own task.
+Invariant: a row names its task completely, so tasks of several domains and splits can share a file. The prompt is only
+a label: what the policy sees is made where the episode runs, from τ²-bench's own task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import tasks
 
 AGENT_NAME = "tau2"
-"""Of the agent loop, in verl's rows and in its file of agent loops."""
+"""Name of the agent loop, in verl's rows and in its file of agent loops."""
 
 
 def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str], *, overwrite: bool = False) -> int:
@@ -32,7 +32,7 @@ def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str]
     The index is the task's position in its split.
 
     Returns:
-        Rows written.
+        Number of rows written.
 
     Raises:
         TaskError: unknown domain or split.

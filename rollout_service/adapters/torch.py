@@ -1,22 +1,21 @@
-"""Plain torch: groups from the service as a dataset, trajectories as the tensors of a policy-gradient loss.
+"""Plain torch: groups from the service as a dataset, trajectories as tensors for a policy-gradient loss.
 
 Invariant: what a loss reads is aligned with what the model predicts. Entry i of `target_ids`, `loss_mask`,
-`old_logprobs` and `weight_versions` speaks of the token that `logits[i]` predicts, which follows `input_ids[i]`. So
+`old_logprobs` and `weight_versions` belongs to the token that `logits[i]` predicts, which follows `input_ids[i]`. So
 
     logprobs = (logits / temperature).log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
     ratio = (logprobs - old_logprobs).exp()
 
-needs no further shift, padded or packed. `temperature` is that of `policy.sampling`, one for the whole batch. The last
-token of a row predicts nothing: its loss mask is 0.
+needs no further shift, padded or packed. `temperature` is that of `policy.sampling`, the same for the whole batch. The
+last token of a row predicts nothing, so its loss mask is 0.
 
     dataset = TrajectoryDataset(client, 256, group_size=8, domain="retail", split="train")
     collate = functools.partial(collate_padded, pad_token_id=tokenizer.pad_token_id, group_size=8)
     for tensors in DataLoader(dataset, batch_size=4, collate_fn=collate):  # 4 groups, 32 trajectories
         ...
 
-Copies: a trajectory's arrays are views of Ray's object store, which is read-only; torch can neither write there nor
-promise not to. Assembling the batch is the copy that has to be. Token ids are widened to int64 on top, because torch
-indexes with nothing less.
+Copies: a trajectory's arrays are views of Ray's object store, which is read-only, and torch has no read-only tensors.
+So assembling the batch copies them once. Token ids are also widened to int64, because torch indexes only with that.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ except ImportError:  # the dataset is then a plain iterable, which needs no torc
 
 
 class TrajectoryDataset(IterableDataset):  # type: ignore[misc]  # torch's classes are Any to mypy here
-    """Groups as they complete, each a list of trajectories by sample index. Each pass asks for a new collection; a pass
-    that is left early cancels what it did not take."""
+    """Groups as they complete, each a list of trajectories by sample index. Each pass asks for a new collection. A pass
+    that ends early cancels the rest of it."""
 
     def __init__(self, client: RolloutClient, n: int | None = None, *, group_size: int = 1, **selection: Any) -> None:
         """
         Args:
-            client: where to collect; the other arguments are those of its `stream`.
+            client: the client to collect with. The other arguments are those of its `stream`.
         """
         self._client = client
         self._arguments: dict[str, Any] = {"n": n, "group_size": group_size, **selection}
@@ -63,7 +62,7 @@ class TrajectoryDataset(IterableDataset):  # type: ignore[misc]  # torch's class
     def __iter__(self) -> Iterator[list[Trajectory]]:
         """
         Raises:
-            ConfigError: called in a worker of a DataLoader.
+            ConfigError: it runs in a worker of a DataLoader.
         """
         if get_worker_info() is not None:
             raise ConfigError(
@@ -85,11 +84,11 @@ def collate_padded(
     tokenizer_fingerprint: str | None = None,
     vocabulary_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Trajectories as rectangles, one row per segment, padded on the right to L, the longest.
+    """Trajectories as rectangular tensors, one row per segment, padded on the right to L, the longest row.
 
     Args:
         items: trajectories, or groups of them.
-        max_length: the longest row that the trainer takes; a longer one is an error, nothing is cut.
+        max_length: longest row that the trainer accepts. A longer one is an error; nothing is cut.
         group_size: see `check_groups`.
         scale: divide advantages by their group's deviation, see `TrajectoryBatch.advantages`.
         unscored: what to do with a trajectory without a reward.
@@ -100,18 +99,18 @@ def collate_padded(
         CPU tensors by name, all writable.
 
         * `input_ids`, `position_ids`, `attention_mask`: int64[rows, L]
-        * `target_ids`: int64[rows, L], the token that follows; `pad_token_id` where none does
-        * `loss_mask`: bool[rows, L], the policy sampled that token
-        * `old_logprobs`: float32[rows, L], the log-prob with which it did; 0 where the loss mask is 0
-        * `weight_versions`: int32[rows, L], the weights with which it did; -1 where the loss mask is 0
+        * `target_ids`: int64[rows, L], the next token; `pad_token_id` if there is none
+        * `loss_mask`: bool[rows, L], whether the policy sampled that token
+        * `old_logprobs`: float32[rows, L], its log-prob; 0 where the loss mask is 0
+        * `weight_versions`: int32[rows, L], version of the weights that sampled it; -1 where the loss mask is 0
         * `advantages`, `rewards`: float32[rows]; an unscored row has advantage 0 and reward NaN
         * `oldest_versions`: int32[rows], oldest weights in the row, see `TokenSegment.oldest_version`; -1 for none
-        * `lengths`, `trajectory_index`, `group_index`: int64[rows]. A trajectory of several segments has several rows
-          with one advantage: a loss that averages over trajectories goes by `trajectory_index`.
+        * `lengths`, `trajectory_index`, `group_index`: int64[rows]. A trajectory with several segments has several
+          rows with the same advantage. A loss that averages over trajectories must use `trajectory_index`.
 
     Raises:
-        TrainingDataError: no reward, a group that is not whole, mixed tokenizers, a token id that the model has no row
-            for, a missing log-prob, or sampling that no importance ratio fits, see `checks.check_sampling`.
+        TrainingDataError: a missing reward or log-prob, a group that is not whole, mixed tokenizers, a token id for
+            which the model has no row, or sampling without importance ratios, see `checks.check_sampling`.
         ConfigError: a segment is longer than `max_length`, or torch is not installed.
     """
     batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
@@ -133,13 +132,13 @@ def collate_packed(
     tokenizer_fingerprint: str | None = None,
     vocabulary_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Trajectories end to end, without padding. Arguments and errors as `collate_padded`.
+    """Trajectories end to end, without padding. Arguments and errors are those of `collate_padded`.
 
     Returns:
-        As `collate_padded`, with [total] for [rows, L] and 0 for `pad_token_id`; instead of `attention_mask`:
+        As `collate_padded`, with [total] for [rows, L] and 0 for `pad_token_id`. Instead of `attention_mask`:
 
-        * `cu_seqlens`: int32[rows + 1], where each row starts, and the total, as variable-length attention wants it
-        * `row_index`: int64[total], the row of each token: `advantages[row_index]` is per token
+        * `cu_seqlens`: int32[rows + 1], start of each row, then the total, as variable-length attention expects it
+        * `row_index`: int64[total], the row of each token; `advantages[row_index]` is per token
     """
     batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
     arrays = batch.packed(max_length)
@@ -173,7 +172,7 @@ def _admitted(
 
 
 def _tensors(batch: TrajectoryBatch, arrays: PaddedBatch | PackedBatch, scale: bool) -> dict[str, torch.Tensor]:
-    """What padded and packed share as it stands."""
+    """The tensors that padded and packed batches have in common."""
     advantages = np.nan_to_num(batch.advantages(scale=scale))[arrays.trajectory_index]
     return {
         "input_ids": _tensor(arrays.token_ids, np.int64),
@@ -188,12 +187,12 @@ def _tensors(batch: TrajectoryBatch, arrays: PaddedBatch | PackedBatch, scale: b
 
 
 def _predicted(arrays: PaddedBatch | PackedBatch, scored: Any, row_ends: Any, no_token: int) -> dict[str, torch.Tensor]:
-    """What a loss reads, moved to the place of the logits that predict it.
+    """The tensors that a loss reads, each entry moved to the position of the logits that predict it.
 
     Args:
-        scored: bool, fits the arrays' shape: False where nothing is to be learned.
-        row_ends: index of the last place of each row, after which come padding or the next row.
-        no_token: id that stands where nothing follows.
+        scored: bool, broadcasts to the arrays' shape. False where nothing is to be learned.
+        row_ends: index of the last position of each row, before padding or the next row.
+        no_token: id for positions after which no token follows.
     """
 
     def moved(array: Any, filler: float) -> Any:
@@ -211,7 +210,7 @@ def _predicted(arrays: PaddedBatch | PackedBatch, scored: Any, row_ends: Any, no
 
 
 def _tensor(array: Any, dtype: Any) -> torch.Tensor:
-    """A tensor on the array's memory where it is of that type already; every array here was made here."""
+    """The array as a tensor. It shares the memory of an array that has this type already, which this module made."""
     try:
         import torch
     except ImportError as error:

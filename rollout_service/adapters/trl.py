@@ -47,7 +47,7 @@ Weights = Callable[[Any], Mapping[str, Any]]
 
 
 def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> list[dict[str, str]]:
-    """Rows for a `datasets.Dataset`, one per task. The prompt is the task's name: the service renders the real one.
+    """Rows for a `datasets.Dataset`, one per task. The prompt is the task's name; the service renders the real one.
 
     Raises:
         TaskError: unknown domain, split or id; lists the valid ones.
@@ -59,8 +59,8 @@ def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> 
 
 
 def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | None = None, **_: Any) -> list[Any]:
-    """TRL's reward function: the official evaluator's reward of each trajectory; None, which TRL leaves out, where an
-    unscored one was masked.
+    """TRL's reward function: the official evaluator's reward of each trajectory. It is None, which TRL leaves out, for
+    a masked trajectory without a score.
 
     Raises:
         TrainingDataError: the completions do not come from `rollout_func`.
@@ -77,13 +77,14 @@ def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | Non
 def rollout_func(
     client: RolloutClient, *, unscored: Unscored = "refuse", weights: Weights | None = None
 ) -> RolloutFunc:
-    """What GRPOTrainer calls for completions.
+    """Make the function that GRPOTrainer calls for completions.
 
     Args:
-        unscored: what becomes of an episode that has no reward after all attempts: `refuse` ends the training, `mask`
-            gives TRL a completion that teaches nothing.
-        weights: gives the tensors for `client.update_weights` from the unwrapped model, called on every process; None:
-            its `state_dict()`. Sharded models and adapters (FSDP, ZeRO-3, LoRA) need one that gathers and merges.
+        unscored: what happens to an episode that has no reward after all attempts: `refuse` ends the training, `mask`
+            gives TRL a completion that is not trained on.
+        weights: makes the tensors for `client.update_weights` from the unwrapped model; called on every process. None:
+            the model's `state_dict()`. Sharded models and adapters (FSDP, ZeRO-3, LoRA) need one that gathers and
+            merges.
 
     Returns:
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
@@ -91,7 +92,7 @@ def rollout_func(
         `rollout_reward` and `trajectory_id`, which it passes to the reward functions. It raises `TrainingDataError`
         for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, a token id
         that its model has no row for, more than one segment, or sampling that no importance ratio fits (see
-        `checks.refuse_sampling`), and `ConfigError` for settings that would make the log-probs another policy's, and
+        `checks.check_parameters`), and `ConfigError` for settings that would make the log-probs another policy's, and
         where the processes' clients are of several services.
     """
     arguments.choice("unscored", unscored, get_args(Unscored))
@@ -119,13 +120,14 @@ def rollout_func(
 
 
 class _Weights:
-    """Gives the service the trainer's weights, whenever an optimizer step has changed them."""
+    """Gives the trainer's weights to the service after an optimizer step changed them."""
 
     def __init__(self, client: RolloutClient, weights: Weights) -> None:
         self._client = client
         self._weights = weights
         self._step: int | None = None
-        """Of the weights that the service has; None: those it started with, which may be any."""
+        """Optimizer step of the weights that the service has. None: it has the weights it started with, which may be
+        any."""
 
     def __call__(self, trainer: Any) -> None:
         step = trainer.state.global_step
@@ -134,10 +136,10 @@ class _Weights:
         accelerator = trainer.accelerator
         tensors = self._weights(accelerator.unwrap_model(trainer.model))
         before = self._client.weight_version()
-        accelerator.wait_for_everyone()  # all have read the version before it moves
+        accelerator.wait_for_everyone()  # every process has read the version before it changes
         if accelerator.is_main_process:
             self._client.update_weights(tensors)
-        accelerator.wait_for_everyone()  # nobody may ask for episodes before
+        accelerator.wait_for_everyone()  # no process may ask for episodes before the update
         if self._client.weight_version() == before:
             raise ConfigError(
                 f"The trainer's weights did not reach this process's service: process {accelerator.process_index} of "
@@ -154,11 +156,11 @@ def _check_settings(client: RolloutClient, trainer: Any) -> None:
         raise ConfigError(
             "policy.engine is 'scripted': it has no weights to train.", "Serve the model: transformers or sglang."
         )
-    checks.refuse_sampling("policy.sampling", policy.sampling.model_dump())
+    checks.check_parameters("policy.sampling", policy.sampling.model_dump())
     for name, theirs in (
         ("temperature", trainer.temperature),
         ("top_p", trainer.top_p),
-        ("top_k", trainer.top_k or -1),  # TRL's word for no limit is 0
+        ("top_k", trainer.top_k or -1),  # TRL's value for no limit is 0
     ):
         if (ours := getattr(policy.sampling, name)) != theirs:
             raise ConfigError(
@@ -169,7 +171,7 @@ def _check_settings(client: RolloutClient, trainer: Any) -> None:
 
 
 def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:
-    """A trajectory for each prompt, in order. Tasks that are asked for equally often share a collection; all
+    """A trajectory for each prompt, in order. Tasks with equal numbers of prompts share a collection, and all
     collections run at the same time."""
     tasks = [_named_task(prompt) for prompt in asked]
     wanted = Counter(tasks)
@@ -222,7 +224,7 @@ def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
 
 def _embedding_rows(trainer: Any) -> int | None:
     config: Any = getattr(trainer.model, "config", None)
-    if hasattr(config, "get_text_config"):  # a model that also sees keeps the number in there
+    if hasattr(config, "get_text_config"):  # a vision model keeps the number there
         config = config.get_text_config()
     rows: int | None = getattr(config, "vocab_size", None)
     return rows
@@ -233,7 +235,7 @@ def _tokenizer(trainer: Any) -> Any:
 
 
 def _named_task(prompt: Any) -> tuple[str, str, str]:
-    """Domain, split and id of the task that a row of `prompts` names. An id may hold a slash itself."""
+    """Domain, split and id of the task that a row of `prompts` names. An id may contain slashes."""
     parts = prompt.split("/", 2) if isinstance(prompt, str) else []
     if len(parts) != 3:
         raise TrainingDataError(

@@ -57,7 +57,7 @@ KEY = r"\b(sk|key)[-_][\w-]{8,}"
 )
 def test_what_would_train_wrongly_is_refused_with_the_flag_s_name(fields, said):
     with pytest.raises(ConfigError, match=said):
-        slime_settings.check(slime.make_args(**fields))
+        slime_settings.check_arguments(slime.make_args(**fields))
 
 
 AS_SLIME_FILLS_IN = {
@@ -84,7 +84,7 @@ AS_SLIME_FILLS_IN = {
     ],
 )
 def test_what_a_run_script_sets_is_accepted(fields):
-    slime_settings.check(slime.make_args(**fields))
+    slime_settings.check_arguments(slime.make_args(**fields))
 
 
 def test_the_policy_is_behind_slime_s_router_with_the_checkpoint_s_tokenizer():
@@ -189,7 +189,7 @@ def test_the_command_line_writes_prompts(tmp_path, capsys):
 def test_the_settings_of_a_run_are_accepted(variant):
     custom = yaml.safe_load((DEPLOY / f"{variant}.yaml").read_text())
     args = slime.make_args(**custom)
-    slime_settings.check(args)
+    slime_settings.check_arguments(args)
     config = slime_settings.service_config(args)
     assert config.user_kind == "llm"
 

@@ -1,7 +1,7 @@
-"""slime: its hooks, filled by this service's τ² episodes. Tested against slime 0.3.1.
+"""slime's hooks, filled with this service's τ² episodes. Tested against slime 0.3.1.
 
-Invariant: whatever happens to an episode, slime gets a sample that it can count and that says the truth: its reward is
-the official evaluator's, or it is an aborted placeholder that is not trained on. slime's event loop only waits.
+Invariant: whatever happens to an episode, slime gets a sample that it can count. Its reward is the official
+evaluator's, or it is an aborted placeholder that is not trained on. slime's event loop only waits.
 
 | slime's flag | here |
 |---|---|
@@ -39,7 +39,7 @@ from rollout_service.record.trajectory import Trajectory
 _log = logs.logger(__name__)
 
 _STOP_POLL_SECONDS = 0.25
-"""How late an episode may notice that slime has enough samples."""
+"""Longest time until an episode notices that slime has enough samples."""
 
 
 async def generate(args: Any, sample: Any, sampling_params: dict[str, Any], evaluation: bool = False) -> Any:
@@ -47,16 +47,16 @@ async def generate(args: Any, sample: Any, sampling_params: dict[str, Any], eval
 
     Args:
         sample: its metadata names the task, see `prepare_data`; its index seeds the episode.
-        sampling_params: of every turn.
-        evaluation: give one sample even of an episode with several, so that its reward counts once.
+        sampling_params: parameters of every turn.
+        evaluation: return only one sample, even of an episode with several, so that its reward counts once.
 
     Returns:
-        slime's `Sample`; where `policy.history` is `template` a list, one for each segment. An episode without a reward
-        is an aborted placeholder: for training with reward 0, which `reward_post_process` leaves out; for evaluation
-        with reward NaN, because slime would average it in (`generate_rollout` leaves it out instead).
+        slime's `Sample`; with `policy.history: template` a list with one sample for each segment. An episode without a
+        reward becomes an aborted placeholder. Its reward is 0 in training, where `reward_post_process` leaves it out,
+        and NaN in evaluation, because slime would average a number in (`generate_rollout` leaves it out instead).
 
     Raises:
-        RolloutError: the episode cannot be played at all: settings, task, tokenizer, router, service.
+        RolloutError: the episode cannot be played at all, because of settings, task, tokenizer, router or service.
     """
     service = await slime_service.running(args)
     task, seed = slime_settings.task_of(sample), _seed(args, sample.index)
@@ -69,9 +69,9 @@ async def generate(args: Any, sample: Any, sampling_params: dict[str, Any], eval
 def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> Any:
     """slime's `--rollout-function-path` and `--eval-function-path`: a whole batch, group by group.
 
-    For training it takes prompts from the data source until `rollout_batch_size` groups are kept, by
-    `--dynamic-sampling-filter-path` if that is set, and then ends what still runs. For evaluation it plays every prompt
-    of `args.eval_datasets` (JSONL of `prepare_data`) `n_samples_per_eval_prompt` times.
+    For training it takes prompts from the data source until `rollout_batch_size` groups are kept (by
+    `--dynamic-sampling-filter-path`, if that is set), and then ends the episodes that still run. For evaluation it
+    plays every prompt of `args.eval_datasets` (JSONL files of `prepare_data`) `n_samples_per_eval_prompt` times.
 
     Returns:
         slime's `RolloutFnTrainOutput`: groups by index, each of `n_samples_per_prompt` samples (or lists of them). Or
@@ -80,8 +80,8 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
         `metrics` has the number of such episodes and prompts.
 
     Raises:
-        RolloutError: as `generate`; or slime asks for what only its own loop does, or every prompt of a data set was
-            left out.
+        RolloutError: as `generate`; or slime asks for something that only its own loop does, or every prompt of a data
+            set was left out.
     """
     slime_settings.check_rollout(args, evaluation)
     return asyncio.run(_evaluate(args) if evaluation else _train(args, data_source))
@@ -93,12 +93,12 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 async def _unless_stopped(
     episode: Coroutine[Any, Any, list[Trajectory]], args: Any, evaluation: bool
 ) -> list[Trajectory] | None:
-    """The episode's outcome; None if slime stopped the rollout first, which ends the episode.
+    """The episode's trajectories. None: slime stopped the rollout first, which ends the episode.
 
-    slime cancels nothing: it sets a flag, aborts what its engines run until they are idle, and waits for every
-    `generate` (`abort`, `slime/rollout/sglang_rollout.py`). An episode that did not see the flag would go on to its
-    end and keep the engines busy. This returns when the episode asks nothing more of them: slime then puts them to
-    sleep, or changes their weights.
+    slime cancels nothing. It sets a flag, aborts its engines' requests until they are idle, and waits for every
+    `generate` (`abort`, `slime/rollout/sglang_rollout.py`). An episode that did not see the flag would continue and
+    keep the engines busy. This function returns when the episode sends them nothing more. slime then puts them to sleep
+    or changes their weights.
     """
     task = asyncio.ensure_future(episode)
     try:
@@ -114,7 +114,7 @@ async def _unless_stopped(
 
 
 def _stopped(args: Any) -> bool:
-    """slime's own flag. Its module is loaded, and its state made, if it is slime's loop that called."""
+    """Whether slime set its flag. If slime's loop called us, its module is loaded and its state exists."""
     module = sys.modules.get("slime.rollout.sglang_rollout")
     return module is not None and bool(module.GenerateState(args).aborted)
 
@@ -132,7 +132,7 @@ def _evaluated(sample: Any, trajectory: Trajectory) -> Any:
 
 
 def _seed(args: Any, number: int | None) -> int:
-    """Differs between samples (or groups) and runs; the same run repeats its episodes."""
+    """An episode seed that differs between samples (or groups) and runs. The same run repeats its episodes."""
     return (int(getattr(args, "rollout_seed", 0)) << 32) + (number or 0)
 
 
@@ -177,7 +177,7 @@ async def _train(args: Any, data_source: Any) -> Any:
         for task in pending:
             task.cancel()
         if pending:
-            await asyncio.wait(pending)  # nothing may reach the engines when slime has its samples
+            await asyncio.wait(pending)  # nothing may reach the engines once slime has its samples
     kept = sorted(kept[:wanted], key=_first_index)
     if filter_samples := _hook(args, "rollout_sample_filter_path"):
         filter_samples(args, kept)
@@ -194,7 +194,7 @@ async def _group(args: Any, service: Service, group: list[Any], how: Sampling) -
 
 
 def _rejected(args: Any, group: list[Any], insufficient: bool) -> str | None:
-    """Why slime's filter drops the group; None if it stays. `insufficient`: without it the batch would be short."""
+    """Why slime's filter drops the group. None: it is kept. `insufficient`: without it the batch would be too small."""
     keep = _hook(args, "dynamic_sampling_filter_path")
     verdict = True if keep is None else keep(args, group)
     if getattr(verdict, "keep", verdict) or (insufficient and getattr(verdict, "keep_when_insufficient", False)):
@@ -216,7 +216,7 @@ def _hook(args: Any, name: str) -> Any:
 
 async def _evaluate(args: Any) -> Any:
     datasets = getattr(args, "eval_datasets", None) or []
-    sampled = [slime_settings.evaluation_sampling(dataset) for dataset in datasets]  # all, before one is played
+    sampled = [slime_settings.evaluation_sampling(dataset) for dataset in datasets]  # all, before any is played
     service = await slime_service.running(args)
     data, metrics = {}, {}
     for dataset, how in zip(datasets, sampled, strict=True):

@@ -1,7 +1,7 @@
 """Rewards of a slime batch: normalised by group, and which groups are worth training on.
 
-Invariant: an episode counts once, however many samples its segments give, and one without a reward counts not at all.
-slime's own normalisation counts by position: a batch with siblings or missing samples is one group to it
+Invariant: an episode counts once, however many samples its segments give. An episode without a reward does not count.
+slime's own normalisation counts by position, so it takes a batch with siblings or missing samples for one group
 (`_post_process_rewards` in `slime/ray/rollout.py`, 0.3.1).
 """
 
@@ -30,27 +30,28 @@ def reward_post_process(args: Any, samples: list[Any]) -> tuple[list[float], lis
     """slime's `--custom-reward-post-process-path`.
 
     Args:
-        args: `advantage_estimator`, `rewards_normalization`, `grpo_std_normalization` and `n_samples_per_prompt` count.
+        args: slime's; `advantage_estimator`, `rewards_normalization`, `grpo_std_normalization` and
+            `n_samples_per_prompt` are used.
         samples: the flat batch, in any order.
 
     Returns:
-        Two floats for each sample, in order. The raw reward, for slime's logs: of a sample without one the mean of the
-        batch's scored samples, so that the logged mean is theirs. And what is trained with: for the estimators above,
-        reward minus the group's mean, over (the group's deviation, divisor n - 1, plus 1e-6) for all but the last; of a
-        sample without a reward 0.
+        Two lists of floats, in the samples' order. First the raw rewards, for slime's logs; a sample without a reward
+        gets the mean of the batch's scored samples, so that the logged mean is theirs. Second the values to train with:
+        for the estimators above the reward minus the group's mean, divided for all but the last of them by the group's
+        deviation (divisor n - 1) plus 1e-6; 0 for a sample without a reward.
 
     Raises:
-        TrainingDataError: log-probs on some samples only, a group of other than n_samples_per_prompt episodes, or no
-            episode with a reward.
+        TrainingDataError: only some samples have log-probs, a group does not have n_samples_per_prompt episodes, or no
+            episode has a reward.
     """
-    _refuse_half_logprobs(samples)
+    _check_logprobs(samples)
     scored = [is_scored(sample) for sample in samples]
     rewards = [_reward(args, sample) if there else 0.0 for sample, there in zip(samples, scored, strict=True)]
     known = [reward for reward, there in zip(rewards, scored, strict=True) if there]
     if not known:
         raise TrainingDataError(
             f"None of the {len(samples)} samples has a reward: {_faults(samples) or 'all were cancelled'}.",
-            "Mend what the faults name; no step should be trained on nothing.",
+            "Fix what the faults name. A step without any reward would train on nothing.",
         )
     mean = float(np.mean(known))
     raw = [reward if there else mean for reward, there in zip(rewards, scored, strict=True)]
@@ -67,11 +68,11 @@ def reward_post_process(args: Any, samples: list[Any]) -> tuple[list[float], lis
 
 
 def keep_informative(args: Any, samples: list[Any], **_: Any) -> Any:
-    """slime's `--dynamic-sampling-filter-path`: keeps a group if its rewards differ. Unlike slime's own, it takes
+    """slime's `--dynamic-sampling-filter-path`: keeps a group if its rewards differ. Unlike slime's own, it accepts
     groups in which an episode is a list of samples.
 
     Returns:
-        slime's `DynamicFilterOutput`; the reason says which reward all had, or that fewer than two were scored.
+        slime's `DynamicFilterOutput`. The reason is the reward that all had, or that fewer than two were scored.
     """
     rewards = {episode_key(sample): _reward(args, sample) for sample in flat(samples) if is_scored(sample)}
     output = types().filter_output
@@ -84,7 +85,7 @@ def keep_informative(args: Any, samples: list[Any], **_: Any) -> Any:
 
 def report(args: Any, all_groups: list[Any], data_source: Any) -> None:
     """slime's `--rollout-all-samples-process-path`: logs outcomes, rewards by domain and faults of a whole rollout,
-    what a filter dropped included."""
+    including the groups that a filter dropped."""
     episodes = list({episode_key(sample): sample for sample in flat(all_groups)}.values())
     about = [sample.metadata.get(METADATA, {}) for sample in episodes]
     rewards: dict[str, list[float]] = defaultdict(list)
@@ -105,7 +106,7 @@ def report(args: Any, all_groups: list[Any], data_source: Any) -> None:
 def _group_statistics(
     args: Any, samples: list[Any], rewards: list[float], scored: list[bool]
 ) -> dict[int, tuple[float, float]]:
-    """By group index: mean and deviation of its episodes' rewards; 0 and 0 where none has one."""
+    """Mean and deviation of the rewards, by group index. Both are 0 if no episode of the group has a reward."""
     groups: dict[int, dict[Any, float | None]] = defaultdict(dict)
     for sample, reward, there in zip(samples, rewards, scored, strict=True):
         groups[sample.group_index][episode_key(sample)] = reward if there else None
@@ -125,7 +126,7 @@ def _statistics(rewards: list[float]) -> tuple[float, float]:
     return float(np.mean(rewards)), float(np.std(rewards, ddof=1)) if len(rewards) > 1 else 0.0
 
 
-def _refuse_half_logprobs(samples: list[Any]) -> None:
+def _check_logprobs(samples: list[Any]) -> None:
     without = [sample.index for sample in samples if sample.rollout_log_probs is None]
     if without and len(without) < len(samples):
         raise TrainingDataError(
@@ -152,7 +153,7 @@ def _reward(args: Any, sample: Any) -> float:
 
 
 def _faults(samples: list[Any]) -> str:
-    """How often which fault, the most frequent first."""
+    """The three most frequent faults, with their counts."""
     faults = [(sample.metadata or {}).get(METADATA, {}).get("fault") for sample in samples]
     counted = Counter(f"{fault['kind']}: {fault['message']}" for fault in faults if fault)
     return "; ".join(f"{count} × {text}" for text, count in counted.most_common(3))

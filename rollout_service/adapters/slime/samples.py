@@ -1,13 +1,13 @@
 """Trajectories as slime's samples. Pure: no Ray, no slime.
 
-Invariant: one sample per segment, and nothing is cut. `tokens` is the segment as the engine saw and sampled it, its
-last `response_length` tokens are what follows the opening prompt, and `loss_mask` and `rollout_log_probs` are aligned
-with those. `weight_versions` has one entry a turn, the oldest of its tokens' versions and of the keys and values that
-they were computed over: staleness that is counted from it is never too small. Every sample has log-probs: slime decides
-from a batch's first one whether all have them (`slime/ray/rollout.py`).
+Invariant: one sample per segment, and nothing is cut. `tokens` is the segment as the engine saw and sampled it. Its
+last `response_length` tokens follow the opening prompt, and `loss_mask` and `rollout_log_probs` are aligned with them.
+`weight_versions` has one entry per turn: the oldest version of its tokens and of the keys and values behind them, so
+staleness counted from it is never too small. Every sample has log-probs, because slime decides from a batch's first
+sample whether all have them (`slime/ray/rollout.py`).
 
-An episode that is not scored (a fault of the infrastructure, a cancellation, the wall time, no turn of the policy's)
-becomes a placeholder that slime does not train on: two tokens, mask 0, `remove_sample`, status `aborted`.
+An episode without a score (after a fault of the infrastructure, a cancellation or the wall time, or without a policy
+turn) becomes a placeholder that slime does not train on: two tokens, mask 0, `remove_sample`, status `aborted`.
 `reward_post_process` leaves it out of its group. Rules: slime 0.3.1, `slime/utils/types.py`.
 """
 
@@ -23,7 +23,7 @@ from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Tr
 from rollout_service.termination import TerminationReason
 
 METADATA = "rollout_service"
-"""Key of `Sample.metadata` under which a sample says what its episode was."""
+"""Key in `Sample.metadata` of the description of a sample's episode."""
 
 _STATUS = {
     Outcome.COMPLETED: "completed",
@@ -31,19 +31,19 @@ _STATUS = {
     Outcome.AGENT_ERROR: "completed",
     Outcome.ABORTED: "aborted",
 }
-"""An episode in which the policy broke the protocol is `completed`, with its reward, and never slime's `failed`: slime
-plays again what is neither `completed` nor `truncated` when a group comes back from its buffer, and a policy whose
-failures get another chance earns too much. The metadata has the outcome."""
+"""An episode in which the policy broke the protocol is `completed`, with its reward, and never slime's `failed`. When a
+group comes back from its buffer, slime repeats the samples that are neither `completed` nor `truncated`, and a policy
+whose failures are repeated earns too much. The metadata has the outcome."""
 
 
 def sample_dicts(trajectory: Trajectory) -> list[dict[str, Any]]:
-    """What the episode sets on slime's samples: one dict per segment, in `Sample.to_dict`'s names and plain values.
+    """The values of slime's samples for this episode: one dict per segment, with the names of `Sample.to_dict`.
 
-    Identity (`index`, `group_index`, `prompt`, …) is slime's and not in them. Seconds outside of generation stand in
-    the first of several, so that a sum over samples counts them once.
+    They do not hold the identity (`index`, `group_index`, `prompt`, …), which is slime's. Only the first of several has
+    the seconds outside of generation, so that a sum over samples counts them once.
 
     Raises:
-        TrainingDataError: a segment's arrays are not aligned, or a sampled token has no finite log-prob.
+        TrainingDataError: a segment's arrays differ in length, or a sampled token has no finite log-prob.
     """
     timing = trajectory.timing
     waited = timing.user_seconds + timing.environment_seconds + timing.evaluation_seconds
@@ -57,10 +57,10 @@ def sample_dicts(trajectory: Trajectory) -> list[dict[str, Any]]:
 
 
 def filled(sample: Any, trajectory: Trajectory) -> list[Any]:
-    """slime's `sample` with the episode in it: one copy per segment; siblings share a `rollout_id`.
+    """slime's `sample`, filled with the episode: one copy per segment. Siblings share a `rollout_id`.
 
     Raises:
-        TrainingDataError: as `sample_dicts`, or several segments and nothing to tell the episode from others by.
+        TrainingDataError: as `sample_dicts`; or there are several segments, and the sample has no number.
     """
     rows = sample_dicts(trajectory)
     rollout_id = sample.index if sample.rollout_id is None else sample.rollout_id
@@ -83,17 +83,17 @@ def flat(samples: Any) -> list[Any]:
 
 
 def is_scored(sample: Any) -> bool:
-    """Whether the sample's reward is a reward, not a placeholder's."""
+    """Whether the sample has a real reward, not a placeholder's."""
     return bool(sample.status.value != "aborted" and sample.reward is not None)
 
 
 def episode_key(sample: Any) -> Any:
-    """Tells the episodes of a batch apart: siblings have it in common."""
+    """A key that differs between the episodes of a batch. Siblings have the same one."""
     return id(sample) if sample.rollout_id is None else sample.rollout_id
 
 
 def cancelled(task: TaskRef, seed: int) -> Trajectory:
-    """Stands for an episode that was ended before it was played out."""
+    """The trajectory of an episode that was stopped before its end."""
     return Trajectory(
         trajectory_id="", collection_id="", group_id="", sample_index=0, task=task, seed=seed, attempt=1,
         outcome=Outcome.ABORTED, termination_reason=str(TerminationReason.CANCELLED), reward=None,
@@ -102,7 +102,7 @@ def cancelled(task: TaskRef, seed: int) -> Trajectory:
 
 def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
     segment = trajectory.segments[number]
-    _check(segment, f"Segment {number} of {trajectory.trajectory_id}")
+    _check_segment(segment, f"Segment {number} of {trajectory.trajectory_id}")
     response = slice(segment.prompt_length, None)
     return {
         "tokens": segment.token_ids.tolist(),
@@ -123,7 +123,7 @@ def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
 
 
 def _placeholder(trajectory: Trajectory) -> dict[str, Any]:
-    """Two tokens, because slime needs a prompt of at least one and a response of at least one."""
+    """A sample of two tokens, because slime needs at least one in the prompt and one in the response."""
     return {
         "tokens": [0, 0],
         "response": "",
@@ -156,7 +156,7 @@ def _metadata(trajectory: Trajectory, number: int) -> dict[str, Any]:
     }
 
 
-def _check(segment: TokenSegment, name: str) -> None:
+def _check_segment(segment: TokenSegment, name: str) -> None:
     lengths = {len(segment.token_ids), len(segment.loss_mask), len(segment.logprobs), len(segment.weight_versions)}
     if len(lengths) != 1 or not 0 < segment.prompt_length < len(segment.token_ids):
         raise TrainingDataError(
@@ -169,7 +169,7 @@ def _check(segment: TokenSegment, name: str) -> None:
 
 
 def _text(trajectory: Trajectory, segment: TokenSegment) -> str:
-    """What the policy said in the segment, for slime's logs; training reads `tokens` only."""
+    """What the policy said in the segment, for slime's logs. Training reads only `tokens`."""
     spoken = [trajectory.messages[turn.message_index] for turn in segment.turns if turn.message_index is not None]
     return "\n".join(_said(message) for message in spoken)
 

@@ -1,8 +1,8 @@
-"""The service behind slime's hooks: one per process, on the Ray cluster that slime runs on.
+"""The service behind slime's hooks: one per process, on slime's Ray cluster.
 
-Invariant: nothing here blocks slime's event loop. The service is started, or attached to, in a thread, once, whatever
-number of samples wait for it; if that fails, all of them see the same error. Episodes run in the service's environment
-actors, and a wait for one that ends early, for whatever reason, ends the episode.
+Invariant: nothing here blocks slime's event loop. The service is started or attached to once, in a thread, however many
+samples wait for it. If that fails, all of them get the same error. Episodes run in the service's environment actors. If
+a wait for an episode ends early, for any reason, the episode ends too.
 """
 
 from __future__ import annotations
@@ -36,29 +36,32 @@ _log = logs.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running service and what slime's side knows of it."""
+    """A running service, and what slime's side needs to know."""
 
     client: RolloutClient
     fingerprint: str
-    """Of the tokenizer of slime's `--hf-checkpoint`."""
+    """Fingerprint of the tokenizer of slime's `--hf-checkpoint`."""
     vocabulary: int | None
-    """Rows of that model's embedding; None where its files do not say."""
+    """Rows of that model's embedding. None: its files do not say."""
 
     @property
     def fans_out(self) -> bool:
-        """Whether an episode may give several samples. slime wants all or none of a batch's episodes as lists."""
+        """Whether an episode may give several samples. slime expects all or none of a batch's episodes as lists."""
         return self.client.config.policy.history == "template"
 
     async def play(self, task: TaskRef, seed: int, sampling: Sampling, n: int = 1) -> list[Trajectory]:
-        """Play `n` episodes of the task, by sample index. Cancelling it ends them; once it has ended itself, they send
-        nothing more to the engines.
+        """Play `n` episodes of the task. Cancelling this coroutine ends them; when it has returned, they send nothing
+        more to the engines.
+
+        Returns:
+            The trajectories, by sample index.
 
         Raises:
             RolloutError: no such task, the service is gone, or the episodes' tokenizer is not slime's. What stops a
                 single episode is in its trajectory.
         """
         choice: dict[str, Any] = {"domain": task.domain, "split": task.split, "ids": [task.task_id], "seed": seed}
-        # slime starts hundreds of samples in one go: one submission a step, or the loop stands still for all of them.
+        # slime starts hundreds of samples at once. One is submitted per step, so that the loop never stops for long.
         async with _submitting.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             await asyncio.sleep(0)
             stream = self.client.astream(n, group_size=n, sampling=sampling, **choice)
@@ -84,7 +87,7 @@ _tasks = BackgroundTasks()
 
 
 async def running(args: Any) -> Service:
-    """This process's service, started or attached to at the first call.
+    """This process's service. The first call starts it or attaches to it.
 
     Raises:
         RolloutError: slime's arguments or the service's settings cannot be used, the router cannot be reached, the
@@ -94,7 +97,7 @@ async def running(args: Any) -> Service:
 
 
 def close() -> None:
-    """Stop the service if this process started it; the next call of a hook starts one anew."""
+    """Stop the service if this process started it. The next call of a hook starts one again."""
     global _starting
     with _lock:
         starting, _starting = _starting, None
@@ -113,7 +116,7 @@ def _once(args: Any) -> Future[Service]:
 
 
 def _start(args: Any) -> Service:
-    slime_settings.check(args)
+    slime_settings.check_arguments(args)
     config = slime_settings.service_config(args)
     _reach(str(config.policy.url))
     own = ChatCodec.load(args.hf_checkpoint).tokenizer_fingerprint
@@ -126,9 +129,9 @@ def _start(args: Any) -> Service:
         )
     rows = vocabulary(config.policy.model_copy(update={"model": args.hf_checkpoint}))
     service = Service(RolloutClient("auto", config=config, start=True), own, rows)
-    # What was imported by now stays: a full collection over it would stop slime's loop for a third of a second.
+    # Imported modules stay. A full garbage collection over them would stop slime's loop for a third of a second.
     gc.freeze()
-    atexit.register(gc.unfreeze)  # or some extension modules call all of it leaked
+    atexit.register(gc.unfreeze)  # otherwise some extension modules report leaks
     return service
 
 
@@ -143,5 +146,5 @@ def _reach(url: str) -> None:
 
 
 async def _closed(stream: GroupStream) -> None:
-    with contextlib.suppress(Exception):  # it was refused, or the service is gone: then nothing runs
+    with contextlib.suppress(Exception):  # the collection was refused or the service is gone, so nothing runs
         await stream.aclose()

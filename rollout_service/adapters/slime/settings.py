@@ -1,11 +1,11 @@
-"""What slime's arguments, samples and sampling parameters mean to the service.
+"""Translates slime's arguments, samples and sampling parameters for the service.
 
 Invariant: everything that slime asks for and the service cannot do is refused by name, before the first episode.
 
-Ours among the arguments come from slime's `--custom-config-path`, a YAML whose keys become attributes:
+The service's own arguments come from slime's `--custom-config-path`, a YAML file whose keys become attributes:
 
-* `rollout_service_config`: path of the service's own YAML (user simulator, limits, actors, name, history).
-* `rollout_service_set`: settings by dotted name that go over it, `{service.actors: 8}`.
+* `rollout_service_config`: path of the service's own YAML file (user simulator, limits, actors, name, history).
+* `rollout_service_set`: settings by dotted name, which override that file: `{service.actors: 8}`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PREFIX = "rollout_service_"
 _OWN = {"rollout_service_config", "rollout_service_set"}
 
 _OF_TEXT = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"}
-"""Only concern text, and turns are tokens here."""
+"""Parameters that only concern text. Turns are tokens here."""
 
 _REFUSED = {
     "group_rm": "it would replace τ²-bench's rewards",
@@ -40,16 +40,16 @@ _REFUSED = {
     "multimodal_keys": "an episode is text alone",
     "sglang_enable_deterministic_inference": "slime gives each sample a sampling seed, which does not reach the engine",
 }
-"""slime's arguments that change what a sample means and would have no effect, or the wrong one, with the reason."""
+"""slime's arguments that would have no effect here, or a wrong one, with the reason."""
 
 _PASSED_ON = {"temperature", "top_p", "top_k", "max_new_tokens", "stop_token_ids"}
 
 
 def router_url(args: Any) -> str:
-    """Of slime's router, as slime itself writes it (`slime/rollout/sglang_rollout.py`).
+    """URL of slime's router, as slime itself writes it (`slime/rollout/sglang_rollout.py`).
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no router.
     """
     ip, port = getattr(args, "sglang_router_ip", None), getattr(args, "sglang_router_port", None)
     if not ip or not port:
@@ -60,8 +60,8 @@ def router_url(args: Any) -> str:
     return f"http://{ip}:{port}"
 
 
-def check(args: Any) -> None:
-    """See that slime is set up for τ² episodes.
+def check_arguments(args: Any) -> None:
+    """Check that slime is set up for τ² episodes.
 
     Raises:
         ConfigError: names the flag.
@@ -112,8 +112,8 @@ def check(args: Any) -> None:
 
 
 def _check_lengths(args: Any) -> None:
-    """Refuse bounds of prompts, which slime applies to the lines of the prompt file, and a context for evaluation only.
-    slime itself fills in all but the first where they are not given."""
+    """Check that there are no bounds of prompts, which slime applies to lines of the prompt file, and no context length
+    for evaluation only. slime itself fills in all but the first if they are not given."""
     context = getattr(args, "rollout_max_context_len", None)
     remedy = "Leave it out: --rollout-max-context-len bounds an episode, its prompt included."
     for name, filled_in in (
@@ -126,7 +126,7 @@ def _check_lengths(args: Any) -> None:
 
 
 def check_rollout(args: Any, evaluation: bool) -> None:
-    """See that slime asks `generate_rollout`, which takes the place of its own loop, for nothing that only that does.
+    """Check that slime asks `generate_rollout` for nothing that only slime's own loop does.
 
     Raises:
         ConfigError: names the flag.
@@ -141,8 +141,8 @@ def check_rollout(args: Any, evaluation: bool) -> None:
 def service_config(args: Any) -> RolloutConfig:
     """The service's settings: those of `rollout_service_config`, with the policy behind slime's router.
 
-    Where that file says nothing of them, the tokenizer is `--hf-checkpoint`'s, and the context what slime gives its
-    engines.
+    If the file does not set them, the tokenizer is that of `--hf-checkpoint`, and the context length is what slime
+    gives its engines.
 
     Raises:
         ConfigError: naming the field, the value and the remedy.
@@ -165,18 +165,18 @@ def service_config(args: Any) -> RolloutConfig:
 
 
 def _context_length(args: Any) -> int:
-    """Tokens that slime lets a sample have, or its engines a request. Where no flag says, SGLang goes by the
-    configuration of the model that slime starts it on, `--hf-checkpoint`."""
+    """Most tokens of a sample, or of a request to the engines. If no flag says, SGLang uses the configuration of the
+    model that slime starts it with, `--hf-checkpoint`."""
     named = (getattr(args, name, None) for name in ("rollout_max_context_len", "sglang_context_length"))
     limits = [limit for limit in named if limit]
     return min(limits) if limits else context_length(PolicyConfig(engine="sglang", model=args.hf_checkpoint))
 
 
 def sampling(params: Mapping[str, Any]) -> Sampling:
-    """slime's sampling parameters, `max_new_tokens` being for each turn.
+    """The `Sampling` of slime's sampling parameters. `max_new_tokens` is for each turn.
 
     Raises:
-        ConfigError: one that does not reach the engine, or a bad value.
+        ConfigError: a parameter does not reach the engine, or has a bad value.
     """
     given = {name: value for name, value in params.items() if value is not None and name not in _OF_TEXT}
     if not given.get("stop", True):
@@ -197,7 +197,7 @@ def sampling(params: Mapping[str, Any]) -> Sampling:
 
 
 def evaluation_sampling(dataset: Any) -> Sampling:
-    """Of an entry of slime's `args.eval_datasets`, for `generate_rollout`.
+    """The `Sampling` of an entry of slime's `args.eval_datasets`, for `generate_rollout`.
 
     Raises:
         ConfigError: as `sampling`; or the entry has settings that only slime's own evaluation follows.
@@ -228,10 +228,10 @@ def evaluation_sampling(dataset: Any) -> Sampling:
 
 
 def task_of(sample: Any) -> TaskRef:
-    """The task that a sample of `prepare_data`'s asks for.
+    """The task that a sample made by `prepare_data` names.
 
     Raises:
-        ConfigError: its metadata does not name one.
+        ConfigError: its metadata names no task.
     """
     metadata = sample.metadata if isinstance(sample.metadata, Mapping) else {}
     try:

@@ -1,6 +1,6 @@
-"""The classes that slime's hooks take and give: slime's own where it is installed, else of the same shape.
+"""The classes that slime's hooks take and return: slime's own if it is installed, otherwise ones of the same shape.
 
-Invariant: nothing of slime is imported before one of its hooks runs, and what this package sets on a sample has the
+Invariant: slime is imported only when one of its hooks runs, and the fields that this package sets on a sample have the
 same name and type in both. Shapes: slime 0.3.1, `slime/utils/types.py`, `slime/rollout/base_types.py` and
 `slime/rollout/filter_hub/base_types.py`. (The package `slime` on PyPI is another program; it lacks these modules.)
 """
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Status(Enum):
-    """How far a sample is; the values are slime's."""
+    """State of a sample, with slime's values."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -26,7 +26,7 @@ class Status(Enum):
 
 @dataclass
 class PrefixCacheInfo:
-    """Prompt tokens over all turns, and those of them that the engine had cached."""
+    """Prompt tokens over all turns, and how many of them the engine had cached."""
 
     cached_tokens: int = 0
     total_prompt_tokens: int = 0
@@ -34,7 +34,7 @@ class PrefixCacheInfo:
 
 @dataclass
 class Sample:
-    """What this package reads and sets of slime's `Sample`."""
+    """The fields of slime's `Sample` that this package reads and sets."""
 
     group_index: int | None = None
     index: int | None = None
@@ -73,7 +73,7 @@ class TrainOutput:
     """slime's `RolloutFnTrainOutput`."""
 
     samples: list[list[Any]]
-    """By prompt, then by episode; a third level where an episode gives several samples."""
+    """By prompt, then by episode. There is a third level if an episode gives several samples."""
     metrics: dict[str, Any] | None = None
 
 
@@ -106,7 +106,7 @@ class Types(NamedTuple):
 
 @functools.cache
 def types() -> Types:
-    """slime's classes, or those above where slime is not installed."""
+    """slime's classes, or those above if slime is not installed."""
     try:
         from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
         from slime.rollout.filter_hub.base_types import DynamicFilterOutput
