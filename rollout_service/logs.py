@@ -71,7 +71,8 @@ class RateLimit(logging.Filter):
             self._kinds[kind] = _Kind(now)
         if known is not None and known.left_out:
             lines = "line" if known.left_out == 1 else "lines"
-            record.msg = f"{record.getMessage()} [{known.left_out} similar {lines} left out]"
+            first, newline, stack = record.getMessage().partition("\n")
+            record.msg = f"{first} [{known.left_out} similar {lines} left out]{newline}{stack}"
             record.args = ()
         return True
 

@@ -77,6 +77,17 @@ def test_the_next_line_says_how_many_were_left_out():
     assert last.getMessage() == "episode 3 failed [2 similar lines left out]"
 
 
+def test_the_count_stands_before_a_stack():
+    clock = Clock()
+    limit = logs.RateLimit(10.0, clock)
+    for _ in range(2):
+        limit.filter(record("episode %s failed\n%s", 1, "Traceback"))
+    clock.now = 10
+    last = record("episode %s failed\n%s", 1, "Traceback")
+    assert limit.filter(last)
+    assert last.getMessage() == "episode 1 failed [1 similar line left out]\nTraceback"
+
+
 def test_the_kinds_that_are_remembered_are_bounded(monkeypatch):
     monkeypatch.setattr(logs, "_MOST_KINDS", 5)
     limit = logs.RateLimit(10.0, Clock())
