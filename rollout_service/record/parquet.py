@@ -1,10 +1,7 @@
 """The Parquet form of trajectories: a directory of parts, and the columns of a part.
 
-Invariant: a part is whole or has no name that a reader sees, and what is read from it equals what was written. The
-arrays go in and out as flat buffers, never token by token; a row has the form of `Trajectory.to_dict` otherwise.
-
-What the JSONL form does in the same way (`check_version`, `unstorable`, `to_json`) stands here too, because
-`rollout_service.record.storage`, which has that form, imports this module.
+Invariant: a reader sees only whole parts, and reads what was written. Arrays are written and read as flat buffers,
+never token by token. The rest of a row has the form of `Trajectory.to_dict`.
 """
 
 from __future__ import annotations
@@ -24,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_service.errors import StorageError
+from rollout_service.record.encoding import check_version, to_json, unstorable
 from rollout_service.record.schema import array_dtype, hints, or_none, to_plain
 from rollout_service.record.trajectory import SCHEMA_VERSION, TaskRef, TokenSegment, Trajectory
 
@@ -31,11 +29,11 @@ VERSION_KEY = "rollout_service.schema_version"
 """Key of the schema version in the metadata of a Parquet part."""
 
 _ROW_GROUP = 128
-"""Trajectories that are built, or read, at once: about 35 MB of arrays at 20,000 tokens each."""
+"""Trajectories that are written or read at once: about 35 MB of arrays at 20,000 tokens each."""
 
 
 def _is_json(hint: Any) -> bool:
-    """Whether values of this type are JSON text in Parquet: those of free form, and a dataclass that may be None."""
+    """Whether Parquet holds values of this type as JSON text: free-form values, and dataclasses that may be None."""
     inner, may_be_none = or_none(hint)
     if get_origin(inner) is list:
         return _is_json(get_args(inner)[0])
@@ -71,8 +69,8 @@ def _columns() -> Iterator[tuple[str, pa.DataType]]:
 SCHEMA = pa.schema(list(_columns()), metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 """The Parquet columns: the fields of `Trajectory`, meaning what they mean there, with `task` flattened.
 
-What is of free form (`messages`, `reward_info`, `fault`, `database_hashes`, `provenance.sampling`) is JSON text. Null
-stands for None, and occurs only where a field's type has None.
+Free-form values (such as `messages` and `reward_info`) and `fault` are JSON text. Null means None, and occurs only
+where a field's type allows None.
 """
 
 
@@ -80,7 +78,11 @@ class ParquetSink:
     """Adds parts to a directory."""
 
     def __init__(self, path: Path) -> None:
-        """Open the directory `path`, or make it; unlike its part files, one that exists can grow."""
+        """Open the directory `path`, or make it.
+
+        Raises:
+            StorageError: it is a single Parquet file, to which nothing can be added.
+        """
         if path.is_file():
             raise StorageError(
                 f"{path} is a single Parquet file, which cannot grow.",
@@ -89,13 +91,13 @@ class ParquetSink:
         path.mkdir(exist_ok=True)
         parts = _parts(path)
         self._path = path
-        self._unfinished = path / ".unfinished"  # readers of datasets pass over names with a leading dot
+        self._unfinished = path / ".unfinished"  # readers of datasets skip names with a leading dot
         self.count = sum(_row_count(part) for part in parts)
         numbers = [part.stem.removeprefix("part-") for part in parts]
         self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
-        """Add them as one part, or none at all. After a failure, `cut_back()`."""
+        """Add them as one part, all or none. After a failure, call `cut_back()`."""
         batch = list(trajectories)
         if not batch:
             return
@@ -109,7 +111,7 @@ class ParquetSink:
         self._unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """A directory holds nothing open."""
+        """Do nothing: no file stays open."""
 
 
 def _write_part(path: Path, trajectories: Sequence[Trajectory]) -> None:
@@ -118,7 +120,7 @@ def _write_part(path: Path, trajectories: Sequence[Trajectory]) -> None:
             for start in range(0, len(trajectories), _ROW_GROUP):
                 part.write_table(_to_table(trajectories[start : start + _ROW_GROUP]))
         file.flush()
-        os.fsync(file.fileno())  # a name must not become visible before its content is on the disk
+        os.fsync(file.fileno())  # a part's name must not appear before its content is on the disk
 
 
 def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
@@ -129,7 +131,7 @@ def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
     except (TypeError, ValueError, OverflowError) as error:
         if len(trajectories) == 1:
             raise unstorable(trajectories[0], error) from error
-        for trajectory in trajectories:  # one of them raises again, by its name
+        for trajectory in trajectories:  # the bad one raises again, with its name in the error
             _to_table([trajectory])
         raise
 
@@ -143,7 +145,7 @@ def _to_row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _packed(hint: Any, value: Any) -> Any:
-    """A field's value as its column takes it."""
+    """A field's value as its column holds it."""
     inner, _ = or_none(hint)
     if value is None:
         return None
@@ -157,7 +159,7 @@ def _packed(hint: Any, value: Any) -> Any:
 
 
 def _unpacked(hint: Any, value: Any) -> Any:
-    """The inverse of `_packed`, in plain form. What a part of an older release lacks stays out."""
+    """The inverse of `_packed`, in plain form. Fields that a part of an older release lacks are left out."""
     inner, _ = or_none(hint)
     if value is None:
         return None
@@ -222,8 +224,8 @@ def _damage(part: Path) -> Iterator[None]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]]:
-    """Where each row of a directory or part stands, and its columns for `to_record`. In place of what cannot be read,
-    a part or a row group, the error that says why; what follows it comes all the same."""
+    """The rows of a directory or a part: where each stands, and its columns for `to_record`. A part or a row group that
+    cannot be read yields one error in place of its rows, and reading goes on after it."""
     for part in _parts(path):
         try:
             with _open_part(part) as file:
@@ -247,7 +249,7 @@ def _part_rows(file: pq.ParquetFile, part: Path) -> Iterator[tuple[str, dict[str
 
 
 def to_record(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as what `Trajectory.from_dict` takes.
+    """A row as the record that `Trajectory.from_dict` takes.
 
     Raises:
         ValueError: text that should be JSON is not.
@@ -263,7 +265,7 @@ def to_record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The inverse of `_to_table`, but for what is JSON text."""
+    """The inverse of `_to_table`. JSON text stays text."""
     rows: list[dict[str, Any]] = table.drop_columns("segments").to_pylist()
     for row, segments in zip(rows, _segment_rows(table["segments"].combine_chunks()), strict=True):
         row["segments"] = segments
@@ -283,36 +285,9 @@ def _segment_rows(column: pa.ListArray) -> list[list[dict[str, Any]] | None]:
 
 
 def _token_arrays(lists: pa.ListArray) -> list[Any]:
-    """One array per list. Copies: a view would be read-only and keep its whole row group in memory. Where somebody put
-    a null, lists instead, with None in its place."""
+    """One array per list; plain lists if any value is null, with None for it. The arrays are copies, since a view would
+    be read-only and keep its whole row group in memory."""
     if lists.null_count or lists.values.null_count:
         return list(lists.to_pylist())
     values = lists.values.to_numpy()
     return [values[start:end].copy() for start, end in pairwise(lists.offsets.to_pylist())]
-
-
-def check_version(found: object, where: str) -> None:
-    """Refuse a record or part at `where` whose schema version is not this release's."""
-    if not found:
-        raise StorageError(f"{where} has no schema version.", "Only what rollout_service wrote can be read.")
-    if str(found) != str(SCHEMA_VERSION):
-        raise StorageError(
-            f"{where} has schema version {found}; this release supports version {SCHEMA_VERSION}.",
-            "Use the release of tau2-rollout-service that wrote it.",
-        )
-
-
-def unstorable(trajectory: Trajectory, error: Exception) -> StorageError:
-    """The error that names the trajectory whose fields have wrong types or values."""
-    return StorageError(
-        f"Trajectory {trajectory.trajectory_id!r} cannot be stored: {error}.",
-        "Give its fields the types that rollout_service.record.trajectory names, and plain JSON values inside.",
-    )
-
-
-def to_json(value: object) -> bytes:
-    """JSON as UTF-8; as ASCII where a lone surrogate rules UTF-8 out."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

@@ -1,11 +1,11 @@
-"""The schema of a record: what its dataclasses declare.
+"""The schema of a record, as its dataclasses declare it.
 
 Invariant: the type hints of the dataclasses are the only list of fields. A record's plain form, the check of every
-value's type, and the columns of Parquet (`rollout_service.record.parquet`) all follow from them, so no field can be
-forgotten in one form and kept in another.
+value's type and the columns of Parquet (`rollout_service.record.parquet`) all follow from them, so no form can forget a
+field.
 
-Hints are made of `str`, `int`, `float`, `bool`, `StrEnum`, one-dimensional arrays, dataclasses, lists of these,
-`X | None`, and dicts, whose values may be any JSON.
+A hint may be `str`, `int`, `float`, `bool`, a `StrEnum`, a one-dimensional array, a dataclass, a list of these,
+`X | None`, or a dict, whose values may be any JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
-"""Metadata of a field that records written before lack: they are read with its default. Every other field must be
-there."""
+"""Metadata of a field that older records lack. They are read with its default. Every other field must be present."""
 
 _SCALARS = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
 
@@ -40,19 +39,19 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def array_dtype(hint: Any) -> np.dtype[Any] | None:
-    """The dtype where `hint` is an array: `NDArray[np.int32]`, which numpy spells in two ways."""
+    """The dtype of an array's hint, such as `NDArray[np.int32]`, which numpy writes in two ways; else None."""
     if get_origin(hint) is npt.NDArray:  # numpy 2.5 on Python 3.12 and later: an alias with a name
         return np.dtype(get_args(hint)[0])
     return np.dtype(get_args(get_args(hint)[1])[0]) if get_origin(hint) is np.ndarray else None
 
 
 def or_none(hint: Any) -> tuple[Any, bool]:
-    """`hint` without its None, and whether None is allowed."""
+    """`hint` without its None, and whether it allows None."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint, False
     chosen = [part for part in get_args(hint) if part is not types.NoneType]
     if len(chosen) != 1:
-        raise TypeError(f"{hint} is a choice that records do not have: only X | None")
+        raise TypeError(f"{hint} is a union; records allow only X | None")
     return chosen[0], True
 
 
@@ -68,14 +67,14 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(hint: Any, value: Any, where: str = "") -> Any:
-    """The inverse of `to_plain`, and the check of it: every value must be of its field's type.
+    """The inverse of `to_plain`. It checks that every value is of its field's type.
 
     Args:
-        value: plain, or already what `hint` says; an array may stand for a list.
+        value: plain, or already of the type `hint`; an array may replace a list.
         where: path of the value in the record, for errors.
 
     Raises:
-        ValueError: names the path, the value and what should be there.
+        ValueError: names the path, the value and the expected type.
     """
     hint, may_be_none = or_none(hint)
     if may_be_none and value is None:
@@ -86,7 +85,7 @@ def from_plain(hint: Any, value: Any, where: str = "") -> Any:
         return _array(dtype, value, where)
     if get_origin(hint) is list:
         if not isinstance(value, list):
-            _refuse(value, "a list", where)
+            _raise_wrong(value, "a list", where)
         (item,) = get_args(hint)
         return [from_plain(item, part, f"{where}[{number}]") for number, part in enumerate(value)]
     if get_origin(hint) is dict:
@@ -95,11 +94,11 @@ def from_plain(hint: Any, value: Any, where: str = "") -> Any:
         return value
     if issubclass(hint, StrEnum):
         if value not in list(hint):
-            _refuse(value, f"one of {', '.join(hint)}", where)
+            _raise_wrong(value, f"one of {', '.join(hint)}", where)
         return hint(value)
     allowed = (int, float) if hint is float else hint
     if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
-        _refuse(value, _SCALARS[hint], where)
+        _raise_wrong(value, _SCALARS[hint], where)
     return value
 
 
@@ -108,7 +107,7 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
     if isinstance(value, cls):
         value = {name: getattr(value, name) for name in known}
     if not isinstance(value, dict):
-        _refuse(value, "an object", where)
+        _raise_wrong(value, "an object", where)
     for name in value:
         if name not in known:
             raise ValueError(f"{_path(where, name)}: there is no such field")
@@ -120,11 +119,11 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
 
 def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        _refuse(value, "an object", where)
+        _raise_wrong(value, "an object", where)
     _, kind = get_args(hint)
     for key, part in value.items():
         if not isinstance(key, str):
-            _refuse(key, "the text that a key is", where)
+            _raise_wrong(key, "a key, which is text", where)
         from_plain(kind, part, _path(where, key))
     return value
 
@@ -133,11 +132,11 @@ def _array(dtype: np.dtype[Any], value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == 1:
         return value
     if not isinstance(value, list):
-        _refuse(value, f"a list that makes {dtype}[n]", where)
+        _raise_wrong(value, f"a list that makes {dtype}[n]", where)
     allowed = {int, float} if dtype.kind == "f" else {int}
     if not set(map(type, value)) <= allowed:
         at = next(number for number, item in enumerate(value) if type(item) not in allowed)
-        _refuse(value[at], _SCALARS[float if dtype.kind == "f" else int], f"{where}[{at}]")
+        _raise_wrong(value[at], _SCALARS[float if dtype.kind == "f" else int], f"{where}[{at}]")
     try:
         with np.errstate(over="raise"):
             return np.array(value, dtype=dtype)
@@ -149,5 +148,5 @@ def _path(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _refuse(value: Any, wanted: str, where: str) -> NoReturn:
+def _raise_wrong(value: Any, wanted: str, where: str) -> NoReturn:
     raise ValueError(f"{where or 'it'} is {reprlib.repr(value)}, not {wanted}")

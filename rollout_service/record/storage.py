@@ -1,25 +1,23 @@
 """Reading and writing trajectories: JSONL files and Parquet datasets.
 
-Invariant: what a path holds is whole, and comes back as it was. A line or a part that has been written stays, whatever
-happens to the next one; every array (log-probs bit for bit), None and text returns equal in both formats.
+Invariant: what was written stays and is read back equal: every array (log-probs bit for bit), None and text, in both
+formats. A failed write harms nothing that was written before it.
 
-* `name.jsonl`: one JSON object (`Trajectory.to_dict`) a line, UTF-8.
-* `name.parquet`: a directory with one `part-00000.parquet` per `append()`, written under a hidden name and moved into
-  place when complete, see `rollout_service.record.parquet`; pandas and pyarrow read it.
+* `name.jsonl`: see `rollout_service.record.jsonl`.
+* `name.parquet`: a directory with one `part-00000.parquet` for each `append()`, written under a hidden name and renamed
+  when complete, see `rollout_service.record.parquet`. pandas and pyarrow read it.
 
-Free-form values (messages, the evaluator's record, a fault) are kept as JSON in both formats. Their text may hold lone
-surrogates, which UTF-8 cannot carry but a JSON escape can; such a value is escaped to ASCII, every other stays
-readable. (A high surrogate right before a low one comes back as the one character that the pair stands for.)
+Free-form values (messages, the evaluator's record, a fault) are JSON in both formats. A value whose text holds a lone
+surrogate, which UTF-8 cannot carry, is escaped to ASCII. (A high surrogate right before a low one is read back as the
+one character that the pair encodes.)
 
-A log-prob or reward that is NaN or infinite is refused: JSON has no such number, and no trainer has a use for it.
+A log-prob or a reward that is NaN or infinite is refused: JSON has no such number, and nothing can be trained on it.
 
-A path has one writer at a time. Everything here blocks: an event loop calls it through a thread.
+A path has one writer at a time. Everything here blocks, so an event loop calls it in a thread.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,14 +28,13 @@ import numpy as np
 
 import rollout_service.config.arguments as arguments
 from rollout_service.errors import StorageError
-from rollout_service.record.parquet import ParquetSink, check_version, parquet_rows, to_json, to_record, unstorable
+from rollout_service.record.encoding import unstorable
+from rollout_service.record.jsonl import JsonlSink, jsonl_rows
+from rollout_service.record.parquet import ParquetSink, parquet_rows, to_record
 from rollout_service.record.trajectory import Trajectory
 
 _PART = 512
-"""Trajectories in each part of a `write()`: what is lost at most when the disk fills up."""
-
-_OPENING = b'{"schema_version":'
-"""What every JSONL line starts with."""
+"""Trajectories in each part of a `write()`. At most these are lost when the disk fills up."""
 
 
 def write(path: str | Path, trajectories: Iterable[Trajectory], *, append: bool = False) -> None:
@@ -62,14 +59,14 @@ def read(path: str | Path) -> list[Trajectory]:
 
 
 def iterate(path: str | Path) -> Iterator[Trajectory]:
-    """The trajectories of `path` one after the other, with at most one row group of a Parquet file in memory.
+    """The trajectories of `path` one after another, with at most one row group of a Parquet file in memory.
 
     Args:
         path: a `.jsonl` file, a `.parquet` directory, or one `.parquet` file.
 
     Raises:
-        StorageError: at once when there is no such path or its ending is unknown; while iterating, after everything
-            that precedes it, when a line or part is damaged, unfinished, or of another schema version.
+        StorageError: at once, if there is no such path or its ending is unknown; while iterating, at a line or a part
+            that is damaged, unfinished, or of another schema version.
     """
     return (_taken(found) for found in salvage(path))
 
@@ -82,25 +79,25 @@ def _taken(found: Trajectory | Unreadable) -> Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A place of a path at which no trajectory can be read."""
+    """A place in a path where no trajectory can be read."""
 
     where: str
-    """The path with the line, the row, or the part."""
+    """The path, and the line, the row or the part in it."""
     error: StorageError
-    """What `iterate` raises there."""
+    """The error that `iterate` raises there."""
     record: dict[str, Any] | None = None
-    """What stands there, where it is JSON of this schema version; None where it may be somebody else's."""
+    """The JSON there, if it has this schema version; None: this service may not have written it."""
 
     @property
     def trajectory_id(self) -> str:
-        """The record's own, or else the place."""
+        """The record's own id, or else the place."""
         found = (self.record or {}).get("trajectory_id")
         return found if isinstance(found, str) and found else self.where
 
 
 def salvage(path: str | Path) -> Iterator[Trajectory | Unreadable]:
-    """As `iterate`, but it goes on behind what cannot be read: a line, an unfinished last line, a row, a row group, or
-    a part.
+    """As `iterate`, but it goes on after what cannot be read: a line, an unfinished last line, a row, a row group or a
+    part.
 
     Raises:
         StorageError: there is no such path, its ending is unknown, or the file system fails.
@@ -115,7 +112,7 @@ def salvage(path: str | Path) -> Iterator[Trajectory | Unreadable]:
 class TrajectoryWriter:
     """Appends trajectories to a path: a context manager.
 
-    A failed `append()` leaves the path whole and the writer usable; what `count` counts is safe.
+    After a failed `append()` the path is whole and the writer usable. The trajectories in `count` are safe.
     """
 
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
@@ -123,19 +120,19 @@ class TrajectoryWriter:
 
         Args:
             path: ends in `.jsonl` or `.parquet`.
-            append: go on where an existing path ends. An unfinished last line, left by a process that was killed while
-                it wrote, is cut off first.
+            append: add to an existing path. An unfinished last line, left by a process that was killed while it wrote,
+                is removed first.
 
         Raises:
-            StorageError: the ending is unknown, the path exists and `append` is false, it holds something else or
-                another schema version, or it cannot be opened.
+            StorageError: the ending is unknown, the path exists and `append` is false, it does not hold trajectories of
+                this schema version, or it cannot be opened.
         """
         self.path = arguments.path("path", path, StorageError)
         arguments.truth("append", append)
-        sink = ParquetSink if check_path(self.path, may_exist=append) else _JsonlSink
+        sink = ParquetSink if check_path(self.path, may_exist=append) else JsonlSink
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink: ParquetSink | _JsonlSink = sink(self.path)
+            self._sink: ParquetSink | JsonlSink = sink(self.path)
         except OSError as error:
             raise StorageError(
                 f"{self.path} cannot be opened for writing: {error}.", "Choose a path that can be written."
@@ -143,14 +140,14 @@ class TrajectoryWriter:
 
     @property
     def count(self) -> int:
-        """Trajectories that are safe at the path, those that were there before included."""
+        """Trajectories that are safe at the path, including those from before."""
         return self._sink.count
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
         """Write `trajectories` and sync them to the disk. In Parquet they become one part, all or none.
 
         Raises:
-            StorageError: the disk is full or failed, or a trajectory cannot be stored. JSONL keeps those before it.
+            StorageError: the disk is full or fails, or a trajectory cannot be stored. JSONL keeps those before it.
         """
         batch = list(trajectories)
         try:
@@ -165,7 +162,7 @@ class TrajectoryWriter:
             raise
 
     def close(self) -> None:
-        """Close the path. Nothing is pending: every `append()` left it whole."""
+        """Close the path. Nothing is pending after an `append()`."""
         self._sink.close()
 
     def __enter__(self) -> TrajectoryWriter:
@@ -175,58 +172,11 @@ class TrajectoryWriter:
         self.close()
 
 
-class _JsonlSink:
-    """Appends lines to a file."""
-
-    def __init__(self, path: Path) -> None:
-        # Unbuffered: a buffer would keep the rest of a line that failed, and write it when the file is closed.
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-        try:
-            self.count, self._end, tail = _survey(path)
-            self._mend(tail, f"{path}, line {self.count + 1}")
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _mend(self, tail: bytes, where: str) -> None:
-        """Complete or cut off `tail`, a last line without its newline, unless it is no line of ours."""
-        if self.count == 0 and tail[: len(_OPENING)] != _OPENING[: len(tail)]:
-            raise StorageError(f"{where} is not a trajectory.", "Choose another path: this one is left as it is.")
-        if _is_json(tail):  # an editor's work, not a crash's
-            _decode_line(tail, where)
-            self._write(b"\n")
-        self.cut_back()
-
-    def append(self, trajectories: Iterable[Trajectory]) -> None:
-        before = self.count, self._end
-        for trajectory in trajectories:
-            self._write(_encode_line(trajectory))
-        try:
-            os.fsync(self._file.fileno())  # some file systems say only here that they are full
-        except OSError:
-            self.count, self._end = before
-            raise
-
-    def _write(self, line_end: bytes) -> None:
-        rest = memoryview(line_end)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._end = self._file.tell()
-        self.count += 1
-
-    def cut_back(self) -> None:
-        """Remove what follows the last whole line."""
-        self._file.truncate(self._end)
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
     """Whether trajectories at `path` are Parquet; otherwise they are JSONL. Touches nothing.
 
     Raises:
-        StorageError: the ending is neither, or the path exists though it must not.
+        StorageError: the ending is neither, or the path exists and `may_exist` is false.
     """
     path = arguments.path("path", path, StorageError)
     if path.exists() and not may_exist:
@@ -241,7 +191,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _checked(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-    """`trajectories`, each checked as it is taken: what could not be read again is not written."""
+    """`trajectories`, each checked before it is written, so that it can be read again."""
     for trajectory in trajectories:
         try:
             trajectory.check_types()
@@ -275,50 +225,9 @@ def _not_a_trajectory(where: str, error: Exception) -> StorageError:
     return StorageError(f"{where} is not a trajectory: {error}.", "Leave it out, or restore the file.")
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _encode_line(trajectory: Trajectory) -> bytes:
-    try:
-        return to_json(trajectory.to_dict()) + b"\n"
-    except (TypeError, ValueError) as error:
-        raise unstorable(trajectory, error) from error
-
-
-def _decode_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if line.endswith(b"\n"):
-            raise StorageError(f"{where} is not JSON: {error}.", "Delete that line; the others are whole.") from error
-        raise StorageError(
-            f"{where} is unfinished: the process that wrote it was stopped there.",
-            "iterate() gives the trajectories before it; TrajectoryWriter(path, append=True) cuts it off and goes on.",
-        ) from error
-    if not isinstance(record, dict):
-        record = {}
-    check_version(record.get("schema_version"), where)
-    return record
-
-
 def _jsonl_records(path: Path) -> Iterator[Trajectory | Unreadable]:
-    try:
-        with path.open("rb") as lines:  # as bytes: text would be split at U+2028 too, which JSON lets stand
-            for number, line in enumerate(lines, 1):
-                where = f"{path}, line {number}"
-                try:
-                    record = _decode_line(line, where)
-                except StorageError as error:
-                    yield Unreadable(where, error)
-                else:
-                    yield _decode(record, where)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}.", "Check that it is a file and yours to read.") from error
+    for where, row in jsonl_rows(path):
+        yield Unreadable(where, row) if isinstance(row, StorageError) else _decode(row, where)
 
 
 def _parquet_records(path: Path) -> Iterator[Trajectory | Unreadable]:
@@ -332,17 +241,3 @@ def _parquet_records(path: Path) -> Iterator[Trajectory | Unreadable]:
             yield Unreadable(where, _not_a_trajectory(where, error), row)
         else:
             yield _decode(record, where)
-
-
-def _survey(path: Path) -> tuple[int, int, bytes]:
-    """How many lines end in a newline, the bytes that they take, what follows. The first one's version is checked."""
-    count = end = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                return count, end, line
-            if count == 0:
-                _decode_line(line, f"{path}, line 1")
-            count += 1
-            end += len(line)
-    return count, end, b""

@@ -1,9 +1,9 @@
 """The trajectory: the versioned public schema of one episode's record.
 
-Invariant: the same record in memory, in Parquet, in JSONL and between processes. A token is stored once, in the
-segment in which the engine saw it; everything that can be derived is a property and is never stored.
+Invariant: the record is the same in memory, in Parquet, in JSONL and between processes. A token is stored once, in the
+segment in which the engine saw it. Everything that can be derived is a property and is never stored.
 
-All arrays of a segment have the same length n and are aligned: position i of each speaks of token i.
+All arrays of a segment have the same length n and are aligned: position i of each describes token i.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rollout_service.task_ref import TaskRef as TaskRef  # a part of the traject
 from rollout_service.termination import TerminationReason
 
 SCHEMA_VERSION = 2
-"""Raised whenever a reader of the previous version would misread a record."""
+"""Raised whenever a reader of the version before would misread a record."""
 
 CONTEXT_VERSION = -1
 """Weight version of a context token: no weights sampled it."""
@@ -31,13 +31,13 @@ class Outcome(StrEnum):
     """How an episode ended."""
 
     COMPLETED = "completed"
-    """The conversation ended by its own rules; the evaluator scored it."""
+    """The conversation ended by its own rules, and the evaluator scored it."""
     TRUNCATED = "truncated"
-    """A limit was reached; `termination_reason` says which."""
+    """A limit was reached. `termination_reason` says which."""
     AGENT_ERROR = "agent_error"
     """The policy broke the protocol: an empty turn, or text where only tool calls are allowed."""
     ABORTED = "aborted"
-    """A fault, or a cancellation, stopped it. It has no reward."""
+    """A fault or a cancellation stopped it. It has no reward."""
 
 
 _OUTCOMES: dict[str, Outcome] = {
@@ -56,7 +56,7 @@ def outcome_of(termination_reason: str) -> Outcome:
 
 @dataclass(slots=True)
 class Turn:
-    """One policy generation. What the engine was sent is `token_ids[:start]` of its segment."""
+    """One policy generation. Its prompt is `token_ids[:start]` of its segment."""
 
     start: int
     """First sampled token's position in the segment."""
@@ -67,23 +67,22 @@ class Turn:
     cached_tokens: int = 0
     """Prompt tokens that the engine took from its prefix cache."""
     message_index: int | None = None
-    """Position in `Trajectory.messages` of the message that these tokens became; None when the episode ended first."""
+    """Position in `Trajectory.messages` of the message that these tokens became; None: the episode ended before."""
     tool_calls: list[str] = field(default_factory=list)
     """Parse status of each tool call, in order: `ok`, or why it is malformed."""
     policy_seconds: float = 0.0
-    """From sending the prompt to having the tokens."""
+    """Seconds from sending the prompt to receiving the tokens."""
     prefix_version: int | None = field(default=None, metadata=schema.ADDED)
-    """Oldest version of the weights whose keys and values the tokens were computed over, at most the oldest that
-    sampled one: below it where an `in_place` update came since the episode's cache began. None: not known, as with
-    engines that others serve and update."""
+    """Oldest version of the weights that computed keys and values which these tokens attended to. It is at most the
+    oldest version that sampled one of them, and lower if an `in_place` update came after the episode's cache began.
+    None: not known, as with engines that others serve and update."""
     unknown_tokens: int = field(default=0, metadata=schema.ADDED)
-    """Sampled ids for which the tokenizer has no token: only rows that pad the model's head have them. They are no
-    text."""
+    """Sampled ids for which the tokenizer has no token, and so no text. They are rows that pad the model's head."""
 
 
 @dataclass(slots=True, eq=False)
 class TokenSegment:
-    """Tokens that the engine saw and sampled, in one unbroken append-only run."""
+    """Tokens that the engine saw and sampled, in one append-only sequence."""
 
     token_ids: npt.NDArray[np.int32]
     """int32[n]."""
@@ -109,8 +108,8 @@ class TokenSegment:
 
     @property
     def oldest_version(self) -> int | None:
-        """Oldest weight version in the segment: that sampled a token, or whose keys and values one was computed over as
-        far as that is known. None when nothing was sampled."""
+        """Oldest weight version that sampled a token of the segment or, as far as known, computed keys and values which
+        one attended to. None: nothing was sampled."""
         sampled = self.weight_versions[self.loss_mask == 1]
         if not len(sampled):
             return None
@@ -118,7 +117,7 @@ class TokenSegment:
         return min([int(sampled.min()), *prefixes])
 
     def oldest_version_of(self, turn: Turn) -> int:
-        """The same of one of its turns."""
+        """`oldest_version` of one of the segment's turns."""
         sampled = int(self.weight_versions[turn.start : turn.end].min())
         return sampled if turn.prefix_version is None else min(sampled, turn.prefix_version)
 
@@ -128,50 +127,49 @@ class Timing:
     """Where an episode's wall time went, in seconds."""
 
     queue_seconds: float = 0.0
-    """From the collection's request to the start of this attempt."""
+    """Seconds from the collection's request to the start of this attempt."""
     policy_seconds: float = 0.0
-    """Waiting for the policy."""
+    """Seconds spent waiting for the policy."""
     user_seconds: float = 0.0
-    """Waiting for the user simulator."""
+    """Seconds spent waiting for the user simulator."""
     environment_seconds: float = 0.0
-    """Construction, tools, orchestration, tokenization: what is neither policy, user nor evaluation."""
+    """Seconds for construction, tools, orchestration and tokenization: the rest of the episode."""
     evaluation_seconds: float = 0.0
-    """Scoring."""
+    """Seconds for scoring."""
 
     @property
     def episode_seconds(self) -> float:
-        """Wall time of the attempt, queue left out."""
+        """Wall time of the attempt without the queue."""
         return self.policy_seconds + self.user_seconds + self.environment_seconds + self.evaluation_seconds
 
 
 @dataclass(slots=True)
 class UserUsage:
-    """What the user simulator consumed over the episode. An answer that could not be used counts where the API reported
-    its usage and it could be read at all."""
+    """What the user simulator consumed over the episode. An unusable answer counts if the API reported its usage."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
-    """US dollars; None when the model's price is not known, which is not the same as free."""
+    """US dollars; None: the model's price is not known, which is not the same as free."""
     requests: int = 0
     """Requests sent, retries included."""
     failed_requests: int = 0
-    """Requests that had to be repeated."""
+    """Requests that failed and were retried."""
 
 
 @dataclass(slots=True)
 class Provenance:
-    """What made the trajectory: enough to make it again and to refuse a mismatch."""
+    """What made the trajectory: enough to make it again and to detect a mismatch."""
 
     model: str = ""
     tokenizer: str = ""
-    """Name or path of the tokenizer; `embedded` for the one that ships with the package."""
+    """Name or path of the tokenizer; `embedded`: the one that ships with the package."""
     tokenizer_fingerprint: str = ""
     """Hash of vocabulary, merges and added tokens."""
     tokenizer_size: int | None = field(default=None, metadata=schema.ADDED)
     """One past the tokenizer's largest id."""
     model_vocabulary_size: int | None = field(default=None, metadata=schema.ADDED)
-    """Rows of the model's embedding, those that only pad it included; None where nothing said."""
+    """Rows of the model's embedding, padding included; None: not known."""
     template_fingerprint: str = ""
     """Hash of the chat template."""
     history: str = "append"
@@ -183,7 +181,7 @@ class Provenance:
     evaluation: str = "all"
     """τ²'s evaluation type."""
     evaluator: str = field(default="", metadata=schema.ADDED)
-    """What scored this trajectory: `official` or `fast`; empty where nothing did."""
+    """What scored this trajectory: `official` or `fast`; empty: nothing did."""
     tau2_distribution: str = ""
     tau2_version: str = ""
     service_version: str = ""
@@ -201,22 +199,22 @@ class Trajectory:
     task: TaskRef
     seed: int
     attempt: int
-    """1 for the first try; an infrastructure fault is retried under the same identity."""
+    """Number of the attempt, from 1. An infrastructure fault is retried under the same identity."""
     outcome: Outcome
     termination_reason: str
     """A value of `TerminationReason`, or a further reason of τ²'s own, as τ² names it."""
     reward: float | None
-    """The official evaluator's; None when the episode was not scored, which is not the same as 0: a fault or the wall
-    time ended it, or the policy never took a turn."""
+    """The official evaluator's reward. None: the episode was not scored, which is not the same as 0. A fault or the
+    wall time ended it, or the policy never took a turn."""
     segments: list[TokenSegment] = field(default_factory=list)
-    """One, or more where the chat template rewrites history."""
+    """One segment, or more if the chat template rewrites history."""
     messages: list[dict[str, Any]] = field(default_factory=list)
-    """τ²'s messages in order, the user simulator's own tool calls included; providers' raw answers left out."""
+    """τ²'s messages in order, including the user simulator's own tool calls, without providers' raw answers."""
     reward_info: dict[str, Any] | None = None
-    """The official `RewardInfo`, every component and check of it."""
+    """The official `RewardInfo` with every component and check."""
     fault: Fault | None = None
     database_hashes: dict[str, str | None] = field(default_factory=dict)
-    """τ²'s own hashes of the final databases: `assistant` and `user`. None where the domain has no such database."""
+    """τ²'s own hashes of the final databases, `assistant` and `user`; None: the domain has no such database."""
     timing: Timing = field(default_factory=Timing)
     user_usage: UserUsage = field(default_factory=UserUsage)
     provenance: Provenance = field(default_factory=Provenance)
@@ -228,8 +226,8 @@ class Trajectory:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the reward says something about the policy. Not where there is none, nor where the policy never took
-        a turn: files of older versions have a reward there too."""
+        """Whether there is a reward that says something about the policy. False also if the policy never took a turn:
+        files of older versions have a reward then, too."""
         return self.reward is not None and any(segment.turns for segment in self.segments)
 
     @property
@@ -244,7 +242,7 @@ class Trajectory:
 
     @property
     def cached_token_count(self) -> int:
-        """Of the tokens sent, those that the engine took from its prefix cache."""
+        """The sent tokens that the engine took from its prefix cache."""
         return sum(turn.cached_tokens for turn in self.turns)
 
     @property
@@ -259,7 +257,7 @@ class Trajectory:
 
     @property
     def weight_version_range(self) -> tuple[int, int] | None:
-        """Oldest and newest weight version that sampled a token; None when nothing was sampled."""
+        """Oldest and newest weight version that sampled a token; None: nothing was sampled."""
         versions = [s.weight_versions[s.loss_mask == 1] for s in self.segments if s.policy_token_count]
         if not versions:
             return None
@@ -268,29 +266,29 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int | None:
-        """The segments' oldest version, by which staleness goes: see `TokenSegment.oldest_version`."""
+        """The oldest version of all segments, from which staleness is counted; see `TokenSegment.oldest_version`."""
         versions = [segment.oldest_version for segment in self.segments]
         return min((version for version in versions if version is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of plain JSON values (arrays become lists), with the schema version."""
+        """A dict of plain JSON values with the schema version; arrays become lists."""
         record: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         return record | schema.to_plain(self)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Trajectory:
-        """The inverse of `to_dict`; arrays may stand for lists. The caller checks `schema_version`, see
+        """The inverse of `to_dict`; arrays may replace lists. The caller checks `schema_version`, see
         `rollout_service.record.storage`.
 
         Raises:
-            ValueError: a field is missing, unknown, or not of its type; the text has its path.
+            ValueError: a field is missing, unknown, or not of its type. The text has its path.
         """
         values = {name: value for name, value in record.items() if name != "schema_version"}
         trajectory: Trajectory = schema.from_plain(cls, values)
         return trajectory
 
     def check_types(self) -> None:
-        """See that every field holds what its type says, as a record that is read does.
+        """Check that every field is of its type, as after reading.
 
         Raises:
             ValueError: names the field, its value and its type.
