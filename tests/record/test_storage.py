@@ -65,6 +65,25 @@ def test_files_of_the_release_before_are_read(ending: str) -> None:
     assert (lost.outcome, lost.fault, lost.reward, lost.segments) == (Outcome.ABORTED, fault, None, [])
 
 
+def holds(new: object, old: object) -> bool:
+    """Whether every value of an old record is in the new one; the new one may have more fields."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return all(name in new and holds(new[name], value) for name, value in old.items())
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(map(holds, new, old))
+    return new == old
+
+
+@both_formats
+def test_every_value_in_a_file_of_release_0_1_is_read(ending: str) -> None:
+    """The second trajectory has a value in every field that its release had."""
+    written = [json.loads(line) for line in (ROOT / "tests/data/release_0.1.jsonl").read_text().splitlines()]
+    read = [trajectory.to_dict() for trajectory in storage.read(ROOT / f"tests/data/release_0.1.{ending}")]
+    assert len(read) == 2
+    assert all(map(holds, read, written))
+    assert read[1]["fault"] == written[1]["fault"] | {"traceback": None}
+
+
 def test_a_directory_that_two_releases_wrote_is_one_dataset(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.mkdir()
