@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,15 +27,9 @@ from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
 from tests.support import openai_server, sglang, slime, tiny_model
 from tests.support.reference import Reference, error
-from tests.support.services import start
+from tests.support.services import free_port, start
 
 pytestmark = [sglang.needed, pytest.mark.timeout(300)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,10 @@ from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, Service
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
-from tests.deploy.test_http_serving import free_port
 from tests.support import openai_server, tiny_model
 from tests.support.episodes import settings
 from tests.support.reference import Reference, error, pure_error
-from tests.support.services import start
+from tests.support.services import HTTP_PORT, start
 
 IDS = ["create_task_1", "update_task_1"]
 
@@ -41,7 +40,6 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def service(cluster, model):
     """A service with two replicas, and SGLang's HTTP API before them."""
-    serve.shutdown()  # what runs there was started without HTTP
     user = openai_server.OpenAIServer(openai_server.talker(3))
     with (
         user,
@@ -50,7 +48,7 @@ def service(cluster, model):
             policy__engine="transformers",
             policy__model=model,
             policy__replicas=2,
-            policy__http_port=free_port(),
+            policy__http_port=HTTP_PORT,
             policy__sampling={"max_new_tokens": 30},
             tasks__ids=IDS,
             user__model="openai/talker",
@@ -58,7 +56,6 @@ def service(cluster, model):
         ) as client,
     ):
         yield client
-    serve.shutdown()
 
 
 @pytest.fixture

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
+from ray import serve
 
 from deploy.replica import PolicyReplica
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+HTTP_PORT = free_port()
+"""Where Serve listens on the shared cluster."""
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """This process is connected to a Ray cluster of its own, with more CPUs on paper than the machine has: several
-    services share it."""
+    services share it. Serve runs with HTTP there, for the one service that asks for it."""
     ray.init("local", num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})
     yield
     ray.shutdown()
 
@@ -29,7 +44,7 @@ def start(name: str, **overrides: Any) -> RolloutClient:
     return RolloutClient(config=settings(service__name=name, **overrides))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(cluster: None) -> Iterator[RolloutClient]:
     """The embedded default on the mock domain."""
     with start("shared") as service:
