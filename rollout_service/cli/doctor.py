@@ -1,6 +1,6 @@
-"""Looks at a machine and a configuration before a collection does.
+"""Checks a machine and a configuration before a collection.
 
-Invariant: changes nothing, starts nothing, spends nothing.
+Invariant: it changes nothing, starts nothing and spends nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rollout_service.redaction import redact
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool
@@ -29,8 +29,8 @@ class Finding:
 
 
 def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
-    """Look at everything that a collection with `config` needs; on the cluster at `address`, if given."""
-    looks: list[tuple[str, Callable[[], str]]] = [
+    """Check everything that a collection with `config` needs, and the cluster at `address` if one is given."""
+    checks: list[tuple[str, Callable[[], str]]] = [
         ("python", _python),
         ("machine", _machine),
         ("packages", _packages),
@@ -44,13 +44,13 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("memory", lambda: _memory(config)),
     ]
     if address is not None:
-        looks.append(("cluster", lambda: _cluster(address)))
-    return [_look(what, look) for what, look in looks]
+        checks.append(("cluster", lambda: _cluster(address)))
+    return [_finding(what, check) for what, check in checks]
 
 
-def _look(what: str, look: Callable[[], str]) -> Finding:
+def _finding(what: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(what, True, redact(look()))
+        return Finding(what, True, redact(check()))
     except RolloutError as error:
         return Finding(what, False, str(error))
     except Exception as error:
@@ -130,7 +130,7 @@ def _judge(config: RolloutConfig) -> str:
 
 
 def _memory(config: RolloutConfig) -> str:
-    """What an episode keeps while it runs: its environment after gold actions is measured, the tokens are bounded."""
+    """Memory of a running episode: of its environment after the gold actions, measured, and of its tokens at most."""
     import tracemalloc
 
     from rollout_service.policy.context import context_length, only_endpoint_knows

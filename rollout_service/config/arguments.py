@@ -1,7 +1,7 @@
-"""Arguments of public functions, checked where they are given.
+"""Checks of the arguments of public functions.
 
-Invariant: a check returns the value as the function means it, or refuses it with the argument's name, the value and
-what belongs there. Nothing is read into a value: "8" is not 8, and True is not 1.
+Invariant: a check returns the value, or raises an error with the argument's name, the value and what is allowed. It
+converts nothing: "8" is not 8, and True is not 1.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MOST_TOKEN_ID = 2**31 - 1
 def whole(
     name: str, value: Any, least: int | None = None, most: int | None = None, error: type[RolloutError] = ConfigError
 ) -> int:
-    """A whole number, one of numpy's included, as Python's own.
+    """Check that the value is a whole number, also one of numpy's, and return it as an int.
 
     Raises:
-        RolloutError: as `error`: it is not one, or is out of range.
+        RolloutError: of class `error`: it is none, or is out of range.
     """
     bounds = "" if least is None else f", at least {least}" if most is None else f" from {least} to {most}"
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -36,10 +36,10 @@ def whole(
 
 
 def number(name: str, value: Any, least: float, most: float, error: type[RolloutError] = ConfigError) -> float:
-    """A number in that range.
+    """Check that the value is a number in the range.
 
     Raises:
-        RolloutError: as `error`: it is none, or outside.
+        RolloutError: of class `error`: it is none, or is out of range.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
@@ -48,10 +48,10 @@ def number(name: str, value: Any, least: float, most: float, error: type[Rollout
 
 
 def truth(name: str, value: Any, error: type[RolloutError] = ConfigError) -> bool:
-    """True or False.
+    """Check that the value is True or False.
 
     Raises:
-        RolloutError: as `error`: it is neither.
+        RolloutError: of class `error`: it is neither.
     """
     if not isinstance(value, bool):
         raise error(f"{name} is {shown(value)}.", "Give True or False.")
@@ -59,10 +59,10 @@ def truth(name: str, value: Any, error: type[RolloutError] = ConfigError) -> boo
 
 
 def text(name: str, value: Any, example: str, error: type[RolloutError] = ConfigError) -> str:
-    """Text that is not blank.
+    """Check that the value is text that is not blank.
 
     Raises:
-        RolloutError: as `error`: it is not; the remedy shows `example`.
+        RolloutError: of class `error`: it is not. The remedy shows `example`.
     """
     if not isinstance(value, str) or not value.strip():
         raise error(f"{name} is {shown(value)}.", f"Give text, such as {example!r}.")
@@ -70,10 +70,10 @@ def text(name: str, value: Any, example: str, error: type[RolloutError] = Config
 
 
 def texts(name: str, value: Any, example: str, error: type[RolloutError] = ConfigError) -> list[str]:
-    """A list of such text.
+    """Check that the value is a list of texts, none of them blank.
 
     Raises:
-        RolloutError: as `error`: it is one text, no list, or empty.
+        RolloutError: of class `error`: it is a single text, no list, or empty.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or not (items := list(value)):
         raise error(f"{name} is {shown(value)}.", f"Give a list, such as [{example!r}].")
@@ -81,10 +81,10 @@ def texts(name: str, value: Any, example: str, error: type[RolloutError] = Confi
 
 
 def choice(name: str, value: Any, choices: Iterable[str], error: type[RolloutError] = ConfigError) -> str:
-    """One of a few words.
+    """Check that the value is one of `choices`.
 
     Raises:
-        RolloutError: as `error`: it is none of them.
+        RolloutError: of class `error`: it is none of them.
     """
     known = list(choices)
     if not isinstance(value, str) or value not in known:
@@ -93,10 +93,10 @@ def choice(name: str, value: Any, choices: Iterable[str], error: type[RolloutErr
 
 
 def path(name: str, value: Any, error: type[RolloutError] = ConfigError) -> Path:
-    """The path of a file or a folder.
+    """Check that the value is the path of a file or a folder.
 
     Raises:
-        RolloutError: as `error`: it is none.
+        RolloutError: of class `error`: it is none.
     """
     if not isinstance(value, (str, Path)) or not str(value).strip() or "\0" in str(value):
         raise error(f"{name} is {shown(value)}.", "Give the path of a file.")
@@ -104,5 +104,5 @@ def path(name: str, value: Any, error: type[RolloutError] = ConfigError) -> Path
 
 
 def optional(check: Callable[..., T], name: str, value: Any, *rules: Any, **more: Any) -> T | None:
-    """`check`, of a value that may be None."""
+    """Apply `check` to a value that may also be None."""
     return None if value is None else check(name, value, *rules, **more)

@@ -1,6 +1,6 @@
-"""What is wrong with a setting, in words.
+"""Errors about settings.
 
-Invariant: a refusal names the setting, where its value comes from, the problem and the remedy, and shows no secret.
+Invariant: an error names the setting, where its value comes from, the problem and the remedy, and shows no secret.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Refused(ValueError):
 
 
 def in_words(error: ValidationError, model: type[BaseModel], sources: Mapping[str, str] | None = None) -> ConfigError:
-    """The first problem in words, and how many follow.
+    """The error about the first problem, with the number of further ones.
 
     Args:
-        model: what was to be built.
+        model: the section that should have been built.
         sources: where values come from, by dotted name.
     """
     first = error.errors()[0]
@@ -77,7 +77,7 @@ def _problem(
 
 
 def _near(dotted: str, path: list[str], model: type[BaseModel]) -> str:
-    """What may have been meant by a setting that does not exist."""
+    """The remedy for a setting that does not exist: its new name, a similar name, or all valid ones."""
     if (renamed := names.new_name(dotted)) is not None:
         return f"It is called {renamed} now."
     siblings = list(names.section_at(model, path[:-1]).model_fields)

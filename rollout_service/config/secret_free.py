@@ -1,7 +1,7 @@
 """Types of settings in which no secret may stand: settings are stored and shown.
 
-Invariant: a refusal does not show the value that it refuses, since it may be the secret. A URL may hold a name and a
-password; `redaction` learns them before anything can show them.
+Invariant: an error does not show the value that it refuses, since it may be the secret. A URL may hold a name and a
+password, which `redaction` learns before anything can show them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rollout_service.config.refusal import Refused
 from rollout_service.redaction import conceal, has_secret_shape, is_secret_name, remember_url
 
 _HARMLESS = {"", "0", "1", "true", "false", "none", "null"}
-"""Values of a variable that hold no secret, whatever its name."""
+"""Values that are no secret, whatever the name of their variable."""
 
 
 def _check_variable_name(name: str) -> str:
     looks_like_a_key = name not in os.environ and conceal(name) != name
     if looks_like_a_key or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise Refused(
-            ": it must be the NAME of an environment variable, such as OPENAI_API_KEY. What stands there is not shown: "
+            ": it must be the NAME of an environment variable, such as OPENAI_API_KEY. Its value is not shown: "
             "it may be the secret itself.",
             "Export the secret under a name, and write the name there.",
         )
@@ -37,7 +37,7 @@ def _check_url(url: str) -> str:
     try:
         _ = urllib.parse.urlsplit(url).port
     except ValueError:
-        what = "what stands there" if "@" in url else repr(url)
+        what = "its value" if "@" in url else repr(url)
         raise Refused(
             f": {what} is not a URL.",
             "Write http://host:port, and in a name or a password %2F for a / and %40 for an @.",
@@ -71,7 +71,7 @@ def _check_env_vars(variables: dict[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if (is_secret_name(name) and value.lower() not in _HARMLESS) or has_secret_shape(value):
             raise Refused(
-                f": the value of {name} looks like a secret, and Ray logs what stands here.",
+                f": the value of {name} looks like a secret, and Ray logs these values.",
                 "Export it where the service is started, and add its name to policy.env_vars_from.",
             )
     return variables
@@ -94,7 +94,7 @@ EnvVars = Annotated[dict[str, str], AfterValidator(_check_env_vars)]
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    """Names under which the value holds what is named like a secret or looks like one."""
+    """Names of entries that are named like a secret or look like one."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield from _secrets_in(below, f"{name}.{key}" if name else str(key))

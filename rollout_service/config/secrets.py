@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the settings name secrets, and import this room's files fir
 
 
 def secret(variable: str | None, field: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The secret that the environment variable holds; None when no variable is named.
+    """The secret in the environment variable; None: no variable is named.
 
     Raises:
         ConfigError: the variable is named but not set.
@@ -43,13 +43,13 @@ def secret(variable: str | None, field: str, environ: Mapping[str, str] | None =
 
 
 def of_episodes(config: RolloutConfig) -> dict[str, str]:
-    """The variables that environment actors need and this process has, with their values."""
+    """The variables that environment actors need, with the values that this process has."""
     user = config.user.api_key_var if config.user_kind == "llm" else None
     return _set_here(user, config.evaluation.judge.api_key_var)
 
 
 def of_replicas(config: RolloutConfig) -> dict[str, str]:
-    """The variables that the policy's replicas need and this process has, with their values."""
+    """The variables that the policy's replicas need, with the values that this process has."""
     return _set_here(*config.policy.env_vars_from)
 
 
@@ -58,7 +58,7 @@ def _set_here(*names: str | None) -> dict[str, str]:
 
 
 def receive(variables: Mapping[str, str]) -> None:
-    """Set the variables in this process, for all that it does and starts from now on."""
+    """Set the variables in this process and all that it starts."""
     for value in variables.values():
         remember(value)
     os.environ.update(variables)

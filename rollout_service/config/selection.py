@@ -1,7 +1,7 @@
-"""What chooses tasks: a domain or a mix of them, and ids.
+"""How tasks are chosen: by a domain or a mix of domains, and by ids.
 
 Invariant: a mix's weights are finite and above 0. After any number of draws each domain has had its share, rounded up
-or down, so a short collection is spread as the weights say too.
+or down, so even a short collection follows the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ _EXAMPLE = "Give a name, or a mix such as {'retail': 2, 'airline': 1}; as text, 
 
 
 def read_domain(given: Any, field: str) -> str | dict[str, float]:
-    """A domain's name, or weights by domain, of what was given: a name, a mapping, or text such as
-    `retail=2,airline=1`.
+    """Read a domain's name, or a mix: a mapping of weights by domain, or text such as `retail=2,airline=1`.
 
     Args:
-        field: what the value was given for, as the caller knows it.
+        field: name of the setting or argument, for errors.
 
     Raises:
         TaskError: it is neither, or a weight is not a finite number above 0.
@@ -42,17 +41,17 @@ def read_domain(given: Any, field: str) -> str | dict[str, float]:
         raise TaskError(f"{field} is a mix without a domain.", _EXAMPLE)
     for name in given:
         if not isinstance(name, str) or not name.strip():
-            raise TaskError(f"{field}: {shown(name)} is no domain's name.", _EXAMPLE)
+            raise TaskError(f"{field}: {shown(name)} is not the name of a domain.", _EXAMPLE)
     return {name: _read_weight(name, weight, field) for name, weight in given.items()}
 
 
 def _read_weight(name: str, given: Any, field: str) -> float:
-    with contextlib.suppress(OverflowError):  # of a whole number that no float can hold
+    with contextlib.suppress(OverflowError):  # for a whole number that no float can hold
         if isinstance(given, Real) and not isinstance(given, bool) and 0 < float(given) < math.inf:
             return float(given)
     raise TaskError(
         f"{field}: the weight of {name} is {shown(given)}.",
-        "A mix takes weights above 0; leave out a domain without one.",
+        "Give weights above 0, and leave out a domain that is not wanted.",
     )
 
 
@@ -67,16 +66,16 @@ def _parsed(text: str, field: str) -> dict[str, float]:
         if not equals:
             raise TaskError(f"{field} is {text!r}: {part!r} is not a domain with its weight.", _EXAMPLE)
         if name in mix:
-            raise TaskError(f"{field} is {text!r}: {name} comes twice.", _EXAMPLE)
+            raise TaskError(f"{field} is {text!r}: {name} is there twice.", _EXAMPLE)
         mix[name] = number
     return mix
 
 
 def read_ids(given: Any, field: str) -> list[str]:
-    """Task ids, as text, of what was given: a list of texts or whole numbers.
+    """Read task ids, as text, from a list of texts or whole numbers.
 
     Raises:
-        TaskError: it is something else, text for instance, or has no entry.
+        TaskError: it is something else, such as a single text, or is empty.
     """
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         raise TaskError(f"{field} is {shown(given)}, not a list.", "Give a list of task ids, such as ['0', '7'].")
@@ -85,7 +84,7 @@ def read_ids(given: Any, field: str) -> list[str]:
     for task_id in given:
         if isinstance(task_id, bool) or not isinstance(task_id, (str, Integral)):
             raise TaskError(
-                f"{field}: {shown(task_id)} is no task id.", "Ids are text; `rollout-service tasks` lists them."
+                f"{field}: {shown(task_id)} is not a task id.", "Ids are text; `rollout-service tasks` lists them."
             )
     return [str(task_id) for task_id in given]
 
@@ -93,8 +92,8 @@ def read_ids(given: Any, field: str) -> list[str]:
 class Rotation(Iterator[str]):
     """Domains in turn, each as often as its weight says.
 
-    The quota method of apportionment (Balinski and Young): of those that may have one more without going over their
-    share, the one whose next share is complete first. The seed decides between equals.
+    The quota method of apportionment (Balinski and Young): among the domains that stay within their share with one more
+    draw, it takes the one whose next share is complete first. The seed breaks ties.
     """
 
     def __init__(self, weights: Mapping[str, float], seed: int) -> None:

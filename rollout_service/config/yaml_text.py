@@ -50,7 +50,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def _parse(text: str, source: str) -> Any:
-    """As `yaml.safe_load`, which takes the last of two equal keys without a word.
+    """As `yaml.safe_load`, which silently takes the last of two equal keys.
 
     Raises:
         ConfigError: a key comes twice.

@@ -1,6 +1,6 @@
-"""`doctor`: looks at this machine and the settings.
+"""`doctor`: a check of this machine and the settings.
 
-Invariant: changes nothing, starts nothing, spends nothing.
+Invariant: the exit code is 0 only if every check passed.
 """
 
 from __future__ import annotations

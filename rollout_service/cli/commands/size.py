@@ -19,7 +19,7 @@ def size(
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that share one replica.")] = 1,
     memory_fraction: Annotated[float, typer.Option(help="Share of a GPU's memory for weights and cache.")] = 0.85,
 ) -> None:
-    """Say how many replicas and environment actors keep so many episodes in flight. Starts nothing."""
+    """Compute how many replicas and environment actors a number of episodes in flight needs. Starts nothing."""
     from rich.console import Console
     from rich.table import Table
 

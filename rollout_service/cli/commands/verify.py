@@ -1,6 +1,6 @@
 """`verify`: an audit of a file of trajectories.
 
-Invariant: every trajectory that can be read is audited, whatever stands between; a file without any is refused.
+Invariant: every trajectory that can be read is audited, also after one that cannot; a file without any is refused.
 """
 
 from __future__ import annotations

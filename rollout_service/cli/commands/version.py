@@ -1,6 +1,6 @@
 """`version`: which version this is.
 
-Invariant: prints it alone.
+Invariant: nothing else is printed.
 """
 
 from __future__ import annotations
