@@ -54,7 +54,7 @@ def service(cluster, models):
             policy__model=str(models["first"]),
             policy__replicas=2,
             policy__engine_arguments=sglang.ENGINE_ARGUMENTS,
-            policy__environment=sglang.ENVIRONMENT,
+            policy__env_vars=sglang.ENVIRONMENT,
             policy__sampling={"max_new_tokens": 100},
             tasks__ids=["create_task_1", "update_task_1", "impossible_task_1"],
             user__model="openai/talker",
