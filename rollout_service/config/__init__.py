@@ -11,9 +11,11 @@ from rollout_service.config.script import Latency, Script
 from rollout_service.config.service import Service
 from rollout_service.config.tasks import Tasks
 from rollout_service.config.user import User
+from rollout_service.config.variables import TAU2_VARIABLES
 from rollout_service.config.yaml_text import parse_value
 
 __all__ = [
+    "TAU2_VARIABLES",
     "Autoscaling",
     "Evaluation",
     "Judge",
