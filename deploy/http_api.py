@@ -1,8 +1,8 @@
 """What a policy replica answers over HTTP: SGLang's `/generate`, `/model_info` and `/health`.
 
-Invariant: an HTTP client gets exactly what a handle gets, in SGLang's format. A request that cannot be met is refused
-with 4xx and the field's name; it costs nobody else anything: it has bounds in size and in time, and what takes more
-than a moment, reading a body and writing an answer, is done beside the event loop.
+Invariant: an HTTP client gets the same as a handle's caller, in SGLang's format. A request that cannot be met gets a
+4xx answer with the field's name. No request slows others down: size and time are bounded, and long bodies are read and
+long answers written in another thread than the event loop's.
 """
 
 from __future__ import annotations
@@ -35,17 +35,22 @@ _Result = TypeVar("_Result")
 Generate = Callable[[npt.NDArray[np.int32], Sampling, TurnInfo], Awaitable[Generation]]
 
 _SHORT_BODY = 1 << 16
-"""Bytes that are read in less than a millisecond, and so on the loop: it does not wait behind long ones."""
+"""Largest body in bytes that is read on the event loop, in less than a millisecond. It need not wait for longer
+ones."""
 
 _SHORT_TURN = 1024
-"""Tokens that are written so."""
+"""Largest turn in tokens whose answer is written on the event loop."""
 
 _beside = ThreadPoolExecutor(1, thread_name_prefix="http-bodies")
-"""One thread: several would share the interpreter's lock with each other and with the loop, and none be done sooner."""
+"""One thread, because several would only share the interpreter's lock and finish no sooner."""
 
 
 async def respond(request: Request, policy: PolicyConfig, generate: Generate, version: int) -> Response:
-    """The answer to one request. `version` is that of the replica's weights."""
+    """Answer one request.
+
+    Args:
+        version: version of the replica's weights.
+    """
     match request.method, request.url.path.rsplit("/", 1)[-1]:
         case "POST", "generate":
             try:
@@ -81,10 +86,10 @@ async def _generated(request: Request, policy: PolicyConfig, generate: Generate)
     try:
         for prompt in asked.prompts:
             tasks.append(asyncio.ensure_future(generate(prompt, asked.sampling, TurnInfo())))
-            await asyncio.sleep(0)  # each takes a moment to start: others run between
+            await asyncio.sleep(0)  # starting one takes a moment, so others run in between
         generations = await asyncio.gather(*tasks)
     finally:
-        for task in tasks:  # one prompt that is refused ends the others
+        for task in tasks:  # if one prompt is refused, the others end
             task.cancel()
     seconds = time.perf_counter() - start
     rids = [rid or uuid.uuid4().hex for rid in asked.rids]
@@ -95,15 +100,15 @@ async def _generated(request: Request, policy: PolicyConfig, generate: Generate)
 
 
 async def _at_once_if(is_short: bool, function: Callable[..., _Result], *args: Any) -> _Result:
-    """What the function gives, called beside the event loop unless it is short."""
+    """The function's result. It is called in another thread unless it is short."""
     return function(*args) if is_short else await asyncio.get_running_loop().run_in_executor(_beside, function, *args)
 
 
 async def _body(request: Request, largest: int, seconds: float) -> bytes:
-    """The body, read no further than it may be large, and waited for no longer than it may take.
+    """Read the body, within the bounds of size and time.
 
     Raises:
-        HTTPException: it is too large, too slow or cut off.
+        HTTPException: the body is too large, too slow or incomplete.
     """
     too_large = HTTPException(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -1,7 +1,8 @@
-"""PolicyReplica: one engine, and what the service asks of it.
+"""PolicyReplica: one engine, and the service's calls to it.
 
-Invariant: a turn comes back whole, each token with the version of the weights that sampled it, whatever happened to the
-weights meanwhile. Weights change for one update at a time. A replica whose weights may be half loaded ends itself.
+Invariant: a turn comes back whole, and each token has the version of the weights that sampled it, whatever happened to
+the weights meanwhile. Only one update changes the weights at a time. A replica whose weights may be half loaded ends
+itself.
 """
 
 from __future__ import annotations
@@ -53,23 +54,23 @@ from rollout_service.redaction import keep_out_of_logs, remember, shows_secret
 _log = logs.logger(__name__)
 
 _INTERRUPT_SECONDS = 0.2
-"""Between interruptions while turns leave: one that had not reached the engine yet must be told again."""
+"""Seconds between interruptions while turns leave. A turn that had not reached the engine yet needs another one."""
 
 _BEHIND_SECONDS = 60.0
-"""That a turn waits for a replica whose weights are too old for it."""
+"""How long a turn waits if the replica's weights are too old for it."""
 
 _LEAVE_SECONDS = 10.0
-"""An engine has so long to leave a process group, which takes it milliseconds unless it waits in it."""
+"""How long an engine may take to leave a process group. It takes milliseconds, unless the engine waits in the group."""
 
 _EXIT_SECONDS = 1.0
-"""Until a broken replica ends, so that its error still gets out."""
+"""Seconds until a broken replica ends, so that its error still reaches the caller."""
 
 _CLOSE_SECONDS = 3.0
-"""The engine of a broken replica has so long to stop its processes. What is left of them ends with the replica's."""
+"""How long the engine of a broken replica may take to stop its processes. The rest of them end with the replica's."""
 
 
 class PolicyReplica:
-    """The deployment's class: an engine behind a turnstile."""
+    """The class of the Serve deployment: an engine behind a gate for turns."""
 
     async def __init__(self, config: RolloutConfig, has_fleet: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
         """Start the engine and load the service's newest weights. The replica is paused if the others are.
@@ -90,13 +91,13 @@ class PolicyReplica:
         self._changing = asyncio.Lock()
         self._paused = False
         self._pauses = 0
-        """Of the last order to pause or to resume."""
+        """Number of the last pause or resume order."""
         self._stopped: UpdateMode | None = None
-        """How the turns were stopped, while they are."""
+        """How the turns were stopped. None: they run."""
         self._groups: dict[str, float] = {}
-        """Process groups that it is in: how long one of them may take to bring weights, in seconds."""
+        """The replica's process groups, and how many seconds an update through each may take."""
         self._receiving: str | None = None
-        """The group whose tensors are being loaded."""
+        """The group whose tensors are being loaded now."""
         self._catching_up: asyncio.Task[None] | None = None
         self._catch_up_failure = ""
         """Why the last attempt to catch up failed."""
@@ -117,10 +118,10 @@ class PolicyReplica:
     # Turns -----------------------------------------------------------------------------------------------------------
 
     async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
-        """Sample one whole turn, as soon as the replica is not paused.
+        """Sample one whole turn, waiting while the replica is paused.
 
         Raises:
-            EpisodeFault: the weights are older than `info.min_version` and stay so.
+            EpisodeFault: the weights are older than `info.min_version`, and no newer ones come.
         """
         await self._reach(info.min_version)
 
@@ -137,7 +138,8 @@ class PolicyReplica:
             raise
 
     async def _reach(self, version: int) -> None:
-        """An update may be on its way here; what came through a process group before this replica started is not."""
+        """Wait until the weights have that version. An update may be on its way; but weights that were sent through a
+        process group before this replica started do not come."""
         try:
             await asyncio.wait_for(self._turn_gate.reached(version), _BEHIND_SECONDS)
         except TimeoutError:
@@ -149,13 +151,13 @@ class PolicyReplica:
             ) from None
 
     async def __call__(self, request: Any) -> Any:
-        """HTTP: SGLang's `/generate`, see `deploy.http_api`."""
+        """Answer HTTP: SGLang's `/generate`, see `deploy.http_api`."""
         return await http_api.respond(request, self._config.policy, self.generate, self._engine.version)
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
     async def check_update(self, update: WeightUpdate) -> Fit:
-        """See, before anything is touched, that the replica can load this.
+        """Check that the replica can load this update. Changes nothing.
 
         Raises:
             WeightError: it cannot.
@@ -168,11 +170,11 @@ class PolicyReplica:
         return Fit(self.state(), await asyncio.to_thread(self._engine.check, update.source))
 
     async def update_weights(self, update: WeightUpdate) -> ReplicaState:
-        """Load new weights, and sample with them from now on. Does nothing if the replica has them, or newer ones.
+        """Load new weights, and sample with them from now on. Does nothing if the replica has these or newer ones.
 
         Raises:
-            WeightError: they could not be loaded, or belong over others; the old ones still serve.
-            Exception: anything else; the replica ends itself, and its successor starts with whole weights.
+            WeightError: they could not be loaded, or belong on top of other weights. The old ones still serve.
+            Exception: any other failure. The replica ends itself, and its successor starts with whole weights.
         """
         async with self._changing:
             if update.version > self._engine.version:
@@ -200,14 +202,14 @@ class PolicyReplica:
 
     async def _load(self, update: WeightUpdate) -> None:
         self._receiving = update.source.group if isinstance(update.source, BroadcastTensors) else None
-        seconds = self._groups.get(self._receiving) if self._receiving else None  # it may be the trainer that is gone
+        seconds = self._groups.get(self._receiving) if self._receiving else None  # the trainer may be gone
         keep = self._stopped == "in_place"
         try:
             await asyncio.wait_for(self._engine.load(update.source, update.version, keep_cache=keep), seconds)
         except WeightError:
             raise
-        except BaseException as error:  # also a cancellation: what was loaded by then stays
-            self._stopped = None  # for `_go`: nothing may be sampled any more
+        except BaseException as error:  # also a cancellation: some of the weights are loaded by then
+            self._stopped = None  # so that `_go` does not start the turns again
             self._end_soon(f"its weights may be half loaded, after {type(error).__name__}", error)
             raise
         finally:
@@ -215,7 +217,7 @@ class PolicyReplica:
         self._turn_gate.set_version(update.version)
 
     async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
-        """Sample nothing more until `resume`. Does nothing after a later order, see `DesiredState.pauses`."""
+        """Stop sampling until `resume`. Does nothing if a later order came before, see `DesiredState.pauses`."""
         async with self._changing:
             if number > self._pauses:
                 self._pauses, self._paused = number, True
@@ -224,7 +226,7 @@ class PolicyReplica:
             return self.state()
 
     async def resume(self, number: int) -> ReplicaState:
-        """Go on after `pause`, unless a later order has come already."""
+        """Continue after `pause`. Does nothing if a later order came before."""
         async with self._changing:
             if number > self._pauses:
                 was_paused = self._paused
@@ -235,7 +237,7 @@ class PolicyReplica:
             return self.state()
 
     async def _stop(self, mode: UpdateMode) -> None:
-        """Stop the turns in the way that the mode says, unless they are stopped already."""
+        """Stop the turns as the mode says, unless they are stopped already."""
         if self._stopped is not None:
             return
         self._stopped = mode
@@ -259,18 +261,21 @@ class PolicyReplica:
         self._turn_gate.open()
 
     async def nccl_cumem(self) -> str | None:
-        """`NCCL_CUMEM_ENABLE` in the engine's processes, which have this one's environment; None: not set."""
+        """`NCCL_CUMEM_ENABLE` in the engine's processes, which have this process's environment. None: not set."""
         return os.environ.get("NCCL_CUMEM_ENABLE")
 
     async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
-        """Join a process group for weight updates, see `Engine.join`; `ranks` are by replica.
+        """Join a process group for weight updates, see `Engine.join`.
+
+        Args:
+            ranks: first rank of each replica.
 
         Raises:
-            WeightError: it did not come about in time.
+            WeightError: the group was not formed in time.
         """
         name = self.state().replica
         rank = ranks.get(name)
-        if rank is None:  # it came up meanwhile; the next update says so
+        if rank is None:  # it started meanwhile; the next update says so
             return self.state()
         seconds = rendezvous.timeout_seconds
         self._groups[rendezvous.name] = seconds
@@ -279,13 +284,13 @@ class PolicyReplica:
         except TimeoutError:
             raise WeightError(
                 f"Replica {name} could not join the group {rendezvous.name!r} in {seconds:g} s: a rank never came.",
-                "See that the trainer's address can be reached from every node, and make another group.",
+                "Check that every node can reach the trainer's address, and make another group.",
             ) from None
         return self.state()
 
     async def leave(self, group: str) -> ReplicaState:
-        """Leave the process group of that name. An engine that waits for the others of the group, for their tensors or
-        in its making, would wait for ever: the replica ends itself."""
+        """Leave the process group of that name. If the engine waits in the group, for tensors or for other members, it
+        would wait forever, so the replica ends itself."""
         self._groups.pop(group, None)
         try:
             if self._receiving == group:
@@ -296,7 +301,7 @@ class PolicyReplica:
         return self.state()
 
     async def _catch_up(self, starting: bool) -> None:
-        """Take on the service's desired state, which a new replica lacks, or one where an order failed."""
+        """Adopt the service's desired state. A new replica does not have it, nor does one where an order failed."""
         desired = await asyncio.to_thread(fleet_link.desired_state, self._config)
         if desired is None:
             if starting and self._has_fleet:
@@ -314,13 +319,13 @@ class PolicyReplica:
         if update is not None and update.version > self._engine.version:
             await asyncio.to_thread(self._engine.check, update.source)
             await check_available(update.source)
-            # While it starts there is no cache to keep, and none of older weights may be taken to be there.
+            # A starting replica has no cache to keep, and must not claim a cache of older weights.
             await self.update_weights(replace(update, mode="drain") if starting else update)
 
     # Life ------------------------------------------------------------------------------------------------------------
 
     def state(self) -> ReplicaState:
-        """The replica's state."""
+        """The replica's state now."""
         return ReplicaState(
             replica=serve.get_replica_context().replica_id.unique_id,
             version=self._engine.version,
@@ -331,26 +336,26 @@ class PolicyReplica:
         )
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; what it raises has the replica replaced. At once: Serve would wait for the
-        turns of an engine that can finish none."""
+        """Called by Serve every few seconds, which replaces the replica if this raises. Serve would first wait for
+        running turns, which a broken engine cannot finish, so the replica also ends itself."""
         try:
             self._engine.check_health()
         except Exception as error:
             self._end_soon("its engine is broken", error)
             raise
-        if self._catching_up is None or self._catching_up.done():  # not waited for: loading can take minutes
+        if self._catching_up is None or self._catching_up.done():  # not awaited, because loading can take minutes
             self._catching_up = self._tasks.start(self._catch_up_if_possible(), "catching up with the newest weights")
 
     async def _catch_up_if_possible(self, starting: bool = False) -> None:
         try:
             await self._catch_up(starting)
         except (WeightError, ray.exceptions.RayError) as error:
-            if str(error) != self._catch_up_failure:  # it is tried again every few seconds, and logged once
+            if str(error) != self._catch_up_failure:  # repeated every few seconds, but logged once
                 self._catch_up_failure = str(error)
                 _log.warning("The newest weights cannot be loaded: %s", error)
 
     def __del__(self) -> None:
-        """Called by Serve when the replica is drained."""
+        """Called by Serve when the replica has no turns left."""
         self._end_engine()
 
     def _end_engine(self) -> None:
@@ -363,7 +368,8 @@ class PolicyReplica:
         asyncio.get_running_loop().call_later(_EXIT_SECONDS, self._end)
 
     def _end(self) -> None:
-        """At once, but for what the engine needs to stop its processes: its thread may wait in a process group."""
+        """End this process, after a short time for the engine to stop its own. A thread does that, because the engine
+        may wait in a process group."""
         closing = threading.Thread(target=self._end_engine, daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
@@ -371,10 +377,10 @@ class PolicyReplica:
 
 
 def _start_engine(config: RolloutConfig) -> Engine:
-    """The engine, in an environment with the variables that the settings name.
+    """Start the engine, in an environment with the variables that the settings name.
 
     Raises:
-        ConfigError: one of them is set neither where the service was started nor here.
+        ConfigError: a variable is set neither where the service was started nor here.
     """
     secrets.know(config)
     names = config.policy.env_vars_from
@@ -384,8 +390,8 @@ def _start_engine(config: RolloutConfig) -> Engine:
         if name not in os.environ:
             raise ConfigError(
                 f"policy.env_vars_from: {name} is set neither where the service was started nor on this node.",
-                "Export it in one of these places; in the settings stands its name only.",
+                "Export it in one of these places. The settings hold only its name.",
             )
         remember(os.environ[name])
-    with discreet("The policy's engine does not start"):  # Serve logs what is raised here
+    with discreet("The policy's engine does not start"):  # Serve logs what this raises
         return factory.make(config)

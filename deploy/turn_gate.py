@@ -1,7 +1,6 @@
-"""Turnstile: lets turns in while the replica samples, and tells when all are out.
+"""TurnGate: lets turns in while the replica samples, and tells when all have left.
 
-Invariant: while it is closed no turn enters, and those that are inside still may leave. Nobody who waits misses a
-change.
+Invariant: while the gate is closed no turn enters, but turns inside may leave. Nobody who waits misses a change.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from contextlib import asynccontextmanager
 
 
 class TurnGate:
-    """One per replica; open at first."""
+    """The gate of one replica. It is open at first."""
 
     def __init__(self, version: int) -> None:
         self.is_open = True
         self.inside = 0
-        """Turns that are being sampled."""
+        """Number of turns that are being sampled."""
         self._version = version
         self._changed = asyncio.Event()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for admission, and be counted while inside."""
+        """Wait for the gate to open; the turn counts as inside within this context."""
         await self._until(lambda: self.is_open)
         self.inside += 1
         try:
@@ -34,7 +33,7 @@ class TurnGate:
                 self._notify()
 
     def close(self) -> None:
-        """Let nobody in from now on."""
+        """Let no turn in from now on."""
         self.is_open = False
 
     def open(self) -> None:
@@ -43,16 +42,16 @@ class TurnGate:
         self._notify()
 
     def set_version(self, version: int) -> None:
-        """The replica has weights of that version, whether open or not."""
+        """Note the version of the replica's weights."""
         self._version = version
         self._notify()
 
     async def reached(self, version: int) -> None:
-        """Wait until the replica has weights of that version, or newer ones."""
+        """Wait until the replica has weights of that version or a newer one."""
         await self._until(lambda: self._version >= version)
 
     async def empty(self) -> None:
-        """Wait until nobody is inside."""
+        """Wait until no turn is inside."""
         await self._until(lambda: not self.inside)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -60,6 +59,6 @@ class TurnGate:
             await self._changed.wait()
 
     def _notify(self) -> None:
-        """Wake everyone who waits, once."""
+        """Wake all waiters once."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -123,7 +123,7 @@ class Batch:
             self._advance(self._portions(version), version)
         except Exception:
             self._kept.clear()  # it may be memory that is missing
-            self._model.see_that_it_works()
+            self._model.check_device()
             for turn in self._running.copy():  # each alone, to find the one that it was
                 self._advance_alone(turn, version)
 
@@ -134,7 +134,7 @@ class Batch:
         except Exception as error:
             self._running.remove(turn)
             turn.fail(error)
-            self._model.see_that_it_works()
+            self._model.check_device()
 
     def _advance(self, fed: list[tuple[Turn, int]], version: int) -> None:
         logits = self._model.forward([(turn.context, count) for turn, count in fed])

@@ -1,7 +1,7 @@
-"""Starting an SGLang engine so that one which cannot start says why.
+"""Starts an SGLang engine, and says why if it cannot start.
 
-Invariant: what ends a scheduler while it loads the model is raised here. SGLang writes it to the log and sends this
-process SIGQUIT, which would end the replica before it had said anything.
+Invariant: an error that ends a scheduler while it loads the model is raised here. SGLang itself only logs it and sends
+this process SIGQUIT, which would end the replica before it could report anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def launch(arguments: dict[str, Any]) -> Any:
     """Start an engine: `sglang.Engine(**arguments)`. Blocks until the model is loaded.
 
     Raises:
-        ServiceError: it cannot start, and why. The process is of no more use then: others of the engine may be dying.
+        ServiceError: it cannot start; says why. This process cannot be used any more then, because other processes of
+            the engine may be ending.
     """
     from sglang.srt.entrypoints.engine import Engine
 
@@ -42,7 +43,7 @@ def launch(arguments: dict[str, Any]) -> Any:
 
 
 def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
-    """A scheduler's process. Its errors go to a file too, which may be deleted once it is open."""
+    """Run a scheduler's process. Its errors also go to a file, which may be deleted once it is open."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
     handler = logging.FileHandler(errors)
@@ -52,7 +53,7 @@ def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
 
 
 def _on_sigquit(handler: int | None) -> int | None:
-    """Set the C library's handler and give the one before; Python's own `signal` works in the main thread only."""
+    """Set the C library's handler and return the previous one. Python's own `signal` works only in the main thread."""
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     before: int | None = function(signal.SIGQUIT, handler)

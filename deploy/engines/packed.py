@@ -155,8 +155,8 @@ class PackedModel:
             context.seen += count
         return logits[0].float()
 
-    def see_that_it_works(self) -> None:
-        """Raise what the device says if it can do nothing any more: after some errors of CUDA it cannot."""
+    def check_device(self) -> None:
+        """Raise the device's error if the device does not work any more, as after some errors of CUDA."""
         torch.zeros(1, device=self.device).add_(1).item()
 
     def _prove(self) -> None:

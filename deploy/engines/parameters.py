@@ -1,6 +1,6 @@
-"""Which parameters a model has, read from its files, and whether new weights are weights of that model.
+"""Reads which parameters a model has from its files, and checks whether new weights belong to that model.
 
-Invariant: nothing here reads a tensor or touches a model: names and shapes alone decide.
+Invariant: nothing here reads a tensor or changes a model. Only names and shapes decide.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4
 _COMPUTED = ".rotary_emb.inv_freq"
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-"""One tensor under two names, where the model ties them; its checkpoint then has the second only."""
+"""Two names of one tensor if the model ties them. Its checkpoint then has only the second."""
 
 
-def check(model: str, source: WeightSource) -> Names:
-    """See that these weights are that model's, as far as its files tell.
+def check_weights(model: str, source: WeightSource) -> Names:
+    """Check that these weights belong to the model, as far as its files tell.
 
     Args:
-        model: folder or hub name of what the engine serves.
+        model: folder or hub name of the model that the engine serves.
 
     Returns:
-        Which of its parameters they are; not all where its files do not tell what all are.
+        Names of the parameters that they contain; None if these are all of the model's, as its files say.
 
     Raises:
-        WeightError: as `refuse_others` and `described` do.
+        WeightError: as `check_shapes` and `described` raise it.
     """
     folder = located(model)
     expected = shapes(folder) if folder else None
@@ -46,32 +46,32 @@ def check(model: str, source: WeightSource) -> Names:
     names = frozenset(name for name, _ in offered)
     if folder is None or expected is None:
         return names
-    refuse_others(expected, offered)
+    check_shapes(expected, offered)
     return covered(_parameters(folder, expected), names)
 
 
 def covered(parameters: Iterable[str], offered: frozenset[str]) -> Names:
-    """Which parameters those are that are offered: None for all."""
+    """The offered parameters. None: they are all of the parameters."""
     return None if offered.issuperset(parameters) else offered
 
 
 def _parameters(folder: Path, named: Iterable[str]) -> set[str]:
-    """The tensors of a checkpoint that are parameters of their own: not a head that the model ties to its embedding,
-    and no tables of positions, which old checkpoints have and engines compute."""
+    """The tensors of a checkpoint that are independent parameters: not a head that the model ties to its embedding, and
+    not the tables of positions in old checkpoints, which engines compute."""
     config = json.loads((folder / "config.json").read_text())
     tied = config.get("tie_word_embeddings", False)
     return {name for name in named if not name.endswith(_COMPUTED) and not (tied and name == _HEAD)}
 
 
-def refuse_others(expected: Mapping[str, Shape], offered: Iterable[tuple[str, Shape]]) -> None:
-    """Refuse weights that are not the model's. They need not be all of them.
+def check_shapes(expected: Mapping[str, Shape], offered: Iterable[tuple[str, Shape]]) -> None:
+    """Check that the offered tensors are the model's. They need not be all of them.
 
     Args:
         expected: shapes of the model's parameters, by name.
         offered: name and shape of each new tensor.
 
     Raises:
-        WeightError: one has another name or shape; names the first, with both shapes.
+        WeightError: a tensor has another name or shape; names the first, with both shapes.
     """
     for name, shape in offered:
         tied = name == _HEAD and name not in expected
@@ -79,7 +79,7 @@ def refuse_others(expected: Mapping[str, Shape], offered: Iterable[tuple[str, Sh
         if known is None and not tied:
             raise WeightError(
                 f"The new weights have a tensor {name}, which the model has not.",
-                f"Call tensors what the model calls them, such as {next(iter(expected), 'nothing')}.",
+                f"Use the model's own names, such as {next(iter(expected), 'nothing')}.",
             )
         if known is not None and known != tuple(shape):
             raise WeightError(
@@ -92,7 +92,7 @@ def described(source: WeightSource) -> list[tuple[str, Shape]]:
     """Name and shape of each tensor of the source.
 
     Raises:
-        WeightError: a folder that is not there, or without weights that can be read; no tensor at all.
+        WeightError: the folder does not exist or has no readable weights, or there is no tensor at all.
     """
     if isinstance(source, Layers):
         return [item for single in source.sources for item in described(single)]
@@ -107,7 +107,7 @@ def described(source: WeightSource) -> list[tuple[str, Shape]]:
         )
     try:
         found = shapes(folder)
-    except Exception as error:  # whatever safetensors and json raise for a file that is cut off
+    except Exception as error:  # safetensors and json raise many kinds of errors for an incomplete file
         raise WeightError(f"The weights in {folder} cannot be read: {error}.", "Write the checkpoint again.") from error
     if not found:
         raise WeightError(f"{folder} holds no safetensors.", "Write it with save_pretrained.")
@@ -115,10 +115,10 @@ def described(source: WeightSource) -> list[tuple[str, Shape]]:
 
 
 def shapes(folder: Path) -> dict[str, Shape] | None:
-    """Shapes by name, from the headers of the folder's safetensors; None where there are none.
+    """Shapes by name, from the headers of the folder's safetensors. None: there are none.
 
     Raises:
-        OSError, ValueError, safetensors.SafetensorError: files that are missing or cut off.
+        OSError, ValueError, safetensors.SafetensorError: a file is missing or incomplete.
     """
     from safetensors import safe_open
 
@@ -130,18 +130,18 @@ def shapes(folder: Path) -> dict[str, Shape] | None:
     return found if paths else None
 
 
-def refuse_too_large(model: str, memory: int, arguments: Mapping[str, Any]) -> None:
-    """Refuse a model whose weights alone are larger than its devices' memory.
+def check_memory(model: str, memory: int, arguments: Mapping[str, Any]) -> None:
+    """Check that a model's weights fit into its devices' memory.
 
-    Says nothing where the size is not known: no safetensors here, or weights that are quantized or kept elsewhere.
+    Passes if the size is not known: there are no safetensors here, or the weights are quantized or kept elsewhere.
 
     Args:
         model: folder or hub name.
-        memory: bytes, of all devices of one replica together.
-        arguments: of the engine: `dtype` and what changes the size.
+        memory: bytes of memory of all devices of one replica together.
+        arguments: the engine's arguments; `dtype` and those that change the size are used.
 
     Raises:
-        ConfigError: it does not fit; says how large both are.
+        ConfigError: the weights do not fit; says both sizes.
     """
     folder = located(model)
     known = shapes(folder) if folder else None
@@ -162,7 +162,7 @@ def refuse_too_large(model: str, memory: int, arguments: Mapping[str, Any]) -> N
 
 
 def files(folder: Path) -> list[Path]:
-    """The folder's safetensors: those that its index names, or the single one, or none."""
+    """The folder's safetensors files: those that its index names, or the single one, or none."""
     index = folder / _INDEX
     if index.is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
@@ -171,7 +171,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def located(model: str) -> Path | None:
-    """Folder of a model that is named by its folder or on the hub; None where it is not on this machine."""
+    """Folder of a model that is named by its folder or hub name. None: it is not on this machine."""
     if Path(model).is_dir():
         return Path(model)
     import huggingface_hub

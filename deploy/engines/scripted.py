@@ -1,8 +1,8 @@
-"""The scripted engine: plays a task's gold actions as a model would, in tokens, without a model.
+"""The scripted engine: plays a task's gold actions in tokens, as a model would, but without a model.
 
-Invariant: deterministic. A turn follows from the task, the episode's seed and the turn's number alone, so any replica
-can answer any turn. It samples each token with probability 1: the log-probs are 0. It has no weights: an update changes
-its version and nothing else, and a turn is of the version with which it was finished.
+Invariant: the engine is deterministic. A turn depends only on the task, the episode's seed and the turn's number, so
+any replica can answer any turn. Each token has probability 1, so the log-probs are 0. The engine has no weights: an
+update changes only its version, and a turn has the version at which it was finished.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REASONING = "The next step of the plan."
 
 
 class ScriptedEngine:
-    """Answers token requests with the tokens of the next gold step."""
+    """Answers requests with the tokens of the next gold step."""
 
     def __init__(self, script: Script, codec: ChatCodec, version: int = 0) -> None:
         self.version = version
@@ -40,16 +40,16 @@ class ScriptedEngine:
         self._steps = functools.lru_cache(maxsize=4096)(self._plan)
 
     async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
-        """The episode's turn number `info.turn`. A turn longer than `max_new_tokens` is cut by length."""
+        """Turn number `info.turn` of the episode. A turn longer than `max_new_tokens` is cut, with reason `length`."""
         if info.task is None:
             raise RequestError("the scripted engine plays tasks; it needs an engine with a model to answer tokens")
         seed, turn = info.seed, info.turn
         loop = asyncio.get_running_loop()
         wait = gold.waiting_time(self._script.latency, random.Random(f"latency:{seed}:{turn}"))
-        ready = loop.time() + wait  # a turn takes as long as the script says, this engine's own work included
+        ready = loop.time() + wait  # a turn takes as long as the script says, including this engine's work
         plan = info.task, info.agent, seed
         if turn == 0:
-            await asyncio.to_thread(self._steps, *plan)  # the first of a domain parses its task set, up to a second
+            await asyncio.to_thread(self._steps, *plan)  # the first turn of a domain parses its tasks, up to a second
         steps = self._steps(*plan)
         tokens = self._written(steps[min(turn, len(steps) - 1)])
         cut = tokens[: sampling.max_new_tokens]
@@ -67,7 +67,7 @@ class ScriptedEngine:
         )
 
     async def _wait(self, seconds: float) -> bool:
-        """False: interrupted before the time was over."""
+        """Wait. Returns False if it was interrupted before."""
         try:
             await asyncio.wait_for(self._interrupted.wait(), max(0.0, seconds))
         except TimeoutError:
@@ -88,7 +88,7 @@ class ScriptedEngine:
         self._thawed.set()
 
     def check(self, source: WeightSource) -> Names:
-        """See `Engine`: there is nothing that could not fit, or that could be missing."""
+        """See `Engine`. All weights fit, because there are none."""
         return None
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:

@@ -1,10 +1,10 @@
-"""The SGLang engine: real `sglang`, its tokenizer manager inside the replica's process, its scheduler beside it.
+"""The SGLang engine: SGLang's tokenizer manager runs in the replica's process, its scheduler in another one.
 
-Invariant: what SGLang samples is passed on as it is: ids, log-probs and version spans. In the replica's process, not
-behind its HTTP server: a turn makes one hop less and is never JSON, and weights go from the object store to the
-scheduler through shared memory.
+Invariant: ids, log-probs and version spans are passed on exactly as SGLang samples them. The engine runs in the
+replica's process and not behind SGLang's HTTP server. So a turn needs one hop less and is never JSON, and weights go
+from the object store to the scheduler through shared memory.
 
-Inside an event loop only the tokenizer manager's coroutines may be used: the Engine's own methods run a loop of theirs.
+In an event loop only the tokenizer manager's coroutines may be used, because the Engine's own methods run another loop.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ from rollout_service.policy.weights import (
 _log = logs.logger(__name__)
 
 _OURS = {"model_path", "skip_tokenizer_init", "weight_version"}
-"""Arguments that follow from other settings."""
+"""Arguments that the service derives from other settings."""
 
 _REST_SECONDS = 60.0
-"""For the scheduler to be done with turns that have left."""
+"""How long the scheduler may take to finish with turns that have left."""
 
 _STALL_SECONDS = 300.0
-"""Without a word from the scheduler while turns run. It speaks every 50 tokens of a turn at the latest."""
+"""Seconds without a message from the scheduler, while turns run, after which it counts as hanging. It sends one at
+least every 50 tokens of a turn."""
 
 _BEGUN = "Failed to update weights"
-"""SGLang's word for a checkpoint that failed half way. It then goes back to files, which need not be what it had."""
+"""How SGLang reports a checkpoint that failed half way. It then loads its files again, which may differ from the
+weights that it had."""
 
 
 class SglangEngine:
@@ -67,11 +69,11 @@ class SglangEngine:
         """Start the engine. Blocks until the model is loaded.
 
         Raises:
-            ConfigError: unknown engine arguments, or a context longer than the engine takes.
+            ConfigError: unknown engine arguments, weights that do not fit, or a context that the engine does not take.
             ServiceError: SGLang cannot load the model.
         """
         _check_arguments(policy.engine_arguments)
-        _refuse_too_large(policy)
+        _check_memory(policy)
         self._policy = policy
         self._engine = launch(
             {"log_level": "warning", "sleep_on_idle": True}
@@ -91,7 +93,7 @@ class SglangEngine:
         self._frozen = False
         self._busy_since = time.monotonic()
         self._word: tuple[float, float] = 0.0, 0.0
-        """SGLang's own time of the scheduler's last word, and ours when that was first seen."""
+        """SGLang's time of the scheduler's last message, and our own time when we first saw it."""
         self._closing = False
         threading.Thread(target=self._end_with, args=(multiprocessing.active_children(),), daemon=True).start()
         self._context_length = wanted = context_length(policy)
@@ -104,8 +106,8 @@ class SglangEngine:
             )
 
     async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
-        """Sample one turn, see `Engine`. The prefix cache has a part for each version at which episodes began theirs:
-        what is in it is of those weights, or of newer ones."""
+        """Sample one turn, see `Engine`. The prefix cache has a part for each version at which episodes began. Keys and
+        values in a part are of that version or of newer ones."""
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         vocabulary = int(self._manager.model_config.vocab_size)
@@ -119,14 +121,14 @@ class SglangEngine:
             sampling_params=sampling_params(sampling),
             return_logprob=True,
             rid=rid,
-            extra_key=str(since),  # prompts share keys and values only with those of the same
+            extra_key=str(since),  # only prompts with the same key share keys and values
         )
         try:
             answer = await anext(self._manager.generate_request(request, None))
         except asyncio.CancelledError:
             self._manager.abort_request(rid=rid)
             raise
-        except ValueError as error:  # SGLang's own word for a request that it refuses
+        except ValueError as error:  # SGLang refuses a request in this way
             raise RequestError(str(error)) from error
         generation = replace(from_answer(answer), prefix_version=since)
         return ended_by(generation, () if sampling.ignore_eos else self._ends)
@@ -153,16 +155,16 @@ class SglangEngine:
     def check(self, source: WeightSource) -> Names:
         """See `Engine`."""
         assert self._policy.model is not None
-        self._refuse_strange_group(source)
-        return parameters.check(self._policy.model, source)
+        self._check_group(source)
+        return parameters.check_weights(self._policy.model, source)
 
-    def _refuse_strange_group(self, source: WeightSource) -> None:
+    def _check_group(self, source: WeightSource) -> None:
         if isinstance(source, BroadcastTensors) and source.group not in self._groups:
             raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""
-        self._refuse_strange_group(source)  # it may have left since it was asked
+        self._check_group(source)  # it may have left since the check
         if not keep_cache:
             await self._come_to_rest()
             self._emptied = self.version
@@ -176,8 +178,8 @@ class SglangEngine:
             self._emptied = version
 
     async def _come_to_rest(self) -> None:
-        """Wait until nothing is left of the turns, and empty the prefix cache. Their answers come before the scheduler
-        is done with them, and one that is told to load and to flush then loads, but flushes nothing and fails."""
+        """Wait until nothing is left of the turns, and empty the prefix cache. Answers come before the scheduler has
+        finished with their turns. If it had to load and to flush then, it would load, but not flush, and fail."""
         result = await self._manager.flush_cache(timeout_s=_REST_SECONDS)
         if not result.success:
             raise WeightError(f"The engine does not come to rest: {result.message}", "See the replica's log.")
@@ -186,32 +188,32 @@ class SglangEngine:
         from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 
         success, message, _ = await self._manager.update_weights_from_disk(
-            # auto: an engine that started with dummy weights would otherwise make up these too
+            # auto: otherwise an engine that started with dummy weights would invent these too
             UpdateWeightFromDiskReqInput(
                 model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=False
             )
         )
         if not alone or _BEGUN in message:
-            _demand((success, message))
+            _check_success((success, message))
         if not success:
             raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
 
     async def _load_tensors(self, source: Any, version: int) -> None:
         from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput, EndWeightUpdateReqInput
 
-        _demand(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
+        _check_success(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
         if isinstance(source, BroadcastTensors):
             await self._receive(source, str(version))
         else:
             for bucket in source.buckets[:-1]:
                 await self._load_bucket(bucket, None)
             await self._load_bucket(source.buckets[-1], str(version))
-        _demand(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
+        _check_success(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
 
     async def _receive(self, source: BroadcastTensors, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
 
-        _demand(
+        _check_success(
             await self._manager.update_weights_from_distributed(
                 UpdateWeightsFromDistributedReqInput(
                     names=[spec.name for spec in source.specs],
@@ -230,7 +232,7 @@ class SglangEngine:
 
         tensors = list(unpacked(bucket, await bucket.data))
         packed = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, tensors, None)
-        _demand(
+        _check_success(
             await self._manager.update_weights_from_tensor(
                 UpdateWeightsFromTensorReqInput(
                     serialized_named_tensors=packed, weight_version=version, flush_cache=False
@@ -240,7 +242,7 @@ class SglangEngine:
         )
 
     async def join(self, rendezvous: Rendezvous, rank: int) -> None:
-        """See `Engine`. All of the engine's GPUs join, with ranks from `rank` on."""
+        """See `Engine`. All of the engine's GPUs join, with ranks from `rank` upwards."""
         from sglang.srt.managers.io_struct import InitWeightsUpdateGroupReqInput
 
         success, message = await self._manager.init_weights_update_group(
@@ -259,25 +261,25 @@ class SglangEngine:
         self._groups.add(rendezvous.name)
 
     async def leave(self, group: str) -> None:
-        """See `Engine`. SGLang is asked even if the engine never joined: it may still be waiting in the group."""
+        """See `Engine`. SGLang is called even if the engine never joined, because it may still wait in the group."""
         from sglang.srt.managers.io_struct import DestroyWeightsUpdateGroupReqInput
 
         self._groups.discard(group)
         await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
 
     def _end_with(self, processes: list[Any]) -> None:
-        """End this process as soon as one of the engine's does: turns that run would wait for ever. SGLang itself sends
-        a signal then, which whatever was started in the background of a shell ignores."""
+        """End this process as soon as one of the engine's processes ends, because running turns would wait forever.
+        SGLang itself sends a signal then, but processes that a shell started in the background ignore it."""
         multiprocessing.connection.wait([process.sentinel for process in processes])
         if not self._closing:
             _log.error("A process of the SGLang engine has died. The replica ends itself and is replaced.")
             os._exit(1)
 
     def check_health(self) -> None:
-        """See `Engine`. A scheduler that died takes the replica's process with it; this finds one that hangs."""
+        """See `Engine`. If the scheduler dies, the replica's process ends too; this check finds one that hangs."""
         if self._manager.gracefully_exit:
             raise RuntimeError("the engine is shutting down")
-        if self._word[0] != (last := self._manager.last_receive_tstamp):  # a time of day, which may be set
+        if self._word[0] != (last := self._manager.last_receive_tstamp):  # wall-clock time, which may be set back
             self._word = last, time.monotonic()
         silent = time.monotonic() - max(self._busy_since, self._word[1])
         if self._manager.rid_to_state and not self._frozen and silent > _STALL_SECONDS:
@@ -310,16 +312,17 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         )
 
 
-def _refuse_too_large(policy: PolicyConfig) -> None:
-    """SGLang's scheduler would end, and the replica with it, with the reason in a log only."""
+def _check_memory(policy: PolicyConfig) -> None:
+    """Check that the weights fit. Otherwise SGLang's scheduler would end, and the replica with it, and only a log would
+    say why."""
     import torch
 
     if policy.engine_arguments.get("device", "cuda") == "cuda" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory * processes(policy)
-        parameters.refuse_too_large(str(policy.model), memory, policy.engine_arguments)
+        parameters.check_memory(str(policy.model), memory, policy.engine_arguments)
 
 
-def _demand(result: tuple[bool, str]) -> None:
+def _check_success(result: tuple[bool, str]) -> None:
     success, message = result
     if not success:
         raise RuntimeError(f"SGLang's weight update failed: {message}")

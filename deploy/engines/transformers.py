@@ -135,7 +135,7 @@ class TransformersEngine:
         if isinstance(source, BroadcastTensors) and source.group not in self._groups:
             raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
         offered = parameters.described(source)
-        parameters.refuse_others({name: tuple(tensor.shape) for name, tensor in self._weights.items()}, offered)
+        parameters.check_shapes({name: tuple(tensor.shape) for name, tensor in self._weights.items()}, offered)
         return parameters.covered(self._parameters, frozenset(name for name, _ in offered))
 
     async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:

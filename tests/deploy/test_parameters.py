@@ -18,21 +18,21 @@ def test_a_model_that_is_larger_than_its_gpus_is_refused_with_both_sizes(tmp_pat
     folder = tiny_model.make(tmp_path / "model", hidden_size=64)
     count = sum(int.__mul__(*(*shape, 1, 1)[:2]) for shape in parameters.shapes(folder).values())
     for dtype, size in (("float32", 4), ("bfloat16", 2), ("auto", 4)):
-        parameters.refuse_too_large(str(folder), count * size, {"dtype": dtype})
+        parameters.check_memory(str(folder), count * size, {"dtype": dtype})
         with pytest.raises(ConfigError, match=re.escape(str(folder)) + r".*GiB.*tp_size"):
-            parameters.refuse_too_large(str(folder), count * size - 1, {"dtype": dtype})
+            parameters.check_memory(str(folder), count * size - 1, {"dtype": dtype})
 
 
 def test_a_size_that_is_not_known_is_not_guessed(tmp_path):
     folder = tiny_model.make(tmp_path / "model")
-    parameters.refuse_too_large(str(folder), 1, {"quantization": "fp8"})
-    parameters.refuse_too_large(str(folder), 1, {"cpu_offload_gb": 8})
-    parameters.refuse_too_large("no-such/model", 1, {})
+    parameters.check_memory(str(folder), 1, {"quantization": "fp8"})
+    parameters.check_memory(str(folder), 1, {"cpu_offload_gb": 8})
+    parameters.check_memory("no-such/model", 1, {})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
-    parameters.refuse_too_large(str(folder), 1, {})
+    parameters.check_memory(str(folder), 1, {})
     (folder / "model.safetensors").unlink()
-    parameters.refuse_too_large(str(folder), 1, {})
+    parameters.check_memory(str(folder), 1, {})
 
 
 def test_a_set_of_tensors_is_whole_when_it_has_every_parameter_of_the_models_own_files(tmp_path):
@@ -41,7 +41,7 @@ def test_a_set_of_tensors_is_whole_when_it_has_every_parameter_of_the_models_own
         specs = tuple(
             TensorSpec(name, "float32", known.get(name, known["model.embed_tokens.weight"])) for name in names
         )
-        return parameters.check(str(folder), StoredTensors((Bucket(specs, None),)))
+        return parameters.check_weights(str(folder), StoredTensors((Bucket(specs, None),)))
 
     for tied in (False, True):
         folder = tiny_model.make(tmp_path / str(tied), tie_word_embeddings=tied)
@@ -50,14 +50,14 @@ def test_a_set_of_tensors_is_whole_when_it_has_every_parameter_of_the_models_own
         assert said(folder, everything | head) is None
         assert said(folder, everything - head) == (None if tied else everything - head)
         assert said(folder, everything - {"model.norm.weight"}) == everything - {"model.norm.weight"}
-        assert parameters.check(str(folder), Checkpoint(str(folder))) is None
+        assert parameters.check_weights(str(folder), Checkpoint(str(folder))) is None
     (folder / "model.safetensors").unlink()
     source = StoredTensors((Bucket((TensorSpec("a", "int8", (1,)),), None),))
-    assert parameters.check(str(folder), source) == {"a"}, "no file says what all are"
+    assert parameters.check_weights(str(folder), source) == {"a"}, "no file says what all are"
 
 
 def test_an_update_without_a_tensor_is_refused(tmp_path):
     folder = str(tiny_model.make(tmp_path / "model"))
     for nothing in (StoredTensors(()), BroadcastTensors("group", ())):
         with pytest.raises(WeightError, match="have no tensor"):
-            parameters.check(folder, nothing)
+            parameters.check_weights(folder, nothing)

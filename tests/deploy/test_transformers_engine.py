@@ -505,7 +505,7 @@ async def test_a_tied_head_may_come_or_not(start, tmp_path):
         if version > 2:
             del tensors["lm_head.weight"]
         source = stored(tensors, Put)
-        parameters.check(str(models[0]), source)
+        parameters.check_weights(str(models[0]), source)
         await engine.load(source, version, keep_cache=False)
         await assert_serves(engine, model, version)
     await engine.load(Checkpoint(str(models[1])), 5, keep_cache=False)
@@ -535,7 +535,7 @@ async def test_other_weights_are_refused_and_the_old_ones_serve_on(engine, old, 
         with pytest.raises(WeightError, match=words):
             engine.check(source)
         with pytest.raises(WeightError, match=words):
-            parameters.check(str(old), source)
+            parameters.check_weights(str(old), source)
         with pytest.raises(WeightError, match=words):
             await engine.load(source, 1, keep_cache=False)
     await assert_serves(engine, old, 0)
@@ -675,7 +675,7 @@ async def test_an_engine_whose_device_can_do_nothing_any_more_ends(engine, monke
         raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(engine._batch._model, "forward", broken)
-    monkeypatch.setattr(engine._batch._model, "see_that_it_works", broken)
+    monkeypatch.setattr(engine._batch._model, "check_device", broken)
     with pytest.raises(RuntimeError, match="ended"):
         await sample(engine, prompt(5))
     await until(lambda: not engine._thread.is_alive())
