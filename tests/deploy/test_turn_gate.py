@@ -1,4 +1,4 @@
-"""The turnstile: nobody enters while it is closed, everybody may leave, and nobody who waits misses a change."""
+"""The turn gate: no turn enters while it is closed, every turn may leave, and nobody who waits misses a change."""
 
 from __future__ import annotations
 
