@@ -27,7 +27,7 @@ IDS = ["create_task_1", "update_task_1", "impossible_task_1"]
 STEPS = 3
 PER_TASK = 2
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+pytestmark = [pytest.mark.trl, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 
 
 @pytest.fixture(scope="module")

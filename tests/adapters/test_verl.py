@@ -221,6 +221,7 @@ def verls_own(batch: list[Trajectory]) -> Any:
 
 @given(batches())
 @settings(max_examples=10, deadline=None)
+@pytest.mark.verl
 def test_verls_own_worker_makes_the_same_tensors_of_the_same_trajectories(batch: list[Trajectory]) -> None:
     theirs = verls_own(batch)
     tensors, others = data_proto(batch, **PLACES)
@@ -232,6 +233,7 @@ def test_verls_own_worker_makes_the_same_tensors_of_the_same_trajectories(batch:
         assert theirs.non_tensor_batch[name].tolist() == others[name].tolist()
 
 
+@pytest.mark.verl
 def test_verl_takes_the_tensors_and_gives_the_advantages_of_grpo() -> None:
     protocol = verl.needed("verl.protocol")
     algorithms = verl.needed("verl.trainer.ppo.core_algos")

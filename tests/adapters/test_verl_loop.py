@@ -22,7 +22,11 @@ from rollout_service.policy.base import TurnInfo
 from rollout_service.record.trajectory import TaskRef
 from tests.support import episodes, tiny_model, verl
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:register_new_resolver")]  # hydra's own call
+pytestmark = [
+    pytest.mark.verl,
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:register_new_resolver"),  # hydra's own call
+]
 
 PROMPT, RESPONSE = 6000, 3000
 TASK = episodes.task("mock", 0)

@@ -275,6 +275,7 @@ def test_the_constraints_are_versions_that_this_package_asks_for(path, python):
     assert unmet(asked_for(project()["dependencies"], python), pinned(path)) == []
 
 
+@pytest.mark.sglang
 @sglang.needed
 def test_the_constraints_of_the_image_are_versions_that_sglang_asks_for():
     (metadata,) = importlib.metadata.distributions(name="sglang", path=[str(sglang.INSTALLED)])

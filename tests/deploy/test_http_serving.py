@@ -29,7 +29,7 @@ from tests.support import openai_server, sglang, slime, tiny_model
 from tests.support.reference import Reference, error
 from tests.support.services import free_port, start
 
-pytestmark = [sglang.needed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

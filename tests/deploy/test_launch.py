@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import sglang, tiny_model
 
-pytestmark = [sglang.needed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
 START = """
 import asyncio, json, sys

@@ -25,7 +25,7 @@ from tests.support import openai_server, sglang, tiny_model
 from tests.support.reference import Reference, error, pure_error
 from tests.support.services import start
 
-pytestmark = [sglang.needed, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(400)]
 
 TURNS = 4
 TOLERANCE = 1e-4
