@@ -3,6 +3,15 @@
 Invariant: the model, the batch and the prefix cache belong to one thread, which does everything in steps: sample one
 token of each running turn, or do what the event loop asked for. Nothing happens inside a step, so the version that
 stands beside a token is that of the weights that sampled it.
+
+Why not transformers' own continuous batching (`init_continuous_batching`, tried in 5.23 on a CPU with torch 2.13): its
+log-probs are as exact at temperature 1, and it can pause for new weights. But its log-probs are those left after top-p
+and top-k, one request with temperature 0 ends its thread, a cancelled request gives back no tokens, and its prefix
+cache neither forgets nor marks what older weights computed (log-probs were off by 12 after an update). It is also
+slower, since its attention without flash kernels goes over the whole cache of a batch: tokens per CPU second of this
+engine over its, on a model of 2 layers and width 64, one thread, 64 new tokens a turn: 1.6 for 1 prompt of 300 tokens,
+1.5 for 8 and 2.8 for 32 such, 3.5 for 8 of 2000; 48 new tokens a turn: 3.2 for 8 sessions of 6 turns that share 1500
+tokens, 5.3 for 24 of 4 turns (means of two runs with cache pages of 32 tokens, the engines taking turns).
 """
 
 from __future__ import annotations
@@ -45,10 +54,10 @@ from rollout_service.policy.weights import (
 )
 
 _CACHE_BYTES = 4 << 30
-"""Of keys and values, where the device does not say how much is free."""
+"""Size of the key and value cache on a device that does not tell its free memory."""
 
 _CLOSE_SECONDS = 30.0
-"""For the thread to end: it may be inside a step, or waiting for a broadcast."""
+"""Grace for the thread to end: it may be inside a step, or waiting for a broadcast."""
 
 
 @dataclass(slots=True, eq=False)

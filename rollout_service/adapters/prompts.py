@@ -6,12 +6,12 @@ a label: what the policy sees is made where the episode runs, from τ²-bench's 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import rollout_service.adapters.rows as rows
 import rollout_service.config.arguments as arguments
 from rollout_service.errors import StorageError, TaskError
 from rollout_service.record.trajectory import TaskRef
@@ -55,25 +55,25 @@ def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str]
 
 
 def _for_slime(path: Path, found: Sequence[TaskRef]) -> None:
-    rows = ({"prompt": str(task.index), "metadata": dataclasses.asdict(task)} for task in found)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = ({"prompt": str(task.index), "metadata": rows.fields(task)} for task in found)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def _for_verl(path: Path, found: Sequence[TaskRef]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    rows: list[dict[str, Any]] = [
+    table: list[dict[str, Any]] = [
         {
             "prompt": [{"role": "user", "content": str(task)}],
             "agent_name": AGENT_NAME,
             "data_source": f"tau2/{task.domain}",
             "reward_model": {"style": "tau2", "ground_truth": ""},
-            "extra_info": dataclasses.asdict(task),
+            "extra_info": rows.fields(task),
         }
         for task in found
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), path)
 
 
 _WRITERS: dict[str, Callable[[Path, Sequence[TaskRef]], None]] = {".jsonl": _for_slime, ".parquet": _for_verl}

@@ -233,8 +233,9 @@ async def test_the_collector_passes_over_what_was_there_when_the_service_came_up
 
 
 async def test_a_sample_without_a_task_or_with_an_unknown_one_is_refused(args):
-    with pytest.raises(ConfigError, match="prepare-data"):
-        await generate(args, slime.make_sample(metadata={}), dict(slime.SAMPLING))
+    for metadata in ({}, {"domain": "mock", "split": "base", "task_id": "nope", "index": None}):
+        with pytest.raises(ConfigError, match="prepare-data"):
+            await generate(args, slime.make_sample(metadata=metadata), dict(slime.SAMPLING))
     unknown = slime.make_sample(metadata={"domain": "mock", "split": "base", "task_id": "nope", "index": 0})
     with pytest.raises(TaskError, match="nope"):
         await generate(args, unknown, dict(slime.SAMPLING))

@@ -253,7 +253,7 @@ def test_an_episode_whose_fault_is_final_is_not_played_again(play):
             r"mock/base/create_task_1 has \d+ tokens, and rollout.prompt_length is 300",
         ),
         ({"rollout": {"max_model_len": 300}}, "leaves no room for a turn"),
-        ({"row": {"extra_info": {"index": 3}}}, "names no task: its extra_info is .*index"),
+        ({"row": {"extra_info": {"index": 3}}}, "extra_info .*names no task: it is .*index"),
         ({"row": {"extra_info": None}}, "names no task"),
         ({"limits__max_turn": 3}, "max_turn"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import rollout_service.adapters.rows as rows
 from rollout_service.adapters.slime.rewards import GROUP_NORMALISED
 from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.config.sampling import Sampling
@@ -233,12 +234,8 @@ def task_of(sample: Any) -> TaskRef:
     Raises:
         ConfigError: its metadata names no task.
     """
-    metadata = sample.metadata if isinstance(sample.metadata, Mapping) else {}
-    try:
-        task = {name: str(metadata[name]) for name in ("domain", "split", "task_id")}
-        return TaskRef(**task, index=int(metadata["index"]))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"The sample with prompt {str(sample.prompt)[:50]!r} names no task: its metadata has no good {error}.",
-            "Write the prompts with `rollout-service prepare-data`; pass --input-key prompt --metadata-key metadata.",
-        ) from None
+    return rows.named(
+        sample.metadata,
+        f"The metadata of the sample with prompt {str(sample.prompt)[:50]!r}",
+        "Write the prompts with `rollout-service prepare-data`; pass --input-key prompt --metadata-key metadata.",
+    )

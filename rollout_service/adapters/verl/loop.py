@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import rollout_service.adapters.rows as rows
 import rollout_service.logs as logs
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl.batch import agent_loop_output
@@ -188,15 +189,11 @@ def _service_config(actor: Any, path: str | None, settings: dict[str, Any]) -> R
 
 
 def _task(row: Mapping[str, Any]) -> TaskRef:
-    info = row.get("extra_info")
-    try:
-        names = {name: str(info[name]) for name in ("domain", "split", "task_id")}  # type: ignore[index]
-        return TaskRef(**names, index=int(info["index"]))  # type: ignore[index]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"A row of verl's data set names no task: its extra_info is {str(info)[:80]!r} ({error}).",
-            "Write the file with `rollout-service prepare-data --output train.parquet`.",
-        ) from None
+    return rows.named(
+        row.get("extra_info"),
+        "The extra_info of a row of verl's data set",
+        "Write the file with `rollout-service prepare-data --output train.parquet`.",
+    )
 
 
 def _plain(settings: Any) -> dict[str, Any]:
