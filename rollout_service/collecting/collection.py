@@ -21,7 +21,7 @@ class _Episode:
     failed_on: set[str] = field(default_factory=set)
     done: bool = False
     oldest_version: int | None = None
-    """Of the result. None: it failed, or nothing was sampled."""
+    """Oldest weight version of the result. None: the episode failed, or nothing was sampled."""
 
 
 @dataclass(frozen=True, slots=True)

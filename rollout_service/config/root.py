@@ -51,7 +51,7 @@ class RolloutConfig(Section):
 
     @property
     def user_kind(self) -> Literal["dummy", "scripted", "llm"]:
-        """Whom the agent talks with; `dummy`: nobody, the solo agent works alone."""
+        """The agent's partner in the conversation. `dummy`: nobody, because the solo agent works alone."""
         return "dummy" if self.agent == "solo" else self.user.resolved_kind
 
     def explicit(self) -> dict[str, Any]:
