@@ -20,41 +20,42 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation
 
 _MAX_RUNNING = 64
-"""Turns that share a step; others wait."""
+"""Largest number of turns that share a step; more wait."""
 
 _STEP_TOKENS = 512
-"""Fed in one step at most: a long prompt takes several, between which the other turns go on. Above `_MAX_RUNNING`."""
+"""Most tokens fed in one step. A long prompt takes several steps, so the other turns go on meanwhile. More than
+`_MAX_RUNNING`, so every running turn can get a token in each step."""
 
 _KEPT = 256
-"""Ended turns in the prefix cache at most: each is compared with every new prompt."""
+"""Most ended turns in the prefix cache. Each of them is compared with every new prompt."""
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A request, and what was sampled for it."""
+    """A request and the tokens sampled for it."""
 
     context: Context
-    """The prompt, and what was sampled behind it."""
+    """The prompt, followed by the sampled tokens."""
     prompt: int
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     sampling: Sampling
     stops: frozenset[int]
-    """Tokens that end it."""
+    """Tokens that end the turn."""
     since: int | None = None
-    """Version of the oldest weights whose keys and values it may reuse; None: those that it begins with."""
+    """Oldest version whose keys and values the turn may reuse; None: the version at its first step."""
     done: Future[Generation] = field(default_factory=Future)
-    """The answer. Cancelling it drops the turn."""
+    """The result. Cancelling it drops the turn."""
     cached: int = 0
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
-        """Tokens that the model has not seen: one, unless there is a prompt to work through."""
+        """Number of tokens that the model has not seen: one, unless part of the prompt is left."""
         return self.context.size - self.context.seen
 
     def take(self, token: int, logprob: float, version: int) -> str | None:
-        """Add a sampled token; gives the finish reason if the turn ends with it."""
+        """Add a sampled token. Returns the finish reason if the turn ends with it."""
         self.context.append(token)
         self.logprobs.append(logprob)
         self.versions.append(version)
@@ -63,7 +64,7 @@ class Turn:
         return "length" if len(self.logprobs) == self.sampling.max_new_tokens else None
 
     def finish(self, reason: str) -> None:
-        """Answer with what was sampled."""
+        """Complete `done` with the sampled tokens."""
         if self.done.set_running_or_notify_cancel():
             self.done.set_result(
                 Generation(
@@ -78,30 +79,30 @@ class Turn:
             )
 
     def fail(self, error: BaseException) -> None:
-        """Answer with an error."""
+        """Complete `done` with an error."""
         if self.done.set_running_or_notify_cancel():
             self.done.set_exception(error)
 
 
 class Batch:
-    """Turns that run, turns that wait, and what ended ones have left for the next of their session."""
+    """Running turns, waiting turns, and the keys and values of ended turns, which later prompts reuse."""
 
     def __init__(self, model: PackedModel, room: int) -> None:
         """Begin empty.
 
         Args:
-            room: bytes of keys and values. Running turns may outgrow it, and one always runs; a new one waits until its
-                prompt fits in, and ended ones have what is left.
+            room: bytes for keys and values. A new turn waits until its prompt fits, but one turn always runs, and
+                running turns may grow beyond this. Ended turns get what is left.
         """
         self._model = model
         self._room = room
         self._waiting: deque[Turn] = deque()
         self._running: list[Turn] = []
         self._kept: deque[Context] = deque()
-        """Of ended turns, the longest unused first. With those of running turns they are the prefix cache."""
+        """Contexts of ended turns, least recently used first. With those of running turns they are the prefix cache."""
 
     def __len__(self) -> int:
-        """Turns that run or wait."""
+        """Number of running and waiting turns."""
         return len(self._running) + len(self._waiting)
 
     def add(self, turn: Turn) -> None:
@@ -109,9 +110,12 @@ class Batch:
         self._waiting.append(turn)
 
     def step(self, version: int) -> None:
-        """Feed the running turns, and sample a token, by weights of that version, of each that has been fed whole.
+        """Feed the running turns, and sample a token for each turn whose whole context has been fed.
 
-        A turn that the model fails on is answered with the error.
+        A turn on which the model fails ends with the error.
+
+        Args:
+            version: version of the model's weights.
 
         Raises:
             Exception: the device can do nothing any more.
@@ -122,9 +126,9 @@ class Batch:
         try:
             self._advance(self._portions(version), version)
         except Exception:
-            self._kept.clear()  # it may be memory that is missing
+            self._kept.clear()  # memory may be short
             self._model.check_device()
-            for turn in self._running.copy():  # each alone, to find the one that it was
+            for turn in self._running.copy():  # one by one, to find the turn that failed
                 self._advance_alone(turn, version)
 
     def _advance_alone(self, turn: Turn, version: int) -> None:
@@ -149,7 +153,7 @@ class Batch:
                 self._retire(turn, reason)
 
     def interrupt(self) -> None:
-        """End every turn with what it has, by the finish reason `abort`."""
+        """End every turn with the tokens that it has and the finish reason `abort`."""
         for turn in self._emptied():
             self._retire(turn, "abort")
 
@@ -186,11 +190,11 @@ class Batch:
             self._waiting.popleft()
 
     def _bytes(self, turn: Turn) -> int:
-        """That the turn's keys and values take, or will when it has been fed whole."""
+        """Bytes that the turn's keys and values take once its whole context has been fed."""
         return max(turn.context.bytes, turn.context.size * self._model.token_bytes)
 
     def _portions(self, version: int) -> list[tuple[Turn, int]]:
-        """Which turns to feed in this step, and how many tokens: first those that need one, then the longest waiting.
+        """Choose the turns to feed in this step, and how many tokens of each: those that need one first, then by age.
 
         A prompt's prefix is looked up when its turn comes, not before: turns of one group begin alike, and most find
         what the first of them has just computed.
@@ -208,7 +212,7 @@ class Batch:
         return portions
 
     def _reuse_prefix(self, turn: Turn, version: int) -> None:
-        """Take the longest prefix that some other turn has been fed, by weights that are not too old for this one."""
+        """Reuse the longest prefix that another turn has computed with weights that are not too old for this one."""
         since = version if turn.since is None else turn.since
         contexts = [*self._kept, *(other.context for other in self._running if other is not turn)]
         others = [context for context in contexts if context.oldest is not None and context.oldest >= since]
@@ -228,7 +232,7 @@ class Batch:
             self._kept.append(best)
 
     def _retire(self, turn: Turn, reason: str) -> None:
-        """Answer a turn that runs no more, and keep its context."""
+        """Complete a turn that no longer runs, and keep its context."""
         turn.finish(reason)
         self._kept.append(turn.context)
         size = sum(context.bytes for context in self._kept) + sum(turn.context.bytes for turn in self._running)

@@ -20,10 +20,10 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError
 
 _ATTENTION = "rollout_service_packed"
-"""What transformers calls `_attend`."""
+"""Name under which `_attend` is registered with transformers."""
 
 _PROOF_TOKENS = 12
-"""Of each of the two sequences that the proof runs."""
+"""Length of each of the two sequences of the proof."""
 
 
 class UnsupportedModel(Exception):
@@ -34,71 +34,71 @@ class Context:
     """The tokens of one sequence, and the keys and values of those that the model has seen."""
 
     def __init__(self, tokens: npt.NDArray[np.int32], room: int) -> None:
-        """Begin with these tokens, int32[n], none of them seen, and room for so many more."""
+        """Start with these tokens, int32[n], none of them seen, and room for this many more."""
         self._tokens = np.empty(len(tokens) + room, dtype=np.int32)
         self._tokens[: len(tokens)] = tokens
         self.size = len(tokens)
-        """Tokens that there are."""
+        """Number of tokens."""
         self.seen = 0
-        """Of those, from the first on, the ones with keys and values."""
+        """Number of tokens, from the first on, that have keys and values."""
         self.bytes = 0
-        """That the keys and values take."""
+        """Size of the keys and values."""
         self.oldest: int | None = None
-        """Version of the oldest weights that computed some of them; None where there are none."""
+        """Oldest version among the weights that computed them; None if there are none."""
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def layers(self) -> int:
-        """Of the model, those that have left keys and values here."""
+        """Number of the model's layers that have stored keys and values here."""
         return len(self._layers)
 
     def append(self, token: int) -> None:
-        """Add a token behind the last."""
+        """Append a token."""
         self._tokens[self.size] = token
         self.size += 1
 
     def since(self, start: int, end: int | None = None) -> npt.NDArray[np.int32]:
-        """int32[m], the tokens from `start` up to `end`, or to the last: a view."""
+        """View of the tokens from `start` up to `end` (default: the last), int32[m]."""
         return self._tokens[start : self.size if end is None else end]
 
     def forget(self) -> None:
-        """Have seen nothing."""
+        """Drop all keys and values: no token counts as seen."""
         self.seen, self.bytes, self.oldest = 0, 0, None
         self._layers.clear()
 
     def rewind(self) -> None:
-        """Have not seen the last token, so that what follows it can be computed again."""
+        """Mark the last token as not seen, so that its logits can be computed again."""
         self.seen = min(self.seen, self.size - 1)
 
     def computed_by(self, version: int) -> None:
-        """Keys and values came to it that are of that version, no older than those before."""
+        """Record that weights of this version added keys and values. Versions never decrease."""
         self.oldest = version if self.oldest is None else self.oldest
 
     def common(self, other: Context) -> int:
-        """How many tokens from the first on `other` has seen that are this one's too, the last of this one left out:
-        what follows it is only known once the model sees it."""
+        """Length of the common prefix with the tokens that `other` has seen. The last token here never counts: the
+        model must see it to give its logits."""
         length = min(self.size - 1, other.seen)
         differs = self._tokens[:length] != other._tokens[:length]
         return int(differs.argmax()) if differs.any() else length
 
     def copy_seen(self, other: Context, count: int) -> None:
-        """Have seen the first `count` tokens, by `other`'s keys and values."""
+        """Copy the keys and values of the first `count` tokens from `other`."""
         self.forget()
         for layer, held in other._layers.items():
             self._hold(layer, [_grown(part[:, :count], _room(count)) for part in held])
         self.seen, self.oldest = count, other.oldest
 
     def take_seen(self, other: Context) -> None:
-        """Have seen what `other` has, which is empty afterwards."""
+        """Take over the keys and values of `other`, which is empty afterwards."""
         self.seen, self.bytes, self._layers = other.seen, other.bytes, other._layers
         self.oldest = other.oldest
         other._layers = {}
         other.forget()
 
     def extend(self, layer: int, new: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
-        """Write keys and values, each [heads, m, width], behind the seen ones; gives all, [heads, seen + m, width].
+        """Append keys and values, each [heads, m, width]. Returns all of them, each [heads, seen + m, width].
 
-        `seen` stays: the pass that writes them is not over yet.
+        `seen` does not change yet, because the pass is not over.
         """
         end = self.seen + new[0].shape[1]
         held = self._layers.get(layer)
@@ -117,7 +117,7 @@ class Context:
 
 
 Pass = Sequence[tuple[Context, int]]
-"""What one forward pass feeds: of each context the next so many tokens that it has not seen."""
+"""Input of one forward pass: contexts, each with the number of its next unseen tokens to feed."""
 
 
 class PackedModel:
@@ -135,7 +135,7 @@ class PackedModel:
             self._prove()
 
     def forward(self, parts: Pass) -> torch.Tensor:
-        """Feed the contexts; they have seen these tokens then.
+        """Feed the contexts. Afterwards these tokens count as seen.
 
         Returns:
             float32[k, vocabulary], the logits after the last token of each context that has now seen all, in order.
@@ -175,7 +175,7 @@ class PackedModel:
             if not error <= 1e-3 + 64 * torch.finfo(self.model.dtype).eps:
                 raise UnsupportedModel(f"its log-probs are {error:.2g} off when sequences share a pass")
             self.token_bytes = first.bytes // _room(_PROOF_TOKENS)
-            """That a token's keys and values take."""
+            """Bytes of one token's keys and values."""
         except (UnsupportedModel, ValueError, TypeError, KeyError, RuntimeError) as cause:
             raise ConfigError(
                 f"policy.engine transformers cannot serve a {type(self.model).__name__}: {cause}.",
@@ -208,7 +208,7 @@ def sample(logits: torch.Tensor, settings: Sequence[Sampling]) -> tuple[list[int
 
 
 def _limited(weights: torch.Tensor, settings: Sequence[Sampling]) -> torch.Tensor:
-    """`weights` with those outside top-p or top-k set to 0."""
+    """`weights` with entries outside top-p or top-k set to 0."""
     vocabulary = weights.shape[-1]
     top_p = weights.new_tensor([how.top_p for how in settings])[:, None]
     top_k = weights.new_tensor([how.top_k if how.top_k > 0 else vocabulary for how in settings])[:, None]
@@ -252,9 +252,9 @@ def _attention(
     heads, width]."""
     new, total = query.shape[1], keys.shape[1]
     first = max(0, total - window) if window and new == 1 else 0
-    query = query.unflatten(0, (len(keys), -1))  # beside the heads of a group stand the keys that they share
+    query = query.unflatten(0, (len(keys), -1))  # query heads by the key head that they share
     keys, values = keys[:, None, first:], values[:, None, first:]
-    if new == 1:  # a group's heads in one matrix, which goes over the keys once
+    if new == 1:  # one product per group of heads reads the keys only once
         output = functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values, scale=scaling)
         return output.flatten(0, 2)[None]
     shared = (-1, query.shape[1], -1, -1)
@@ -266,7 +266,7 @@ def _attention(
 
 
 def _mask(new: int, total: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """bool[new, total]: which of all tokens each of the last sees."""
+    """bool[new, total]: which tokens each of the last `new` tokens attends to."""
     place = torch.arange(total, device=device)
     behind = place[total - new :, None] - place
     return (behind >= 0) & (behind < (window or total))
@@ -280,7 +280,7 @@ def _grown(part: torch.Tensor, room: int) -> torch.Tensor:
 
 
 def _room(tokens: int) -> int:
-    """Of a cache for so many tokens: a turn that grows does not copy it often."""
+    """Capacity to allocate for this many tokens, with spare room so that a growing turn rarely copies its cache."""
     return tokens + tokens // 4 + 64
 
 
