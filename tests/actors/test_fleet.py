@@ -225,22 +225,23 @@ async def test_a_process_group_is_that_of_the_replicas_that_run(now, message):
         await ours.update_weights(update)
 
 
+async def refused_group(replicas: Replicas, message: str) -> None:
+    """Making a group fails with this message, and all leave the group."""
+    with pytest.raises(WeightError, match=message):
+        await fleet(replicas).join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
+    assert replicas.asked[-1] == ("leave", "group")
+
+
 async def test_a_group_that_one_replica_could_not_join_is_left_by_all():
     replicas = Replicas(["a", "b"])
-    ours = fleet(replicas)
     replicas.said["join"] = WeightError("it cannot reach 10.0.0.1.")
-    with pytest.raises(WeightError, match="cannot reach"):
-        await ours.join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
-    assert replicas.asked[-1] == ("leave", "group")
+    await refused_group(replicas, "cannot reach")
 
 
 async def test_a_replica_that_dies_while_a_group_is_made_is_named_and_the_group_left_by_the_others():
     replicas = Replicas(["a", "b"])
-    ours = fleet(replicas)
     replicas.without["join"] = ["b"]
-    with pytest.raises(WeightError, match="b died meanwhile"):
-        await ours.join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 3))
-    assert replicas.asked[-1] == ("leave", "group")
+    await refused_group(replicas, "b died meanwhile")
 
 
 async def test_replicas_of_a_group_that_are_gone_are_named():

@@ -154,15 +154,19 @@ def check(engine: Engine, segments: list[TokenSegment]) -> None:
     assert sum(segment.policy_token_count for segment in segments) == sum(map(len, engine.sampled))
 
 
+def checked(engine: Engine, steps: list[Step]) -> tuple[Engine, list[TokenSegment]]:
+    segments = engine.run(steps)
+    check(engine, segments)
+    return engine, segments
+
+
 # Append mode ---------------------------------------------------------------------------------------------------------
 
 
 @given(steps=steps(WORDS, CUT))
 @some
 def test_append_mode_only_ever_appends(codec: ChatCodec, steps: list[Step]) -> None:
-    engine = Engine(codec, "append")
-    segments = engine.run(steps)
-    check(engine, segments)
+    engine, segments = checked(Engine(codec, "append"), steps)
     assert len(segments) == 1
     for prompt, sampled, following in zip(engine.prompts, engine.sampled, engine.prompts[1:], strict=False):
         assert following[: len(prompt) + len(sampled)] == prompt + sampled
@@ -222,9 +226,7 @@ def test_a_malformed_call_is_kept_as_sampled_and_answered(embedded: ChatCodec, h
 @given(steps=steps(WORDS, CUT))
 @some
 def test_template_mode_starts_a_segment_exactly_where_history_is_rewritten(codec: ChatCodec, steps: list[Step]) -> None:
-    engine = Engine(codec, "template")
-    segments = engine.run(steps)
-    check(engine, segments)
+    engine, segments = checked(Engine(codec, "template"), steps)
     seen = [prompt + sampled for prompt, sampled in zip(engine.prompts, engine.sampled, strict=True)]
     new = [p for before, p in zip([[-1], *seen], engine.prompts, strict=False) if p[: len(before)] != before]
     assert [segment.token_ids[: segment.prompt_length].tolist() for segment in segments] == new

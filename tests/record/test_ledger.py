@@ -12,21 +12,25 @@ from tests.support.trajectories import generations, make_generation, token_lists
 steps = st.lists(generations() | token_lists(), max_size=6)
 """Sampled turns and runs of context, in any order."""
 
+Step = Generation | list[int]
+
 sampled_last = st.tuples(steps, generations()).map(lambda pair: [*pair[0], pair[1]])
 
 
-def follow(ledger: TokenLedger, step: Generation | list[int]) -> None:
+many = settings(max_examples=60, deadline=None)
+chains = given(prompt=token_lists(min_size=1), steps=sampled_last)
+
+
+def follow(ledger: TokenLedger, step: Step) -> None:
     if isinstance(step, Generation):
         ledger.append_policy(step)
     else:
         ledger.append_context(step)
 
 
-@given(prompt=token_lists(min_size=1), steps=sampled_last)
-@settings(max_examples=60, deadline=None)
-def test_what_the_engine_is_sent_starts_with_what_it_saw_and_sampled(
-    prompt: list[int], steps: list[Generation | list[int]]
-) -> None:
+@chains
+@many
+def test_what_the_engine_is_sent_starts_with_what_it_saw_and_sampled(prompt: list[int], steps: list[Step]):
     ledger = TokenLedger(prompt)
     seen = prompt
     for step in steps:
@@ -39,11 +43,9 @@ def test_what_the_engine_is_sent_starts_with_what_it_saw_and_sampled(
     assert segment.prompt_length == len(prompt)
 
 
-@given(prompt=token_lists(min_size=1), steps=sampled_last)
-@settings(max_examples=60, deadline=None)
-def test_arrays_are_aligned_and_the_mask_is_on_sampled_tokens_only(
-    prompt: list[int], steps: list[Generation | list[int]]
-) -> None:
+@chains
+@many
+def test_arrays_are_aligned_and_the_mask_is_on_sampled_tokens_only(prompt: list[int], steps: list[Step]):
     ledger = TokenLedger(prompt)
     for step in steps:
         follow(ledger, step)
