@@ -6,12 +6,17 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import rollout_service.logs as logs
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 
 pytest_plugins = ["tests.support.services"]
+
+# A busy machine must not fail a test: an example may take as long as it takes.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SLOW = (
     "deploy/test_sglang_serving",
