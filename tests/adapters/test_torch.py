@@ -23,7 +23,7 @@ from rollout_service.adapters.torch import TrajectoryDataset, collate_packed, co
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Outcome, Provenance, TokenSegment, Trajectory
-from tests.support.trajectories import make_segment, make_trajectory
+from tests.support.trajectories import make_member, make_segment, make_trajectory
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PAD = 99
@@ -36,13 +36,7 @@ def groups(draw: st.DrawFn, rewards: st.SearchStrategy[float | None] = REWARDS) 
     segments = st.builds(make_segment, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
     return [
         [
-            make_trajectory(
-                trajectory_id=f"{group}-{sample}",
-                group_id=str(group),
-                sample_index=sample,
-                reward=draw(rewards),
-                segments=draw(st.lists(segments, min_size=1, max_size=2)),
-            )
+            make_member(group, sample, reward=draw(rewards), segments=draw(st.lists(segments, min_size=1, max_size=2)))
             for sample in range(draw(st.integers(1, 4)))
         ]
         for group in range(draw(st.integers(1, 3)))

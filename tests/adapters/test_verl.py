@@ -17,7 +17,7 @@ from rollout_service.adapters.verl import agent_loop_output, data_proto
 from rollout_service.errors import ConfigError
 from rollout_service.record.trajectory import Provenance, Timing, Trajectory
 from tests.support import verl
-from tests.support.trajectories import make_segment, make_trajectory
+from tests.support.trajectories import make_member, make_segment, make_trajectory
 
 many = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PAD, PROMPT, RESPONSE = 7, 5, 32
@@ -53,10 +53,9 @@ def batches(draw: st.DrawFn) -> list[Trajectory]:
     """Whole groups of one-segment trajectories."""
     segments = st.builds(make_segment, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
     return [
-        make_trajectory(
-            trajectory_id=f"{group}-{sample}",
-            group_id=str(group),
-            sample_index=sample,
+        make_member(
+            group,
+            sample,
             reward=draw(st.floats(0, 1, width=32)),
             segments=[draw(segments)],
             messages=[{"role": "user"}] * draw(st.integers(1, 5)),

@@ -151,6 +151,15 @@ async def test_while_it_is_closed_nobody_enters_and_those_inside_may_leave():
     assert (late.where, turn_gate.inside) == ("inside", 1)
 
 
+async def waiting_outside(count: int) -> tuple[TurnGate, list[Visitor]]:
+    """A closed gate, and visitors that wait for it to open."""
+    turn_gate = TurnGate(0)
+    turn_gate.close()
+    visitors = [Visitor(turn_gate) for _ in range(count)]
+    await settle()
+    return turn_gate, visitors
+
+
 async def test_empty_returns_when_the_last_is_out_and_not_before():
     turn_gate = TurnGate(0)
     first, last = Visitor(turn_gate), Visitor(turn_gate)
@@ -170,10 +179,7 @@ async def test_empty_returns_at_once_when_nobody_is_inside():
 
 
 async def test_a_door_that_opens_and_closes_at_once_lets_nobody_in():
-    turn_gate = TurnGate(0)
-    turn_gate.close()
-    visitor = Visitor(turn_gate)
-    await settle()
+    turn_gate, (visitor,) = await waiting_outside(1)
     turn_gate.open()
     turn_gate.close()
     await settle()
@@ -184,10 +190,7 @@ async def test_a_door_that_opens_and_closes_at_once_lets_nobody_in():
 
 
 async def test_a_turn_that_is_cancelled_outside_was_never_counted():
-    turn_gate = TurnGate(0)
-    turn_gate.close()
-    gone, patient = Visitor(turn_gate), Visitor(turn_gate)
-    await settle()
+    turn_gate, (gone, patient) = await waiting_outside(2)
     gone.task.cancel()
     await settle()
     assert (gone.task.cancelled(), turn_gate.inside) == (True, 0)
@@ -197,10 +200,7 @@ async def test_a_turn_that_is_cancelled_outside_was_never_counted():
 
 
 async def test_a_turn_that_is_cancelled_just_when_it_is_let_in_is_not_counted():
-    turn_gate = TurnGate(0)
-    turn_gate.close()
-    visitor = Visitor(turn_gate)
-    await settle()
+    turn_gate, (visitor,) = await waiting_outside(1)
     turn_gate.open()
     visitor.task.cancel()
     await settle()

@@ -57,6 +57,11 @@ def make_segment(turns: int = 2, turn_length: int = 4, seed: int = 0) -> TokenSe
     return ledger.to_segment()
 
 
+def make_member(group: int, sample: int, **overrides: Any) -> Trajectory:
+    """The trajectory with this sample index in the group of this number."""
+    return make_trajectory(trajectory_id=f"{group}-{sample}", group_id=str(group), sample_index=sample, **overrides)
+
+
 def make_trajectory(**overrides: Any) -> Trajectory:
     """A completed retail episode of two turns with reward 1; any field can be given."""
     fields: dict[str, Any] = {
