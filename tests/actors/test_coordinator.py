@@ -155,14 +155,19 @@ async def test_an_error_that_an_environment_actor_marked_as_final_is_not_played_
     assert (await coordinator.status())["faults"] == {"service": attempts}
 
 
-async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
+async def held(start) -> tuple[Coordinator, asyncio.Event]:
+    """A coordinator whose episodes end once the event is set."""
     gate = asyncio.Event()
 
     async def play(request: EpisodeRequest) -> EpisodeSummary:
         await gate.wait()
         return scored(request)
 
-    coordinator = await start(play)
+    return await start(play), gate
+
+
+async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
+    coordinator, gate = await held(start)
     submission = await coordinator.submit(CollectionRequest(n=9))
     waiting = asyncio.ensure_future(coordinator.next_group(submission[0]))
     await asyncio.sleep(0)
@@ -207,13 +212,7 @@ async def test_what_the_fleet_says_is_in_the_status(start):
 
 
 async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, caplog):
-    gate = asyncio.Event()
-
-    async def play(request: EpisodeRequest) -> EpisodeSummary:
-        await gate.wait()
-        return scored(request)
-
-    coordinator = await start(play)
+    coordinator, gate = await held(start)
     with caplog.at_level("INFO"):
         collection, _ = await coordinator.submit(CollectionRequest(n=9))
     assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
