@@ -22,7 +22,7 @@ from rollout_service.errors import ConfigError, ServiceError, last_cause
 from rollout_service.policy.replica_size import gpus
 from rollout_service.redaction import safe_cause
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.1
 
 _DELETE_SECONDS = 5.0
 """How long replicas may take to end by themselves."""
@@ -118,15 +118,17 @@ def _check_runs(application: str) -> None:
 
 
 def delete(application: str) -> None:
-    """Delete the Serve application. Replicas that do not end soon are killed: no turn is worth waiting for, and Serve
-    would wait for a replica that was never placed as long as for the longest turn."""
+    """Delete the Serve application. Replicas that do not end soon are killed: no turn is worth waiting for. Where none
+    runs, all are killed at once: Serve would wait for one that was never placed as long as for the longest turn."""
     with contextlib.suppress(RayServeException, RayError):
         _delete(application)
 
 
 def _delete(application: str) -> None:
+    status = serve.status().applications.get(application)
+    runs = status is not None and any("RUNNING" in each.replica_states for each in status.deployments.values())
     serve.delete(application, _blocking=False)
-    deadline = time.monotonic() + _DELETE_SECONDS
+    deadline = time.monotonic() + (_DELETE_SECONDS if runs else 0.0)
     while application in serve.status().applications:
         if time.monotonic() > deadline:
             for actor in ray.util.list_named_actors(all_namespaces=True):

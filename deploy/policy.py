@@ -79,8 +79,8 @@ def _options(policy: PolicyConfig) -> dict[str, Any]:
         },
         "request_router_config": RequestRouterConfig(request_router_class="deploy.routing:SessionRouter"),
         "graceful_shutdown_timeout_s": policy.timeout_seconds + _DRAIN_MARGIN_SECONDS,
-        "graceful_shutdown_wait_loop_s": 1.0,
-        "health_check_period_s": 5.0,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": 2.0,
         "health_check_timeout_s": 30.0,
         "max_constructor_retry_count": 3,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},  # a line per turn would be megabytes

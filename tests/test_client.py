@@ -21,7 +21,7 @@ from rollout_service.audit.verify import verify
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
 from tests.support import openai_server
-from tests.support.arguments import check, nothing, one_of, or_none, truth, whole
+from tests.support.arguments import check, nothing, number, one_of, or_none, truth, whole
 from tests.support.episodes import settings
 from tests.support.services import start
 
@@ -164,9 +164,19 @@ def test_an_argument_of_an_update_is_taken_or_refused_by_its_name(client, name, 
     check(lambda value: client.update_weights(**right | {name: value}), name, fits, says=says, examples=30)
 
 
-@pytest.mark.parametrize("name", ["backend", "address", "timeout_seconds"])
-def test_an_argument_of_a_weight_group_is_refused_by_its_name(client, name):
-    check(lambda value: client.weight_group(**{"backend": "gloo", name: value}), name, nothing, says="", examples=30)
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("backend", nothing),
+        ("address", or_none(lambda value: isinstance(value, str) and bool(value.strip()))),
+        ("timeout_seconds", number(1e-3, 1e8)),
+    ],
+)
+def test_an_argument_of_a_weight_group_is_refused_by_its_name(client, name, fits):
+    def make(value):
+        client.weight_group(**{"backend": "gloo", name: value})
+
+    check(make, name, nothing, examples=30, left_out=fits)
 
 
 def test_how_replicas_pause_is_one_of_the_known_ways(client):
@@ -380,9 +390,9 @@ def test_finished_groups_that_nobody_takes_hold_new_ones_back(slow):
 def test_killing_every_environment_actor_one_by_one_loses_and_repeats_no_episode(slow):
     stream = slow.stream(36, group_size=2, seed=0)
     groups = []
-    for number in range(2):
+    for position in range(2):
         groups.append(next(stream))
-        ray.kill(ray.get_actor(f"slow-environment-{number}", namespace="rollout_service"))
+        ray.kill(ray.get_actor(f"slow-environment-{position}", namespace="rollout_service"))
     groups.extend(stream)
     trajectories = [t for group in groups for t in group]
     status = slow.status()
@@ -460,14 +470,19 @@ def test_a_user_simulator_that_misbehaves_changes_no_reward_and_stalls_no_neighb
         return kinds[request.number // 3 % len(kinds)] if request.number % 3 == 2 else openai_server.ok
 
     api = openai_server.OpenAIServer(openai_server.gold_user([tasks.get(t) for t in chosen]), schedule)
+    waits = {"user__timeout_seconds": 1.0, "user__max_retry_wait_seconds": 0.3, "user__retries": 10}
     with (
         api,
-        start("llm-user", user__model="openai/m", user__base_url=api.base_url, user__timeout_seconds=2.0) as client,
+        start("llm-user", user__model="openai/m", user__base_url=api.base_url, **waits) as client,
     ):
-        telecom = client.collect(
-            domain="telecom", split="small", ids=[t.task_id for t in chosen[:2]], group_size=2, progress=False
-        )
-        retail = client.collect(domain="retail", ids=["0", "1"], group_size=2, progress=False)
+
+        async def both():
+            return await asyncio.gather(
+                client.acollect(domain="telecom", split="small", ids=[t.task_id for t in chosen[:2]], group_size=2),
+                client.acollect(domain="retail", ids=["0", "1"], group_size=2),
+            )
+
+        telecom, retail = asyncio.run(both())
         assert client.status()["faults"] == {}
     trajectories = [*telecom, *retail]
     assert [(t.outcome, t.reward) for t in trajectories] == [("completed", 1.0)] * 8

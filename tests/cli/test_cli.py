@@ -64,9 +64,15 @@ def test_verify_goes_on_behind_what_it_cannot_read_and_refuses_a_file_of_someone
     assert "line 1 has no schema version" in refused.stderr
 
 
-def test_collect_stores_what_it_shows_and_verify_agrees(tmp_path):
+def running(client) -> list[str]:
+    """Options that let a command use this client's service."""
+    return ["--address", "auto", "--set", f"service.name={client.config.service.name}"]
+
+
+def test_collect_stores_what_it_shows_and_verify_agrees(client, tmp_path):
     path = tmp_path / "out.parquet"
-    done = process("collect", "-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1", "-o", path)
+    chosen = ["-n", "6", "--group-size", "2", "--domain", "mock", "--seed", "1"]
+    done = command("collect", *chosen, "-o", path, *running(client))
     assert done.returncode == 0, done.stderr
     assert "6/6 episodes" in done.stderr
     assert "Traceback" not in done.stderr
@@ -151,10 +157,9 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(client, tmp_path, mon
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
     monkeypatch.setattr(storage.TrajectoryWriter, "append", limited)
-    running = ["--address", "auto", "--set", f"service.name={client.config.service.name}"]
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        failed = command("collect", "-n", "18", "--domain", "mock", "-o", path, *running)
+        failed = command("collect", "-n", "18", "--domain", "mock", "-o", path, *running(client))
     finally:
         signal.signal(signal.SIGXFSZ, before)
     assert failed.returncode == 2, failed.stderr
@@ -168,17 +173,16 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(client, tmp_path, mon
 def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_path):
     path = tmp_path / "part.jsonl"
     program = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
-    slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1"}
+    slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1", "ROLLOUT_SERVICE__ACTORS": "1"}
     # A shell that started this in the background has SIGINT ignored, which children inherit: a terminal has not.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    running = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
-    deadline = time.monotonic() + 200
+    collecting = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
     while not (path.exists() and path.stat().st_size):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 130, said
+        assert collecting.poll() is None, collecting.communicate()
+        time.sleep(0.05)
+    collecting.send_signal(signal.SIGINT)
+    _, said = collecting.communicate(timeout=60)
+    assert collecting.returncode == 130, said
     kept = storage.read(path)
     assert 0 < len(kept) < 2000
     assert f"{len(kept)} trajectories are in {path}" in said

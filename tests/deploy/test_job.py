@@ -94,7 +94,7 @@ def submit(machine: Machine, changes: dict[str, str]) -> subprocess.CompletedPro
 
 
 def test_the_readme_s_commands_run_the_main_job_on_a_fresh_machine(machine, tmp_path):
-    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\n")
+    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\nservice: {actors: 1}\n")
     done = submit(machine, {"--n 256": "--n 8", "/shared": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
