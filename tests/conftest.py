@@ -21,16 +21,22 @@ hypothesis.settings.load_profile("untimed")
 SLOW = (
     "deploy/test_sglang_serving",
     "deploy/test_model_serving",
-    "tau2/test_base_tasks",
-    "deploy/test_http_serving",
     "test_client",
-    "deploy/test_launch",
+    "deploy/test_http_serving",
     "deploy/test_learn",
-    "deploy/test_job",
+    "tau2/test_base_tasks",
     "adapters/test_trl",
+    "deploy/test_job",
     "adapters/test_slime",
     "cli/test_cli",
     "tau2/test_episode",
+    "adapters/test_torch",
+    "deploy/test_launch",
+    "tau2/test_evaluation",
+    "test_canaries",
+    "test_service_log",
+    "tau2/test_llm_user",
+    "adapters/test_verl_loop",
 )
 """Modules that take the longest, the longest first: two workers share the modules, and none should start these last."""
 
@@ -39,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow modules first."""
     rank = {name: position for position, name in enumerate(SLOW)}
     folder = Path(__file__).parent
+    assert all((folder / f"{name}.py").exists() for name in SLOW), "a module of SLOW was moved"
     items.sort(key=lambda item: rank.get(str(item.path.relative_to(folder).with_suffix("")), len(rank)))
 
 

@@ -171,6 +171,7 @@ def test_an_argument_of_an_update_is_taken_or_refused_by_its_name(client, name, 
         ("address", or_none(lambda value: isinstance(value, str) and bool(value.strip()))),
         ("timeout_seconds", number(1e-3, 1e8)),
     ],
+    ids=["backend", "address", "timeout_seconds"],
 )
 def test_an_argument_of_a_weight_group_is_refused_by_its_name(client, name, fits):
     def make(value):
