@@ -270,17 +270,37 @@ def test_an_attached_client_does_not_get_other_settings_than_it_sets(client, ove
         RolloutClient("auto", config=own)
 
 
-def test_an_attached_client_s_attempts_and_staleness_are_those_of_its_collections(cluster):
-    # A turn that waits longer than it may is a fault; each is tried again, unless the client says otherwise.
-    slow = {"latency": {"mean": 0.5}}
-    with start("patient", policy__script=slow, policy__timeout_seconds=0.2, service__max_attempts=2) as service:
-        own = {"service.name": "patient", "service.max_attempts": 1, "service.max_staleness": 0}
-        attached = RolloutClient("auto", config=RolloutConfig.load(overrides=own, environ={}))
-        for client, attempts in ((service, 2), (attached, 1)):
-            (group,) = client.stream(1, seed=0)
-            assert [t.attempt for t in group] == [attempts]
-        (group,) = service.stream(1, seed=0, max_attempts=1)
-        assert [t.attempt for t in group] == [1]
+@pytest.fixture(scope="module")
+def solo(cluster):
+    """A service without a user, each of whose turns waits longer than it may, which is a fault; an episode is tried
+    twice. The last test closes it."""
+    policy = {"policy__script": {"latency": {"mean": 0.5}}, "policy__timeout_seconds": 0.2}
+    selection = {"tasks__domain": "telecom", "tasks__split": "small"}
+    client = start("solo", agent="solo", service__max_attempts=2, **policy, **selection)
+    yield client
+    client.close()
+
+
+def test_an_attached_client_s_attempts_and_staleness_are_those_of_its_collections(solo):
+    own = {"service.name": "solo", "service.max_attempts": 1, "service.max_staleness": 0}
+    attached = RolloutClient("auto", config=RolloutConfig.load(overrides=own, environ={}))
+    for client, attempts in ((solo, 2), (attached, 1)):
+        (group,) = client.stream(1, seed=0)
+        assert [t.attempt for t in group] == [attempts]
+    (group,) = solo.stream(1, seed=0, max_attempts=1)
+    assert [t.attempt for t in group] == [1]
+
+
+def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(solo):
+    with pytest.raises(RolloutError, match="solo"):
+        solo.collect(1, domain="retail", split="base", progress=False)
+
+
+def test_closing_twice_is_closing_once_and_a_closed_client_says_so(solo):
+    solo.close()
+    solo.close()
+    with pytest.raises(RolloutError):
+        solo.collect(1)
 
 
 def test_an_attached_client_chooses_its_own_tasks(client):
@@ -507,38 +527,20 @@ def test_a_stream_that_waits_says_for_what(cluster, monkeypatch, caplog):
         wait_until(lambda: "waiting for 2 episodes running, the oldest for" in caplog.text)
         wait_until(lambda: "2 in the user simulator" in caplog.text)
 
-        async def impatient():
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(anext(client.astream(2, seed=1)), 3.0)
+        async def wait_for_a_slot():
+            with contextlib.closing(client.astream(2, seed=1)) as another:
+                first = asyncio.ensure_future(anext(another))
+                await asyncio.to_thread(wait_until, lambda: "waiting for a free slot: all 2 are taken" in caplog.text)
+                assert not first.done()
+                first.cancel()
 
-        asyncio.run(impatient())
+        asyncio.run(wait_for_a_slot())
         (progress,) = [c for name, c in client.status()["collections"].items() if name == stream.collection_id]
         assert progress["places"] == {"the user simulator": 2}
         assert progress["waits_for"].startswith("2 episodes running, the oldest for")
         assert (progress["done"], progress["scored"], progress["mean_reward"]) == (0, 0, None)
         stream.close()
         waiting.join(60)
-    assert caplog.text.count("waiting for a free slot: all 2 are taken") >= 1
-
-
-@pytest.fixture(scope="module")
-def solo(cluster):
-    client = start("solo", agent="solo", tasks__domain="telecom")
-    yield client
-    client.close()
-
-
-def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(solo):
-    assert len(solo.collect(2, split="small", progress=False)) == 2
-    with pytest.raises(RolloutError, match="solo"):
-        solo.collect(1, domain="retail", progress=False)
-
-
-def test_closing_twice_is_closing_once_and_a_closed_client_says_so(solo):
-    solo.close()
-    solo.close()
-    with pytest.raises(RolloutError):
-        solo.collect(1)
 
 
 def test_a_client_is_started_from_a_running_loop_that_goes_on_meanwhile():
