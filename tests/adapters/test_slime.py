@@ -177,7 +177,7 @@ async def idle(seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         status = await service.client.astatus()
-        if status["running"] == 0 and not status["collections"] and not slime_service._background:
+        if status["running"] == 0 and not status["collections"] and not slime_service._tasks._tasks:
             return
         assert time.monotonic() < deadline, status
         await asyncio.sleep(0.1)
