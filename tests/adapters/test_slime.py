@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rollout_service.adapters.slime import generate, generate_rollout, reward_post_process
@@ -241,6 +240,33 @@ async def test_a_sample_without_a_task_or_with_an_unknown_one_is_refused(args):
         await generate(args, unknown, dict(slime.SAMPLING))
 
 
+async def test_a_model_s_own_tokens_and_log_probs_arrive(args, router, tmp_path, monkeypatch):
+    from deploy.engines.transformers import TransformersEngine
+    from rollout_service.config import PolicyConfig
+    from tests.support import tiny_model
+
+    model = tiny_model.make(tmp_path / "tiny")  # its tokenizer is that of the service
+    engine = TransformersEngine(
+        PolicyConfig(engine="transformers", model=str(model), engine_arguments={"device": "cpu"})
+    )
+    sampled: list[tuple[int, float]] = []
+
+    async def generate_by_model(prompt, sampling):
+        generation = await engine.generate(prompt, sampling, TurnInfo())
+        sampled.extend(zip(generation.token_ids.tolist(), map(float, generation.logprobs), strict=True))
+        return generation
+
+    monkeypatch.setattr(router, "engine", generate_by_model)
+    try:
+        sample = await generate(args, slime.make_sample(task=MOCK[0]), slime.SAMPLING | {"max_new_tokens": 16})
+        response = sample.tokens[-sample.response_length :]
+        kept = [(t, p) for t, p, m in zip(response, sample.rollout_log_probs, sample.loss_mask, strict=True) if m]
+        assert kept == sampled
+        assert all(p < 0 for _, p in kept)
+    finally:
+        engine.close()
+
+
 # A batch -------------------------------------------------------------------------------------------------------------
 
 
@@ -377,34 +403,3 @@ async def test_history_that_is_rewritten_gives_siblings(fresh, router, load_code
         assert evaluated.reward == 1.0, "one sample, so that the reward counts once"
     finally:
         slime_service.close()
-
-
-async def test_a_model_s_own_tokens_and_log_probs_arrive(fresh, router, tmp_path, monkeypatch):
-    from deploy.engines.transformers import TransformersEngine
-    from rollout_service.config import PolicyConfig
-    from tests.support import tiny_model
-
-    model = tiny_model.make(tmp_path / "tiny")
-    engine = TransformersEngine(
-        PolicyConfig(engine="transformers", model=str(model), engine_arguments={"device": "cpu"})
-    )
-    sampled: dict[tuple[int, ...], np.ndarray] = {}
-
-    async def generate_by_model(prompt, sampling):
-        generation = await engine.generate(prompt, sampling, TurnInfo())
-        sampled[tuple(generation.token_ids.tolist())] = generation.logprobs
-        return generation
-
-    monkeypatch.setattr(router, "engine", generate_by_model)
-    service = SERVICE | {"service.name": "slime-tiny", "limits.max_turns": 2}
-    args = slime.make_args(router.url, hf_checkpoint=str(model), rollout_service_set=service)
-    try:
-        sample = await generate(args, slime.make_sample(task=MOCK[0]), slime.SAMPLING | {"max_new_tokens": 16})
-        response = sample.tokens[-sample.response_length :]
-        kept = [(t, p) for t, p, m in zip(response, sample.rollout_log_probs, sample.loss_mask, strict=True) if m]
-        expected = [(t, float(p)) for turn, logprobs in sampled.items() for t, p in zip(turn, logprobs, strict=True)]
-        assert kept == expected
-        assert all(p < 0 for _, p in kept)
-    finally:
-        slime_service.close()
-        engine.close()
