@@ -137,7 +137,7 @@ async def test_an_episode_ends_soon_after_slime_has_enough(args, router, stop):
     stop.aborted = True
     began = time.monotonic()
     sample = await running
-    assert time.monotonic() - began < 5.0, "slime waits for it"
+    assert time.monotonic() - began < 20.0, "slime waits for it, and not for the 30 s of the turn"
     assert (sample.status, sample.remove_sample) == (slime.status("aborted"), True)
     assert await asyncio.to_thread(router.settled), "slime puts its engines to sleep now"
     await idle()

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import litellm
@@ -507,7 +508,7 @@ def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Beh
     start = time.monotonic()
     with gold_server(at({2}, behaviour)) as api:
         trajectory = run(api, limits__wall_seconds=1.5, user__timeout_seconds=30.0)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 20, "not the 30 s of the request"
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.TRUNCATED, "wall_time")
     assert (trajectory.reward, trajectory.fault) == (None, None)
 
@@ -518,32 +519,28 @@ def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
     start = time.monotonic()
     with gold_server(always(server.hang)) as api:
         trajectory = run(api, clock=clock, user__timeout_seconds=30.0)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20, "not the 30 s of the request"
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "cancelled")
 
 
 def test_hanging_user_does_not_stall_its_neighbour() -> None:
-    clean_run()
-    ended: dict[str, float] = {}
-    scenario = str(tasks.get(RETAIL).user_scenario)
+    scenario, clock = str(tasks.get(RETAIL).user_scenario), Deadline(120.0)
 
     def retail_hangs(request: server.Request) -> server.Behaviour:
         return server.hang if scenario in request.body["messages"][0]["content"] else server.ok
 
-    def play(task: TaskRef) -> None:
-        trajectory = run(api, task, user__timeout_seconds=4.0, user__retries=0)
-        ended[task.domain] = time.monotonic()
-        rewards[task.domain] = trajectory.reward
-
-    rewards: dict[str, float | None] = {}
-    with gold_server(retail_hangs, RETAIL, TELECOM) as api:
-        threads = [threading.Thread(target=play, args=(task,)) for task in (RETAIL, TELECOM)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert rewards == {"retail": None, "telecom": 1.0}
-    assert ended["retail"] - ended["telecom"] > 2.0
+    with gold_server(retail_hangs, RETAIL, TELECOM) as api, ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(run, api, RETAIL, clock=clock, user__timeout_seconds=60.0)
+        try:
+            while not api.requests:
+                assert not hanging.done()
+                time.sleep(0.01)
+            neighbour = run(api, TELECOM, user__timeout_seconds=60.0)
+            assert not hanging.done()
+        finally:
+            clock.cancelled.set()
+    assert neighbour.reward == 1.0
+    assert hanging.result().reward is None
 
 
 def test_more_users_wait_at_once_than_an_http_client_has_connections_by_default() -> None:
