@@ -255,9 +255,7 @@ def test_a_logger_writes_no_secret(caplog):
     assert len(logger.filters) == 1
     with caplog.at_level(logging.DEBUG):
         logger.info("POST http://bob:pass@host with %s", {"key": KEY})
-        try:
-            raise ValueError(KEY)
-        except ValueError:
-            logger.exception("it failed")
+        logger.error("it failed", exc_info=ValueError(KEY))
+    assert f"ValueError: {REDACTED}" in caplog.text
     assert caplog.messages == [f"POST http://{REDACTED}@host with {{'key': '{REDACTED}'}}", "it failed"]
     assert KEY not in caplog.text

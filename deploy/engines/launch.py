@@ -2,6 +2,9 @@
 
 Invariant: an error that ends a scheduler while it loads the model is raised here. SGLang itself only logs it and sends
 this process SIGQUIT, which would end the replica before it could report anything.
+
+The engine has no detokenizer process. Nothing would be sent to it, because the engine gives out ids and never text
+(`skip_tokenizer_init`), and each costs several CPU seconds at the start and half a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from rollout_service.errors import ServiceError, last_cause
 def launch(arguments: dict[str, Any]) -> Any:
     """Start an engine: `sglang.Engine(**arguments)`. Blocks until the model is loaded.
 
+    `arguments` must have `skip_tokenizer_init`.
+
     Raises:
         ServiceError: it cannot start; says why. This process cannot be used any more then, because other processes of
             the engine may be ending.
@@ -31,7 +36,11 @@ def launch(arguments: dict[str, Any]) -> Any:
         scheduler = staticmethod(functools.partial(_run_scheduler, str(errors)))
         before = _on_sigquit(int(signal.SIG_IGN))
         try:
-            engine = type("Engine", (Engine,), {"run_scheduler_process_func": scheduler})(**arguments)
+            ours = {
+                "run_scheduler_process_func": scheduler,
+                "_launch_detokenizer_subprocesses": staticmethod(_no_processes),
+            }
+            engine = type("Engine", (Engine,), ours)(**arguments)
         except Exception as error:
             cause = last_cause(errors.read_text()) if errors.exists() else ""
             raise ServiceError(
@@ -50,6 +59,11 @@ def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
     handler.setLevel(logging.ERROR)
     logging.getLogger("sglang").addHandler(handler)
     run_scheduler_process(*args, **kwargs)
+
+
+def _no_processes(**_: Any) -> tuple[list[Any], list[str]]:
+    """Stands in for SGLang's start of detokenizers. Returns their processes and names."""
+    return [], []
 
 
 def _on_sigquit(handler: int | None) -> int | None:

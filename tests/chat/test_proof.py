@@ -127,14 +127,13 @@ REFUSED = {
         {"TURN": TURN.replace("{{- message.content", THINKING.replace("think>", "thought>") + "{{- message.content")},
         "does not read back a text turn",
     ),
-    "takes characters out of a message": (
-        {"RESULT": RESULT.replace("message.content", "message.content | replace('|', '')")},
-        "does not stay plain text",
-    ),
-    "escapes what a message says": (
-        {"RESULT": RESULT.replace("message.content", "message.content | tojson(ensure_ascii=True)")},
-        "does not stay plain text",
-    ),
+    **{
+        case: ({"RESULT": RESULT.replace("message.content", f"message.content | {changed}")}, "does not stay plain text")
+        for case, changed in {
+            "takes characters out of a message": "replace('|', '')",
+            "escapes what a message says": "tojson(ensure_ascii=True)",
+        }.items()
+    },
 }  # fmt: skip
 
 

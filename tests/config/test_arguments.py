@@ -67,19 +67,19 @@ TAKES: dict[str, tuple[Callable[..., Any], arguments.Fits]] = {
     "TrajectoryBatch.packed(max_length)": (BATCH.packed, LENGTH),
     "storage.read(path)": (storage.read, nothing),
     "storage.iterate(path)": (storage.iterate, nothing),
-    "torch.collate_padded(items)": (collated, no_trajectory),
     "torch.collate_padded(pad_token_id)": (collated, TOKEN_ID),
-    "torch.collate_padded(max_length)": (collated, LENGTH),
-    "torch.collate_padded(group_size)": (collated, ONE),
-    "torch.collate_padded(scale)": (collated, truth),
-    "torch.collate_padded(unscored)": (collated, UNSCORED),
-    "torch.collate_padded(tokenizer_fingerprint)": (collated, FINGERPRINT),
-    "torch.collate_packed(items)": (packed, no_trajectory),
-    "torch.collate_packed(max_length)": (packed, LENGTH),
-    "torch.collate_packed(group_size)": (packed, ONE),
-    "torch.collate_packed(scale)": (packed, truth),
-    "torch.collate_packed(unscored)": (packed, UNSCORED),
-    "torch.collate_packed(tokenizer_fingerprint)": (packed, FINGERPRINT),
+    **{
+        f"torch.collate_{name}({argument})": (collate, values)
+        for name, collate in (("padded", collated), ("packed", packed))
+        for argument, values in {
+            "items": no_trajectory,
+            "max_length": LENGTH,
+            "group_size": ONE,
+            "scale": truth,
+            "unscored": UNSCORED,
+            "tokenizer_fingerprint": FINGERPRINT,
+        }.items()
+    },
     "verl.agent_loop_output(trajectory)": (verl.agent_loop_output, nothing),
     "verl.data_proto(trajectories)": (proto, no_trajectory),
     "verl.data_proto(pad_token_id)": (proto, TOKEN_ID),

@@ -179,20 +179,10 @@ async def test_an_endpoint_that_is_gone_is_named_after_the_retries():
 
 
 def test_episodes_run_on_an_endpoint_of_others(cluster, server, model):
-    user = openai_server.OpenAIServer(openai_server.talker(2))
-    with (
-        user,
-        start(
-            "http",
-            policy__engine="http",
-            policy__url=server,
-            policy__tokenizer=model,
-            policy__sampling={"max_new_tokens": 40},
-            tasks__ids=["create_task_1"],
-            user__model="openai/talker",
-            user__base_url=user.base_url,
-        ) as client,
-    ):
+    endpoint = {"policy__engine": "http", "policy__url": server, "policy__tokenizer": model}
+    how = {"policy__sampling": {"max_new_tokens": 40}, "tasks__ids": ["create_task_1"], "user__model": "openai/talker"}
+    talker = openai_server.OpenAIServer(openai_server.talker(2))
+    with talker as user, start("http", user__base_url=user.base_url, **endpoint, **how) as client:
         batch = client.collect(6, progress=False)
         version = client.weight_version()
         with pytest.raises(WeightError, match=r"served by others"):

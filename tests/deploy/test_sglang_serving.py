@@ -6,6 +6,7 @@ The tests share one service and go on from the weights that the one before left:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -76,6 +77,15 @@ def collect_while(client: RolloutClient, act, n: int = 24):
     return result, [group[0] for group in stream]
 
 
+def engine_processes() -> list[tuple[psutil.Process, str]]:
+    """Processes that the service's engines started, with their titles. Other servers may run on this machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found.append((process, " ".join(process.cmdline()).strip()))
+    return [(process, title) for process, title in found if title.startswith("sglang::")]
+
+
 def see_that_all_is_exact(trajectories, versions: dict[int, Reference]) -> None:
     # Random weights now and then say nothing at all, which ends an episode as the agent's error; faults are not theirs.
     assert [t.fault for t in trajectories if t.fault is not None] == []
@@ -100,6 +110,10 @@ def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_r
     status = service.status()
     share = sum(t.cached_token_count for t in trajectories) / sum(t.prompt_token_count for t in trajectories)
     assert status["cached_tokens"] / status["prompt_tokens"] == pytest.approx(share)
+
+
+def test_an_engine_has_a_scheduler_and_no_detokenizer(service):
+    assert [title for _, title in engine_processes()] == ["sglang::scheduler"] * 2
 
 
 def test_sessions_are_spread_evenly_and_stay(service):
@@ -268,7 +282,7 @@ def test_an_engine_that_is_killed_in_mid_turn_costs_no_episode_and_its_successor
     version = service.weight_version() + 1
     service.update_weights(str(models["second"]), version=version)
     reference = Reference(str(models["second"]))
-    victim = next(p for p in psutil.process_iter(["cmdline"]) if _is_scheduler(p))
+    victim = next(process for process, title in engine_processes() if title == "sglang::scheduler")
     _, trajectories = collect_while(service, lambda: os.kill(victim.pid, 9))
     see_that_all_is_exact(trajectories, {version: reference})
     assert {t.attempt for t in trajectories} == {1}
@@ -278,10 +292,3 @@ def test_an_engine_that_is_killed_in_mid_turn_costs_no_episode_and_its_successor
         time.sleep(0.5)
     assert [state.version for state in service.replicas()] == [version] * 2
     see_that_all_is_exact(service.collect(8, progress=False), {version: reference})
-
-
-def _is_scheduler(process: psutil.Process) -> bool:
-    try:
-        return " ".join(process.cmdline()).startswith("sglang::scheduler")
-    except psutil.Error:
-        return False
