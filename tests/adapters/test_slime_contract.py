@@ -59,6 +59,13 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @pytest.fixture(scope="module")
+def router(cluster, embedded) -> Iterator[Router]:
+    with Router(scripted(embedded, MOCK)) as server:
+        yield server
+        slime_service.close()
+
+
+@pytest.fixture(scope="module")
 def convert() -> Any:
     """slime's conversion of samples to training data, as its rollout manager does it."""
     stand_ins = StandIns("sglang", "sglang_router", "wandb")
@@ -76,13 +83,6 @@ def convert() -> Any:
         return bare._convert_samples_to_train_data(samples)
 
     return convert_samples
-
-
-@pytest.fixture(scope="module")
-def router(cluster, embedded) -> Iterator[Router]:
-    with Router(scripted(embedded, MOCK)) as server:
-        yield server
-        slime_service.close()
 
 
 @pytest.fixture

@@ -128,8 +128,8 @@ REFUSED = {
         "does not read back a text turn",
     ),
     **{
-        case: ({"RESULT": RESULT.replace("message.content", f"message.content | {changed}")}, "does not stay plain text")
-        for case, changed in {
+        case: ({"RESULT": RESULT.replace("message.content", f"message.content | {use}")}, "does not stay plain text")
+        for case, use in {
             "takes characters out of a message": "replace('|', '')",
             "escapes what a message says": "tojson(ensure_ascii=True)",
         }.items()
