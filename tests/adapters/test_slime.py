@@ -23,7 +23,7 @@ from rollout_service.errors import CodecError, ConfigError, ServiceError, TaskEr
 from rollout_service.policy.base import TurnInfo
 from rollout_service.tau2 import tasks
 from tests.support import slime
-from tests.support.slime_router import Router, logprob, scripted
+from tests.support.slime_router import Router, logprob, routing, scripted
 
 MOCK = [tasks.references("mock")[position] for position in (0, 3, 8)]
 """Of different openings, and the gold actions score 1."""
@@ -40,9 +40,8 @@ SERVICE = {
 
 @pytest.fixture(scope="module")
 def shared_router(cluster, embedded) -> Iterator[Router]:
-    with Router(scripted(embedded, MOCK)) as server:
+    with routing(embedded, MOCK) as server:
         yield server
-        slime_service.close()
 
 
 @pytest.fixture

@@ -25,11 +25,10 @@ from unittest.mock import MagicMock
 import pytest
 
 from rollout_service.adapters.slime import reward_post_process
-from rollout_service.adapters.slime import service as slime_service
 from rollout_service.adapters.slime.samples import METADATA, filled, flat, is_scored
 from rollout_service.tau2 import gold, tasks
 from tests.support import slime
-from tests.support.slime_router import Router, scripted
+from tests.support.slime_router import Router, routing
 
 pytestmark = pytest.mark.skipif("SLIME_PATH" not in os.environ, reason="needs SLIME_PATH, a checkout of slime")
 
@@ -60,9 +59,8 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @pytest.fixture(scope="module")
 def router(cluster, embedded) -> Iterator[Router]:
-    with Router(scripted(embedded, MOCK)) as server:
+    with routing(embedded, MOCK) as server:
         yield server
-        slime_service.close()
 
 
 @pytest.fixture(scope="module")

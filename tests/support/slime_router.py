@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from aiohttp import web
 
+import rollout_service.adapters.slime.service as slime_service
 from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import Script
@@ -64,6 +65,14 @@ def scripted(codec: ChatCodec, played: list[TaskRef]) -> Engine:
 def _first(turn: Generation, n: int) -> Generation:
     """What an engine answers that was aborted after `n` tokens."""
     return Generation(turn.token_ids[:n], turn.logprobs[:n], turn.weight_versions[:n], "abort", turn.prompt_tokens)
+
+
+@contextlib.contextmanager
+def routing(codec: ChatCodec, played: list[TaskRef]) -> Iterator[Router]:
+    """A router before a scripted engine; the service that slime's hooks start meanwhile ends with it."""
+    with Router(scripted(codec, played)) as server:
+        yield server
+        slime_service.close()
 
 
 class Router:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.coordinator import Coordinator
+import rollout_service.preflight as preflight
 from rollout_service.audit.verify import verify
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.cli import report
@@ -89,7 +89,7 @@ def test_a_server_that_takes_the_stop_token_off_is_refused_with_the_remedy(route
     assert all(request["sampling_params"]["no_stop_trim"] is True for request in router.requests)
 
 
-async def test_the_service_asks_the_endpoint_before_it_starts_anything_or_demands_the_setting(router):
+def test_the_service_asks_the_endpoint_before_it_starts_anything_or_demands_the_setting(router):
     config = episodes.settings(
         policy__engine="http",
         policy__url=router.url,
@@ -97,11 +97,9 @@ async def test_the_service_asks_the_endpoint_before_it_starts_anything_or_demand
         tasks__domain="mock",
     )
     with pytest.raises(ConfigError, match=r"policy\.context_length is not set.*does not say"):
-        await Coordinator(config, None).check()
+        preflight.check(config)
     router.limit = 4321
-    coordinator = Coordinator(config, None)
-    await coordinator.check()
-    assert (await coordinator.configuration()).policy.context_length == 4321, "what every actor is given"
+    assert preflight.check(config).policy.context_length == 4321, "what every actor is given"
 
 
 class OneTurn:
@@ -173,7 +171,7 @@ def test_an_id_that_only_a_padding_row_of_the_model_has_is_counted_and_is_no_tex
 def test_an_id_that_the_model_cannot_have_is_a_fault_that_is_not_tried_again(padded, number):
     fault = sampled([number], padded).fault
     assert (fault.kind, fault.error, fault.retryable) == (FaultKind.POLICY, "IdOutsideVocabulary", False)
-    assert f"the id {number}, and the model has those from 0 to {ROWS - 1}" in fault.message
+    assert f"the id {number}, but the model's ids are 0 to {ROWS - 1}" in fault.message
 
 
 def test_where_nothing_says_how_many_rows_the_model_has_only_the_tokenizer_is_known():
