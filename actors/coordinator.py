@@ -20,7 +20,7 @@ from actors.running import Result, RunningCollection, lost
 from rollout_service.background import BackgroundTasks
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
-from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
@@ -99,8 +99,8 @@ class Coordinator:
             len(self._pool) * self._config.service.slots,
         )
 
-    async def submit(self, request: CollectionRequest) -> tuple[str, int]:
-        """Start a collection. Returns its id and the number of its episodes.
+    async def submit(self, request: CollectionRequest) -> Accepted:
+        """Start a collection. One that continues an earlier one ends that first, if it still runs.
 
         Raises:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
@@ -110,18 +110,19 @@ class Coordinator:
             planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
         running = RunningCollection(*planned)
         collection = running.collection
+        await self.cancel(collection.collection_id)
         self._collections[collection.collection_id] = running
         collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection)
         _log.info(
             "Collection %s begun: %d episodes in groups of %d.",
             collection.collection_id,
-            len(running.requests),
+            collection.size,
             collection.group_size,
         )
         self._pool.fill_up()
         self._pump()
-        return collection.collection_id, len(running.requests)
+        return Accepted(collection.collection_id, collection.size, running.first_draw)
 
     async def next_group(self, collection_id: str) -> Group | None:
         """The next finished group, waiting for it; None when the collection has no more.
@@ -161,9 +162,9 @@ class Coordinator:
                     running.changed.clear()
                     await running.changed.wait()
 
-    async def cancel_submitted(self, submission: tuple[str, int]) -> None:
+    async def cancel_submitted(self, submission: Accepted) -> None:
         """Cancel with submit()'s result, for clients that never awaited it."""
-        await self.cancel(submission[0])
+        await self.cancel(submission.collection_id)
 
     def _drop(self, collection_id: str) -> RunningCollection | None:
         running = self._collections.get(collection_id)

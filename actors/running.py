@@ -34,9 +34,10 @@ Result = tuple[EpisodeSummary, Reference[Trajectory]]
 class RunningCollection:
     """One collection, from its request until its last group is handed out or it is cancelled."""
 
-    def __init__(self, collection: Collection, requests: list[EpisodeRequest]) -> None:
+    def __init__(self, collection: Collection, requests: list[EpisodeRequest], first_draw: int) -> None:
         self.collection = collection
         self.requests = requests
+        self.first_draw = first_draw
         self.active = 0
         """Episodes that run on an actor now."""
         self.pausing = 0
@@ -76,9 +77,10 @@ class RunningCollection:
             self._results[episode] = self._expired(episode, version)
             self._rewards.pop(episode, None)
         members = range(handout.group * size, (handout.group + 1) * size)
+        played = [episode for episode in members if episode not in self.collection.before]
         return Group(
-            requests=self.requests[members.start : members.stop],
-            trajectories=[self._results.pop(episode)[1] for episode in members],
+            requests=[self.requests[episode] for episode in played],
+            trajectories=[self._results.pop(episode)[1] for episode in played],
         )
 
     def _expired(self, episode: int, version: int) -> Result:
@@ -100,10 +102,7 @@ class RunningCollection:
     def account(self) -> str:
         """How far it came, for log lines."""
         it, seconds = self.collection, time.monotonic() - self._since
-        return (
-            f"after {seconds:.0f} s: {it.done} of {len(self.requests)} episodes done, {it.failed} failed, "
-            f"{it.retries} retries"
-        )
+        return f"after {seconds:.0f} s: {it.done} of {it.size} episodes done, {it.failed} failed, {it.retries} retries"
 
     def progress(self, places: list[tuple[float, str]]) -> dict[str, Any]:
         """What `Coordinator.status` says of the collection.
@@ -114,7 +113,7 @@ class RunningCollection:
         collection = self.collection
         rewards = [reward for episode, reward in self._rewards.items() if collection.is_done(episode)]
         return {
-            "episodes": len(self.requests),
+            "episodes": collection.size,
             "done": collection.done,
             "scored": len(rewards),
             "mean_reward": sum(rewards) / len(rewards) if rewards else None,

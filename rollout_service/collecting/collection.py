@@ -8,6 +8,7 @@ fault or when it is too old. Nothing here knows Ray, time or I/O.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,6 +67,8 @@ class Collection:
         self._episodes = [_Episode() for _ in range(groups * group_size)]
         self._open = [group_size] * groups
         self._next_new = 0
+        self.before: frozenset[int] = frozenset()
+        """Episodes that were done before this collection: they are not played, and no handout has them."""
         self._again: deque[int] = deque()
         self._ready: deque[int] = deque()
         self._handed_out = 0
@@ -74,17 +77,41 @@ class Collection:
     @property
     def done(self) -> int:
         """Number of episodes that are done, including those that failed and those not yet handed out."""
-        return sum(self.group_size - left for left in self._open)
+        return sum(self.group_size - left for left in self._open) - len(self.before)
+
+    @property
+    def size(self) -> int:
+        """Number of episodes that this collection plays."""
+        return len(self._episodes) - len(self.before)
 
     @property
     def waiting(self) -> int:
         """Number of episodes that still have to start, or to start again."""
-        return 0 if self._cancelled else len(self._episodes) - self._next_new + len(self._again)
+        if self._cancelled:
+            return 0
+        ahead = sum(episode >= self._next_new for episode in self.before)
+        return len(self._episodes) - self._next_new - ahead + len(self._again)
 
     @property
     def exhausted(self) -> bool:
         """Whether no further group will be handed out."""
         return self._handed_out == self.groups or (self._cancelled and not self._ready)
+
+    def skip(self, episodes: Iterable[int]) -> None:
+        """Take episodes as done before this collection, of groups that still lack others. Call it before any start.
+
+        Such a group counts as begun: nothing holds it back.
+        """
+        self.before = frozenset(episodes)
+        for episode in self.before:
+            self._episodes[episode].done = True
+            self._open[episode // self.group_size] -= 1
+        self._pass_over()
+
+    def _pass_over(self) -> None:
+        """Go on to the next new episode that has to be played."""
+        while self._next_new in self.before:
+            self._next_new += 1
 
     def is_done(self, episode: int) -> bool:
         """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
@@ -119,6 +146,7 @@ class Collection:
             self._again.popleft()
         else:
             self._next_new += 1
+            self._pass_over()
         self._episodes[episode].attempts += 1
         return self._episodes[episode].attempts
 

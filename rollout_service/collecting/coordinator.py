@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rollout_service.cluster import RemoteMethod
 from rollout_service.collecting.group import Group
-from rollout_service.collecting.request import CollectionRequest
+from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.fleet import FleetHandle
 
@@ -19,10 +19,10 @@ class CoordinatorHandle(Protocol):
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
     log_ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
-    submit: RemoteMethod[[CollectionRequest], tuple[str, int]]
+    submit: RemoteMethod[[CollectionRequest], Accepted]
     next_group: RemoteMethod[[str], Group | None]
     cancel: RemoteMethod[[str], None]
-    cancel_submitted: RemoteMethod[[tuple[str, int]], None]
+    cancel_submitted: RemoteMethod[[Accepted], None]
     policy_changed: RemoteMethod[[int, bool], None]
     status: RemoteMethod[[], dict[str, Any]]
     stop: RemoteMethod[[], None]

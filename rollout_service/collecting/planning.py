@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.continuation import left_to_play
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
@@ -47,6 +48,16 @@ class TaskSource(Protocol):
         """Seed of one episode."""
 
 
+class Plan(NamedTuple):
+    """What is to be played for a request."""
+
+    collection: Collection
+    requests: list[EpisodeRequest]
+    """One for each of the collection's episodes, those that were done before included."""
+    first_draw: int
+    """Number of tasks of the selection's sequence that come before the collection's first one."""
+
+
 class Planner:
     """One per service; it remembers how far each selection was drawn. Not for two threads at a time."""
 
@@ -64,7 +75,7 @@ class Planner:
         chosen = self._config.tasks
         self._tasks.sampler(chosen.domain, chosen.split, chosen.ids, shuffle=chosen.shuffle, seed=chosen.seed)
 
-    def plan(self, request: CollectionRequest, version: int) -> tuple[Collection, list[EpisodeRequest]]:
+    def plan(self, request: CollectionRequest, version: int) -> Plan:
         """The collection and its episodes. May block for a second, to parse a task set.
 
         Args:
@@ -79,11 +90,22 @@ class Planner:
         seed, sampler = self._sampler(request)
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
         check_episodes(n, request.group_size)
-        chosen = sampler.whole if request.n is None else itertools.islice(sampler, n // request.group_size)
         first_draw = sampler.drawn
-        if request.n is None:
-            sampler.drawn += len(sampler.whole)  # so that the next pass over the whole set has seeds of its own
-        collection_id = uuid.uuid4().hex[:12]
+        drawn = list(itertools.islice(sampler, n // request.group_size))
+        requests = self._requests(request, seed, sampler.whole if request.n is None else drawn, first_draw)
+        collection_id = requests[0].collection_id
+        before: list[int] = []
+        if request.continues is not None:
+            requests, before = left_to_play(requests, request.group_size, request.continues.done)
+        collection = self._collection(request, collection_id, len(requests) // request.group_size, version)
+        collection.skip(before)
+        return Plan(collection, requests, first_draw)
+
+    def _requests(
+        self, request: CollectionRequest, seed: int, chosen: Sequence[TaskRef], first_draw: int
+    ) -> list[EpisodeRequest]:
+        earlier = None if request.continues is None else request.continues.collection_id
+        collection_id = earlier or uuid.uuid4().hex[:12]
         requests = []
         for group, task in enumerate(chosen):
             self._tasks.check(self._config.agent, task)
@@ -100,22 +122,25 @@ class Planner:
                 )
                 for sample in range(request.group_size)
             ]
+        return requests
+
+    def _collection(self, request: CollectionRequest, collection_id: str, groups: int, version: int) -> Collection:
         service = self._config.service
         attempts, oldest, late = (
             getattr(service if getattr(request, name) is None else request, name) for name in OF_SERVICE
         )
-        collection = Collection(
+        return Collection(
             collection_id,
-            n // request.group_size,
+            groups,
             request.group_size,
             max_attempts=attempts,
             max_buffered_groups=service.max_buffered_groups,
             staleness=Staleness(oldest, late == "drop", request.groups_per_update),
             version=version,
         )
-        return collection, requests
 
     def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSequence]:
+        """The seed, and the sequence of tasks where the collection's first one comes next."""
         defaults = self._config.tasks
         domain = defaults.domain if request.domain is None else request.domain
         same_domain = request.domain is None or request.domain == defaults.domain
@@ -123,6 +148,11 @@ class Planner:
         split = defaults.split if request.split is None else request.split
         shuffle = defaults.shuffle if request.shuffle is None else request.shuffle
         seed = defaults.seed if request.seed is None else request.seed
+        if request.continues is not None:
+            sampler = self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
+            for _ in itertools.islice(sampler, request.continues.first_draw):
+                pass
+            return seed, sampler
         if request.seed is not None:
             return seed, self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
         key = repr((domain, split, ids, shuffle))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import rollout_service.config.arguments as arguments
+from rollout_service.collecting.continuation import Continuation
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import Fault, TaskError
@@ -50,6 +51,8 @@ class CollectionRequest:
     """Largest staleness of a trajectory when it is handed out; see `service.max_staleness`."""
     late: Literal["drop", "deliver"] | None = None
     """What happens to a trajectory over `max_staleness`."""
+    continues: Continuation | None = None
+    """What it goes on from. None: it is a collection of its own."""
 
     def __post_init__(self) -> None:
         read = {
@@ -69,6 +72,8 @@ class CollectionRequest:
         arguments.optional(arguments.truth, "shuffle", self.shuffle, TaskError)
         arguments.optional(arguments.choice, "late", self.late, ("drop", "deliver"), TaskError)
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
+        if self.continues is not None and not isinstance(self.continues, Continuation):
+            raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")
         if self.sampling is not None and not isinstance(self.sampling, Sampling):
             raise TaskError(
                 f"sampling is {shown(self.sampling)}.", "Give a Sampling; the client makes one of a mapping."
@@ -102,6 +107,17 @@ SELECTION = tuple(
     if item.name not in ("n", "group_size", "groups_per_update")
 )
 """Names of the fields that choose the tasks and how their episodes run."""
+
+
+class Accepted(NamedTuple):
+    """The service's answer to a request that it accepts."""
+
+    collection_id: str
+    episodes: int
+    """Number of episodes that will be played."""
+    first_draw: int
+    """Number of tasks of the selection's sequence that come before the collection's first one."""
+
 
 OF_SERVICE = ("max_attempts", "max_staleness", "late")
 """Fields that stand in the configuration's `service` section under the same name."""

@@ -16,7 +16,7 @@ import rollout_service.twins as twins
 from rollout_service.cluster import LostObject, NoAnswerYet, Reference, answer, as_argument, connected, fetched
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
-from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
+from rollout_service.collecting.request import Accepted, EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Trajectory
@@ -35,7 +35,7 @@ _STATUS_SECONDS = 10.0
 class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
-    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[tuple[str, int]]) -> None:
+    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[Accepted]) -> None:
         self._coordinator = coordinator
         self._submission = submission
         self._pending: Reference[Group | None] | None = None
@@ -45,6 +45,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self.collection_id = ""
         self.episodes = 0
         """Episodes that the whole collection has; known once it is open."""
+        self.first_draw = 0
+        """Tasks of the selection's sequence that earlier collections drew; known once it is open."""
 
     async def aopen(self) -> None:
         """Wait until the collection is accepted.
@@ -55,7 +57,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         if self.collection_id:
             return
         try:
-            self.collection_id, self.episodes = await answer(self._submission)
+            self.collection_id, self.episodes, self.first_draw = await answer(self._submission)
         except RolloutError:
             self._finished = True  # what was never accepted need not be cancelled
             raise

@@ -94,7 +94,7 @@ def start(monkeypatch) -> Callable[..., Any]:
 
 async def taken(coordinator: Coordinator, n: int = 2) -> list[Any]:
     """Submits a collection, and takes its groups to the end."""
-    collection, _ = await coordinator.submit(CollectionRequest(n=n))
+    collection, _, _ = await coordinator.submit(CollectionRequest(n=n))
     return [group async for group in until_none(lambda: coordinator.next_group(collection))]
 
 
@@ -214,7 +214,7 @@ async def test_what_the_fleet_says_is_in_the_status(start):
 async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, caplog):
     coordinator, gate = await held(start)
     with caplog.at_level("INFO"):
-        collection, _ = await coordinator.submit(CollectionRequest(n=9))
+        collection, _, _ = await coordinator.submit(CollectionRequest(n=9))
     assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
     gate.set()
     await coordinator.cancel(collection)
