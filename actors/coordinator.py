@@ -85,8 +85,9 @@ class Coordinator:
         await self._pool.start(self._config, variables)
         await planner
 
-    async def log_ready(self, seconds: float) -> None:
-        """Log that the service is up, `seconds` after its start began, and with what."""
+    async def ready(self, seconds: float) -> None:
+        """Take that the policy's replicas can sample, `seconds` after the start began: start the other environment
+        actors, and log with what the service is up."""
         assert self._fleet is not None
         policy = self._config.policy
         _log.info(
@@ -98,6 +99,7 @@ class Coordinator:
             len(self._pool),
             len(self._pool) * self._config.service.slots,
         )
+        self._pool.complete()
 
     async def submit(self, request: CollectionRequest) -> Accepted:
         """Start a collection. One that continues an earlier one ends that first, if it still runs.

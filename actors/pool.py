@@ -35,6 +35,9 @@ _START_TRIES = 6
 _START_SECONDS = 180.0
 """How long the first actor may take to be placed and set up."""
 
+_ALONE_SECONDS = 10.0
+"""How long the other actors wait for the policy's replicas, which may share the node's cores with them."""
+
 
 class ActorPool:
     """The environment actors of one service. Use it on one event loop."""
@@ -60,6 +63,8 @@ class ActorPool:
         """Failed starts in a row."""
         self._data: dict[str, str] = {}
         """Fingerprint of each domain's data, as the first actor read it."""
+        self._alone = True
+        """Whether the first actor shall be the only one for now."""
         self._settled = asyncio.Event()
         """Set when the first actor is ready, or when the pool gave up."""
         self._tasks = BackgroundTasks()
@@ -73,7 +78,7 @@ class ActorPool:
         return len(self._actors)
 
     async def start(self, config: RolloutConfig, variables: dict[str, str]) -> None:
-        """Start all actors. Returns when the first one is ready; the others join later.
+        """Start the first actor, and return when it is ready. `complete` starts the others.
 
         Args:
             variables: environment variables with the keys that episodes need, see `rollout_service.config.secrets`.
@@ -95,11 +100,16 @@ class ActorPool:
             "Free a CPU, or check the node's logs.",
         )
 
+    def complete(self) -> None:
+        """The policy's replicas can sample: start the other actors. Called by itself when that takes long."""
+        self._alone = False
+        self.fill_up()
+
     def fill_up(self) -> None:
         """Start the actors that are missing. Does nothing before `start`.
 
-        The very first actor starts alone: episodes begin sooner when it need not share its node's cores with others
-        that start, and settings that no actor can use fail once.
+        The very first actor starts alone: episodes begin sooner when it and the first replica need not share their
+        node's cores with others that start, and settings that no actor can use fail once.
         """
         if self._config is None:
             return
@@ -107,7 +117,7 @@ class ActorPool:
         if wanted is None:
             wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
         missing = wanted - len(self._actors) - self._starting
-        for _ in range(missing if self._data else min(missing, 1 - self._starting)):
+        for _ in range(min(missing, 1 - self._starting) if self._alone else missing):
             self._starting += 1
             self._tasks.start(self._add(self._config), "starting an environment actor")
 
@@ -130,8 +140,8 @@ class ActorPool:
             _log.warning("Environment actor could not be started: %s", self.start_error)
         finally:
             self._starting -= 1
-        if name in self._actors:
-            self.fill_up()
+        if name in self._actors and self._alone:
+            asyncio.get_running_loop().call_later(_ALONE_SECONDS, self.complete)
         self._settle()
 
     def _create(self, name: str, config: RolloutConfig) -> EnvironmentHandle:
@@ -198,7 +208,8 @@ class ActorPool:
         return {name: place for task in done for name, place in task.result().items()}
 
     def stop(self) -> None:
-        """End all actors."""
+        """End all actors, and start no more."""
+        self._config = None
         for actor in self._actors.values():
             ray.kill(actor)
 

@@ -45,7 +45,7 @@ def start(config: RolloutConfig) -> Service:
                 call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
-        service.coordinator.log_ready.remote(time.monotonic() - begun)
+        service.coordinator.ready.remote(time.monotonic() - begun)
     except BaseException:
         stop(config, service)
         raise

@@ -17,7 +17,7 @@ class CoordinatorHandle(Protocol):
     """Handle of the coordinator actor. Each method is described there."""
 
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
-    log_ready: RemoteMethod[[float], None]
+    ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest], Accepted]
     next_group: RemoteMethod[[str], Group | None]

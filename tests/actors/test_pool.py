@@ -37,6 +37,7 @@ class Pool(ActorPool):
 
     async def begin(self, actors: int) -> None:
         await self.start(settings(service__actors=actors, service__name="s"), {})
+        self.complete()
 
 
 async def settled() -> None:
@@ -91,7 +92,7 @@ async def test_an_actor_that_read_other_data_than_the_first_one_is_not_used():
     assert pool.ready == ["s-environment-0"]
 
 
-async def test_the_first_actor_starts_alone_and_the_others_when_it_is_ready():
+async def test_the_first_actor_starts_alone_and_the_others_when_the_replicas_can_sample():
     first_is_ready = asyncio.Event()
     created: list[str] = []
     begun = asyncio.Event()
@@ -108,10 +109,20 @@ async def test_the_first_actor_starts_alone_and_the_others_when_it_is_ready():
             return SimpleNamespace(setup=SimpleNamespace(remote=setup))
 
     pool = Slow(DATA)
-    start = asyncio.ensure_future(pool.begin(3))
+    start = asyncio.ensure_future(pool.start(settings(service__actors=3, service__name="s"), {}))
     await begun.wait()
-    assert created == ["s-environment-0"]
     first_is_ready.set()
     await start
+    assert created == ["s-environment-0"]
+    pool.complete()
     await settled()
     assert len(created) == len(pool) == 3
+
+
+async def test_replicas_that_take_long_do_not_keep_the_other_actors_from_starting(monkeypatch):
+    monkeypatch.setattr(module, "_ALONE_SECONDS", 0)
+    all_ready = asyncio.Event()
+    pool = Pool(DATA)
+    pool._joined = lambda name: all_ready.set() if len(pool) == 3 else None
+    await pool.start(settings(service__actors=3, service__name="s"), {})
+    await asyncio.wait_for(all_ready.wait(), 60)
