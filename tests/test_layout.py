@@ -134,3 +134,22 @@ def test_files_and_functions_are_short_and_every_module_says_what_it_is():
     ] == []
     assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
     assert [module for module in FILES if SAYS_NOTHING & set(module.split("."))] == []
+
+
+def test_no_function_is_a_stub():
+    assert [f"{module}.{name}" for module, tree in TREES.items() for name in stubs(tree)] == []
+
+
+def stubs(tree: ast.AST, protocol: bool = False) -> Iterator[str]:
+    """Names of the functions that do nothing but raise `NotImplementedError`, or nothing at all without saying why. The
+    methods of a Protocol are its interface."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from stubs(node, any("Protocol" in ast.unparse(base) for base in node.bases))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not protocol:
+            body = [ast.unparse(statement) for statement in node.body]
+            if "raise NotImplementedError" in body[-1] or body[0] in ("...", "pass"):
+                yield node.name
+            yield from stubs(node)
+        else:
+            yield from stubs(node, protocol)
