@@ -142,13 +142,14 @@ def test_no_function_is_a_stub():
 
 def stubs(tree: ast.AST, protocol: bool = False) -> Iterator[str]:
     """Names of the functions that do nothing but raise `NotImplementedError`, or nothing at all without saying why. The
-    methods of a Protocol are its interface."""
+    methods of a Protocol are its interface, and overloads are for the type checker."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
             yield from stubs(node, any("Protocol" in ast.unparse(base) for base in node.bases))
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not protocol:
             body = [ast.unparse(statement) for statement in node.body]
-            if "raise NotImplementedError" in body[-1] or body[0] in ("...", "pass"):
+            overload = "overload" in map(ast.unparse, node.decorator_list)
+            if not overload and ("raise NotImplementedError" in body[-1] or body[0] in ("...", "pass")):
                 yield node.name
             yield from stubs(node)
         else:
