@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
-from deploy import policy
+from deploy import policy, serve_http
 from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError, last_cause
 from rollout_service.policy.replica_size import gpus
@@ -38,18 +38,12 @@ def run(config: RolloutConfig, application: str) -> bool:
         ServiceError: it does not run, or its replicas cannot start.
     """
     settings = config.policy
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if settings.application is not None:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _check_runs(application)
         return True
-    http: dict[str, Any] = {"proxy_location": "Disabled"}
-    if settings.http_port is not None:
-        options = {"host": settings.http_host, "port": settings.http_port}
-        http = {"proxy_location": "EveryNode", "http_options": options}
+    serve_http.start(config)
     try:
-        serve.start(**http)
-        if settings.http_port is not None:
-            _check_address(settings)
         known = application in serve.status().applications
         target = RunTarget(
             policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
@@ -61,18 +55,6 @@ def run(config: RolloutConfig, application: str) -> bool:
         ) from safe_cause(error)
     _wait_until_running(settings, application)
     return known
-
-
-def _check_address(settings: PolicyConfig) -> None:
-    """Raise `ServiceError` if Serve ran already with another address. Serve itself keeps that and only logs it."""
-    running = serve.context._get_global_client().http_config
-    there = f"at {running.host}:{running.port}" if serve.status().proxies else "without HTTP"
-    asked = f"at {settings.http_host}:{settings.http_port}"
-    if there != asked:
-        raise ServiceError(
-            f"policy.http_host and http_port ask for HTTP {asked}, but Serve runs on this cluster already, {there}.",
-            "Stop it with `serve shutdown`, or ask for the address that it has.",
-        )
 
 
 def _wait_until_running(settings: PolicyConfig, application: str) -> None:

@@ -1,8 +1,9 @@
 """What a policy replica answers over HTTP: SGLang's `/generate`, `/model_info` and `/health`.
 
 Invariant: an HTTP client gets the same as a handle's caller, in SGLang's format. A request that cannot be met gets a
-4xx answer with the field's name. No request slows others down: size and time are bounded, and long bodies are read and
-long answers written in another thread than the event loop's.
+4xx answer with the field's name. Where there are tokens, a request without one that allows it is not read. No request
+slows others down: size and time are bounded, and long bodies are read and long answers written in another thread than
+the event loop's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from starlette.responses import Response
 
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
+from rollout_service.gateway.guard import Guard
+from rollout_service.gateway.tokens import Refusal
 from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.context import context_length
 from rollout_service.policy.sglang_format import to_answer
@@ -45,12 +48,17 @@ _beside = ThreadPoolExecutor(1, thread_name_prefix="http-bodies")
 """One thread, because several would only share the interpreter's lock and finish no sooner."""
 
 
-async def respond(request: Request, policy: PolicyConfig, generate: Generate, version: int) -> Response:
+async def respond(request: Request, policy: PolicyConfig, generate: Generate, version: int, guard: Guard) -> Response:
     """Answer one request.
 
     Args:
         version: version of the replica's weights.
+        guard: says whether the request is allowed.
     """
+    try:
+        guard.admit(request.headers.get("authorization"), "collect")
+    except Refusal as refusal:
+        return _refusal(refusal.status, str(refusal), refusal.headers)
     match request.method, request.url.path.rsplit("/", 1)[-1]:
         case "POST", "generate":
             try:
@@ -139,9 +147,11 @@ def _written(generation: Generation, rid: str, seconds: float) -> bytes:
     return pydantic_core.to_json(to_answer(generation, rid, seconds))
 
 
-def _refusal(status: int, message: str) -> Response:
-    return _json({"error": {"message": message}}, status)
+def _refusal(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return _json({"error": {"message": message}}, status, headers)
 
 
-def _json(content: Any, status: int = HTTPStatus.OK) -> Response:
-    return Response(json.dumps(content), status, media_type="application/json")  # ASCII: what is refused may be no text
+def _json(content: Any, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        json.dumps(content), status, headers, media_type="application/json"
+    )  # ASCII: what is refused may be no text

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import ray
 from ray import serve
 
-import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 from deploy import fleet_link, http_api
 from deploy.engines import factory
@@ -30,7 +29,6 @@ from rollout_service.background import BackgroundTasks
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import (
-    ConfigError,
     EpisodeFault,
     Fault,
     FaultKind,
@@ -39,6 +37,7 @@ from rollout_service.errors import (
     attach_origin,
     discreet,
 )
+from rollout_service.gateway.guard import Guard, tokens_of
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.resume import resumed
@@ -49,7 +48,7 @@ from rollout_service.policy.weights import (
     WeightUpdate,
     check_available,
 )
-from rollout_service.redaction import keep_out_of_logs, remember, shows_secret
+from rollout_service.redaction import keep_out_of_logs, shows_secret
 
 _log = logs.logger(__name__)
 
@@ -102,6 +101,8 @@ class PolicyReplica:
         self._catch_up_failure = ""
         """Why the last attempt to catch up failed."""
         self._tasks = BackgroundTasks()
+        await asyncio.to_thread(fleet_link.receive_variables, config)
+        self._guard = Guard(tokens_of(config.gateway))
         self._engine = await asyncio.to_thread(_start_engine, config)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turn_gate = TurnGate(self._engine.version)
@@ -152,7 +153,7 @@ class PolicyReplica:
 
     async def __call__(self, request: Any) -> Any:
         """Answer HTTP: SGLang's `/generate`, see `deploy.http_api`."""
-        return await http_api.respond(request, self._config.policy, self.generate, self._engine.version)
+        return await http_api.respond(request, self._config.policy, self.generate, self._engine.version, self._guard)
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
@@ -377,21 +378,5 @@ class PolicyReplica:
 
 
 def _start_engine(config: RolloutConfig) -> Engine:
-    """Start the engine, in an environment with the variables that the settings name.
-
-    Raises:
-        ConfigError: a variable is set neither where the service was started nor here.
-    """
-    secrets.know(config)
-    names = config.policy.env_vars_from
-    if names:
-        secrets.receive(fleet_link.variables(config))
-    for name in names:
-        if name not in os.environ:
-            raise ConfigError(
-                f"policy.env_vars_from: {name} is set neither where the service was started nor on this node.",
-                "Export it in one of these places. The settings hold only its name.",
-            )
-        remember(os.environ[name])
     with discreet("The policy's engine does not start"):  # Serve logs what this raises
         return factory.make(config)

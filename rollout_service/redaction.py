@@ -20,6 +20,9 @@ from collections.abc import Iterator
 
 REDACTED = "[redacted]"
 
+TOKEN_PREFIX = "rst_"
+"""What the service's own tokens begin with, so that they are recognized in any text."""
+
 _SHORTEST = 4
 """Least length of a secret. A shorter one protects nothing, and would be found in many words."""
 
@@ -241,6 +244,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
             r"(?:sk|pk|rk)[-_][A-Za-z0-9_\-]{12,}"
             r"|(?:gsk|xai|nvapi|pplx|glpat|gh[opsur]|github_pat|r8|fw|tgp|xox[abeprs])[-_][A-Za-z0-9_\-]{16,}"
             r"|hf_[A-Za-z0-9]{16,}"
+            rf"|{TOKEN_PREFIX}[0-9a-f]{{8,}}"
             r"|key-(?=[a-z]*\d)[A-Za-z0-9]{16,}"
             r"|AIza[A-Za-z0-9_\-]{30,}|(?:AKIA|ASIA)[A-Z0-9]{16}|ya29\.[A-Za-z0-9_\-]{16,}"
             r"|eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]*)?"

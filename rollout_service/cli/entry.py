@@ -16,6 +16,7 @@ from rollout_service.cli.commands.doctor import doctor
 from rollout_service.cli.commands.prepare_data import prepare_data
 from rollout_service.cli.commands.size import size
 from rollout_service.cli.commands.tasks import tasks
+from rollout_service.cli.commands.token import token
 from rollout_service.cli.commands.verify import verify
 from rollout_service.cli.commands.version import version
 from rollout_service.cli.stderr import say
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
 )
-for _command in (collect, tasks, verify, doctor, size, prepare_data, version):
+for _command in (collect, tasks, verify, doctor, size, prepare_data, token, version):
     app.command()(_command)
 
 

@@ -4,6 +4,7 @@ Only `rollout_service.errors` and `rollout_service.redaction` lie below this roo
 """
 
 from rollout_service.config.evaluation import Evaluation, Judge
+from rollout_service.config.gateway import Gateway
 from rollout_service.config.limits import Limits
 from rollout_service.config.policy import Autoscaling, PolicyConfig
 from rollout_service.config.root import RolloutConfig, field_names
@@ -18,6 +19,7 @@ __all__ = [
     "TAU2_VARIABLES",
     "Autoscaling",
     "Evaluation",
+    "Gateway",
     "Judge",
     "Latency",
     "Limits",

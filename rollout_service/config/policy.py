@@ -134,8 +134,8 @@ class PolicyConfig(Section):
     http_host: Annotated[str, _REPLICAS] = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address where http_port listens on each node; 0.0.0.0: every address. Whoever reaches it can "
-        "sample.",
+        description="Address where http_port listens on each node; 0.0.0.0: every address, which needs the gateway's "
+        "tokens.",
     )
     http_body_bytes: Annotated[int, _REPLICAS] = Field(
         4 << 20, ge=1024, le=1 << 30, description="Most bytes of one HTTP request; a larger one is answered with 413."

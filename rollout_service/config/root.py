@@ -18,9 +18,10 @@ import rollout_service.config.names as names
 import rollout_service.config.variables as variables
 import rollout_service.config.yaml_text as yaml_text
 from rollout_service.config.evaluation import Evaluation
+from rollout_service.config.gateway import Gateway, is_loopback
 from rollout_service.config.limits import Limits
 from rollout_service.config.policy import PolicyConfig
-from rollout_service.config.refusal import in_words
+from rollout_service.config.refusal import Refused, in_words
 from rollout_service.config.section import Section
 from rollout_service.config.service import Service
 from rollout_service.config.tasks import Tasks
@@ -41,12 +42,33 @@ class RolloutConfig(Section):
     evaluation: Evaluation = Evaluation()
     limits: Limits = Limits()
     service: Service = Service()
+    gateway: Gateway = Gateway()
 
     @model_validator(mode="after")
     def _check_solo(self) -> Self:
         if self.agent == "solo":
             why, remedy = "agent is solo, which works alone", "Leave it out (or null), or choose another agent."
             self.user.check_unset(User.model_fields, "user.", why, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_http(self) -> Self:
+        policy, gateway = self.policy, self.gateway
+        if policy.http_port is None:
+            return self
+        if not is_loopback(policy.http_host) and not gateway.has_tokens:
+            raise Refused(
+                f"is {policy.http_host}, beyond the loopback address, but there are no tokens.",
+                "Set gateway.tokens_file or gateway.tokens_var; `rollout-service token NAME` makes an entry.",
+                "policy.http_host",
+            )
+        if gateway.port is not None and (policy.http_host, policy.http_port) != (gateway.host, gateway.port):
+            raise Refused(
+                f"is {gateway.port} at {gateway.host}, but policy.http_port is {policy.http_port} at "
+                f"{policy.http_host}, and Ray Serve listens at one address.",
+                "Give both the same host and port.",
+                "gateway.port",
+            )
         return self
 
     @property

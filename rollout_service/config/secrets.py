@@ -50,7 +50,7 @@ def of_episodes(config: RolloutConfig) -> dict[str, str]:
 
 def of_replicas(config: RolloutConfig) -> dict[str, str]:
     """The variables that the policy's replicas need, with the values that this process has."""
-    return _set_here(*config.policy.env_vars_from)
+    return _set_here(*config.policy.env_vars_from, config.gateway.tokens_var)
 
 
 def _set_here(*names: str | None) -> dict[str, str]:

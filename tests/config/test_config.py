@@ -166,6 +166,8 @@ HTTP = {"policy.engine": "http", "policy.url": "http://there", "policy.tokenizer
         (HTTP, "policy.http_prompts", 8),
         (HTTP, "policy.env_vars_from", ["HF_TOKEN"]),
         (MODEL, "policy.http_host", "0.0.0.0"),
+        ({}, "gateway.host", "::1"),
+        ({}, "gateway.most_held_groups", 8),
         (HTTP, "policy.script.latency.mean", 1.0),
         ({"policy.autoscaling.max_replicas": 8}, "policy.replicas", 4),
         ({}, "policy.script.latency.spread", 1.0),
@@ -193,6 +195,33 @@ def test_a_setting_that_nothing_would_heed_is_refused_by_name(settings, field, v
         load(settings | {field: value})
     default = {"policy.replicas": 1, "user.retries": 5, "user.temperature": 0.0}
     assert load(settings | {field: default[field]} if field in default else settings)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "head.internal", "localhost.evil"])
+def test_no_address_beyond_loopback_is_taken_without_tokens(host):
+    for name in ("gateway.{}", "policy.http_{}"):
+        beyond = {name.format("port"): 8000, name.format("host"): host}
+        with pytest.raises(ConfigError, match=rf"^{name.format('host')}.*beyond the loopback.*there are no tokens"):
+            load(beyond)
+        assert load(beyond | {"gateway.tokens_file": "/run/tokens.yaml"}).gateway.has_tokens
+        assert load(beyond | {"gateway.tokens_var": "ROLLOUT_TOKENS"}).gateway.has_tokens
+        for near in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+            load(beyond | {name.format("host"): near})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gateway.tokens_file": "/a", "gateway.tokens_var": "TOKENS"}, r"gateway\.tokens_file .*is set, and tokens_var"),
+        ({"gateway.tokens_file": "tokens.yaml"}, r"gateway\.tokens_file .*Give an absolute path"),
+        ({"gateway.tls_key": "/key.pem"}, r"gateway\.tls_certificate .*is not set"),
+        ({"gateway.tls_certificate": "/cert.pem"}, r"gateway\.tls_key .*is not set"),
+        ({"gateway.port": 8001, "policy.http_port": 8000}, r"gateway\.port .*is 8001 at .*listens at one address"),
+    ],
+)
+def test_a_gateway_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load(settings)
 
 
 def test_an_empty_section_is_no_section():

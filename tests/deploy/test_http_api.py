@@ -20,6 +20,8 @@ from deploy import http_api
 from deploy.http_api import respond
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
+from rollout_service.gateway.guard import Guard
+from rollout_service.gateway.tokens import Tokens, digest_of, new_token, parsed
 from rollout_service.policy.base import Generation, RequestError, TurnInfo
 from rollout_service.policy.sglang_format import from_answer, to_payload
 from tests.policy.test_sglang_request import ANYTHING, FIELDS, PARAMETERS
@@ -74,10 +76,13 @@ async def client(replica):
         yield client
 
 
-def transport(generate: Callable[..., Any], policy: PolicyConfig = POLICY) -> httpx.ASGITransport:
+OPEN = Guard(None)
+
+
+def transport(generate: Callable[..., Any], policy: PolicyConfig = POLICY, guard: Guard = OPEN) -> httpx.ASGITransport:
     async def app(scope, receive, send) -> None:
         request = Request(scope, receive)
-        response: Response = await respond(request, policy, generate, 4)
+        response: Response = await respond(request, policy, generate, 4, guard)
         await response(scope, receive, send)
 
     return httpx.ASGITransport(app)
@@ -286,7 +291,7 @@ async def test_a_body_that_is_said_to_be_too_large_is_refused_without_reading_it
 
     headers = [(b"content-length", b"2001")]
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
-    response = await respond(Request(scope, receive), SMALL, replica.generate, 0)
+    response = await respond(Request(scope, receive), SMALL, replica.generate, 0, OPEN)
     assert response.status_code == 413
     assert b"policy.http_body_bytes=2000" in response.body
 
@@ -393,3 +398,28 @@ def test_any_request_is_answered_or_refused_and_never_an_error_of_the_server(fie
     response = asyncio.run(asked())
     assert response.status_code in (200, 400)
     assert response.status_code == 200 or message(response)
+
+
+async def test_where_there_are_tokens_every_route_wants_one_that_allows_turns(replica):
+    good, weak = new_token(), new_token()
+    tokens = Tokens(
+        parsed(
+            f'good: {{sha256: "{digest_of(good)}", scopes: [collect]}}\n'
+            f'weak: {{sha256: "{digest_of(weak)}", scopes: [read, weights]}}',
+            "test",
+        )
+    )
+    guarded = transport(replica.generate, guard=Guard(tokens))
+    async with httpx.AsyncClient(transport=guarded, base_url="http://replica") as client:
+        for method, path in [("POST", "/generate"), ("GET", "/health"), ("GET", "/model_info"), ("GET", "/nowhere")]:
+            for token, status in [(None, 401), (good[:-1], 401), (new_token(), 401), (weak, 403)]:
+                headers = {} if token is None else {"authorization": f"Bearer {token}"}
+                response = await client.request(method, path, headers=headers, content=b"no JSON")
+                assert response.status_code == status, (method, path)
+                assert response.json()["error"]["message"].endswith(".")
+                assert token is None or token[4:20] not in response.text
+        assert replica.asked == []
+        body = {"input_ids": [5, 6]}
+        bearer = await client.post("/generate", json=body, headers={"authorization": f"Bearer {good}"})
+        password = await client.post("/generate", json=body, auth=("anybody", good))
+        assert [bearer.status_code, password.status_code] == [200, 200]

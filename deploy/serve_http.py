@@ -1,0 +1,71 @@
+"""Ray Serve and its HTTP server, which the policy's replicas and the gateway share.
+
+Invariant: Serve listens where the settings say or not at all. It has one address per cluster, and the first to start it
+decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import ServiceError, last_cause
+from rollout_service.redaction import safe_cause
+
+
+def address(config: RolloutConfig) -> tuple[str, int] | None:
+    """Host and port that the settings ask for; None: no HTTP."""
+    if config.policy.http_port is not None:
+        return config.policy.http_host, config.policy.http_port
+    return None if config.gateway.port is None else (config.gateway.host, config.gateway.port)
+
+
+def start(config: RolloutConfig) -> None:
+    """Start Serve, with HTTP if the settings ask for it. Does nothing if it runs like that.
+
+    Raises:
+        ServiceError: it cannot be started, or runs at another address.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    asked = address(config)
+    location = "Disabled" if asked is None else "EveryNode"
+    try:
+        serve.start(proxy_location=location, **({} if asked is None else {"http_options": options(config)}))
+    except (RayServeException, RayError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ServiceError(
+            f"Ray Serve did not come up: {last_cause(str(error))}", "See the cluster's logs."
+        ) from safe_cause(error)
+    if asked is not None:
+        _check_address(config, *asked)
+
+
+def options(config: RolloutConfig) -> dict[str, Any]:
+    """Serve's HTTP options for the address and the TLS files of the settings."""
+    found = address(config)
+    assert found is not None
+    made: dict[str, Any] = {"host": found[0], "port": found[1]}
+    if config.gateway.tls_certificate is not None:
+        made |= {"ssl_certfile": config.gateway.tls_certificate, "ssl_keyfile": config.gateway.tls_key}
+    return made
+
+
+def _check_address(config: RolloutConfig, host: str, port: int) -> None:
+    """Raise `ServiceError` if Serve ran already with another address. Serve itself keeps that and only logs it."""
+    running = serve.context._get_global_client().http_config
+    there = _said(running.host, running.port, running.ssl_certfile) if serve.status().proxies else "without HTTP"
+    asked = _said(host, port, config.gateway.tls_certificate)
+    if there != asked:
+        whose = "policy.http_host and http_port" if config.policy.http_port is not None else "gateway.host and port"
+        raise ServiceError(
+            f"{whose} ask for HTTP {asked}, but Serve runs on this cluster already, {there}.",
+            "Stop it with `serve shutdown`, or ask for the address that it has.",
+        )
+
+
+def _said(host: str | None, port: int, certificate: str | None) -> str:
+    return f"at {host}:{port}" + ("" if certificate is None else f" with TLS ({certificate})")
