@@ -20,7 +20,7 @@ from ray import serve
 from ray.experimental import internal_kv
 
 from deploy import policy as application
-from deploy import replica
+from deploy import fleet_link
 from rollout_service import IncompleteCollection, RolloutClient
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.cli import doctor
@@ -154,7 +154,7 @@ def refusals(service: Service) -> Iterator[BaseException]:
     with pytest.raises(
         ConfigError, match="CANARY_THAT_IS_NOT_SET is set neither where the service was started"
     ) as found:
-        replica._start_engine(config)
+        fleet_link.receive_variables(config)
     yield found.value
 
 
