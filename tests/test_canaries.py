@@ -19,8 +19,8 @@ import ray
 from ray import serve
 from ray.experimental import internal_kv
 
-from deploy import policy as application
 from deploy import fleet_link
+from deploy import policy as application
 from rollout_service import IncompleteCollection, RolloutClient
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.cli import doctor
