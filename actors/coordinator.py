@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+from actors.clients import Clients
 from actors.pool import ActorPool
 from actors.running import Result, RunningCollection, lost
 from rollout_service.background import BackgroundTasks
@@ -58,6 +59,7 @@ class Coordinator:
         self._collections: dict[str, RunningCollection] = {}
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
+        self._clients = Clients(config.service.lease_seconds, self._drop_all_of)
         self._tasks = BackgroundTasks()
         self._faults: collections.Counter[str] = collections.Counter()
         self._last_faults: dict[str, str] = {}
@@ -101,16 +103,20 @@ class Coordinator:
         )
         self._pool.complete()
 
-    async def submit(self, request: CollectionRequest) -> Accepted:
+    async def submit(self, request: CollectionRequest, client: str) -> Accepted:
         """Start a collection. One that continues an earlier one ends that first, if it still runs.
+
+        Args:
+            client: id of the client that it belongs to. It is cancelled if that falls silent, see `renew`.
 
         Raises:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
         """
+        self._clients.heard(client)
         async with self._planning:
             loop = asyncio.get_running_loop()
             planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
-        running = RunningCollection(*planned)
+        running = RunningCollection(*planned, client)
         collection = running.collection
         await self.cancel(collection.collection_id)
         self._collections[collection.collection_id] = running
@@ -136,7 +142,11 @@ class Coordinator:
         """
         running = self._collections.get(collection_id)
         if running is None:
-            raise ServiceError(f"There is no collection {collection_id!r}.", "It ended, or the service was restarted.")
+            raise ServiceError(
+                f"There is no collection {collection_id!r}.",
+                "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
+            )
+        self._clients.heard(running.client)
         while True:
             handout = running.collection.take()
             self._pump()  # there is room for another group, or an episode of this one is made again
@@ -168,11 +178,23 @@ class Coordinator:
         """Cancel with submit()'s result, for clients that never awaited it."""
         await self.cancel(submission.collection_id)
 
-    def _drop(self, collection_id: str) -> RunningCollection | None:
+    async def renew(self, client: str) -> None:
+        """Renew the client's lease. A client that does not for `service.lease_seconds` loses its collections."""
+        self._clients.heard(client)
+
+    async def leave(self, client: str) -> None:
+        """End the client's lease, and cancel what is left of its collections."""
+        self._clients.left(client)
+
+    def _drop_all_of(self, client: str, why: str) -> None:
+        for collection_id in [name for name, running in self._collections.items() if running.client == client]:
+            self._drop(collection_id, f": {why}")
+
+    def _drop(self, collection_id: str, why: str = "") -> RunningCollection | None:
         running = self._collections.get(collection_id)
         if running is not None:
-            _log.info("Collection %s was cancelled %s.", collection_id, running.account)
-            self._end(running, ServiceError("The collection was cancelled.", "Ask for it again."))
+            _log.info("Collection %s was cancelled %s%s.", collection_id, running.account, why)
+            self._end(running, ServiceError(f"The collection was cancelled{why}.", "Ask for it again."))
             self._forget(collection_id)
         return running
 
@@ -200,6 +222,7 @@ class Coordinator:
             "paused": self._paused,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
+            "clients": self._clients.silences(),
             "collections": {
                 name: running.progress(places.get(name, [])) for name, running in self._collections.items()
             },

@@ -34,10 +34,17 @@ Result = tuple[EpisodeSummary, Reference[Trajectory]]
 class RunningCollection:
     """One collection, from its request until its last group is handed out or it is cancelled."""
 
-    def __init__(self, collection: Collection, requests: list[EpisodeRequest], first_draw: int) -> None:
+    def __init__(
+        self, collection: Collection, requests: list[EpisodeRequest], first_draw: int, client: str = ""
+    ) -> None:
+        """
+        Args:
+            client: id of the client that it belongs to.
+        """
         self.collection = collection
         self.requests = requests
         self.first_draw = first_draw
+        self.client = client
         self.active = 0
         """Episodes that run on an actor now."""
         self.pausing = 0

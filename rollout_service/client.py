@@ -22,6 +22,7 @@ import rollout_service.embedded as embedded
 import rollout_service.twins as twins
 from rollout_service.cluster import answer, call
 from rollout_service.collecting.coordinator import Service
+from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
@@ -65,6 +66,8 @@ class RolloutClient:
         _check_arguments(address, config, start)
         self._settings = config if config is not None else RolloutConfig.load()
         secrets.know(self._settings)
+        self._id = new_client_id()
+        self._heartbeat: Heartbeat | None = None
         self._owner = False
         self._disconnects = not cluster.connected()
         self._embedded = address is None and self._disconnects
@@ -77,6 +80,7 @@ class RolloutClient:
             self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.check_settings(self._settings, self.config)
+            self._heartbeat = self._heartbeat or Heartbeat(self._id, self.config.service)
         except BaseException:
             self.close()
             raise
@@ -120,6 +124,7 @@ class RolloutClient:
         return self._start()
 
     def _start(self) -> Service:
+        self._heartbeat = Heartbeat(self._id, self._settings.service)
         service = embedded.start(self._settings)
         self._owner = True
         return service
@@ -306,10 +311,13 @@ class RolloutClient:
     # Life ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop the service if this client started it, and disconnect if this client connected. Closing it again does
-        nothing."""
+        """Cancel this client's open streams, stop the service if this client started it, and disconnect if this client
+        connected. Closing it again does nothing."""
+        heartbeat, self._heartbeat = self._heartbeat, None
         owner, self._owner = self._owner, False
         disconnects, self._disconnects = self._disconnects, False
+        if heartbeat is not None:
+            heartbeat.end(leaves=not owner)
         if not cluster.connected():
             return
         try:
@@ -341,7 +349,7 @@ class RolloutClient:
         )
         if not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, self._coordinator.submit.remote(request))
+        return GroupStream(self._coordinator, self._coordinator.submit.remote(request, self._id))
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

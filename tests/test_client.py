@@ -395,6 +395,17 @@ def test_leaving_a_stream_early_cancels_the_rest(slow):
     assert finished() < 30
 
 
+def test_closing_a_client_cancels_its_open_streams_and_no_others(slow):
+    second = RolloutClient("auto", config=slow.config)
+    kept, left = slow.stream(60, seed=0), second.stream(200, seed=0)
+    next(left)
+    second.close()
+    assert set(slow.status()["collections"]) == {kept.collection_id}
+    with pytest.raises(ServiceError, match=r"cancelled: its client was closed|no collection"):
+        next(left)
+    kept.close()
+
+
 def test_finished_groups_that_nobody_takes_hold_new_ones_back(slow):
     wait_until(lambda: slow.status()["actors"] == 2)
     stream = slow.stream(40, seed=0)

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from rollout_service.config.section import MOST_PROCESSES, Section
+from rollout_service.config.refusal import Refused
+from rollout_service.config.section import MOST_PROCESSES, Seconds, Section
+
+SHORTEST_LEASE_SECONDS = 4.0
+"""A client that is alive renews its lease about once in a quarter of it. Busy processes are late by a second or two."""
 
 
 class Service(Section):
@@ -41,6 +45,21 @@ class Service(Section):
         description="What happens to a trajectory above max_staleness; drop: its episode is made again with newer "
         "weights; deliver: it is delivered and counted.",
     )
+    lease_seconds: Seconds = Field(
+        20.0,
+        description="Silence after which a client counts as gone: its collections are cancelled, and a service that it "
+        "started for itself ends. Clients renew their leases four times as often.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the lines that the service's processes log."
     )
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _check_lease(cls, seconds: float) -> float:
+        if seconds < SHORTEST_LEASE_SECONDS:
+            raise Refused(
+                f"is {seconds:g}: a lease so short would lapse while its client is merely busy.",
+                f"Set at least {SHORTEST_LEASE_SECONDS:g}.",
+            )
+        return seconds

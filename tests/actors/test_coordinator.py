@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 import actors.coordinator as module
 import actors.running as running
+from actors.clients import Clients
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
@@ -94,7 +95,7 @@ def start(monkeypatch) -> Callable[..., Any]:
 
 async def taken(coordinator: Coordinator, n: int = 2) -> list[Any]:
     """Submits a collection, and takes its groups to the end."""
-    collection, _, _ = await coordinator.submit(CollectionRequest(n=n))
+    collection, _, _ = await coordinator.submit(CollectionRequest(n=n), "client")
     return [group async for group in until_none(lambda: coordinator.next_group(collection))]
 
 
@@ -168,7 +169,7 @@ async def held(start) -> tuple[Coordinator, asyncio.Event]:
 
 async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start, caplog):
     coordinator, gate = await held(start)
-    submission = await coordinator.submit(CollectionRequest(n=9))
+    submission = await coordinator.submit(CollectionRequest(n=9), "client")
     waiting = asyncio.ensure_future(coordinator.next_group(submission[0]))
     await asyncio.sleep(0)
     with caplog.at_level("INFO"):
@@ -182,6 +183,29 @@ async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start
         await coordinator.next_group(submission[0])
     assert "was cancelled after 0 s: 0 of 9 episodes done" in said(caplog)
     assert "WARNING" not in said(caplog), "a cancellation is no failure"
+
+
+async def test_a_client_that_leaves_or_falls_silent_loses_its_own_collections_only(start, monkeypatch, caplog):
+    monkeypatch.setattr(module, "Clients", lambda seconds, gone: Clients(0.5, gone))
+    coordinator, gate = await held(start)
+    names = ("leaving", "silent", "beating")
+    leaving, silent, kept = [(await coordinator.submit(CollectionRequest(n=2), name))[0] for name in names]
+    waiting = asyncio.ensure_future(coordinator.next_group(silent))
+    await coordinator.leave("leaving")
+    assert set((await coordinator.status())["collections"]) == {silent, kept}
+    while not waiting.done():
+        await coordinator.renew("beating")
+        await asyncio.sleep(0.01)
+    with pytest.raises(ServiceError, match=r"was cancelled: its client was silent for service\.lease_seconds=0\.5\."):
+        await waiting
+    status = await coordinator.status()
+    assert (set(status["collections"]), set(status["clients"])) == ({kept}, {"beating"})
+    assert f"Collection {leaving} was cancelled after 0 s: 0 of 2 episodes done" in said(caplog)
+    assert "its client was closed" in said(caplog)
+    with pytest.raises(ServiceError, match="its client was silent"):
+        await coordinator.next_group(silent)
+    gate.set()
+    assert await coordinator.next_group(kept) is not None, "asking for a group renews the lease as well"
 
 
 async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and_status(start):
@@ -214,7 +238,7 @@ async def test_what_the_fleet_says_is_in_the_status(start):
 async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, caplog):
     coordinator, gate = await held(start)
     with caplog.at_level("INFO"):
-        collection, _, _ = await coordinator.submit(CollectionRequest(n=9))
+        collection, _, _ = await coordinator.submit(CollectionRequest(n=9), "client")
     assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
     gate.set()
     await coordinator.cancel(collection)
