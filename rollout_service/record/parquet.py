@@ -118,12 +118,17 @@ def _write_part(path: Path, trajectories: Sequence[Trajectory]) -> None:
     with path.open("wb") as file:
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as part:
             for start in range(0, len(trajectories), _ROW_GROUP):
-                part.write_table(_to_table(trajectories[start : start + _ROW_GROUP]))
+                part.write_table(to_table(trajectories[start : start + _ROW_GROUP]))
         file.flush()
         os.fsync(file.fileno())  # a part's name must not appear before its content is on the disk
 
 
-def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
+def to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
+    """Trajectories as rows of `SCHEMA`.
+
+    Raises:
+        StorageError: a value of one of them cannot be stored.
+    """
     try:
         rows = [_to_row(trajectory) for trajectory in trajectories]
         columns = {name: [row[name] for row in rows] for name in SCHEMA.names if name != "segments"}
@@ -132,7 +137,7 @@ def _to_table(trajectories: Sequence[Trajectory]) -> pa.Table:
         if len(trajectories) == 1:
             raise unstorable(trajectories[0], error) from error
         for trajectory in trajectories:  # the bad one raises again, with its name in the error
-            _to_table([trajectory])
+            to_table([trajectory])
         raise
 
 
@@ -240,7 +245,7 @@ def _part_rows(file: pq.ParquetFile, part: Path) -> Iterator[tuple[str, dict[str
         count = file.metadata.row_group(group).num_rows
         try:
             with _damage(part):
-                rows = _rows(file.read_row_group(group))
+                rows = to_rows(file.read_row_group(group))
         except StorageError as error:
             yield f"{part}, rows {first} to {first + count - 1}", error
         else:
@@ -264,8 +269,8 @@ def to_record(row: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The inverse of `_to_table`. JSON text stays text."""
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table of `to_table`, for `to_record`. JSON text stays text."""
     rows: list[dict[str, Any]] = table.drop_columns("segments").to_pylist()
     for row, segments in zip(rows, _segment_rows(table["segments"].combine_chunks()), strict=True):
         row["segments"] = segments
