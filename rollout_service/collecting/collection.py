@@ -8,7 +8,7 @@ fault or when it is too old. Nothing here knows Ray, time or I/O.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +23,15 @@ class _Episode:
     done: bool = False
     oldest_version: int | None = None
     """Oldest weight version of the result. None: the episode failed, or nothing was sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of an episode's result after its process died."""
+
+    attempt: int
+    oldest_version: int | None
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,8 @@ class Collection:
         """Episodes that were done before this collection: they are not played, and no handout has them."""
         self._again: deque[int] = deque()
         self._ready: deque[int] = deque()
+        self._handouts_again: deque[Handout] = deque()
+        """Groups that were handed out by a process that died, and are handed out again."""
         self._handed_out = 0
         self._cancelled = False
 
@@ -95,7 +106,7 @@ class Collection:
     @property
     def exhausted(self) -> bool:
         """Whether no further group will be handed out."""
-        return self._handed_out == self.groups or (self._cancelled and not self._ready)
+        return self._handed_out == self.groups or (self._cancelled and not self._ready and not self._handouts_again)
 
     def skip(self, episodes: Iterable[int]) -> None:
         """Take episodes as done before this collection, of groups that still lack others. Call it before any start.
@@ -112,6 +123,39 @@ class Collection:
         """Go on to the next new episode that has to be played."""
         while self._next_new in self.before:
             self._next_new += 1
+
+    def restore(
+        self, stored: Mapping[int, Kept], delivered: Mapping[int, tuple[int, ...]], acknowledged: Iterable[int]
+    ) -> None:
+        """Go on where a collection of the same request stopped when its process died. Call it before any start,
+        after `skip`.
+
+        Groups that were handed out and not acknowledged are handed out again, as they were. Episodes that ran start
+        again, and the lost attempt does not count.
+
+        Args:
+            stored: the episodes with a result.
+            delivered: by group that was handed out: its episodes that were too old, see `Handout`.
+            acknowledged: groups that the reader has. Nothing more is known of their episodes.
+        """
+        for episode, kept in stored.items():
+            state = self._episodes[episode]
+            state.attempts, state.done, state.oldest_version = kept.attempt, True, kept.oldest_version
+            self.failed += kept.failed
+            self._open[episode // self.group_size] -= 1
+        over = set(acknowledged)
+        for group in over:
+            for episode in self._members(group):
+                self._episodes[episode].done = True
+            self._open[group] = 0
+            self._handed_out += 1
+        finished = [group for group in range(self.groups) if not self._open[group] and group not in over]
+        self._handouts_again.extend(Handout(group, delivered[group]) for group in finished if group in delivered)
+        self._ready.extend(group for group in finished if group not in delivered)
+        begun = {episode // self.group_size for episode in stored} | over
+        self._next_new = (max(begun, default=-1) + 1) * self.group_size
+        self._again.extend(episode for episode in range(self._next_new) if not self._episodes[episode].done)
+        self._pass_over()
 
     def is_done(self, episode: int) -> bool:
         """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
@@ -198,10 +242,13 @@ class Collection:
         Groups come in order of completion or, with a maximum age, the oldest first. If a trajectory became too old
         while its group waited, that episode is repeated and the group is no longer ready.
         """
+        if self._handouts_again:
+            self._handed_out += 1
+            return self._handouts_again.popleft()
         while self._ready:
             group = min(self._ready, key=self._age) if self.staleness.maximum is not None else self._ready[0]
             self._ready.remove(group)
-            members = range(group * self.group_size, (group + 1) * self.group_size)
+            members = self._members(group)
             late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
             again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self.max_attempts]
             if not again or self._cancelled:
@@ -217,6 +264,9 @@ class Collection:
                 self._open[group] += 1
                 self._repeat(episode)
         return None
+
+    def _members(self, group: int) -> range:
+        return range(group * self.group_size, (group + 1) * self.group_size)
 
     def _age(self, group: int) -> int:
         """The oldest version in the group; the current version if nothing was sampled."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from rollout_service.collecting.collection import Collection
@@ -58,6 +59,15 @@ class Plan(NamedTuple):
     """Number of tasks of the selection's sequence that come before the collection's first one."""
 
 
+@dataclass(frozen=True, slots=True)
+class SamplerPosition:
+    """How far a selection was drawn by the collections that have no seed of their own."""
+
+    selection: str
+    seed: int
+    drawn: int
+
+
 class Planner:
     """One per service; it remembers how far each selection was drawn. Not for two threads at a time."""
 
@@ -65,6 +75,19 @@ class Planner:
         self._config = config
         self._tasks = tasks
         self._samplers: dict[str, tuple[int, TaskSequence]] = {}
+        self._restored: dict[str, SamplerPosition] = {}
+
+    def position(self, request: CollectionRequest) -> SamplerPosition | None:
+        """How far the request's selection was drawn; None: it has a seed of its own, or was not drawn yet."""
+        key = repr(self._selection(request))
+        if request.seed is not None or key not in self._samplers:
+            return None
+        seed, sampler = self._samplers[key]
+        return SamplerPosition(key, seed, sampler.drawn)
+
+    def restore(self, positions: Iterable[SamplerPosition]) -> None:
+        """Go on where an earlier planner stopped, as its `position` said. Call it before the first plan."""
+        self._restored = {position.selection: position for position in positions}
 
     def prepare(self) -> None:
         """Parse the configured tasks, so that the first collection need not. Blocks for about a second.
@@ -97,8 +120,7 @@ class Planner:
         before: list[int] = []
         if request.continues is not None:
             requests, before = left_to_play(requests, request.group_size, request.continues.done)
-        collection = self._collection(request, collection_id, len(requests) // request.group_size, version)
-        collection.skip(before)
+        collection = self.collection(collection_id, request, len(requests), before, version)
         return Plan(collection, requests, first_draw)
 
     def _requests(
@@ -124,38 +146,60 @@ class Planner:
             ]
         return requests
 
-    def _collection(self, request: CollectionRequest, collection_id: str, groups: int, version: int) -> Collection:
+    def collection(
+        self, collection_id: str, request: CollectionRequest, episodes: int, before: Iterable[int], version: int
+    ) -> Collection:
+        """The collection of a request, of which nothing has started.
+
+        Args:
+            episodes: number of episodes in its plan.
+            before: the episodes that were done before it, see `Collection.skip`.
+            version: of the weights that the trainer gave last.
+        """
         service = self._config.service
         attempts, oldest, late = (
             getattr(service if getattr(request, name) is None else request, name) for name in OF_SERVICE
         )
-        return Collection(
+        collection = Collection(
             collection_id,
-            groups,
+            episodes // request.group_size,
             request.group_size,
             max_attempts=attempts,
             max_buffered_groups=service.max_buffered_groups,
             staleness=Staleness(oldest, late == "drop", request.groups_per_update),
             version=version,
         )
+        collection.skip(before)
+        return collection
 
     def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSequence]:
         """The seed, and the sequence of tasks where the collection's first one comes next."""
+        seed = self._config.tasks.seed if request.seed is None else request.seed
+        if request.continues is not None:
+            return seed, self._drawn(request, seed, request.continues.first_draw)
+        if request.seed is not None:
+            return seed, self._drawn(request, seed, 0)
+        key = repr(self._selection(request))
+        if key not in self._samplers:
+            before = self._restored.get(key, SamplerPosition(key, seed, 0))
+            self._samplers[key] = (before.seed, self._drawn(request, before.seed, before.drawn))
+        return self._samplers[key]
+
+    def _drawn(self, request: CollectionRequest, seed: int, count: int) -> TaskSequence:
+        """The request's sequence of tasks after so many of them."""
+        domain, split, ids, shuffle = self._selection(request)
+        sampler = self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
+        for _ in itertools.islice(sampler, count):
+            pass
+        return sampler
+
+    def _selection(
+        self, request: CollectionRequest
+    ) -> tuple[str | Mapping[str, float], str, Sequence[str] | None, bool]:
+        """What the request and the configuration choose: domain, split, task ids, and whether they are shuffled."""
         defaults = self._config.tasks
         domain = defaults.domain if request.domain is None else request.domain
         same_domain = request.domain is None or request.domain == defaults.domain
         ids = request.ids if request.ids is not None else (defaults.ids if same_domain else None)
         split = defaults.split if request.split is None else request.split
-        shuffle = defaults.shuffle if request.shuffle is None else request.shuffle
-        seed = defaults.seed if request.seed is None else request.seed
-        if request.continues is not None:
-            sampler = self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
-            for _ in itertools.islice(sampler, request.continues.first_draw):
-                pass
-            return seed, sampler
-        if request.seed is not None:
-            return seed, self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
-        key = repr((domain, split, ids, shuffle))
-        if key not in self._samplers:
-            self._samplers[key] = (seed, self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed))
-        return self._samplers[key]
+        return domain, split, ids, defaults.shuffle if request.shuffle is None else request.shuffle

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rollout_service.errors import Fault
+from rollout_service.record.part import Part
 from rollout_service.record.trajectory import Outcome, Trajectory
 
 
@@ -27,6 +28,8 @@ class EpisodeSummary:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """The prompt tokens that the engine took from its prefix cache."""
+    part: Part | None = None
+    """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:

@@ -88,3 +88,18 @@ def test_attempts_and_staleness_are_the_collection_s_own_or_the_service_s():
     assert (collection.max_attempts, collection.staleness) == (1, Staleness(0, drop=False, groups_per_update=4))
     collection, _, _ = planner.plan(CollectionRequest(n=2, domain="mock"), version=0)
     assert (collection.max_attempts, collection.staleness) == (5, Staleness(2, drop=True))
+
+
+def test_a_planner_that_is_restored_goes_on_where_the_earlier_one_stopped():
+    config = episodes.settings(tasks__domain="mock")
+    request = CollectionRequest(n=5)
+    first = Planner(config, Tau2TaskSource())
+    first.plan(request, 0)
+    first.plan(CollectionRequest(n=None), 0)
+    second = Planner(config, Tau2TaskSource())
+    position = first.position(request)
+    assert position is not None
+    second.restore([position])
+    planned = [[(e.task, e.seed) for e in planner.plan(request, 0).requests] for planner in (first, second)]
+    assert planned[0] == planned[1]
+    assert first.position(CollectionRequest(n=5, seed=3)) is None

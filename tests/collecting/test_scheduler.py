@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.collection import Collection, Handout, Kept
 from rollout_service.collecting.scheduler import Scheduler
 from rollout_service.errors import Fault, FaultKind
 
@@ -177,3 +177,18 @@ def test_finishing_an_episode_twice_is_an_error():
     collection.finish(0, None, "a")
     with pytest.raises(ValueError, match="done already"):
         collection.finish(0, None, "a")
+
+
+def test_a_restored_collection_plays_what_is_unfinished_and_hands_out_again_what_was_not_acknowledged():
+    collection = Collection("c", 5, 2)
+    kept = {episode: Kept(1, 0, failed=False) for episode in (2, 3, 4, 5, 6)}
+    collection.restore(kept, {0: (), 1: (3,)}, [0])
+    assert [collection.take(), collection.take(), collection.take()] == [Handout(1, (3,)), Handout(2), None]
+    started = []
+    while offers := collection.offers():
+        started.append(offers[0])
+        assert collection.start(offers[0]) == 1, "the attempt that was lost does not count"
+        collection.finish(offers[0], None, "actor")
+    assert started == [7, 8, 9]
+    assert [collection.take(), collection.take()] == [Handout(3), Handout(4)]
+    assert collection.exhausted

@@ -1,0 +1,273 @@
+"""The journal's database: entries go in by transaction, and what is left to do comes out.
+
+Invariant: a committed transaction survives the power loss that follows it, whole. Only the journal's owner writes: each
+transaction checks that no other service took the journal over. An entry about a collection that ended changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.errors import ServiceError
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Entry, Stored, Weights
+from rollout_service.record.part import Part
+
+VERSION = 1
+"""Raised whenever an older release would misread the journal."""
+
+_PAGE_BYTES = 1024
+"""Small pages: a transaction changes few rows, and writes whole pages."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS samplers (selection TEXT PRIMARY KEY, seed INTEGER, drawn INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS collections (
+  id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
+);
+CREATE TABLE IF NOT EXISTS episodes (
+  collection TEXT, episode INTEGER, attempt INTEGER, summary TEXT, PRIMARY KEY (collection, episode)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliveries (
+  collection TEXT, number INTEGER, expired TEXT, acknowledged INTEGER, PRIMARY KEY (collection, number)
+) WITHOUT ROWID;
+"""
+"""`collections.left`: number of groups that are not acknowledged. Episodes are `stored` ones; those of a group that was
+acknowledged are removed with their parts."""
+
+_REQUEST: TypeAdapter[CollectionRequest] = TypeAdapter(CollectionRequest)
+_PLAN: TypeAdapter[list[EpisodeRequest]] = TypeAdapter(list[EpisodeRequest])
+_SUMMARY: TypeAdapter[EpisodeSummary] = TypeAdapter(EpisodeSummary)
+_NUMBERS: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[int, ...])
+
+
+class Overtaken(Exception):
+    """Another service owns the journal now."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCollection:
+    """A collection that has not ended, as far as it came."""
+
+    asked: Asked
+    stored: dict[int, Stored]
+    """By episode. Those of acknowledged groups are left out."""
+    delivered: dict[int, tuple[int, ...]]
+    """By group that was handed out and not acknowledged: its episodes that were too old."""
+    acknowledged: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a journal holds."""
+
+    collections: list[OpenCollection] = field(default_factory=list)
+    samplers: list[SamplerPosition] = field(default_factory=list)
+    weight_version: int = 0
+
+
+class Database:
+    """An open journal, with this process as its owner. Use it in one thread at a time."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the database, or make it.
+
+        Raises:
+            ServiceError: a newer release wrote it, or it is no journal.
+            sqlite3.Error, OSError: the disk is full, cannot be written or fails.
+        """
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(path)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self, path: Path | str) -> None:
+        try:
+            version = self._execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise ServiceError(
+                    f"The journal {path} has format {version}; this release knows formats up to {VERSION}.",
+                    "Use the release of tau2-rollout-service that wrote it, or another folder for service.journal.",
+                )
+            self._execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            self._execute("PRAGMA journal_mode=WAL")
+            self._execute("PRAGMA synchronous=FULL")
+            self._connection.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={VERSION};"
+                "INSERT OR IGNORE INTO facts VALUES ('owner', 0);"
+                "UPDATE facts SET value = value + 1 WHERE name = 'owner'; COMMIT;"
+            )
+            self.owner = int(self._fact("owner", 0))
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise ServiceError(
+                f"{path} is no journal, or is damaged: {error}.", "Choose another folder for service.journal."
+            ) from error
+
+    def commit(self, entries: Iterable[Entry]) -> list[Part]:
+        """Write the entries in one transaction, all or none. Returns when they are safe.
+
+        Returns:
+            The parts that nobody needs any more.
+
+        Raises:
+            Overtaken: another service owns the journal.
+            sqlite3.Error: the disk is full, cannot be written or fails; nothing was written.
+        """
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            if self._fact("owner", 0) != self.owner:
+                raise Overtaken
+            parts = [part for entry in entries for part in self._apply(entry)]
+            self._execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+        return parts
+
+    def _apply(self, entry: Entry) -> list[Part]:
+        match entry:
+            case Stored():
+                return self._store(entry)
+            case Delivered():
+                self._execute(
+                    "INSERT INTO deliveries SELECT id, ?, ?, 0 FROM collections WHERE id = ? ON CONFLICT DO NOTHING",
+                    (entry.group, _text(_NUMBERS, entry.expired), entry.collection_id),
+                )
+            case Acknowledged():
+                return self._acknowledge(entry)
+            case Asked():
+                self._ask(entry)
+            case Ended():
+                return self._forget(entry.collection_id)
+            case Weights():
+                self._set_fact("weight_version", entry.version)
+        return []
+
+    def _ask(self, asked: Asked) -> None:
+        groups = len(asked.episodes) // asked.request.group_size
+        plan = zlib.compress(_PLAN.dump_json(asked.episodes), 1)
+        row = (
+            asked.collection_id,
+            asked.client,
+            _text(_REQUEST, asked.request),
+            plan,
+            _text(_NUMBERS, asked.before),
+            asked.first_draw,
+            groups,
+        )
+        self._execute("INSERT OR IGNORE INTO collections VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        if asked.sampler is not None:
+            position = asked.sampler
+            self._execute(
+                "INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", (position.selection, position.seed, position.drawn)
+            )
+
+    def _store(self, stored: Stored) -> list[Part]:
+        key = (stored.collection_id, stored.episode)
+        before = self._parts("collection = ? AND episode = ?", key)
+        written = self._execute(
+            "INSERT OR REPLACE INTO episodes SELECT id, ?, ?, ? FROM collections WHERE id = ?",
+            (stored.episode, stored.attempt, _text(_SUMMARY, stored.summary), stored.collection_id),
+        )
+        part = stored.summary.part
+        if not written.rowcount:
+            return [] if part is None else [part]
+        return [replaced for replaced in before if replaced != part]
+
+    def _acknowledge(self, entry: Acknowledged) -> list[Part]:
+        found = self._execute("SELECT request, left FROM collections WHERE id = ?", (entry.collection_id,)).fetchone()
+        if found is None:
+            return []
+        size, left = _REQUEST.validate_json(found[0]).group_size, found[1]
+        parts: list[Part] = []
+        for group in entry.groups:
+            changed = self._execute(
+                "UPDATE deliveries SET acknowledged = 1 WHERE collection = ? AND number = ? AND NOT acknowledged",
+                (entry.collection_id, group),
+            )
+            if not changed.rowcount:
+                continue
+            left -= 1
+            where = "collection = ? AND episode >= ? AND episode < ?"
+            key = (entry.collection_id, group * size, (group + 1) * size)
+            parts += self._parts(where, key)
+            self._execute(f"DELETE FROM episodes WHERE {where}", key)
+        if left == 0:
+            return parts + self._forget(entry.collection_id)
+        self._execute("UPDATE collections SET left = ? WHERE id = ?", (left, entry.collection_id))
+        return parts
+
+    def _forget(self, collection_id: str) -> list[Part]:
+        parts = self._parts("collection = ?", (collection_id,))
+        for table, column in (("episodes", "collection"), ("deliveries", "collection"), ("collections", "id")):
+            self._execute(f"DELETE FROM {table} WHERE {column} = ?", (collection_id,))
+        return parts
+
+    def _parts(self, where: str, values: Sequence[Any]) -> list[Part]:
+        rows = self._execute(f"SELECT summary FROM episodes WHERE {where}", values)
+        return [part for (text,) in rows if (part := _SUMMARY.validate_json(text).part) is not None]
+
+    def recover(self) -> Recovered:
+        """What the journal holds."""
+        columns = "id, client, request, plan, before, first_draw"
+        return Recovered(
+            [self._collection(*row) for row in self._execute(f"SELECT {columns} FROM collections ORDER BY rowid")],
+            [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
+            int(self._fact("weight_version", 0)),
+        )
+
+    def _collection(
+        self, collection_id: str, client: str, request: str, plan: bytes, before: str, first_draw: int
+    ) -> OpenCollection:
+        episodes = self._execute(
+            "SELECT episode, attempt, summary FROM episodes WHERE collection = ?", (collection_id,)
+        ).fetchall()
+        groups = self._execute(
+            "SELECT number, expired, acknowledged FROM deliveries WHERE collection = ?", (collection_id,)
+        ).fetchall()
+        return OpenCollection(
+            Asked(
+                collection_id,
+                client,
+                _REQUEST.validate_json(request),
+                _PLAN.validate_json(zlib.decompress(plan)),
+                _NUMBERS.validate_json(before),
+                first_draw,
+                None,
+            ),
+            {row[0]: Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
+            {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},
+            [number for number, _, is_over in groups if is_over],
+        )
+
+    def close(self) -> None:
+        """Close the database. Its log is merged into it."""
+        self._connection.close()
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(statement, values)
+
+    def _fact(self, name: str, default: Any) -> Any:
+        row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return default if row is None else row[0]
+
+    def _set_fact(self, name: str, value: Any) -> None:
+        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+
+def _text(adapter: TypeAdapter[Any], value: Any) -> str:
+    return adapter.dump_json(value).decode()

@@ -1,0 +1,77 @@
+"""Entries: what happens to collections and their episodes, as the journal records it.
+
+Invariant: applying an entry twice is the same as applying it once. An episode goes one way: asked, stored, delivered,
+acknowledged. Asked are all episodes of a collection's plan; stored are those whose result is safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.summary import EpisodeSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A client asked for a collection, and this is its plan."""
+
+    collection_id: str
+    client: str
+    """Id of the client, whose lease keeps the collection alive."""
+    request: CollectionRequest
+    episodes: list[EpisodeRequest]
+    before: tuple[int, ...]
+    """The episodes that were done before it, see `Collection.skip`."""
+    first_draw: int
+    sampler: SamplerPosition | None
+    """How far the selection was drawn with this plan; None: the request has a seed of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An episode has its result, which replaces an earlier one that became too old."""
+
+    collection_id: str
+    episode: int
+    """Index of the episode in its collection, see `Collection`."""
+    attempt: int
+    summary: EpisodeSummary
+    """It names the trajectory's part. Without one the trajectory is an aborted one, made of request and fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A group goes to the reader."""
+
+    collection_id: str
+    group: int
+    """Number of the group in its collection, which is the delivery's number as well."""
+    expired: tuple[int, ...] = ()
+    """Episodes of it that were too old, see `Handout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The reader has these groups for good."""
+
+    collection_id: str
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Nobody waits for the collection any more."""
+
+    collection_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The trainer gave weights of this version."""
+
+    version: int
+
+
+Entry = Asked | Stored | Delivered | Acknowledged | Ended | Weights

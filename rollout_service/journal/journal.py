@@ -1,0 +1,187 @@
+"""Journal: the open journal of a service, and the one thread that writes it.
+
+Invariant: entries reach the disk in the order in which they were recorded, and an event loop never waits for the disk.
+What gathers while the disk is busy is one transaction. While the disk is full or fails, entries wait and are tried
+again: nothing is lost as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import rollout_service.logs as logs
+from rollout_service.errors import ServiceError
+from rollout_service.journal.database import Database, Overtaken, Recovered
+from rollout_service.journal.entries import Entry
+from rollout_service.journal.place import PARTS, check_file_system, own
+from rollout_service.record.part import Part, discard_parts
+
+_log = logs.logger(__name__)
+
+_DATABASE = "journal.sqlite"
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+"""Seconds until a transaction that failed is tried again; the time doubles."""
+
+
+class NoJournal:
+    """Stands for the journal of a service that has none."""
+
+    problem: str | None = None
+    recovered = Recovered()
+
+    def record(self, entry: Entry) -> None:
+        """Forget the entry."""
+
+    async def durable(self) -> None:
+        """Return at once."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Journal:
+    """A service's journal, owned by this process. Use it on one event loop; `record` may be called from anywhere."""
+
+    def __init__(
+        self, folder: Path, service: str, *, seconds: float = 0.0, discarded: Callable[[list[Part]], None] | None = None
+    ) -> None:
+        """Open the journal in `folder`, or make it. Blocks for the disk, and while another process owns the journal.
+
+        Args:
+            service: the service's name, for others that want the journal.
+            seconds: how long to wait for an owner that is about to end.
+            discarded: called by the writing thread with parts that nobody needs any more, of any node. Those of this
+                machine are removed already.
+
+        Raises:
+            ServiceError: the folder is on a network file system, another service owns the journal, a newer release
+                wrote it, or the disk cannot be used.
+        """
+        self.folder = folder
+        self.problem: str | None = None
+        """Why nothing can be written at present; None: all is well."""
+        self._parts, self._discarded = folder / PARTS, discarded
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            check_file_system(folder)
+            self._lock: IO[str] = own(folder, service, seconds)
+            self._database = Database(folder / _DATABASE)
+            self.recovered = self._database.recover()
+            """What the journal held when it was opened."""
+            self._sweep()
+        except (OSError, sqlite3.Error) as error:
+            raise ServiceError(
+                f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a local disk with room."
+            ) from error
+        self._failure: ServiceError | None = None
+        self._entries: list[Entry] = []
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    def record(self, entry: Entry) -> None:
+        """Write the entry soon. Returns at once."""
+        with self._changed:
+            self._entries.append(entry)
+            self._changed.notify()
+
+    async def durable(self) -> None:
+        """Wait until everything that was recorded before is safe, however long the disk takes.
+
+        Raises:
+            ServiceError: it never will be: another service took the journal over, or the database is damaged.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        with self._changed:
+            self._waiting.append((loop, done))
+            self._changed.notify()
+        await done
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Write what was recorded, if the disk takes it, and give the journal up. Blocks for the disk."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._database.close()
+        self._lock.close()
+
+    # The writing thread ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._waiting or self._closing)
+                entries, self._entries = self._entries, []
+                waiting, self._waiting = self._waiting, []
+                is_last = self._closing
+            if entries and self._failure is None:
+                self._write(entries)
+            for loop, done in waiting:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(_settle, done)
+            if is_last:
+                return
+
+    def _write(self, entries: list[Entry]) -> None:
+        """Commit the entries, however often that must be tried. Sets `_failure` if it is no use."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                parts = self._database.commit(entries)
+            except sqlite3.OperationalError as error:
+                self.problem = f"the journal {self.folder} cannot be written: {error}"
+                _log.warning("%s. It is tried again; make room or repair the disk.", self.problem)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closing, pause):
+                        _log.error("The service ends, and %d entries of its journal are lost.", len(entries))
+                        return
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except Exception as error:  # this thread must not die unseen: everybody would wait for ever
+                self._failure = self._final(error)
+                self.problem = str(self._failure)
+                _log.error("%s", self._failure, exc_info=error)
+                return
+            else:
+                self.problem = None
+                self._discard(parts)
+                return
+
+    def _final(self, error: Exception) -> ServiceError:
+        if isinstance(error, Overtaken):
+            return ServiceError(
+                f"Another service took over the journal {self.folder}.",
+                "Use that service. Two services must not have the same service.journal.",
+            )
+        return ServiceError(f"The journal {self.folder} is damaged: {error}.", "Start the service with another one.")
+
+    def _discard(self, parts: list[Part]) -> None:
+        if parts:
+            discard_parts(self._parts, parts)
+            if self._discarded is not None:
+                self._discarded(parts)
+
+    def _sweep(self) -> None:
+        """Remove what processes that died left here: files that no episode needs."""
+        stored = [stored for collection in self.recovered.collections for stored in collection.stored.values()]
+        needed = {stored.summary.part.name for stored in stored if stored.summary.part is not None}
+        for path in self._parts.iterdir():
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

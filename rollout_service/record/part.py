@@ -1,0 +1,135 @@
+"""A part: one finished trajectory as an immutable file, which outlives the process that played the episode.
+
+Invariant: a name appears in the directory only when the whole content is on the disk, and is never written again: it
+holds the content's digest. What is read back equals what was written, or is refused.
+
+A part is a line of JSON, which is `Trajectory.to_dict` with the length of each array in the array's place, and then the
+arrays' bytes, little-endian, in the order in which the line names them. It costs a tenth of JSONL to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rollout_service.errors import StorageError
+from rollout_service.record.encoding import check_version, to_json
+from rollout_service.record.schema import array_dtype, hints, to_plain
+from rollout_service.record.trajectory import SCHEMA_VERSION, TokenSegment, Trajectory
+
+UNFINISHED = ".unfinished-"
+"""How the name of a part starts that is being written."""
+
+_ARRAYS = {name: dtype.newbyteorder("<") for name, hint in hints(TokenSegment).items() if (dtype := array_dtype(hint))}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a finished trajectory lies."""
+
+    name: str
+    """The file's name in the directory of parts."""
+    digest: str
+    """SHA-256 of the content."""
+    node: str
+    """Id of the Ray node on whose disk it lies."""
+
+
+def write_part(folder: Path, trajectory: Trajectory, node: str) -> Part:
+    """Write the trajectory as a file of `folder`, which exists, and sync it to the disk.
+
+    Raises:
+        OSError: the disk is full or fails. Nothing is left behind, as far as the disk lets anything be removed.
+    """
+    content = _encoded(trajectory)
+    digest = hashlib.sha256(content).hexdigest()
+    part = Part(f"{trajectory.trajectory_id}-{digest[:16]}.part", digest, node)
+    unfinished = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
+    try:
+        with unfinished.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(folder / part.name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    return part
+
+
+def read_part(folder: Path, part: Part) -> Trajectory:
+    """The trajectory that was written.
+
+    Raises:
+        StorageError: the file is gone, or holds something else than what was written.
+    """
+    path = folder / part.name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}.", "Its episode has to be played again.") from error
+    if hashlib.sha256(content).hexdigest() != part.digest:
+        raise StorageError(f"{path} is damaged: it has another digest.", "Its episode has to be played again.")
+    return _decoded(content, str(path))
+
+
+def discard_parts(folder: Path, parts: list[Part]) -> None:
+    """Remove the files, as far as they lie in this machine's `folder`."""
+    for part in parts:
+        with contextlib.suppress(OSError):
+            (folder / part.name).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the directory itself, so that new names in it survive a power loss."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _encoded(trajectory: Trajectory) -> bytes:
+    arrays: list[bytes] = []
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    for name in hints(Trajectory):
+        if name != "segments":
+            head[name] = to_plain(getattr(trajectory, name))
+    head["segments"] = []
+    for segment in trajectory.segments:
+        plain = {name: to_plain(getattr(segment, name)) for name in hints(TokenSegment) if name not in _ARRAYS}
+        for name, dtype in _ARRAYS.items():
+            array = getattr(segment, name)
+            plain[name] = len(array)
+            arrays.append(array.astype(dtype, copy=False).tobytes())
+        head["segments"].append(plain)
+    return b"".join([to_json(head), b"\n", *arrays])
+
+
+def _decoded(content: bytes, where: str) -> Trajectory:
+    line, _, body = content.partition(b"\n")
+    record: dict[str, Any] = json.loads(line)
+    check_version(record.get("schema_version"), where)
+    position = 0
+    for segment in record["segments"]:
+        for name, dtype in _stored(segment):
+            end = position + segment[name] * dtype.itemsize
+            segment[name] = np.frombuffer(body[position:end], dtype).astype(dtype.newbyteorder("="))
+            position = end
+    return Trajectory.from_dict(record)
+
+
+def _stored(segment: dict[str, Any]) -> Iterator[tuple[str, np.dtype[Any]]]:
+    """The arrays of a segment in the order in which they were written."""
+    return ((name, _ARRAYS[name]) for name in list(segment) if name in _ARRAYS)

@@ -1,0 +1,226 @@
+"""The journal: what was committed survives power loss, full disks and two owners; bad input is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.config.sampling import Sampling
+from rollout_service.errors import Fault, FaultKind, ServiceError
+from rollout_service.journal.database import Database, OpenCollection, Recovered
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Stored, Weights
+from rollout_service.journal.journal import Journal
+from rollout_service.journal.place import PARTS, check_file_system
+from rollout_service.record.part import Part, write_part
+from rollout_service.record.trajectory import Outcome, TaskRef
+from tests.support.trajectories import make_trajectory
+
+SAMPLING = Sampling(temperature=0.5)
+
+
+def asked(collection_id: str = "c", groups: int = 2) -> Asked:
+    request = CollectionRequest(n=2 * groups, group_size=2, domain={"mock": 1.0}, sampling=SAMPLING)
+    task = TaskRef("mock", "base", "1", 0)
+    episodes = [
+        EpisodeRequest(f"{collection_id}-{i}", collection_id, f"{i // 2}", i % 2, task, i, sampling=SAMPLING)
+        for i in range(2 * groups)
+    ]
+    return Asked(collection_id, "client", request, episodes, (), 3, SamplerPosition("mock", 1, 5))
+
+
+def stored(episode: int, part: Part | None = None, attempt: int = 1) -> Stored:
+    fault = None if part else Fault(FaultKind.SERVICE, "OSError", "it broke", True, "its stack")
+    summary = EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "user_stop", 1.0, fault, (1, 2), 10, 5, part)
+    return Stored("c", episode, attempt, summary)
+
+
+def a_part(number: int) -> Part:
+    return Part(f"{number}.part", f"digest {number}", "node")
+
+
+@pytest.fixture
+def fast_folder(tmp_path) -> Iterator[Path]:
+    """A folder in memory where there is one: a sync costs nothing there."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_what_was_committed_is_recovered_equal():
+    database = Database(":memory:")
+    entries = [asked(), stored(0, a_part(0)), stored(1), stored(2, a_part(2)), Delivered("c", 0, (1,)), Weights(4)]
+    assert database.commit(entries) == []
+    found = database.recover()
+    assert (found.samplers, found.weight_version) == ([SamplerPosition("mock", 1, 5)], 4)
+    expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
+    assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
+
+
+def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collection_that_ended():
+    database = Database(":memory:")
+    database.commit([asked(groups=3), *(stored(i, a_part(i)) for i in range(6))])
+    assert database.commit([stored(2, a_part(9), attempt=2)]) == [a_part(2)]
+    assert database.commit([Acknowledged("c", (0,))]) == [], "it was never delivered"
+    assert database.commit([Delivered("c", 0), Acknowledged("c", (0, 0))]) == [a_part(0), a_part(1)]
+    assert database.commit([Delivered("c", 0), Acknowledged("c", (0,))]) == []
+    assert database.recover().collections[0].acknowledged == [0]
+    assert database.commit([Ended("c")]) == [a_part(9), a_part(3), a_part(4), a_part(5)]
+    assert database.commit([stored(3, a_part(3)), Delivered("c", 1), Ended("c")]) == [a_part(3)]
+    assert database.recover().collections == []
+
+
+def test_a_collection_whose_last_group_is_acknowledged_is_over():
+    database = Database(":memory:")
+    entries = [asked(), *(stored(i) for i in range(4)), Delivered("c", 1), Delivered("c", 0), Acknowledged("c", (1,))]
+    database.commit(entries)
+    assert database.recover().collections[0].delivered == {0: ()}
+    database.commit([Acknowledged("c", (0,))])
+    assert database.recover().collections == []
+
+
+def test_the_log_cut_at_every_byte_of_its_last_two_transactions_loses_nothing_older(fast_folder):
+    whole = fast_folder / "whole"
+    database = Database(whole)
+    log = fast_folder / "whole-wal"
+    states: list[Recovered] = []
+    sizes: list[int] = []
+    for entries in (
+        [asked(), *(stored(i, a_part(i)) for i in range(3)), Delivered("c", 0)],
+        [stored(3, a_part(3))],
+        [Acknowledged("c", (0,))],
+    ):
+        database.commit(entries)
+        states.append(database.recover())
+        sizes.append(log.stat().st_size)
+    base, written = whole.read_bytes(), log.read_bytes()
+    assert sizes[2] == len(written), "a part of the log is older than its last checkpoint"
+    cut = fast_folder / "cut"
+    found = []
+    for size in range(sizes[0], sizes[2] + 1):
+        cut.write_bytes(base)
+        cut.with_name("cut-wal").write_bytes(written[:size])
+        after = Database(cut)
+        found.append(states.index(after.recover()))
+        after.close()
+    assert found == [0] * (sizes[1] - sizes[0]) + [1] * (sizes[2] - sizes[1]) + [2]
+
+
+async def test_a_journal_waits_for_a_full_disk_and_for_a_read_only_one_and_goes_on(tmp_path, caplog):
+    journal = Journal(tmp_path, "rollout")
+    connection = journal._database._connection
+    journal.record(asked())
+    await journal.durable()
+    for broken, mended, words in (
+        (f"PRAGMA max_page_count={connection.execute('PRAGMA page_count').fetchone()[0]}",
+         "PRAGMA max_page_count=100000", "database or disk is full"),
+        ("PRAGMA query_only=1", "PRAGMA query_only=0", "readonly database"),
+    ):  # fmt: skip
+        connection.execute(broken)
+        for number in range(200):  # more than the free room in the pages that there are
+            journal.record(replace(asked(f"{words} {number}"), sampler=None))
+        waiting = asyncio.ensure_future(journal.durable())
+        await until(lambda: journal.problem is not None)
+        assert not waiting.done()
+        assert words in str(journal.problem)
+        connection.execute(mended)
+        await waiting
+        assert journal.problem is None
+    assert "make room or repair the disk" in caplog.text
+    journal.close()
+    again = Journal(tmp_path, "rollout")
+    assert len(again.recovered.collections) == 401
+    again.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def test_a_service_whose_journal_another_one_took_over_hands_out_nothing_more(tmp_path):
+    journal = Journal(tmp_path, "rollout")
+    other = Database(tmp_path / "journal.sqlite")  # as on a machine where the lock does not hold
+    journal.record(asked())
+    with pytest.raises(ServiceError, match="Another service took over"):
+        await journal.durable()
+    assert other.recover().collections == []
+    journal.record(asked())
+    with pytest.raises(ServiceError, match="Another service took over"):
+        await journal.durable()
+    journal.close()
+
+
+def test_a_second_service_on_the_same_journal_is_refused_until_the_first_one_ends(tmp_path):
+    first = Journal(tmp_path, "rollout")
+    with pytest.raises(ServiceError, match=r"belongs to service rollout \(process \d+ on .*\), which runs"):
+        Journal(tmp_path, "another")
+    first.close()
+    Journal(tmp_path, "another").close()
+
+
+def test_a_journal_of_a_newer_release_and_a_file_that_is_none_are_refused_and_kept(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    newer = sqlite3.connect(path)
+    newer.execute("PRAGMA user_version=99")
+    newer.close()
+    before = path.read_bytes()
+    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 1"):
+        Journal(tmp_path, "rollout")
+    assert path.read_bytes() == before
+    path.write_bytes(b"something else " * 100)
+    with pytest.raises(ServiceError, match="is no journal, or is damaged"):
+        Journal(tmp_path, "rollout")
+    assert path.read_bytes() == b"something else " * 100
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match=r"service\.journal: .*/file cannot be used"):
+        Journal(tmp_path / "file", "rollout")
+
+
+@pytest.mark.parametrize(
+    ("mounts", "refused"),
+    [
+        ("/dev/vda / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0", "nfs4, mounted at /data"),
+        ("/dev/vda / ext4 rw 0 0\nbucket /data fuse.gcsfuse rw 0 0", "fuse.gcsfuse, mounted at /data"),
+        ("host:/x / nfs rw 0 0\n/dev/vda /data xfs rw 0 0", None),
+        ("host:/x /data nfs rw 0 0\n/dev/vda /data/run ext4 rw 0 0", None),
+        ("host:/x /data/runs nfs rw 0 0\n/dev/vda / ext4 rw 0 0", None),
+        ("/dev/vda / ext4 rw 0 0\nhost:/x /data\\040b nfs rw 0 0", None),
+    ],
+)
+def test_a_network_file_system_is_refused(mounts, refused):
+    if refused is None:
+        check_file_system(Path("/data/run/journal"), mounts)
+    else:
+        with pytest.raises(ServiceError, match=refused):
+            check_file_system(Path("/data/run/journal"), mounts)
+
+
+async def test_opening_removes_what_no_episode_needs_and_an_acknowledgement_its_parts(tmp_path):
+    journal = Journal(tmp_path, "rollout", discarded=(told := []).extend)
+    folder = tmp_path / PARTS
+    parts = [write_part(folder, make_trajectory(trajectory_id=f"c-{i}"), "node") for i in range(3)]
+    (folder / ".unfinished-1").write_text("torn")
+    for entry in (asked(), stored(0, parts[0]), stored(1, parts[1])):
+        journal.record(entry)
+    journal.close()
+    journal = Journal(tmp_path, "rollout", discarded=told.extend)
+    assert {path.name for path in folder.iterdir()} == {parts[0].name, parts[1].name}
+    for entry in (Delivered("c", 0), Acknowledged("c", (0,))):
+        journal.record(entry)
+    journal.close()
+    assert list(folder.iterdir()) == []
+    assert told == parts[:2]
