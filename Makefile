@@ -82,4 +82,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo.jsonl
+	rm -rf $(VENV) build *.egg-info demo.jsonl demo.jsonl.collection.json

@@ -19,6 +19,10 @@ _OPENING = b'{"schema_version":'
 """What every JSONL line starts with."""
 
 
+class UnfinishedLine(StorageError):
+    """The last line breaks off: the process that wrote it was stopped there."""
+
+
 class JsonlSink:
     """Appends lines to a file."""
 
@@ -67,6 +71,9 @@ class JsonlSink:
         """Remove what follows the last whole line."""
         self._file.truncate(self._end)
 
+    def moved(self, path: Path) -> None:
+        """Do nothing: an open file can be renamed."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -111,7 +118,7 @@ def _decode_line(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if line.endswith(b"\n"):
             raise StorageError(f"{where} is not JSON: {error}.", "Delete that line; the others are whole.") from error
-        raise StorageError(
+        raise UnfinishedLine(
             f"{where} is unfinished: the process that wrote it was stopped there.",
             "iterate() gives the trajectories before it; TrajectoryWriter(path, append=True) cuts it off and goes on.",
         ) from error

@@ -28,6 +28,14 @@ from rollout_service.record.trajectory import SCHEMA_VERSION, TaskRef, TokenSegm
 VERSION_KEY = "rollout_service.schema_version"
 """Key of the schema version in the metadata of a Parquet part."""
 
+_MAGIC = b"PAR1"
+"""What every Parquet file begins and ends with."""
+
+_SMALLEST_PART = 12
+"""Bytes of both magics and the length of the footer between them."""
+
+_IDENTITY = ("collection_id", "group_id", "sample_index", "seed", "outcome")
+
 _ROW_GROUP = 128
 """Trajectories that are written or read at once: about 35 MB of arrays at 20,000 tokens each."""
 
@@ -78,16 +86,7 @@ class ParquetSink:
     """Adds parts to a directory."""
 
     def __init__(self, path: Path) -> None:
-        """Open the directory `path`, or make it.
-
-        Raises:
-            StorageError: it is a single Parquet file, to which nothing can be added.
-        """
-        if path.is_file():
-            raise StorageError(
-                f"{path} is a single Parquet file, which cannot grow.",
-                "Append to a directory instead: make one named *.parquet and move the file into it.",
-            )
+        """Open the directory `path`, or make it."""
         path.mkdir(exist_ok=True)
         parts = _parts(path)
         self._path = path
@@ -109,6 +108,10 @@ class ParquetSink:
     def cut_back(self) -> None:
         """Remove what a failed `append()` left."""
         self._unfinished.unlink(missing_ok=True)
+
+    def moved(self, path: Path) -> None:
+        """Go on under another name of the directory."""
+        self._path, self._unfinished = path, path / self._unfinished.name
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -212,6 +215,21 @@ def _row_count(part: Path) -> int:
         return file.metadata.num_rows
 
 
+def unfinished_part(path: Path) -> Path | None:
+    """The last part of the directory, if it breaks off before its end; else None."""
+    last = parts[-1] if path.is_dir() and (parts := _parts(path)) else None
+    return last if last is not None and not _has_footer(last) else None
+
+
+def _has_footer(part: Path) -> bool:
+    with part.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < _SMALLEST_PART:
+            return False
+        file.seek(-len(_MAGIC), os.SEEK_END)
+        return file.read() == _MAGIC
+
+
 @contextmanager
 def _open_part(part: Path) -> Iterator[pq.ParquetFile]:
     with _damage(part), pq.ParquetFile(part) as file:
@@ -251,6 +269,20 @@ def _part_rows(file: pq.ParquetFile, part: Path) -> Iterator[tuple[str, dict[str
         else:
             yield from ((f"{part}, row {first + number}", row) for number, row in enumerate(rows))
         first += count
+
+
+def parquet_identities(path: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]]:
+    """Where each row stands, and only the columns that tell episodes apart. A last part that breaks off has no rows.
+
+    Raises:
+        StorageError: another part is damaged, or of another schema version.
+    """
+    unfinished = unfinished_part(path)
+    for part in _parts(path):
+        if part != unfinished:
+            with _open_part(part) as file, _damage(part):
+                rows = file.read(columns=list(_IDENTITY)).to_pylist()
+            yield from ((f"{part}, row {number}", row) for number, row in enumerate(rows))
 
 
 def to_record(row: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from rollout_service.errors import StorageError
 from rollout_service.record.encoding import unstorable
 from rollout_service.record.jsonl import JsonlSink, jsonl_rows
 from rollout_service.record.parquet import ParquetSink, parquet_rows, to_record
+from rollout_service.record.replacement import Replacement
 from rollout_service.record.trajectory import Trajectory
 
 _PART = 512
@@ -115,28 +116,40 @@ class TrajectoryWriter:
     After a failed `append()` the path is whole and the writer usable. The trajectories in `count` are safe.
     """
 
-    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+    def __init__(self, path: str | Path, *, append: bool = False, overwrite: bool = False) -> None:
         """Open `path`, making its folder when there is none.
 
         Args:
             path: ends in `.jsonl` or `.parquet`.
             append: add to an existing path. An unfinished last line, left by a process that was killed while it wrote,
                 is removed first.
+            overwrite: replace an existing path once the first `append()` is on the disk; until then it stays.
 
         Raises:
-            StorageError: the ending is unknown, the path exists and `append` is false, it does not hold trajectories of
-                this schema version, or it cannot be opened.
+            StorageError: the ending is unknown, the path exists and neither is set, both are set, the path does not
+                hold trajectories of this schema version, or it cannot be opened.
         """
         self.path = arguments.path("path", path, StorageError)
         arguments.truth("append", append)
-        sink = ParquetSink if check_path(self.path, may_exist=append) else JsonlSink
+        arguments.truth("overwrite", overwrite)
+        if append and overwrite:
+            raise StorageError("append and overwrite exclude each other.", "Leave out one of them.")
+        sink = ParquetSink if check_path(self.path, may_exist=append or overwrite) else JsonlSink
+        if append:
+            check_can_grow(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sink: ParquetSink | JsonlSink = sink(self.path)
+            self._replacement = Replacement(self.path) if overwrite and self.path.exists() else None
+            self._sink: ParquetSink | JsonlSink = sink(self.written)
         except OSError as error:
             raise StorageError(
                 f"{self.path} cannot be opened for writing: {error}.", "Choose a path that can be written."
             ) from error
+
+    @property
+    def written(self) -> Path:
+        """Where trajectories are written: the path, or beside it, as long as the old file has its place."""
+        return self.path if self._replacement is None else self._replacement.beside
 
     @property
     def count(self) -> int:
@@ -152,6 +165,10 @@ class TrajectoryWriter:
         batch = list(trajectories)
         try:
             self._sink.append(_checked(batch))
+            if batch and self._replacement is not None:
+                self._replacement.take_place()
+                self._replacement = None
+                self._sink.moved(self.path)
         except BaseException as error:
             self._sink.cut_back()
             if isinstance(error, OSError):
@@ -164,6 +181,8 @@ class TrajectoryWriter:
     def close(self) -> None:
         """Close the path. Nothing is pending after an `append()`."""
         self._sink.close()
+        if self._replacement is not None and not self.count:
+            self._replacement.discard()
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -182,6 +201,21 @@ def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
     if path.exists() and not may_exist:
         raise StorageError(f"{path} exists already.", "Choose another path, or append to it, or overwrite it.")
     return _is_parquet(path)
+
+
+def check_can_grow(path: Path) -> None:
+    """Check that an existing path is a `.jsonl` file or a `.parquet` directory.
+
+    Raises:
+        StorageError: it is a directory that should be a file, or a single Parquet file.
+    """
+    if path.is_file() and path.suffix == ".parquet":
+        raise StorageError(
+            f"{path} is a single Parquet file, which cannot grow.",
+            "Append to a directory instead: make one named *.parquet and move the file into it.",
+        )
+    if path.is_dir() and path.suffix == ".jsonl":
+        raise StorageError(f"{path} is a directory.", "Choose the path of a file.")
 
 
 def _is_parquet(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -85,6 +86,25 @@ def test_collect_stores_what_it_shows_and_verify_agrees(client, tmp_path):
     assert str(path) in again.stderr
 
 
+def test_a_collection_that_was_cut_off_is_resumed_then_appended_to(client, tmp_path):
+    path = tmp_path / "out.jsonl"
+    chosen = ["--domain", "mock", "-o", path, *running(client)]
+    assert command("collect", "-n", "6", "--group-size", "2", "--seed", "1", *chosen).returncode == 0
+    whole = sorted((t.trajectory_id, t.seed) for t in storage.read(path))
+    os.truncate(path, path.stat().st_size * 3 // 5)
+    refused = command("collect", "-n", "8", "--resume", *chosen)
+    assert refused.returncode == 2
+    assert "n was 6 and is 8" in refused.stderr
+    done = command("collect", "--resume", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert "episodes of 6" in done.stderr
+    assert sorted((t.trajectory_id, t.seed) for t in storage.read(path)) == whole
+    again = command("collect", "--resume", *chosen)
+    assert (again.returncode, "has all 6 episodes of its collection already" in again.stderr) == (0, True)
+    assert command("collect", "-n", "4", "--seed", "1", "--append", *chosen).returncode == 0
+    assert len({(t.task.task_id, t.seed) for t in storage.read(path)}) == 10
+
+
 def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_one(stored, tmp_path):
     old = tmp_path / "old.jsonl"
     old.write_bytes(stored.read_bytes())
@@ -113,6 +133,7 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
         (["collect", "--no-such-option"], "no-such-option"),
         (["collect", "-o", "x.jsonl", "--append", "--overwrite"], "--append and --overwrite"),
         (["collect", "--append"], "--append is given, but no --output"),
+        (["collect", "-o", "x.jsonl", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
         (["collect", "--start"], "--start goes with --address"),
         (["collect", "-n", "7", "--group-size", "2"], "n=7 is not a positive multiple of group_size=2"),
         (["collect", "--domain", "retail=2,airline"], "'airline' is not a domain with its weight"),

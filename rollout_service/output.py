@@ -1,0 +1,219 @@
+"""Output: the file that a collection is stored in, and what it says about what is still to be collected.
+
+Invariant: a file is changed only after the service has accepted the collection, so a refusal costs nothing. Resumed to
+its end, it holds each episode of its collection once, as if nothing had interrupted it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import rollout_service.attaching as attaching
+import rollout_service.config.arguments as arguments
+from rollout_service.collecting.continuation import Continuation
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.collecting.stream import GroupStream
+from rollout_service.config import RolloutConfig
+from rollout_service.config.shaping import UNKNOWN_UNTIL_STARTED, shaping
+from rollout_service.errors import StorageError
+from rollout_service.record.identities import Identity, identities
+from rollout_service.record.manifest import Asked, Manifest, manifest_path, read_manifest
+from rollout_service.record.parquet import unfinished_part
+from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path
+from rollout_service.redaction import shown
+
+Mode = Literal["new", "append", "resume", "overwrite"]
+
+_SELECTION = ("domain", "split", "ids", "shuffle", "seed")
+"""Settings of `tasks`, which are fields of a request too."""
+
+_MOST_SHOWN = 5
+"""Differences that an error names."""
+
+
+class Output:
+    """One file, and the collection that goes into it next."""
+
+    def __init__(self, path: str | Path, mode: Mode = "new") -> None:
+        """Look at the file. Changes nothing.
+
+        Args:
+            path: ends in `.jsonl` or `.parquet`.
+            mode: `new`: the file must not exist. `append`: add a collection of other tasks and seeds than those in the
+                file. `resume`: complete the file's last collection. `overwrite`: replace the file by the collection
+                once its first group is there. A file that does not exist is begun in each of them.
+
+        Raises:
+            StorageError: the ending is unknown, the file exists and should be new, or it is damaged. Or it is to be
+                resumed and nothing says what was asked for when it was collected.
+        """
+        self.path = arguments.path("path", path, StorageError)
+        self.mode = arguments.choice("mode", mode, get_args(Mode), StorageError)
+        check_path(self.path, may_exist=mode != "new")
+        self._stored: list[Identity] = []
+        self._manifest = Manifest([])
+        if mode in ("append", "resume") and self.path.exists():
+            check_can_grow(self.path)
+            self._stored = list(identities(self.path))
+            self._manifest = self._known()
+        self._last = self._manifest.collections[-1] if mode == "resume" and self._manifest.collections else None
+        self._settings: dict[str, Any] = {}
+
+    def _known(self) -> Manifest:
+        """The manifest, with the file's collections of which it does not know."""
+        found = read_manifest(self.path) or Manifest([])
+        unknown = sorted({episode.collection_id for episode in self._stored} - found.known)
+        if unknown and self.mode == "resume":
+            what = "does not name" if found.collections else "is not there to say what was asked for in"
+            raise StorageError(
+                f"{self.path} cannot be resumed: {manifest_path(self.path)} {what} the file's collection "
+                f"{', '.join(unknown)}.",
+                "Put it back if it was left behind. Otherwise append to the file, or choose another one.",
+            )
+        return dataclasses.replace(found, others=[*found.others, *unknown])
+
+    @property
+    def stored(self) -> int:
+        """Episodes in the file that belong to the collection that is resumed."""
+        return len(self._done())
+
+    @property
+    def aborted(self) -> int:
+        """Those of them that a fault ended for good. They are not played again."""
+        return sum(episode.aborted for episode in self._of_last())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to resume."""
+        return self._last is not None and self.stored == self._last.episodes
+
+    def ask(
+        self,
+        own: RolloutConfig,
+        running: RolloutConfig,
+        *,
+        n: int | None = None,
+        group_size: int | None = None,
+        **selection: Any,
+    ) -> dict[str, Any]:
+        """The arguments of `RolloutClient.stream` for the collection that goes into the file next.
+
+        Args:
+            own: the settings that the client was given.
+            running: those of the service, `client.config`; before a service is started for this client, `own`.
+            n, group_size, selection: as for `RolloutClient.stream`. Where the file is resumed, what is left out, or
+                None, is as the file's collection had it; so are the settings of `tasks`.
+
+        Raises:
+            StorageError: the file is resumed, and was collected with other settings. Names them.
+            RolloutError: as `RolloutClient.stream` raises it.
+        """
+        size = 1 if group_size is None else group_size
+        request = attaching.collection_request(own, running, selection, n=n, group_size=size)
+        self._settings = _settings(running, request)
+        asked = {"n": n, "group_size": size, **selection}
+        if self._last is not None:
+            counts = {"n": n, "group_size": group_size}
+            given = {name for name in _SELECTION if getattr(request, name) is not None}
+            given |= {"seed"} if "tasks.seed" in own.explicit() else set()
+            self._check(self._last, {k: v for k, v in counts.items() if v is not None}, given, running)
+            chosen = {name: self._last.settings[f"tasks.{name}"] for name in _SELECTION}
+            continues = Continuation(self._last.first_draw, self._last.collection_id, self._done())
+            return asked | chosen | {"n": self._last.n, "group_size": self._last.group_size, "continues": continues}
+        if first_draw := self._next_draw():
+            asked |= {"seed": self._settings["tasks.seed"], "continues": Continuation(first_draw)}
+        return asked
+
+    def _check(self, last: Asked, counts: dict[str, int], given: set[str], running: RolloutConfig) -> None:
+        """Check that the file's last collection goes on with the settings that it was begun with."""
+        pairs = [(name, getattr(last, name), value) for name, value in counts.items()]
+        fallback = shaping(RolloutConfig())
+        for dotted, now in self._settings.items():
+            section, _, name = dotted.partition(".")
+            then = last.settings.get(dotted, fallback[dotted])
+            unsaid = dotted in UNKNOWN_UNTIL_STARTED and None in (then, now)
+            inherited = section == "tasks" and name not in given and not (name == "ids" and running.tasks.ids)
+            if not unsaid and not inherited:
+                pairs.append((dotted, then, now))
+        differences = [
+            f"{name} was {shown(then, name)} and is {shown(now, name)}" for name, then, now in pairs if then != now
+        ]
+        if differences:
+            more = f" and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
+            raise StorageError(
+                f"{self.path} was collected with other settings: {'; '.join(differences[:_MOST_SHOWN])}{more}.",
+                "Resume it with its own settings, or append a collection with these, or choose another file.",
+            )
+
+    def _of_last(self) -> Iterator[Identity]:
+        last = None if self._last is None else self._last.collection_id
+        return (episode for episode in self._stored if episode.collection_id == last)
+
+    def _done(self) -> tuple[tuple[int, int, int], ...]:
+        """Group number, sample index and seed of the stored episodes of the collection that is resumed."""
+        places = {(episode.group, episode.sample_index): episode.seed for episode in self._of_last()}
+        return tuple((group, sample, seed) for (group, sample), seed in places.items() if group is not None)
+
+    def _next_draw(self) -> int:
+        """Number of tasks of the selection's sequence that the file's collections drew.
+
+        Of a collection without a manifest, which an older release wrote, the number of its groups is known. It began at
+        the first draw unless others had drawn from its service before.
+        """
+        tasks = {name: value for name, value in self._settings.items() if name.startswith("tasks.")}
+        same = [asked for asked in self._manifest.collections if tasks.items() <= asked.settings.items()]
+        draws = [asked.next_draw for asked in same]
+        others = set(self._manifest.others)
+        draws += [(e.group or 0) + 1 for e in self._stored if e.collection_id in others]
+        return max(draws, default=0)
+
+    @contextmanager
+    def writing(self, stream: GroupStream, asked: dict[str, Any]) -> Iterator[TrajectoryWriter]:
+        """Open the file for the groups of `stream`, which is open, and note there what was asked for.
+
+        Args:
+            asked: what `ask` returned and `stream` was made with.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        if self.mode == "resume" and (torn := unfinished_part(self.path)) is not None:
+            torn.unlink()
+        goes_on = self.mode in ("append", "resume")
+        with TrajectoryWriter(self.path, append=goes_on, overwrite=self.mode == "overwrite") as writer:
+            if self._last is None:
+                this = Asked(
+                    stream.collection_id,
+                    asked["n"],
+                    asked["group_size"],
+                    stream.first_draw,
+                    stream.episodes,
+                    self._settings,
+                )
+                _write(dataclasses.replace(self._manifest, collections=[*self._manifest.collections, this]), writer)
+            yield writer
+
+
+def _write(manifest: Manifest, writer: TrajectoryWriter) -> None:
+    try:
+        manifest.write(writer.written)
+    except OSError as error:
+        raise StorageError(
+            f"{manifest_path(writer.path)} could not be written: {error}.", "Make room, or choose another folder."
+        ) from error
+
+
+def _settings(running: RolloutConfig, request: CollectionRequest) -> dict[str, Any]:
+    """The settings that shape the request's trajectories, its own over those of the service, as JSON values."""
+    own: dict[str, Any] = {f"tasks.{name}": getattr(request, name) for name in _SELECTION}
+    if request.domain not in (None, running.tasks.domain) and request.ids is None:
+        own["tasks.ids"] = []  # the service's are those of its own domain
+    if request.sampling is not None:
+        sampled = request.sampling.model_dump(mode="json")
+        own |= {f"policy.sampling.{name}": value for name, value in sampled.items()}
+    settings = shaping(running) | {name: value for name, value in own.items() if value is not None}
+    return settings | ({"tasks.ids": None} if settings["tasks.ids"] == [] else {})

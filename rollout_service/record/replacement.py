@@ -1,0 +1,53 @@
+"""Replacement: a new file beside an old one, whose place it takes later.
+
+Invariant: until then the old file is as it was, and so is its manifest. A process that is killed leaves the old file or
+the new one under the name, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from rollout_service.record.manifest import manifest_path
+
+
+class Replacement:
+    """Stands for one path until the new file is in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.beside = path.with_name(f".new-{path.name}")
+        """Where the new file is written. Readers of folders pass over names with a leading dot."""
+        self.discard()  # what a process left that was killed
+
+    def take_place(self) -> None:
+        """Give the new file, and its manifest, the name of the old one, which is removed.
+
+        Raises:
+            OSError: the file system fails.
+        """
+        if self.beside.is_dir() or self.path.is_dir():  # no system call puts a folder in the place of another
+            old = self.path.with_name(f".old-{self.path.name}")
+            _remove(old)
+            os.rename(self.path, old)
+            os.rename(self.beside, self.path)
+            _remove(old)
+        else:
+            os.replace(self.beside, self.path)
+        with contextlib.suppress(FileNotFoundError):  # that of a folder is inside it
+            os.replace(manifest_path(self.beside), manifest_path(self.path))
+
+    def discard(self) -> None:
+        """Remove the new file."""
+        _remove(self.beside)
+        manifest_path(self.beside).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
