@@ -1,6 +1,9 @@
 """A model small enough for any test: Qwen3 with random weights and the embedded tokenizer.
 
-Invariant: the same arguments give the same weights, bit for bit.
+Invariant: the same arguments give the same weights, bit for bit. A model with its own output embeddings samples text
+only, never a token that the tokenizer added: no end of turn, no tool call, no thought. So each turn has
+`max_new_tokens` tokens unless the test gives a stop token, and an episode has as many turns as the user asks for,
+whatever the random numbers are.
 """
 
 from __future__ import annotations
@@ -45,8 +48,21 @@ def make(path: Path, seed: int = 0, **config: Any) -> Path:
         torch.manual_seed(seed)
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**fields | config))
     with torch.no_grad():
-        # Rare, not likely in some context: a turn that is nothing but its end or a thought is an error of the agent.
-        model.lm_head.weight[list(tokenizer.added_tokens_decoder)] = 0.0
+        added = list(tokenizer.added_tokens_decoder)
+        model.lm_head.weight[added] = 0.0
+        if not model.config.tie_word_embeddings:
+            _forbid(model, added)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def _forbid(model: transformers.Qwen3ForCausalLM, tokens: list[int]) -> None:
+    """Make the probability of these tokens 0 in every context: the first hidden dimension is 1 at every position, and
+    only their rows of the output embeddings read it."""
+    model.model.embed_tokens.weight[:, 0] = 1.0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    model.lm_head.weight[:, 0] = 0.0
+    model.lm_head.weight[tokens, 0] = -1000.0
