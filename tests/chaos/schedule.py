@@ -1,0 +1,175 @@
+"""Schedule: a collection, and the faults that are injected while it runs.
+
+Invariant: a schedule is plain data that follows from its kind and seed alone, and survives JSON unchanged. Faults are
+placed by the number of deliveries, so a schedule means the same on a slow machine as on a fast one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+TARGETS = ("actor", "replica", "controller", "coordinator", "client", "cluster")
+"""What can be killed."""
+
+BEHAVIOURS = (
+    "status 500",
+    "status 503",
+    "rate limited",
+    "empty",
+    "truncated",
+    "cut_json",
+    "web_page",
+    "hang",
+    "refusal",
+    "malformed_tool_call",
+)
+"""What the user simulator's endpoint may do in place of answering, see `tests.chaos.user`."""
+
+DOMAINS = {"mock": 1.0, "retail": 1.0}
+
+_CALM_SEEDS = 3
+"""Collections that schedules choose from, so that few calm runs serve many schedules."""
+
+_NOISE = 0.02
+"""Share of the user simulator's requests that fail in every schedule but the calm one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault."""
+
+    target: str
+    """One of `TARGETS`, or `user`: the user simulator's endpoint."""
+    after: int
+    """It comes when so many trajectories were delivered or reported."""
+    delay: float = 0.0
+    """So many seconds later still."""
+    how: str = "KILL"
+    """`KILL`; `STOP`, which halts the process; or, for the user simulator, one of `BEHAVIOURS`."""
+    pick: int = 0
+    """Which one of several processes: its position among them, modulo their number."""
+    seconds: float | None = None
+    """With `STOP`: when the process goes on. None: never."""
+    requests: int = 0
+    """For the user simulator: number of requests that fare so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What one run asks for, and what happens to it."""
+
+    kind: str
+    seed: int
+    episodes: int
+    group_size: int
+    selection: int
+    """Seed of the collection: it determines tasks and episode seeds."""
+    noise: float = 0.0
+    """Share of the user simulator's requests that fail, drawn by their number."""
+    faults: tuple[Fault, ...] = ()
+    domains: dict[str, float] = field(default_factory=lambda: dict(DOMAINS))
+
+    @property
+    def name(self) -> str:
+        """Kind and seed."""
+        return f"{self.kind}-{self.seed}"
+
+    @property
+    def calm(self) -> Schedule:
+        """The same collection without a fault."""
+        return Schedule("calm", 0, self.episodes, self.group_size, self.selection, domains=self.domains)
+
+    def to_json(self) -> str:
+        """As text for a file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**values | {"faults": tuple(Fault(**fault) for fault in values["faults"])})
+
+
+def make(kind: str, seed: int, episodes: int = 100, group_size: int = 2) -> Schedule:
+    """The schedule of that kind and seed.
+
+    Args:
+        kind: a key of `KINDS`.
+        episodes: a multiple of the group size.
+    """
+    rng = random.Random(f"chaos:{kind}:{seed}")
+    selection, noise = rng.randrange(_CALM_SEEDS), _NOISE
+    faults = tuple(sorted(KINDS[kind](rng, episodes), key=lambda fault: (fault.after, fault.delay)))
+    return Schedule(kind, seed, episodes, group_size, selection, noise, faults)
+
+
+def _moment(rng: random.Random, episodes: int) -> int:
+    """When a fault comes: also before the first delivery, and never when nearly all is done."""
+    return rng.randrange(int(episodes * 0.8) + 1)
+
+
+def _kills(target: str, rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """One kill, several at different times, several at once, or one every few seconds."""
+    pattern = rng.choice(("one", "some", "together", "series"))
+    if pattern == "one":
+        yield Fault(target, _moment(rng, episodes), pick=rng.randrange(8))
+    elif pattern == "some":
+        for _ in range(rng.randint(2, 4)):
+            yield Fault(target, _moment(rng, episodes), pick=rng.randrange(8))
+    elif pattern == "together":
+        after = _moment(rng, episodes)
+        yield from (Fault(target, after, pick=pick) for pick in (0, 0))
+    else:
+        after, every = _moment(rng, episodes), rng.choice((3.0, 5.0, 8.0))
+        yield from (Fault(target, after, every * turn, pick=rng.randrange(8)) for turn in range(3))
+
+
+def _few_kills(target: str, rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """One or two kills of something that there is one of."""
+    for _ in range(rng.randint(1, 2)):
+        yield Fault(target, _moment(rng, episodes))
+
+
+def _user(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """Bursts of failing requests, each of one kind."""
+    for _ in range(rng.randint(2, 5)):
+        how = rng.choice(BEHAVIOURS)
+        most = 3 if how == "hang" else 40
+        yield Fault("user", _moment(rng, episodes), how=how, requests=rng.randint(1, most))
+
+
+def _hang(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """A process is halted, for a while or for good."""
+    target = rng.choice(("actor", "actor", "replica"))
+    seconds = rng.choice((1.0, 5.0, None))
+    yield Fault(target, _moment(rng, episodes), how="STOP", pick=rng.randrange(8), seconds=seconds)
+
+
+def _asleep(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """The client's machine sleeps for a few seconds, as a closed laptop does."""
+    yield Fault("client", _moment(rng, episodes), how="STOP", seconds=rng.choice((2.0, 6.0)))
+
+
+def _mixed(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """Faults of several kinds in one collection."""
+    for kind in rng.sample(("actor", "replica", "controller", "user"), k=rng.randint(2, 3)):
+        yield from KINDS[kind](rng, episodes)
+
+
+KINDS = {
+    "actor": lambda rng, episodes: _kills("actor", rng, episodes),
+    "replica": lambda rng, episodes: _kills("replica", rng, episodes),
+    "user": _user,
+    "controller": lambda rng, episodes: _few_kills("controller", rng, episodes),
+    "mixed": _mixed,
+    "hang": _hang,
+    "client": lambda rng, episodes: _few_kills("client", rng, episodes),
+    "asleep": _asleep,
+    "coordinator": lambda rng, episodes: _few_kills("coordinator", rng, episodes),
+    "cluster": lambda rng, episodes: _few_kills("cluster", rng, episodes),
+}
+"""Kinds of schedules: each makes the faults of one."""

@@ -1,0 +1,52 @@
+"""The process that keeps the service, with a Ray cluster of its own: `python -m tests.chaos.service '{settings}'`.
+
+Invariant: it prints one line of JSON with the cluster's address when the service is ready, and ends with everything it
+started when its standard input ends. Clients are other processes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import ray
+
+from rollout_service.client import RolloutClient
+from tests.support.episodes import settings
+
+NAME = "chaos"
+
+SETTINGS: dict[str, Any] = {
+    "service__name": NAME,
+    "service__actors": 2,
+    "service__slots": 8,
+    "service__log_level": "INFO",
+    "tasks__domain": "mock",
+    "policy__replicas": 2,
+    "policy__script": {
+        "latency": {"distribution": "exponential", "mean": 0.05},
+        "wrong_argument": 0.1,
+        "malformed_call": 0.05,
+        "early_stop": 0.03,
+        "chatter": 0.1,
+    },
+    "user__model": "openai/local",
+    "user__timeout_seconds": 4.0,
+    "user__retries": 4,
+    "user__max_retry_wait_seconds": 0.5,
+    "limits__wall_seconds": 120.0,
+}
+"""The service of all schedules: a scripted policy that dawdles and errs, drawn from each episode's seed."""
+
+
+def main() -> None:
+    """Keep a service until standard input ends."""
+    with RolloutClient(config=settings(**json.loads(sys.argv[1]))):
+        context = ray.get_runtime_context()
+        print(json.dumps({"address": context.gcs_address, "session": ray._private.worker._global_node.get_session_dir_path()}), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
