@@ -8,6 +8,7 @@
 #   make bench     speed against baselines                   (docs/performance.md)
 #   make parity    fast against official scores              (docs/performance.md)
 #   make fuzz      30,000 wild turns, of which none may be a fault
+#   make chaos     faults in running collections, and their histories checked
 #   make slime-contract SLIME_PATH=../slime    our hooks in slime's own code
 #   make tokenizer trains the embedded tokenizer again
 #   make clean     removes .venv and what was built
@@ -20,7 +21,7 @@ WORKERS ?= 2
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types docs parity fuzz bench slime-contract tokenizer clean
+.PHONY: demo test lint types docs parity fuzz chaos bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -44,6 +45,9 @@ parity: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -W ignore -m tests.fuzz_turns $(ARGS)
+
+chaos: $(VENV)/.installed-test
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tests.chaos.history import Delivery
 
 SIGNIFICANCE = 1e-3
-"""Probability below which lengths are said to be distributed otherwise. What came is mostly the calm run's own episodes,
-so a service without a bias stays far above it."""
+"""Probability below which lengths are said to be distributed otherwise. What came is mostly the calm run's own
+episodes, so a service without a bias stays far above it."""
 
 
 @dataclass(frozen=True, slots=True)

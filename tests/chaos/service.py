@@ -44,7 +44,8 @@ def main() -> None:
     """Keep a service until standard input ends."""
     with RolloutClient(config=settings(**json.loads(sys.argv[1]))):
         context = ray.get_runtime_context()
-        print(json.dumps({"address": context.gcs_address, "session": ray._private.worker._global_node.get_session_dir_path()}), flush=True)
+        ready = {"address": context.gcs_address, "session": f"/tmp/ray/{context.get_session_name()}"}
+        print(json.dumps(ready), flush=True)
         sys.stdin.read()
 
 

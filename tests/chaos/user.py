@@ -36,7 +36,9 @@ class UserEndpoint:
 
     def __init__(self) -> None:
         played = [tasks.get(task) for domain in DOMAINS for task in tasks.references(domain, "base")]
-        self._server = OpenAIServer(server.gold_user(played), self._choose)
+        # Tasks that differ in the agent's part only: the user plays the same in them, having no actions of its own.
+        by_scenario = {str(task.user_scenario): task for task in played}
+        self._server = OpenAIServer(server.gold_user(list(by_scenario.values())), self._choose)
         self._noise, self._seed = 0.0, ""
         self._burst: deque[Behaviour] = deque()
         self.failed = 0
