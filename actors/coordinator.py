@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
 from actors.running import Result, RunningCollection, lost
@@ -57,6 +58,7 @@ class Coordinator:
         self._scheduler = Scheduler()
         self._pool = ActorPool(application, self._use_actor, self._end_all)
         self._collections: dict[str, RunningCollection] = {}
+        self._budgets = Budgets(config.budget, self._collections)
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
         self._clients = Clients(config.service.lease_seconds, self._drop_all_of)
@@ -111,8 +113,10 @@ class Coordinator:
 
         Raises:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
+            BudgetReached: the service's budget is spent.
         """
         self._clients.heard(client)
+        self._budgets.check_open()
         async with self._planning:
             loop = asyncio.get_running_loop()
             planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
@@ -122,6 +126,7 @@ class Coordinator:
         self._collections[collection.collection_id] = running
         collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection)
+        self._budgets.opened(running)
         _log.info(
             "Collection %s begun: %d episodes in groups of %d.",
             collection.collection_id,
@@ -137,7 +142,7 @@ class Coordinator:
 
         Raises:
             RolloutError: the collection cannot go on: an episode's request is impossible, no actor comes up, it was
-                cancelled. Every group that was finished by then was given before.
+                cancelled, a budget is spent. Every group that was finished by then was given before.
             ServiceError: unknown collection.
         """
         running = self._collections.get(collection_id)
@@ -160,6 +165,7 @@ class Coordinator:
             if running.collection.exhausted:
                 _log.info("Collection %s ended %s.", collection_id, running.account)
                 self._forget(collection_id)
+                running.check_whole()
                 return None
             running.changed.clear()
             await running.changed.wait()
@@ -264,6 +270,7 @@ class Coordinator:
         while (assignment := self._scheduler.next()) is not None:
             running = self._collections[assignment.collection_id]
             self._tasks.start(self._run(assignment, running), "running an episode")
+            self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():
             if (reason := running.held_back) is not None:
                 _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(f"held back: {reason}"))
@@ -279,6 +286,7 @@ class Coordinator:
             running.changed.set()
         if summary.fault is not None:
             await self._note_fault(running, summary.fault, request)
+        self._budgets.spent(running, summary)
         self._prompt_tokens += summary.prompt_tokens
         self._cached_tokens += summary.cached_tokens
         await self._observe(summary)
@@ -366,4 +374,5 @@ class Coordinator:
         self._scheduler.drop(collection_id)
         forgotten = self._collections.pop(collection_id, None)
         if forgotten is not None:
+            self._budgets.closed(forgotten)
             self._late += forgotten.collection.late

@@ -18,8 +18,10 @@ from rollout_service.collecting.collection import Collection, Handout
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.scheduler import Assignment
+from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
-from rollout_service.errors import Fault, FaultKind, RolloutError
+from rollout_service.config.budget import NO_LIMIT, Budget
+from rollout_service.errors import BudgetReached, Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Trajectory
 
 _HELD_BACK = {
@@ -35,7 +37,12 @@ class RunningCollection:
     """One collection, from its request until its last group is handed out or it is cancelled."""
 
     def __init__(
-        self, collection: Collection, requests: list[EpisodeRequest], first_draw: int, client: str = ""
+        self,
+        collection: Collection,
+        requests: list[EpisodeRequest],
+        first_draw: int = 0,
+        budget: Budget = NO_LIMIT,
+        client: str = "",
     ) -> None:
         """
         Args:
@@ -45,6 +52,11 @@ class RunningCollection:
         self.requests = requests
         self.first_draw = first_draw
         self.client = client
+        self.spending = Spending(budget)
+        self.limit: str | None = None
+        """The limit of a budget that ended it early."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Runs until `budget.wall_seconds` are over."""
         self.active = 0
         """Episodes that run on an actor now."""
         self.pausing = 0
@@ -67,6 +79,30 @@ class RunningCollection:
             min_version=0 if allowed is None else max(0, version - allowed),
             waited_seconds=time.monotonic() - self._since,
         )
+
+    @property
+    def reached(self) -> str | None:
+        """The limit of its own budget that is reached."""
+        limit = self.spending.limit(time.monotonic() - self._since)
+        return None if limit is None else f"The collection's budget is spent: {limit}."
+
+    def end_early(self, limit: str) -> bool:
+        """Begin no further group, because of this limit of a budget. False: none is left."""
+        if not self.collection.unbegun:
+            return False
+        self.limit = limit
+        self.collection.begin_no_more()
+        self.changed.set()
+        return True
+
+    def check_whole(self) -> None:
+        """Check that the collection, which is exhausted, was not ended early.
+
+        Raises:
+            BudgetReached: it was, with the limit.
+        """
+        if self.limit is not None:
+            raise BudgetReached(self.limit, "What had begun was delivered; raise the budget for the rest.")
 
     def keep(self, episode: int, result: Result) -> None:
         """Note the result of an episode that is done."""
@@ -130,6 +166,7 @@ class RunningCollection:
             "oldest_seconds": max((age for age, _ in places), default=None),
             "to_be_tried_again": self.pausing,
             "held_back": collection.held_back,
+            "limit": self.limit,
             "retries": collection.retries,
             "failed": collection.failed,
             "late": collection.late,

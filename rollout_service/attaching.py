@@ -11,6 +11,7 @@ from typing import Any
 
 from rollout_service.collecting.request import OF_SERVICE, SELECTION, CollectionRequest
 from rollout_service.config import RolloutConfig
+from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
 from rollout_service.redaction import shown
@@ -78,7 +79,18 @@ def collection_request(
     fields |= {name: value for name, value in selection.items() if value is not None}
     if "sampling" in fields:
         fields["sampling"] = _sampling(running, fields["sampling"])
+    if "budget" in fields:
+        fields["budget"] = _budget(running, fields["budget"])
     return CollectionRequest(**counts, **fields)
+
+
+def _budget(running: RolloutConfig, given: Any) -> Budget:
+    """The budget of a collection, each of whose limits has an effect with the service's user."""
+    limits = given.model_dump(exclude_none=True) if isinstance(given, Budget) else given
+    if not isinstance(limits, Mapping):
+        raise ConfigError(f"budget is {shown(given)}.", "Give a mapping, such as {'usd': 5, 'wall_seconds': 3600}.")
+    named = dict.fromkeys((f"budget.{name}" for name in Budget.model_fields), None)
+    return running.with_overrides(named | {f"budget.{name}": value for name, value in limits.items()}).budget
 
 
 def _sampling(running: RolloutConfig, given: Any) -> Sampling:

@@ -146,11 +146,14 @@ class RolloutClient:
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), and `max_attempts`, `max_staleness` and `late` (as in `service`). What is left out,
-                or None, comes from the configuration. With a `seed` the same call gives the same tasks and episode
-                seeds. Without one, a collection goes on where the last one of the same selection stopped.
+                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `budget` (limits by
+                name, as in `budget`), and `continues` (see `Output.ask`). What is left out, or None, comes from the
+                configuration. With a `seed` the same call gives the same tasks and episode seeds. Without one, a
+                collection goes on where the last one of the same selection stopped.
 
         Raises:
+            BudgetReached: the service's budget is spent; from the stream, after the last group: a budget ended it
+                early.
             TaskError: unknown domain, split or task id, n is not divisible by the group size, or an argument has the
                 wrong type or is out of range.
             ConfigError: an unknown or wrong sampling setting.
@@ -175,8 +178,8 @@ class RolloutClient:
             progress: show progress on stderr.
 
         Raises:
-            IncompleteCollection: episodes failed after all attempts, or the service was lost on the way. It holds the
-                trajectories that arrived.
+            IncompleteCollection: episodes failed after all attempts, the service was lost on the way, or a budget ended
+                it early. It holds the trajectories that arrived.
             TaskError, ConfigError: as `stream` raises them.
         """
         return twins.run(self._collect(n, group_size, progress, selection))

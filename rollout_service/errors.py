@@ -293,6 +293,10 @@ class ServiceError(RolloutError):
     """The service or its cluster cannot be started or reached."""
 
 
+class BudgetReached(RolloutError):
+    """A collection ended early, since its budget or the service's is spent. What had begun was delivered before."""
+
+
 class WeightError(RolloutError):
     """Weights cannot be loaded: they are another model's, their version is too low, or an update is running."""
 

@@ -12,6 +12,7 @@ import concurrent.futures
 import rollout_service.config.secrets as secrets
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import RolloutConfig
+from rollout_service.config.budget import Budget
 from rollout_service.policy import endpoint
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
@@ -49,7 +50,8 @@ def check_user(config: RolloutConfig) -> None:
     """Check the user simulator.
 
     Raises:
-        ConfigError: its key is not set, or its model takes no such temperature.
+        ConfigError: its key is not set, its model takes no such temperature, or its price is not known and there is a
+            budget in dollars.
         UserSimulatorError: nothing listens at its address.
     """
     if config.user_kind != "llm":
@@ -58,6 +60,19 @@ def check_user(config: RolloutConfig) -> None:
     from rollout_service.tau2 import llm_user
 
     llm_user.check_user(config.user)
+    check_price(config, config.budget)
+
+
+def check_price(config: RolloutConfig, budget: Budget) -> None:
+    """Check that a budget of dollars can be held.
+
+    Raises:
+        ConfigError: the price of the user simulator's model is not known.
+    """
+    if budget.usd is not None and config.user.model is not None:
+        from rollout_service.tau2 import llm_user
+
+        llm_user.check_price(config.user.model)
 
 
 def check_judge(config: RolloutConfig) -> None:

@@ -71,6 +71,14 @@ def test_a_call_with_a_seed_can_be_repeated_exactly(client):
     assert essence(first) != essence(other)
 
 
+def test_a_budget_that_ends_a_collection_leaves_its_batch(client):
+    with pytest.raises(IncompleteCollection, match=r"budget is spent: episodes: 4 of 4 are used") as caught:
+        client.collect(20, group_size=2, seed=5, budget={"episodes": 4}, progress=False)
+    assert (len(caught.value.batch), caught.value.missing) == (4, 16)
+    with pytest.raises(ConfigError, match=r"budget\.episodes is 0"):
+        client.stream(2, budget={"episodes": 0})
+
+
 def test_without_a_seed_collections_go_on_through_the_epoch(client):
     ids = [t.task.task_id for t in client.collect(domain="telecom", split="small", n=6, shuffle=False, progress=False)]
     choice = {"domain": "telecom", "split": "small", "ids": ids, "progress": False}

@@ -1,8 +1,8 @@
 """The command line: `rollout-service COMMAND`, each of which has a file in `commands/`.
 
 Invariant: results go to stdout, everything else to stderr; an error is one paragraph that says what to do. Exit codes:
-0 all is well; 1 the work was done but something in it failed (aborted episodes, violations, a failed check); 2 it could
-not be done as asked; 130 interrupted.
+0 all is well; 1 the work was done but something in it failed (aborted episodes, violations, a failed check), or a
+budget ended it early; 2 it could not be done as asked; 130 interrupted.
 """
 
 from __future__ import annotations

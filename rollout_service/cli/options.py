@@ -37,13 +37,7 @@ def read_settings(
     Raises:
         ConfigError: a setting is bad, or is given by two options.
     """
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            missing = "name before the '='" if equals else "'='"
-            raise ConfigError(f"--set {setting}: there is no {missing}.", "Write --set section.field=value.")
-        overrides[name] = parse_value(value, f"value of --set {name}")
+    overrides = _pairs("--set", settings, "section.field=value")
     given: dict[str, Any] = {
         "tasks.domain": domain,
         "tasks.split": split,
@@ -57,3 +51,24 @@ def read_settings(
     if domain is not None:
         overrides.setdefault("tasks.ids", None)  # the ids in a file belong to its own domain
     return RolloutConfig.load(path, overrides)
+
+
+def read_limits(given: list[str] | None) -> dict[str, Any] | None:
+    """The limits of a budget, each given as `name=value`; None: none is given.
+
+    Raises:
+        ConfigError: one is no such pair.
+    """
+    return _pairs("--budget", given, "usd=5") or None
+
+
+def _pairs(option: str, given: list[str] | None, example: str) -> dict[str, Any]:
+    """Values by name, from an option that is repeated."""
+    found: dict[str, Any] = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            missing = "name before the '='" if equals else "'='"
+            raise ConfigError(f"{option} {pair}: there is no {missing}.", f"Write {option} {example}.")
+        found[name] = parse_value(value, f"value of {option} {name}")
+    return found

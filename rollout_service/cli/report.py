@@ -20,13 +20,14 @@ from rollout_service.errors import FaultKind
 from rollout_service.record.statistics import Summary
 
 
-def print_summary(summary: Summary, seconds: float, *, where: Path | None = None) -> None:
+def print_summary(summary: Summary, seconds: float, *, where: Path | None = None, limit: str = "") -> None:
     """Print the closing tables of a collection: rewards and outcomes by domain, then the totals, then for each kind of
     fault the first one's text and the remedy.
 
     Args:
         seconds: wall time of the collection.
         where: file in which the trajectories were stored, if any.
+        limit: what ended the collection early, if anything did.
     """
     console = Console()
     table = Table("domain", "episodes", "scored", "reward", "95% interval", "outcomes", title="Episodes")
@@ -39,6 +40,8 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
     totals = Table(show_header=False, title="Totals")
     for name, value in _totals(summary, seconds):
         totals.add_row(name, value)
+    if limit:
+        totals.add_row("ended early", limit)
     if where is not None:
         totals.add_row("stored in", str(where))
     console.print(totals)

@@ -281,6 +281,18 @@ class Collection:
         late = self.staleness.late(self._episodes[episode].oldest_version, self._version)
         return late and self.staleness.drop
 
+    @property
+    def unbegun(self) -> int:
+        """Number of groups of which no episode has started."""
+        return self.groups - -(-self._next_new // self.group_size)
+
+    def begin_no_more(self) -> None:
+        """Become a collection of the groups that have begun: they are completed, and no other one begins."""
+        self.groups -= self.unbegun
+        episodes = self.groups * self.group_size
+        del self._episodes[episodes:], self._open[self.groups :]
+        self.before = frozenset(episode for episode in self.before if episode < episodes)
+
     def cancel(self) -> None:
         """Start nothing more."""
         self._cancelled = True

@@ -17,6 +17,7 @@ from rollout_service.collecting.continuation import left_to_play
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
+from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
 
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     """One for each of the collection's episodes, those that were done before included."""
     first_draw: int
     """Number of tasks of the selection's sequence that come before the collection's first one."""
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Planner:
         if request.continues is not None:
             requests, before = left_to_play(requests, request.group_size, request.continues.done)
         collection = self.collection(collection_id, request, len(requests), before, version)
-        return Plan(collection, requests, first_draw)
+        return Plan(collection, requests, first_draw, request.budget or NO_LIMIT)
 
     def _requests(
         self, request: CollectionRequest, seed: int, chosen: Sequence[TaskRef], first_draw: int

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import rollout_service.config.arguments as arguments
 from rollout_service.collecting.continuation import Continuation
+from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import Fault, TaskError
@@ -53,6 +54,8 @@ class CollectionRequest:
     """What happens to a trajectory over `max_staleness`."""
     continues: Continuation | None = None
     """What it goes on from. None: it is a collection of its own."""
+    budget: Budget | None = None
+    """How much it may spend; None: no limit but the service's."""
 
     def __post_init__(self) -> None:
         read = {
@@ -74,6 +77,8 @@ class CollectionRequest:
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
         if self.continues is not None and not isinstance(self.continues, Continuation):
             raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise TaskError(f"budget is {shown(self.budget)}.", "Give a Budget; the client makes one of a mapping.")
         if self.sampling is not None and not isinstance(self.sampling, Sampling):
             raise TaskError(
                 f"sampling is {shown(self.sampling)}.", "Give a Sampling; the client makes one of a mapping."

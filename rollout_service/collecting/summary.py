@@ -28,12 +28,19 @@ class EpisodeSummary:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """The prompt tokens that the engine took from its prefix cache."""
+    policy_tokens: int = 0
+    """Tokens that the policy sampled."""
+    user_tokens: int = 0
+    """Tokens of the user simulator, those sent and those it wrote."""
+    cost_usd: float | None = 0.0
+    """US dollars that the user simulator cost; None: not known."""
     part: Part | None = None
     """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:
         """The trajectory's summary."""
+        usage = trajectory.user_usage
         return cls(
             trajectory.trajectory_id,
             trajectory.outcome,
@@ -43,6 +50,9 @@ class EpisodeSummary:
             _versions(trajectory),
             trajectory.prompt_token_count,
             trajectory.cached_token_count,
+            trajectory.policy_token_count,
+            usage.prompt_tokens + usage.completion_tokens,
+            usage.cost_usd,
         )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 import rollout_service.config.names as names
 import rollout_service.config.variables as variables
 import rollout_service.config.yaml_text as yaml_text
+from rollout_service.config.budget import Budget
 from rollout_service.config.evaluation import Evaluation
 from rollout_service.config.gateway import Gateway, is_loopback
 from rollout_service.config.limits import Limits
@@ -41,6 +42,7 @@ class RolloutConfig(Section):
     user: User = User()
     evaluation: Evaluation = Evaluation()
     limits: Limits = Limits()
+    budget: Budget = Budget()
     service: Service = Service()
     gateway: Gateway = Gateway()
 
@@ -69,6 +71,13 @@ class RolloutConfig(Section):
                 "Give both the same host and port.",
                 "gateway.port",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.user_kind != "llm" and self.budget.of_user:
+            why, remedy = "no language model plays the user", "Leave it out, or set user.model."
+            self.budget.check_unset(self.budget.of_user, "budget.", why, remedy)
         return self
 
     @property

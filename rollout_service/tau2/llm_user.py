@@ -194,6 +194,19 @@ def check_user(config: User) -> None:
     check_endpoint(config)
 
 
+def check_price(model: str) -> None:
+    """Check that litellm knows what the model's tokens cost.
+
+    Raises:
+        ConfigError: it does not, so that dollars cannot be counted.
+    """
+    if _price(model) is None:
+        raise ConfigError(
+            f"budget.usd is set, but litellm knows no price for user.model {model!r}.",
+            "Set budget.user_tokens instead.",
+        )
+
+
 def check_temperature(config: User) -> None:
     """Check that the model takes the temperature. Some take only their own, and litellm would silently leave it out.
 

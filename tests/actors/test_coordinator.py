@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
-from rollout_service.errors import ConfigError, ServiceError
+from rollout_service.config.budget import Budget
+from rollout_service.errors import BudgetReached, ConfigError, Fault, FaultKind, ServiceError
 from tests.support.episodes import settings
 
 Play = Callable[[EpisodeRequest], EpisodeSummary | Awaitable[EpisodeSummary]]
@@ -206,6 +208,67 @@ async def test_a_client_that_leaves_or_falls_silent_loses_its_own_collections_on
         await coordinator.next_group(silent)
     gate.set()
     assert await coordinator.next_group(kept) is not None, "asking for a group renews the lease as well"
+
+
+async def given(coordinator: Coordinator, collection: str) -> tuple[list[int], str]:
+    """Sizes of the groups until the end, and what ends them."""
+    sizes: list[int] = []
+    try:
+        while (group := await coordinator.next_group(collection)) is not None:
+            sizes.append(len(group.trajectories))
+    except BudgetReached as end:
+        return sizes, str(end)
+    raise AssertionError("nothing ended it early")
+
+
+async def test_a_collection_s_budget_ends_it_after_the_groups_that_had_begun(start):
+    coordinator = await start(scored)
+    request = CollectionRequest(n=40, group_size=4, budget=Budget(episodes=6))
+    accepted = await coordinator.submit(request, "client")
+    sizes, said = await given(coordinator, accepted.collection_id)
+    assert (accepted.episodes, sizes) == (40, [4, 4])
+    assert "The collection's budget is spent: episodes: 6 of 6 are used." in said
+    assert len(await taken(coordinator)) == 2, "others go on"
+
+
+async def test_a_budget_that_is_reached_with_everything_begun_cuts_nothing(start):
+    coordinator = await start(scored)
+    accepted = await coordinator.submit(CollectionRequest(n=6, budget=Budget(episodes=6)), "client")
+    groups = [group async for group in until_none(lambda: coordinator.next_group(accepted.collection_id))]
+    assert len(groups) == 6
+
+
+async def test_attempts_that_failed_are_paid_from_the_budget_too(start):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        fault = Fault(FaultKind.USER_SIMULATOR, "Timeout", "late", retryable=True) if request.attempt == 1 else None
+        return dataclasses.replace(scored(request), fault=fault, policy_tokens=10)
+
+    coordinator = await start(play, service__max_attempts=2)
+    accepted = await coordinator.submit(CollectionRequest(n=9, budget=Budget(policy_tokens=40)), "client")
+    sizes, said = await given(coordinator, accepted.collection_id)
+    assert len(sizes) < 4, "four would be paid if only their last attempts counted"
+    assert "policy_tokens: 40 of 40 are used" in said
+
+
+async def test_time_that_is_over_ends_a_collection_that_waits(start):
+    coordinator, gate = await held(start)
+    accepted = await coordinator.submit(CollectionRequest(n=9, budget=Budget(wall_seconds=0.01)), "client")
+    asked = asyncio.ensure_future(given(coordinator, accepted.collection_id))
+    open_one = coordinator._collections[accepted.collection_id]
+    while open_one.limit is None:
+        open_one.changed.clear()
+        await open_one.changed.wait()
+    gate.set()
+    assert (await asked)[0] == [1, 1], "what ran is delivered"
+
+
+async def test_the_service_s_budget_ends_all_collections_and_refuses_the_next(start):
+    coordinator = await start(scored, budget__episodes=4)
+    first, second = [await coordinator.submit(CollectionRequest(n=9), "client") for _ in range(2)]
+    for accepted in (first, second):
+        assert "The service's budget is spent: episodes:" in (await given(coordinator, accepted.collection_id))[1]
+    with pytest.raises(BudgetReached, match="The service's budget is spent"):
+        await coordinator.submit(CollectionRequest(n=2), "client")
 
 
 async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and_status(start):

@@ -105,6 +105,21 @@ def test_a_collection_that_was_cut_off_is_resumed_then_appended_to(client, tmp_p
     assert len({(t.task.task_id, t.seed) for t in storage.read(path)}) == 10
 
 
+def test_a_budget_ends_a_collection_early_and_the_table_says_which_limit(client, tmp_path):
+    path = tmp_path / "out.jsonl"
+    chosen = ["-n", "12", "--group-size", "2", "--domain", "mock", "-o", path, *running(client)]
+    ended = command("collect", "--budget", "episodes=3", *chosen)
+    assert ended.returncode == 1, ended.stderr
+    assert "The collection's budget is spent: episodes: 3 of 3 are used" in ended.stdout
+    assert len(storage.read(path)) == 4, "the group that had begun is completed"
+    refused = command("collect", "--budget", "usd=5", *chosen, "--resume")
+    assert refused.returncode == 2
+    assert "budget.usd" in refused.stderr
+    assert "no language model plays the user" in refused.stderr
+    assert command("collect", "--resume", *chosen).returncode == 0
+    assert len(storage.read(path)) == 12
+
+
 def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_one(stored, tmp_path):
     old = tmp_path / "old.jsonl"
     old.write_bytes(stored.read_bytes())
@@ -135,6 +150,13 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
         (["collect", "--append"], "--append is given, but no --output"),
         (["collect", "-o", "x.jsonl", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
         (["collect", "--start"], "--start goes with --address"),
+        (["collect", "--budget", "episodes=0"], "budget.episodes is 0"),
+        (["collect", "--budget", "5"], "--budget 5: there is no '='"),
+        (["collect", "--budget", "dollars=5"], "budget.dollars"),
+        (
+            ["collect", "--set", "user.model=openai/no-such-model", "--budget", "usd=5"],
+            "litellm knows no price for user.model 'openai/no-such-model'",
+        ),
         (["collect", "-n", "7", "--group-size", "2"], "n=7 is not a positive multiple of group_size=2"),
         (["collect", "--domain", "retail=2,airline"], "'airline' is not a domain with its weight"),
         (["collect", "--domain", "retail", "--set", "tasks.domain=mock"], "an option that sets the same"),

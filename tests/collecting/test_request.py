@@ -84,9 +84,9 @@ def test_numpy_s_whole_numbers_and_a_mix_as_text_are_read():
 def test_attempts_and_staleness_are_the_collection_s_own_or_the_service_s():
     own = CollectionRequest(n=2, domain="mock", max_attempts=1, max_staleness=0, late="deliver", groups_per_update=4)
     planner = Planner(episodes.settings(service__max_staleness=2, service__max_attempts=5), Tau2TaskSource())
-    collection, _, _ = planner.plan(own, version=0)
+    collection, *_ = planner.plan(own, version=0)
     assert (collection.max_attempts, collection.staleness) == (1, Staleness(0, drop=False, groups_per_update=4))
-    collection, _, _ = planner.plan(CollectionRequest(n=2, domain="mock"), version=0)
+    collection, *_ = planner.plan(CollectionRequest(n=2, domain="mock"), version=0)
     assert (collection.max_attempts, collection.staleness) == (5, Staleness(2, drop=True))
 
 

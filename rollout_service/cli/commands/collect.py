@@ -7,15 +7,16 @@ is kept when the collection fails.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_settings
+from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_limits, read_settings
 from rollout_service.cli.stderr import say
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ConfigError, ServiceError
+from rollout_service.errors import BudgetReached, ConfigError, ServiceError
 
 
 def collect(
@@ -31,6 +32,10 @@ def collect(
     append: Annotated[bool, typer.Option(help="Add other tasks and seeds to the output if it exists.")] = False,
     resume: Annotated[bool, typer.Option(help="Complete what was begun in the output, if it exists.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first group is there.")] = False,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or its address. Default: embedded.")] = None,
     start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
     tokenizer: Tokenizer = None,
@@ -40,7 +45,7 @@ def collect(
     """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
     from rollout_service.cli.report import print_summary
     from rollout_service.client import RolloutClient
-    from rollout_service.collecting.progress import CollectionProgress
+    from rollout_service.collecting.request import CollectionRequest
     from rollout_service.output import Output
 
     mode = _mode(output, append=append, resume=resume, overwrite=overwrite)
@@ -48,31 +53,46 @@ def collect(
         raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
     loaded = read_settings(config, settings, tokenizer, domain, split, task)
     file = None if output is None else Output(output, mode)
-    asked = _asked(file, loaded, loaded, n, group_size, seed)  # refused here, before a service is started
+    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget)}
+    if address is None:
+        _asked(file, loaded, loaded, chosen)  # refused here, before a service is started
+    else:  # that service's settings are not known yet
+        CollectionRequest(n=n, group_size=1 if group_size is None else group_size, seed=seed)
     if file is not None and file.is_complete:
         say(f"{output} has all {file.stored} episodes of its collection already.")
         return 0
     say("Starting the service …" if address is None or start else f"Connecting to {address} …")
     with RolloutClient(address, config=loaded, start=None if address is None else start) as client:
-        asked = _asked(file, loaded, client.config, n, group_size, seed)
-        with (
-            contextlib.closing(client.stream(**asked)) as stream,
-            contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
-            CollectionProgress(stream.episodes) as progress,
-        ):
-            if file is not None and mode == "resume" and file.stored:
-                say(f"{output} has {file.stored} episodes of {file.stored + stream.episodes}.{_lost(file.aborted)}")
-            try:
-                for group in stream:
-                    if writer is not None:
-                        writer.append(group)
-                    progress.add(group)
-            except (KeyboardInterrupt, ServiceError):
+        progress, limit = _play(client, file, _asked(file, loaded, client.config, chosen))
+    print_summary(progress.summary, progress.seconds, where=output, limit=limit)
+    return 1 if limit or any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
+
+
+def _play(client: Any, file: Any, asked: dict[str, Any]) -> tuple[Any, str]:
+    """Collect into the file. Returns the progress, and the budget's limit that ended it early, if one did."""
+    from rollout_service.collecting.progress import CollectionProgress
+
+    with (
+        contextlib.closing(client.stream(**asked)) as stream,
+        contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
+        CollectionProgress(stream.episodes) as progress,
+    ):
+        if file is not None and file.stored:
+            say(f"{file.path} has {file.stored} episodes of {file.stored + stream.episodes}.{_lost(file.aborted)}")
+        try:
+            for group in stream:
                 if writer is not None:
-                    say(f"{writer.count} trajectories are in {output}." if writer.count else f"{output} is as it was.")
-                raise
-    print_summary(progress.summary, progress.seconds, where=output)
-    return 1 if any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
+                    writer.append(group)
+                progress.add(group)
+        except BudgetReached as error:
+            return progress, error.problem
+        except (KeyboardInterrupt, ServiceError):
+            if writer is not None:
+                say(
+                    f"{writer.count} trajectories are in {file.path}." if writer.count else f"{file.path} is as it was."
+                )
+            raise
+    return progress, ""
 
 
 def _lost(aborted: int) -> str:
@@ -90,15 +110,14 @@ def _mode(output: Path | None, **flags: bool) -> Any:
     return given[0] if given else "new"
 
 
-def _asked(
-    file: Any, own: RolloutConfig, running: RolloutConfig, n: int | None, group_size: int | None, seed: int | None
-) -> dict[str, Any]:
+def _asked(file: Any, own: RolloutConfig, running: RolloutConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `RolloutClient.stream`."""
     import rollout_service.attaching as attaching
+    import rollout_service.preflight as preflight
 
-    if file is not None:
-        asked: dict[str, Any] = file.ask(own, running, n=n, group_size=group_size, seed=seed)
-        return asked
-    size = 1 if group_size is None else group_size
-    attaching.collection_request(own, running, {"seed": seed}, n=n, group_size=size)
-    return {"n": n, "group_size": size, "seed": seed}
+    asked = {**chosen, "group_size": 1 if chosen["group_size"] is None else chosen["group_size"]}
+    selection = {"seed": asked["seed"], "budget": asked["budget"]}
+    request = attaching.collection_request(own, running, selection, n=asked["n"], group_size=asked["group_size"])
+    if request.budget is not None:
+        preflight.check_price(running, request.budget)
+    return asked if file is None else file.ask(own, running, **chosen)
