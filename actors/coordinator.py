@@ -135,7 +135,7 @@ class Coordinator:
         )
         self._pool.fill_up()
         self._pump()
-        return Accepted(collection.collection_id, collection.size, running.first_draw)
+        return Accepted(collection.collection_id, running.asked, running.first_draw)
 
     async def next_group(self, collection_id: str) -> Group | None:
         """The next finished group, waiting for it; None when the collection has no more.

@@ -50,6 +50,8 @@ class RunningCollection:
         """
         self.collection = collection
         self.requests = requests
+        self.asked = collection.size
+        """Episodes that it would play if no budget ended it early."""
         self.first_draw = first_draw
         self.client = client
         self.spending = Spending(budget)
@@ -145,7 +147,9 @@ class RunningCollection:
     def account(self) -> str:
         """How far it came, for log lines."""
         it, seconds = self.collection, time.monotonic() - self._since
-        return f"after {seconds:.0f} s: {it.done} of {it.size} episodes done, {it.failed} failed, {it.retries} retries"
+        return (
+            f"after {seconds:.0f} s: {it.done} of {self.asked} episodes done, {it.failed} failed, {it.retries} retries"
+        )
 
     def progress(self, places: list[tuple[float, str]]) -> dict[str, Any]:
         """What `Coordinator.status` says of the collection.
@@ -156,7 +160,7 @@ class RunningCollection:
         collection = self.collection
         rewards = [reward for episode, reward in self._rewards.items() if collection.is_done(episode)]
         return {
-            "episodes": collection.size,
+            "episodes": self.asked,
             "done": collection.done,
             "scored": len(rewards),
             "mean_reward": sum(rewards) / len(rewards) if rewards else None,

@@ -223,11 +223,11 @@ async def given(coordinator: Coordinator, collection: str) -> tuple[list[int], s
 
 async def test_a_collection_s_budget_ends_it_after_the_groups_that_had_begun(start):
     coordinator = await start(scored)
-    request = CollectionRequest(n=40, group_size=4, budget=Budget(episodes=6))
+    request = CollectionRequest(n=40, group_size=2, budget=Budget(episodes=1))
     accepted = await coordinator.submit(request, "client")
     sizes, said = await given(coordinator, accepted.collection_id)
-    assert (accepted.episodes, sizes) == (40, [4, 4])
-    assert "The collection's budget is spent: episodes: 6 of 6 are used." in said
+    assert (accepted.episodes, sizes) == (40, [2]), "the group that had begun is whole"
+    assert "The collection's budget is spent: episodes: 1 of 1 are used." in said
     assert len(await taken(coordinator)) == 2, "others go on"
 
 
