@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 import rollout_service.config.secrets as secrets
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
-from rollout_service.cluster import application_name, call, coordinator_name, fleet_name
+from rollout_service.cluster import application_name, call, coordinator_name, fleet_name, gateway_name
 from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
@@ -45,6 +45,10 @@ def start(config: RolloutConfig) -> Service:
                 call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
+        if config.gateway.port is not None:
+            from deploy import gateway
+
+            gateway.run(config)
         service.coordinator.ready.remote(time.monotonic() - begun)
     except BaseException:
         stop(config, service)
@@ -77,6 +81,10 @@ def stop(config: RolloutConfig, service: Service) -> None:
         call(service.coordinator.stop.remote())
     for actor in (service.coordinator, service.fleet):
         ray.kill(actor)
+    if config.gateway.port is not None:
+        from deploy import application
+
+        application.delete(gateway_name(config.service.name))
     name = application_name(config)
     if name is not None and config.policy.application is None:
         from deploy import application

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import rollout_service.twins as twins
 from rollout_service.errors import RolloutError, ServiceError, first_line, last_cause
@@ -59,6 +59,11 @@ def fleet_name(service: str) -> str:
     return f"{service}-fleet"
 
 
+def gateway_name(service: str) -> str:
+    """Name of the Serve application that is the gateway of a service."""
+    return f"{service}-gateway"
+
+
 def application_name(config: RolloutConfig) -> str | None:
     """Name of the Serve application that fronts the policy; None where an endpoint outside the service does."""
     if config.policy.engine == "http":
@@ -94,6 +99,35 @@ _GONE = {
 }
 
 
+class Call(Generic[R]):
+    """Stands for a value that comes another way than through Ray, such as over HTTP."""
+
+    def __init__(self, future: concurrent.futures.Future[R]) -> None:
+        self._future = future
+
+    @classmethod
+    def of(cls, value: R) -> Call[R]:
+        """A value that is here already."""
+        future: concurrent.futures.Future[R] = concurrent.futures.Future()
+        future.set_result(value)
+        return cls(future)
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        """The value. An interrupted wait does not end the call."""
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+    def wait(self, seconds: float | None) -> R:
+        """The value; blocks.
+
+        Raises:
+            NoAnswerYet: it has not come in so many `seconds`.
+        """
+        concurrent.futures.wait([self._future], seconds)
+        if not self._future.done():
+            raise NoAnswerYet
+        return self._future.result()
+
+
 class NoAnswerYet(Exception):
     """The time to wait for an answer is over. The reference is still good: the answer may come."""
 
@@ -106,6 +140,8 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
         ServiceError: the actor is gone.
         NoAnswerYet: it has not come in so many `seconds`.
     """
+    if isinstance(reference, Call):
+        return await _answer_of_call(reference, seconds)
     import ray
 
     try:
@@ -119,6 +155,16 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
     except ray.exceptions.RayError as error:
         raise translated(error, actor) from None
     except TimeoutError:  # asyncio's: an actor's own TimeoutError is a RayError as well
+        raise NoAnswerYet from None
+
+
+async def _answer_of_call(reference: Call[R], seconds: float | None) -> R:
+    if twins.blocks():
+        return reference.wait(seconds)
+    try:
+        async with asyncio.timeout(seconds):
+            return await reference
+    except TimeoutError:
         raise NoAnswerYet from None
 
 
@@ -141,6 +187,8 @@ class LostObject:
 
 async def fetched(references: Sequence[Reference[R]]) -> list[R | LostObject]:
     """The objects, in the order of their references; in a blocking twin the wait blocks."""
+    if any(isinstance(reference, Call) for reference in references):
+        return [await answer(reference) for reference in references]
     import ray
 
     if not twins.blocks():
@@ -189,6 +237,11 @@ def gone(actor: Actor) -> ServiceError:
 
 
 # Connecting ----------------------------------------------------------------------------------------------------------
+
+
+def reachable(reference: Reference[Any]) -> bool:
+    """Whether whoever made the reference can be called now."""
+    return isinstance(reference, Call) or connected()
 
 
 def connected() -> bool:

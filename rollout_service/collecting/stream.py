@@ -13,7 +13,7 @@ from typing import Self
 
 import rollout_service.logs as logs
 import rollout_service.twins as twins
-from rollout_service.cluster import LostObject, NoAnswerYet, Reference, answer, as_argument, connected, fetched
+from rollout_service.cluster import LostObject, NoAnswerYet, Reference, answer, as_argument, fetched, reachable
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, EpisodeRequest, aborted_trajectory
@@ -94,7 +94,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             self._finished = True
             return None
         found = await fetched(group.trajectories)
-        return [_given(*item) for item in zip(group.requests, found, strict=True)]
+        return [given(*item) for item in zip(group.requests, found, strict=True)]
 
     async def _arrived(self, reference: Reference[Group | None]) -> Group | None:
         """The coordinator's answer, however long it takes. A long wait logs now and then what it waits for."""
@@ -129,7 +129,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     def close(self) -> None:
         """Cancel what has not finished yet. Returns at once."""
-        if not self._finished and connected():
+        if not self._finished and reachable(self._submission):
             self._coordinator.cancel_submitted.remote(as_argument(self._submission))
         self._finished = True
 
@@ -144,8 +144,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             self.close()
 
 
-def _given(request: EpisodeRequest, found: Trajectory | LostObject) -> Trajectory:
-    """The trajectory, or what stands for it when its object was lost."""
+def given(request: EpisodeRequest, found: Trajectory | LostObject) -> Trajectory:
+    """The trajectory of the request, or what stands for it when its object was lost."""
     if isinstance(found, Trajectory):
         return found
     text = f"the finished trajectory was lost: {type(found.error).__name__}"

@@ -44,9 +44,9 @@ class Delivery(Generic[T]):
         """Set when a group was acknowledged."""
 
     @property
-    def done(self) -> bool:
-        """Whether every group was given and acknowledged."""
-        return self._ended and not self._held
+    def ended(self) -> bool:
+        """Whether the service has no more groups of the collection, be it that it failed."""
+        return self._ended or self._error is not None
 
     async def group(self, number: int) -> T | None:
         """The group of this number, waiting for it; None: the collection has no more. An interrupted wait loses none.

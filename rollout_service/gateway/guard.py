@@ -33,8 +33,11 @@ class Guard:
         rate = requests_per_second
         self._limit = None if rate is None else RateLimit(rate, max(1.0, rate * _BURST_SECONDS))
 
-    def admit(self, authorization: str | None, scope: Scope) -> Holder:
+    def admit(self, authorization: str | None, scope: Scope | None) -> Holder:
         """Who sent a request with this `Authorization` header.
+
+        Args:
+            scope: None: whatever the token allows.
 
         Raises:
             Refusal: the token is bad or does not allow `scope`, or the caller asks too often.
@@ -45,7 +48,8 @@ class Guard:
             self._count(_NOBODY)
             raise
         self._count(holder.name)
-        holder.check_scope(scope)
+        if scope is not None:
+            holder.check_scope(scope)
         return holder
 
     def _count(self, caller: str) -> None:

@@ -181,7 +181,7 @@ class Tokens:
         """
         token = _sent(authorization)
         if not token:
-            raise Refusal(401, "There is no token: send the header Authorization: Bearer TOKEN.")
+            raise Refusal(401, "There is no token: send it in the header Authorization, after the word Bearer.")
         whole = _WHOLE.fullmatch(token)
         if whole is None or not hmac.compare_digest(_checksum(whole[1]), whole[2]):
             raise Refusal(401, "The token is not whole: it was cut short or mistyped. Copy all of it.")

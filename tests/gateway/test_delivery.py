@@ -68,7 +68,7 @@ def test_whatever_is_cut_each_group_comes_once_and_in_order_and_no_more_are_held
             assert source.taken - acknowledged <= most_held
         assert have == groups
         delivery.acknowledge(have)
-        assert delivery.done
+        assert delivery.ended
 
     asyncio.run(run())
 
@@ -86,7 +86,7 @@ async def test_a_cursor_that_is_not_there_is_refused_in_words():
     assert await delivery.group(3) == 30
     with pytest.raises(CursorError, match="Group 4 was not given"):
         delivery.acknowledge(4)
-    assert not delivery.done
+    assert not delivery.ended
 
 
 async def test_what_ended_the_collection_comes_after_every_group_and_stays():

@@ -1,0 +1,202 @@
+"""The collections of clients outside the cluster: begun, read group by group, and ended when nobody reads them.
+
+Invariant: a request that is sent again under the same key does nothing twice. Whoever began a collection is the only
+one who can read or end it. A client that was not heard for `gateway.idle_seconds` loses its collections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import rollout_service.logs as logs
+from rollout_service.background import BackgroundTasks
+from rollout_service.cluster import answer, fetched
+from rollout_service.collecting.coordinator import CoordinatorHandle
+from rollout_service.collecting.group import Group
+from rollout_service.collecting.lease import renewal_seconds
+from rollout_service.collecting.request import Accepted, CollectionRequest
+from rollout_service.collecting.stream import given
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.gateway.delivery import Delivery
+from rollout_service.gateway.wire import End, Writer, of_error
+
+T = TypeVar("T")
+
+_log = logs.logger(__name__)
+
+_PIECE = 1 << 18
+"""Most bytes of a group that are passed on at once: Serve's messages are bounded."""
+
+_MOST_KEYS = 1000
+"""Requests whose answers are kept for those who ask again."""
+
+
+class Missing(ServiceError):
+    """There is no such collection for this caller."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One collection on its way out."""
+
+    accepted: Accepted
+    owner: str
+    """Name of the token that began it."""
+    client: str
+    """Id of the client that began it, as the coordinator knows it."""
+    delivery: Delivery[Group]
+    heard: float = field(default_factory=time.monotonic)
+    readers: int = 0
+
+
+class Streams:
+    """The collections that the gateway began. Make and use it on one event loop."""
+
+    def __init__(self, coordinator: Callable[[], CoordinatorHandle], config: RolloutConfig) -> None:
+        """
+        Args:
+            coordinator: the service's coordinator, as it is now.
+        """
+        self._coordinator = coordinator
+        self._config = config
+        self._streams: dict[str, Stream] = {}
+        self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
+        self._tasks = BackgroundTasks()
+        self._tasks.start(self._watch(), "watching the clients of the gateway")
+
+    async def once(self, owner: str, key: str | None, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on if its caller does not wait; of the same key it is done once."""
+        found = None if key is None else self._answers.get((owner, key))
+        if found is not None:
+            work.close()
+        else:
+            found = asyncio.ensure_future(work)
+            if key is not None:
+                self._keep((owner, key), found)
+        result: T = await asyncio.shield(found)
+        return result
+
+    def _keep(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
+        """Keep the answer for those who ask again. What failed is done anew."""
+        self._answers[key] = task
+        if len(self._answers) > _MOST_KEYS:
+            self._answers.popitem(last=False)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if task.cancelled() or task.exception() is not None:
+                self._answers.pop(key, None)
+
+        task.add_done_callback(ended)
+
+    async def begin(self, request: CollectionRequest, owner: str, client: str) -> Accepted:
+        """Begin a collection.
+
+        Raises:
+            TaskError: the service refuses it.
+        """
+        known = f"{owner}:{client}"
+        accepted = await answer(self._coordinator().submit.remote(request, known))
+
+        def take() -> Awaitable[Group | None]:
+            return answer(self._coordinator().next_group.remote(accepted.collection_id))
+
+        delivery = Delivery(take, self._config.gateway.most_held_groups)
+        self._streams[accepted.collection_id] = Stream(accepted, owner, known, delivery)
+        return accepted
+
+    def find(self, collection_id: str, owner: str) -> Stream:
+        """The stream of this collection.
+
+        Raises:
+            Missing: there is none that `owner` began.
+        """
+        stream = self._streams.get(collection_id)
+        if stream is None or stream.owner != owner:
+            raise Missing(
+                f"There is no collection {collection_id!r}.",
+                "It ended, nobody asked for it in gateway.idle_seconds, another token began it, or the gateway was "
+                "restarted.",
+            )
+        stream.heard = time.monotonic()
+        return stream
+
+    async def groups(
+        self, stream: Stream, after: int, limit: int | None, wait: float, writer: Writer
+    ) -> AsyncIterator[bytes]:
+        """The bytes of the groups after that number as they come, and of the mark at the end.
+
+        Args:
+            limit: most groups; None: all.
+            wait: seconds without a group until it ends.
+        """
+        number, end = after, End("open")
+        stream.readers += 1
+        try:
+            while limit is None or number - after < limit:
+                try:
+                    group = await asyncio.wait_for(stream.delivery.group(number + 1), wait)
+                except TimeoutError:
+                    break
+                except RolloutError as error:
+                    end = End("failed", of_error(error))
+                    break
+                if group is None:
+                    end = End("ended")
+                    break
+                number += 1
+                found = await fetched(group.trajectories)
+                trajectories = [given(*item) for item in zip(group.requests, found, strict=True)]
+                data = await asyncio.to_thread(writer.group, number, trajectories)
+                for place in range(0, len(data), _PIECE):
+                    yield data[place : place + _PIECE]
+            yield writer.end(end)
+        finally:
+            stream.readers -= 1
+            stream.heard = time.monotonic()
+
+    async def cancel(self, stream: Stream) -> None:
+        """End the collection. Returns when nothing of it reaches the policy any more."""
+        self._streams.pop(stream.accepted.collection_id, None)
+        ended = stream.delivery.ended
+        stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
+        if not ended:
+            await answer(self._coordinator().cancel.remote(stream.accepted.collection_id))
+
+    def heard(self, owner: str, client: str) -> None:
+        """Note that the client is there."""
+        for stream in self._of(owner, client):
+            stream.heard = time.monotonic()
+
+    async def leave(self, owner: str, client: str) -> None:
+        """End the client's collections."""
+        await asyncio.gather(*(self.cancel(stream) for stream in self._of(owner, client)))
+
+    def _of(self, owner: str, client: str) -> list[Stream]:
+        return [stream for stream in self._streams.values() if stream.client == f"{owner}:{client}"]
+
+    async def _watch(self) -> None:
+        """Renew the leases of clients that are heard, and end the collections of those that are not."""
+        idle = self._config.gateway.idle_seconds
+        while True:
+            await asyncio.sleep(min(renewal_seconds(self._config.service.lease_seconds), idle / 4))
+            with contextlib.suppress(RolloutError):  # without the coordinator there is nothing to renew
+                await self._look(time.monotonic() - idle)
+
+    async def _look(self, oldest: float) -> None:
+        silent = [each for each in self._streams.values() if not each.readers and each.heard < oldest]
+        for stream in silent:
+            _log.warning(
+                "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g.",
+                stream.accepted.collection_id,
+                self._config.gateway.idle_seconds,
+            )
+            await self.cancel(stream)
+        for client in {stream.client for stream in self._streams.values()}:
+            await answer(self._coordinator().renew.remote(client))

@@ -1,0 +1,90 @@
+"""What requests to the gateway hold, for the server and for its OpenAPI description.
+
+Invariant: an unknown field is refused, and a collection's fields are those of `CollectionRequest`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
+
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.config.sampling import Sampling
+from rollout_service.policy.weights import UpdateMode
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@with_config(_STRICT)
+@dataclasses.dataclass(frozen=True)
+class CollectionBody(CollectionRequest):
+    """A request for episodes. A field that is left out takes the service's own setting."""
+
+    def request(self, sampling: Sampling) -> CollectionRequest:
+        """The request, with sampling settings that it leaves out as in `sampling`, the service's."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(CollectionRequest)}
+        if self.sampling is not None:
+            given = {name: getattr(self.sampling, name) for name in self.sampling.model_fields_set}
+            fields["sampling"] = sampling.model_copy(update=given)
+        return CollectionRequest(**fields)
+
+
+_REQUEST = TypeAdapter(CollectionRequest)
+
+
+def to_body(request: CollectionRequest) -> dict[str, Any]:
+    """The request as JSON values, from which `CollectionBody` is read."""
+    return {name: value for name, value in _REQUEST.dump_python(request, mode="json").items() if value is not None}
+
+
+def settings_of(config: RolloutConfig) -> dict[str, Any]:
+    """The settings as JSON values, without what was left at its default and without names and passwords in URLs."""
+    settings: dict[str, Any] = _without_passwords(config.model_dump(mode="json", exclude_unset=True))
+    return settings
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_passwords(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(below) for below in value]
+    return _USER_INFO.sub(r"\1", value) if isinstance(value, str) else value
+
+
+_USER_INFO = re.compile(r"^(\w[\w+.-]*://).*@")
+
+
+class AcknowledgeBody(BaseModel):
+    """What a reader has."""
+
+    model_config = _STRICT
+    number: Annotated[int, Field(ge=0, description="The groups up to this number are let go.")]
+
+
+class WeightsBody(BaseModel):
+    """New weights for every replica."""
+
+    model_config = _STRICT
+    path: Annotated[
+        str, Field(min_length=1, description="Checkpoint folder in Hugging Face format, as the replicas' nodes see it.")
+    ]
+    version: Annotated[int | None, Field(description="Larger than all before; null: the next one.")] = None
+    mode: UpdateMode = "abort_and_resume"
+
+
+class PauseBody(BaseModel):
+    """How the replicas stop."""
+
+    model_config = _STRICT
+    mode: UpdateMode = "abort_and_resume"
+
+
+class ClientBody(BaseModel):
+    """A client of its collections."""
+
+    model_config = _STRICT
+    client: Annotated[str, Field(min_length=1, max_length=200, description="The id that it gave to its collections.")]
