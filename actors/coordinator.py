@@ -9,26 +9,29 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
+import time
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+from actors.attempt import Ending, play
 from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
-from actors.running import Result, RunningCollection, lost
+from actors.running import RunningCollection
+from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
-from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError, last_cause
+from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.tau2.task_source import Tau2TaskSource
 
@@ -56,7 +59,8 @@ class Coordinator:
         """Version of the weights that the trainer gave last, as the fleet told it."""
         self._paused = False
         self._scheduler = Scheduler()
-        self._pool = ActorPool(application, self._use_actor, self._end_all)
+        self._alarm: asyncio.TimerHandle | None = None
+        self._pool = ActorPool(application, self)
         self._collections: dict[str, RunningCollection] = {}
         self._budgets = Budgets(config.budget, self._collections)
         self._planner = Planner(config, Tau2TaskSource())
@@ -87,6 +91,7 @@ class Coordinator:
         secrets.receive(variables)
         planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
         await self._pool.start(self._config, variables)
+        self._tasks.start(Watch(self._pool, self._config.service).run(), "looking after the environment actors")
         await planner
 
     async def ready(self, seconds: float) -> None:
@@ -125,7 +130,7 @@ class Coordinator:
         await self.cancel(collection.collection_id)
         self._collections[collection.collection_id] = running
         collection.updated(self._version)  # an update may have come while it was planned
-        self._scheduler.add(collection)
+        self._scheduler.add(collection, time.monotonic())
         self._budgets.opened(running)
         _log.info(
             "Collection %s begun: %d episodes in groups of %d.",
@@ -263,86 +268,94 @@ class Coordinator:
             self._scheduler.updated(version)
             self._pump()
 
+    # What the actor pool asks and tells ------------------------------------------------------------------------------
+
+    def actor_joined(self, name: str) -> None:
+        """Use the actor's slots."""
+        self._scheduler.add_actor(name, self._config.service.slots)
+        self._pump()
+
+    def actor_left(self, name: str) -> None:
+        """Give the actor no more episodes."""
+        self._scheduler.remove_actor(name)
+
+    def running_on(self, name: str) -> int:
+        """Number of episodes that the actor has."""
+        return self._scheduler.running_on(name)
+
+    def has_work(self) -> bool:
+        """Whether there is a collection."""
+        return bool(self._collections)
+
+    def pool_gave_up(self, error: RolloutError) -> None:
+        """No environment actor is left: no collection can go on."""
+        for running in list(self._collections.values()):
+            self._end(running, error)
+
     # Carrying out ----------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Start every episode that can start, and say why others cannot."""
-        while (assignment := self._scheduler.next()) is not None:
+        now = time.monotonic()
+        while (assignment := self._scheduler.next(now)) is not None:
             running = self._collections[assignment.collection_id]
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():
             if (reason := running.held_back) is not None:
                 _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(f"held back: {reason}"))
+        self._wake(self._scheduler.wakes_at(now) - now)
+
+    def _wake(self, seconds: float) -> None:
+        """Look again after so many seconds, when a pause ends."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None if math.isinf(seconds) else asyncio.get_running_loop().call_later(seconds, self._pump)
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
         """Run one attempt of an episode and record its result."""
         request = running.request_of(assignment, self._version)
         running.active += 1
         try:
-            summary, trajectory = await self._attempt(running, request, assignment.actor)
+            ending = await self._attempt(running, request, assignment.actor)
         finally:
             running.active -= 1
             running.changed.set()
-        if summary.fault is not None:
-            await self._note_fault(running, summary.fault, request)
-        self._budgets.spent(running, summary)
-        self._prompt_tokens += summary.prompt_tokens
-        self._cached_tokens += summary.cached_tokens
-        await self._observe(summary)
-        if self._scheduler.finish(assignment, summary.fault, summary.versions):
+        if ending.fault is not None:
+            self._faults[str(ending.fault.kind)] += 1
+            self._last_faults[str(ending.fault.kind)] = f"{ending.fault.error}: {ending.fault.message}"
+        if ending.impossible is not None:
+            self._end(running, ending.impossible)
+        if ending.result is not None:
+            self._budgets.spent(running, ending.result[0])
+            self._prompt_tokens += ending.result[0].prompt_tokens
+            self._cached_tokens += ending.result[0].cached_tokens
+            await self._observe(ending.result[0])
+        if self._record(assignment, ending):
+            summary, trajectory = running.result_of(assignment.episode, ending)
             self._finished += 1
             if summary.reward is not None:
                 self._scored += 1
                 self._reward_sum += summary.reward
             running.keep(assignment.episode, (summary, trajectory))
+        running.log_ending(request, assignment.episode, ending)
+        if (error := running.collection.breaker.error) is not None and running.error is None:
+            self._end(running, error)
         self._pump()
 
-    async def _note_fault(self, running: RunningCollection, fault: Fault, request: EpisodeRequest) -> None:
-        """Count and log the fault. If the episode is tried again, return when it is time for that."""
-        kind, attempts = str(fault.kind), running.collection.max_attempts
-        self._faults[kind] += 1
-        self._last_faults[kind] = f"{fault.error}: {fault.message}"
-        if running.error is not None:  # the collection ended, and so do its episodes
-            return
-        logs.log_fault(_log, request.trajectory_id, fault, request.attempt)
-        if not fault.retryable or request.attempt >= attempts:
-            return
-        _log.info(
-            "Episode %s is tried again (attempt %d of %d): %s: %s",
-            request.trajectory_id,
-            request.attempt + 1,
-            attempts,
-            kind,
-            fault.message,
-            extra=logs.event(f"retry {kind}"),
-        )
-        running.pausing += 1
-        try:
-            await asyncio.sleep(seconds_before_retry(request.attempt))
-        finally:
-            running.pausing -= 1
+    def _record(self, assignment: Assignment, ending: Ending) -> bool:
+        """Tell the scheduler. Returns whether the episode is done now."""
+        now = time.monotonic()
+        if ending.is_handed_back:
+            return self._scheduler.hand_back(assignment, now)
+        if ending.is_lost:
+            return self._scheduler.lose(assignment, now)
+        return self._scheduler.finish(assignment, ending.fault, ending.versions, now)
 
-    async def _attempt(self, running: RunningCollection, request: EpisodeRequest, actor: str) -> Result:
+    async def _attempt(self, running: RunningCollection, request: EpisodeRequest, actor: str) -> Ending:
         if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
-            return lost(request, Fault.of(FaultKind.SERVICE, running.error, retryable=False))
-        try:
-            summary, trajectory = self._pool.run_episode(actor, request)
-            return await summary, trajectory
-        except RayTaskError as error:
-            final = isinstance(error.cause, RolloutError)
-            if final:
-                self._end(running, error.cause)
-            fault = Fault.of(
-                FaultKind.SERVICE, error, message=last_cause(str(error)), retryable=False if final else None
-            )
-        except (RayActorError, KeyError) as error:
-            self._scheduler.remove_actor(actor)
-            self._pool.replace(actor, last_cause(str(error)))
-            fault = Fault.of(FaultKind.SERVICE, error, message="the environment actor died", retryable=True)
-        except Exception as error:  # whatever it is: an episode that never ends would hold its slot for ever
-            fault = Fault.of(FaultKind.SERVICE, error)
-        return lost(request, fault)
+            return Ending(Fault.of(FaultKind.SERVICE, running.error, retryable=False))
+        return await play(self._pool, actor, request)
 
     async def _observe(self, summary: EpisodeSummary) -> None:
         """Where an endpoint outside the service serves the policy, only sampled tokens tell of new weights."""
@@ -360,15 +373,6 @@ class Coordinator:
         running.collection.cancel()
         self._pool.cancel([request.trajectory_id for request in running.requests])
         running.changed.set()
-
-    def _end_all(self, error: RolloutError) -> None:
-        """No environment actor is left: no collection can go on."""
-        for running in list(self._collections.values()):
-            self._end(running, error)
-
-    def _use_actor(self, actor: str) -> None:
-        self._scheduler.add_actor(actor, self._config.service.slots)
-        self._pump()
 
     def _forget(self, collection_id: str) -> None:
         self._scheduler.drop(collection_id)

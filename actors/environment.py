@@ -9,7 +9,9 @@ import asyncio
 import functools
 import gc
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+import ray
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
@@ -30,6 +32,15 @@ _GC_THRESHOLD = 10_000
 """Allocations between two collections of the youngest generation. Python's default of 700 is for small programs."""
 
 
+class Pulse(NamedTuple):
+    """What an environment actor says of itself."""
+
+    stuck: int
+    """Slots whose thread hangs, see `Slots.stuck`."""
+    node: str
+    """Id of its node, in hex."""
+
+
 class EnvironmentActor:
     """Runs whole episodes: policy calls, user simulator, environment and evaluation. An async Ray actor."""
 
@@ -41,7 +52,7 @@ class EnvironmentActor:
         logs.configure(config.service.log_level)
         self._config = config
         self._application = application
-        self._slots = Slots(config.service.slots, config.limits.wall_seconds)
+        self._slots = Slots(config.service.slots, config.limits.wall_seconds, config.limits.stuck_seconds)
         self._runner: EpisodeRunner | None = None
 
     async def setup(self, variables: dict[str, str]) -> dict[str, str]:
@@ -93,6 +104,10 @@ class EnvironmentActor:
             raise
         return EpisodeSummary.of(trajectory), trajectory
 
+    async def beat(self) -> Pulse:
+        """A sign of life."""
+        return Pulse(self._slots.stuck, ray.get_runtime_context().get_node_id())
+
     async def places(self) -> dict[str, tuple[float, str]]:
         """Age in seconds and place of each running episode, by trajectory id; see `Slots.places`."""
         return self._slots.places()
@@ -129,5 +144,6 @@ class EnvironmentHandle(Protocol):
 
     setup: RemoteMethod[[dict[str, str]], dict[str, str]]
     run_episode: _RunEpisode
+    beat: RemoteMethod[[], Pulse]
     places: RemoteMethod[[], dict[str, tuple[float, str]]]
     cancel: RemoteMethod[[list[str]], None]

@@ -1,7 +1,8 @@
 """ActorPool: the environment actors of a service. It starts them, replaces lost ones and passes calls on to them.
 
-Invariant: only actors that are set up, and that read the same data as the first one, are in use. When no actor is left
-and several starts in a row failed, the pool gives up and says why.
+Invariant: only actors that are set up, and that read the same data as the first one, are in use. A start that failed is
+tried again for as long as there is work. When no actor is left and none could be started for too long, the pool gives
+up and says why.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+import time
+from typing import Protocol
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 import rollout_service.logs as logs
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 
@@ -30,7 +33,7 @@ _PLACES_SECONDS = 1.0
 """How long the actors have to say where their episodes are."""
 
 _START_TRIES = 6
-"""Starts that may fail in a row before the pool gives up."""
+"""Starts that may fail in a row before the pool gives up, where no actor was ever ready or the settings are wrong."""
 
 _START_SECONDS = 180.0
 """How long the first actor may take to be placed and set up."""
@@ -39,21 +42,35 @@ _ALONE_SECONDS = 10.0
 """How long the other actors wait for the policy's replicas, which may share the node's cores with them."""
 
 
+class PoolUser(Protocol):
+    """Whoever gives the actors of a pool their episodes."""
+
+    def actor_joined(self, name: str) -> None:
+        """The actor is ready for episodes."""
+
+    def actor_left(self, name: str) -> None:
+        """The actor takes no more episodes. Called once for each that joined. It may go on with those that it has."""
+
+    def running_on(self, name: str) -> int:
+        """Number of episodes that the actor has now."""
+
+    def has_work(self) -> bool:
+        """Whether anybody waits for episodes."""
+
+    def pool_gave_up(self, error: RolloutError) -> None:
+        """No actor is left and none can be started, for this reason."""
+
+
 class ActorPool:
     """The environment actors of one service. Use it on one event loop."""
 
-    def __init__(
-        self, application: str | None, joined: Callable[[str], None], gave_up: Callable[[RolloutError], None]
-    ) -> None:
+    def __init__(self, application: str | None, user: PoolUser) -> None:
         """
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
-            joined: called with the name of each actor that is ready.
-            gave_up: called with the reason when no actor is left and none can be started.
         """
         self._application = application
-        self._joined = joined
-        self._gave_up = gave_up
+        self._user = user
         self._config: RolloutConfig | None = None
         self._variables: dict[str, str] = {}
         self._actors: dict[str, EnvironmentHandle] = {}
@@ -61,6 +78,14 @@ class ActorPool:
         self._starting = 0
         self._failed_starts = 0
         """Failed starts in a row."""
+        self._failing_since: float | None = None
+        """When the first of them failed."""
+        self._next_try: asyncio.TimerHandle | None = None
+        """Starts the missing actors after a pause; until then none is started."""
+        self._retired: dict[str, str] = {}
+        """Actors that go when their episodes have ended, and why."""
+        self._handed_back: set[str] = set()
+        """Actors whose episodes were handed back."""
         self._data: dict[str, str] = {}
         """Fingerprint of each domain's data, as the first actor read it."""
         self._alone = True
@@ -75,7 +100,11 @@ class ActorPool:
 
     def __len__(self) -> int:
         """Number of actors that are ready."""
-        return len(self._actors)
+        return len(self._actors) - len(self._retired)
+
+    def actors(self) -> dict[str, EnvironmentHandle]:
+        """The actors that run, by name, also those that take no more episodes."""
+        return dict(self._actors)
 
     async def start(self, config: RolloutConfig, variables: dict[str, str]) -> None:
         """Start the first actor, and return when it is ready. `complete` starts the others.
@@ -111,12 +140,12 @@ class ActorPool:
         The very first actor starts alone: episodes begin sooner when it and the first replica need not share their
         node's cores with others that start, and settings that no actor can use fail once.
         """
-        if self._config is None:
+        if self._config is None or self._next_try is not None:
             return
         wanted = self._config.service.actors
         if wanted is None:
             wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
-        missing = wanted - len(self._actors) - self._starting
+        missing = wanted - len(self) - self._starting
         for _ in range(min(missing, 1 - self._starting) if self._alone else missing):
             self._starting += 1
             self._tasks.start(self._add(self._config), "starting an environment actor")
@@ -128,21 +157,27 @@ class ActorPool:
             data = await actor.setup.remote(self._variables)
             self._data = self._data or data
             check_same_data(self._data, data)
+            if self._config is None:  # stopped meanwhile
+                return
             self._actors[name] = actor
-            self._joined(name)
-            self._failed_starts = 0
+            self._failed_starts, self._failing_since = 0, None
+            self._user.actor_joined(name)
             slots = len(self) * config.service.slots
             _log.info("Environment actor %s started: %d actors, %d slots.", name, len(self), slots)
         except Exception as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             self._failed_starts += 1
+            self._failing_since = self._failing_since or time.monotonic()
             self.start_error = cause if isinstance(cause, RolloutError) else _start_failure(cause or error)
             _log.warning("Environment actor could not be started: %s", self.start_error)
         finally:
             self._starting -= 1
-        if name in self._actors and self._alone:
+        if name not in self._actors:
+            self._start_failed(config)
+            return
+        self._settled.set()
+        if self._alone:
             asyncio.get_running_loop().call_later(_ALONE_SECONDS, self.complete)
-        self._settle()
 
     def _create(self, name: str, config: RolloutConfig) -> EnvironmentHandle:
         service = config.service
@@ -159,29 +194,84 @@ class ActorPool:
         )
         return handle
 
-    def _settle(self) -> None:
-        """A start ended: see whether actors are ready, or try again, or give up."""
-        if self._actors:
-            self._settled.set()
-        elif isinstance(self.start_error, RolloutError) and not isinstance(self.start_error, ServiceError):
+    def _start_failed(self, config: RolloutConfig) -> None:
+        """Try again, at once where the first actor is waited for, else after a pause; or give up."""
+        assert self._failing_since is not None
+        is_final = isinstance(self.start_error, RolloutError) and not isinstance(self.start_error, ServiceError)
+        if is_final:
             self._settled.set()  # the configuration cannot be used: the other actors would fail in the same way
-        if self._actors or self._starting:
+        if self._starting:
             return
-        if self._failed_starts < _START_TRIES:
-            self.fill_up()
+        if not self._actors and (is_final or not self._data):
+            if self._failed_starts < _START_TRIES:
+                self.fill_up()
+                return
+        elif self._actors or time.monotonic() - self._failing_since < config.service.give_up_seconds:
+            self._try_later()
             return
         self._settled.set()
-        self._gave_up(self.start_error or _start_failure(RuntimeError("unknown")))
+        self._user.pool_gave_up(self.start_error or _start_failure(RuntimeError("unknown")))
+
+    def _try_later(self) -> None:
+        """Start what is missing after a pause, if there is work then. The next collection starts it otherwise."""
+        if self._next_try is None:
+            pause = seconds_before_retry(self._failed_starts)
+            self._next_try = asyncio.get_running_loop().call_later(pause, self._try_again)
+
+    def _try_again(self) -> None:
+        self._next_try = None
+        if self._user.has_work():
+            self.fill_up()
 
     def replace(self, name: str, why: str) -> None:
         """Give up an actor that died or cannot be reached, and start another. Each of its episodes may ask for it."""
+        if self._remove(name):
+            self.lost += 1
+            _log.warning("Environment actor %s was lost: %s. Another one is started.", name, why.rstrip("."))
+            self.fill_up()
+
+    def lose(self, name: str, error: Exception) -> bool:
+        """Take that a call of this actor failed because the actor is gone. It is replaced.
+
+        Returns:
+            Whether it had to go, for a reason that has nothing to do with its episodes.
+        """
+        if isinstance(error, ActorDiedError) and error.preempted:
+            self.hand_back(name)
+        self.replace(name, last_cause(str(error)))
+        return name in self._handed_back
+
+    def retire(self, name: str, why: str) -> None:
+        """Give this actor no more episodes, and end it when those that it has have ended. Another one is started."""
+        if name in self._actors and name not in self._retired:
+            self._retired[name] = why
+            self._user.actor_left(name)
+            _log.warning("Environment actor %s takes no more episodes: %s.", name, why)
+            self.fill_up()
+
+    def hand_back(self, name: str) -> None:
+        """End this actor now. Its episodes are played elsewhere."""
+        if name in self._actors:
+            self._handed_back.add(name)
+            _log.warning("Environment actor %s hands back %d episodes.", name, self._user.running_on(name))
+            self._remove(name)
+            self.fill_up()
+
+    def end_retired(self) -> None:
+        """End the retired actors whose episodes have ended."""
+        for name in [name for name in self._retired if not self._user.running_on(name)]:
+            _log.info("Environment actor %s was ended: %s.", name, self._retired[name])
+            self._remove(name)
+            self.fill_up()
+
+    def _remove(self, name: str) -> bool:
         actor = self._actors.pop(name, None)
         if actor is None:
-            return
+            return False
         ray.kill(actor)  # an actor that is merely out of reach must not keep its CPU
-        self.lost += 1
-        _log.warning("Environment actor %s was lost: %s. Another one is started.", name, why.rstrip("."))
-        self.fill_up()
+        if self._retired.pop(name, None) is None:
+            self._user.actor_left(name)
+        return True
 
     def run_episode(self, name: str, request: EpisodeRequest) -> EpisodeReferences:
         """Run an episode on this actor.

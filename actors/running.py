@@ -11,26 +11,26 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import ray
-
-from rollout_service.cluster import Reference
-from rollout_service.collecting.collection import Collection, Handout
+import rollout_service.logs as logs
+from actors.attempt import Ending, Result, nothing
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.group import Group
-from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
+from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
-from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import BudgetReached, Fault, FaultKind, RolloutError
-from rollout_service.record.trajectory import Trajectory
+
+_log = logs.logger(__name__)
 
 _HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
     "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
 }
 
-Result = tuple[EpisodeSummary, Reference[Trajectory]]
-"""An episode's summary, and the reference of its trajectory in the object store."""
+POISON = "PoisonTask"
+"""Name of the fault of an episode that was given up because it lost its actor too often."""
 
 
 class RunningCollection:
@@ -61,8 +61,6 @@ class RunningCollection:
         """Runs until `budget.wall_seconds` are over."""
         self.active = 0
         """Episodes that run on an actor now."""
-        self.pausing = 0
-        """Episodes that wait for their next attempt."""
         self.changed = asyncio.Event()
         """Set when an episode ended or the collection failed."""
         self.error: RolloutError | None = None
@@ -70,6 +68,8 @@ class RunningCollection:
         self._results: dict[int, Result] = {}
         self._rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
+        self._pauses = 0
+        """Pauses of the current common fault that were logged."""
         self._since = time.monotonic()
 
     def request_of(self, assignment: Assignment, version: int) -> EpisodeRequest:
@@ -115,6 +115,17 @@ class RunningCollection:
         self._results[episode] = result
         self.changed.set()
 
+    def result_of(self, episode: int, ending: Ending) -> Result:
+        """The result of an episode that is done with this attempt."""
+        request = replace(self.requests[episode], attempt=self.collection.state(episode).attempts)
+        if episode not in self.collection.quarantined:
+            return ending.result or nothing(request, ending.fault or Fault.of(FaultKind.SERVICE, RuntimeError()))
+        text = (
+            f"task {request.task} is quarantined: {self.collection.max_losses} attempts at this episode lost their "
+            "environment actor (service.max_losses)"
+        )
+        return nothing(request, Fault(FaultKind.SERVICE, POISON, text, retryable=False))
+
     def group(self, handout: Handout, version: int) -> Group:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
         size = self.collection.group_size
@@ -134,14 +145,55 @@ class RunningCollection:
             f"its oldest weight version was {None if versions is None else versions[0]} when the trainer was at "
             f"{version}, in every attempt: max_staleness is {self.collection.staleness.maximum}"
         )
-        return lost(self.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+        return nothing(self.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
 
     @property
     def held_back(self) -> str | None:
         """Why no waiting episode starts now; None: none waits."""
         if not self.collection.waiting or self.error is not None:
             return None
+        if (pause := self.pause) is not None:
+            return pause
         return _HELD_BACK.get(self.collection.held_back or "", "no slot is free")
+
+    @property
+    def pause(self) -> str | None:
+        """What stops the whole collection, with its remedy; None: nothing does."""
+        return self.collection.breaker.told(time.monotonic())
+
+    def log_ending(self, request: EpisodeRequest, episode: int, ending: Ending) -> None:
+        """Log what went wrong in an attempt, and what follows from it. Call it when the end was recorded."""
+        if self.error is not None:  # the collection ended, and so do its episodes
+            return
+        name, fault, collection = request.trajectory_id, ending.fault, self.collection
+        if fault is not None and not ending.is_handed_back:
+            logs.log_fault(_log, name, fault, request.attempt)
+        if episode in collection.quarantined:
+            text = "Episode %s of task %s is quarantined: %d attempts lost their environment actor."
+            _log.warning(text, name, request.task, collection.max_losses)
+        elif collection.is_done(episode) or fault is None:
+            pass
+        elif ending.is_lost or ending.is_handed_back:
+            why = "went away" if ending.is_handed_back else "was lost"
+            text = "Episode %s is played again: its environment actor %s, which does not count as an attempt."
+            _log.info(text, name, why, extra=logs.event(f"again {why}"))
+        elif not collection.breaker.is_open:
+            attempt = collection.state(episode).charged + 1, collection.max_attempts
+            text = "Episode %s is tried again (attempt %d of %d): %s: %s"
+            _log.info(text, name, *attempt, fault.kind, fault.message, extra=logs.event(f"retry {fault.kind}"))
+        self._log_pause()
+
+    def _log_pause(self) -> None:
+        """Log when a common fault stops the collection, and when it goes on."""
+        breaker = self.collection.breaker
+        if breaker.pauses == self._pauses:
+            return
+        ident = self.collection.collection_id
+        if breaker.pauses:
+            _log.warning("Collection %s pauses: %s.", ident, self.pause, extra=logs.event(f"pause {ident}"))
+        else:
+            _log.info("Collection %s goes on: an episode ended without the fault.", ident)
+        self._pauses = breaker.pauses
 
     @property
     def account(self) -> str:
@@ -168,16 +220,12 @@ class RunningCollection:
             "running": self.active,
             "places": dict(Counter(place for _, place in places)),
             "oldest_seconds": max((age for age, _ in places), default=None),
-            "to_be_tried_again": self.pausing,
+            "to_be_tried_again": collection.resting,
             "held_back": collection.held_back,
             "limit": self.limit,
+            "paused_by": self.pause,
+            "quarantined": [self.requests[episode].trajectory_id for episode in collection.quarantined],
             "retries": collection.retries,
             "failed": collection.failed,
             "late": collection.late,
         }
-
-
-def lost(request: EpisodeRequest, fault: Fault) -> Result:
-    """The result of an episode of which nothing came back."""
-    trajectory = aborted_trajectory(request, fault)
-    return EpisodeSummary.of(trajectory), ray.put(trajectory)

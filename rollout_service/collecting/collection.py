@@ -2,45 +2,26 @@
 
 Invariant: every episode is waiting, running or done. A group is handed out exactly once, when all its episodes are done
 and, unless late ones are delivered, none of them is too old. An episode becomes waiting again only after a retryable
-fault or when it is too old. Nothing here knows Ray, time or I/O.
+fault, when it is too old, or when its attempt was lost or handed back; the last two count as no attempt. Nothing here
+knows Ray or I/O, and the time is handed in: seconds of a clock that never goes back.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
+from rollout_service.collecting.breaker import EPISODES_IN_A_ROW, Breaker
+from rollout_service.collecting.episode_state import EpisodeState, Handout, Kept
+from rollout_service.collecting.repeats import Repeats
+from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.staleness import ANY_AGE, Staleness
 from rollout_service.errors import Fault
 
-
-@dataclass(slots=True)
-class _Episode:
-    attempts: int = 0
-    failed_on: set[str] = field(default_factory=set)
-    done: bool = False
-    oldest_version: int | None = None
-    """Oldest weight version of the result. None: the episode failed, or nothing was sampled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What is known of an episode's result after its process died."""
-
-    attempt: int
-    oldest_version: int | None
-    failed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Handout:
-    """A finished group that goes to the trainer now."""
-
-    group: int
-    expired: tuple[int, ...] = ()
-    """Episodes of the group that are still too old after their last attempt. They count as failed."""
+SUSPECT_LOSSES = 3
+"""Lost attempts after which an episode may be what kills its actors."""
 
 
 class Collection:
@@ -56,15 +37,29 @@ class Collection:
         group_size: int,
         *,
         max_attempts: int = 3,
+        max_losses: int = 10,
         max_buffered_groups: int = 64,
         staleness: Staleness = ANY_AGE,
         version: int = 0,
+        weight: float = 1.0,
+        breaker: Breaker | None = None,
     ) -> None:
+        """
+        Args:
+            max_losses: an episode that lost its actor so many times is given up: it may be what kills them.
+            weight: share of the slots, relative to the other collections' weights.
+            breaker: pauses the collection while one fault stops all episodes; None: it never pauses.
+        """
         self.collection_id = collection_id
         self.group_size = group_size
         self.groups = groups
         self.max_attempts = max_attempts
+        self.max_losses = max_losses
         self.staleness = staleness
+        self.weight = weight
+        self.breaker = breaker or Breaker(group_size, None)
+        self.quarantined: list[int] = []
+        """Episodes that were given up because they lost their actor too often."""
         self.retries = 0
         self.failed = 0
         self.late = 0
@@ -73,12 +68,14 @@ class Collection:
         self._taken = 0
         """Groups handed out since the last weight update."""
         self._max_buffered = max_buffered_groups
-        self._episodes = [_Episode() for _ in range(groups * group_size)]
+        self._episodes = [EpisodeState() for _ in range(groups * group_size)]
         self._open = [group_size] * groups
         self._next_new = 0
+        self._new_left = len(self._episodes)
+        """Episodes that were never started."""
         self.before: frozenset[int] = frozenset()
         """Episodes that were done before this collection: they are not played, and no handout has them."""
-        self._again: deque[int] = deque()
+        self._again = Repeats()
         self._ready: deque[int] = deque()
         self._handouts_again: deque[Handout] = deque()
         """Groups that were handed out by a process that died, and are handed out again."""
@@ -97,11 +94,20 @@ class Collection:
 
     @property
     def waiting(self) -> int:
-        """Number of episodes that still have to start, or to start again."""
-        if self._cancelled:
+        """Number of episodes that still have to start, or to start again, and need not rest before."""
+        return 0 if self._cancelled else self._new_left + len(self._again)
+
+    @property
+    def startable(self) -> int:
+        """Number of episodes that could start now, if there were slots: new ones only if no reason holds them back."""
+        if self._cancelled or self.breaker.is_open:
             return 0
-        ahead = sum(episode >= self._next_new for episode in self.before)
-        return len(self._episodes) - self._next_new - ahead + len(self._again)
+        return (0 if self.held_back else self._new_left) + len(self._again)
+
+    @property
+    def resting(self) -> int:
+        """Number of episodes that start again after a pause."""
+        return 0 if self._cancelled else self._again.resting
 
     @property
     def exhausted(self) -> bool:
@@ -118,11 +124,16 @@ class Collection:
             self._episodes[episode].done = True
             self._open[episode // self.group_size] -= 1
         self._pass_over()
+        self._count_new()
 
     def _pass_over(self) -> None:
         """Go on to the next new episode that has to be played."""
         while self._next_new in self.before:
             self._next_new += 1
+
+    def _count_new(self) -> None:
+        ahead = sum(episode >= self._next_new for episode in self.before)
+        self._new_left = len(self._episodes) - self._next_new - ahead
 
     def restore(
         self, stored: Mapping[int, Kept], delivered: Mapping[int, tuple[int, ...]], acknowledged: Iterable[int]
@@ -140,7 +151,8 @@ class Collection:
         """
         for episode, kept in stored.items():
             state = self._episodes[episode]
-            state.attempts, state.done, state.oldest_version = kept.attempt, True, kept.oldest_version
+            state.attempts = state.charged = kept.attempt
+            state.done, state.oldest_version = True, kept.oldest_version
             self.failed += kept.failed
             self._open[episode // self.group_size] -= 1
         over = set(acknowledged)
@@ -154,8 +166,11 @@ class Collection:
         self._ready.extend(group for group in finished if group not in delivered)
         begun = {episode // self.group_size for episode in stored} | over
         self._next_new = (max(begun, default=-1) + 1) * self.group_size
-        self._again.extend(episode for episode in range(self._next_new) if not self._episodes[episode].done)
+        for episode in range(self._next_new):
+            if not self._episodes[episode].done:
+                self._again.add(episode, 0.0, is_suspect=False)
         self._pass_over()
+        self._count_new()
 
     def is_done(self, episode: int) -> bool:
         """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
@@ -172,33 +187,56 @@ class Collection:
         ahead = self._next_new // self.group_size - self._handed_out
         return None if self.staleness.in_time(self._taken + ahead) else "staleness"
 
-    def offers(self) -> list[int]:
-        """Episodes that may start next, in order of preference: one that is repeated, then the next new one.
+    def offers(self, now: float = math.inf) -> list[int]:
+        """Episodes that may start next, in order of preference: one that is repeated, then the next new one, then one
+        that may be what kills its actors.
 
-        A new group is not offered while `held_back` has a reason.
+        A new group is not offered while `held_back` has a reason. While the first faults may have a common cause, new
+        episodes come first, because they tell.
+
+        Args:
+            now: the time; by default every pause is over.
         """
-        if self._cancelled:
+        if self._cancelled or not self.breaker.admits(now):
             return []
-        offers = [self._again[0]] if self._again else []
-        if self._next_new < len(self._episodes) and self.held_back is None:
-            offers.append(self._next_new)
-        return offers
+        again, suspect = self._again.first(now)
+        new = self._next_new if self._next_new < len(self._episodes) and self.held_back is None else None
+        first = [new, again] if self.breaker.suspects else [again, new]
+        return [episode for episode in (*first, suspect) if episode is not None]
 
-    def start(self, episode: int) -> int:
+    def wakes_at(self, now: float) -> float:
+        """When `offers` will change by the passing of time alone; infinity: never."""
+        return min(self._again.wakes_at(now), self.breaker.wakes_at(now))
+
+    def start(self, episode: int, now: float = 0.0) -> int:
         """Mark an episode from `offers` as running. Returns the number of its attempt, from 1."""
-        if self._again and self._again[0] == episode:
-            self._again.popleft()
-        else:
+        if not self._again.take(episode):
             self._next_new += 1
+            self._new_left -= 1
             self._pass_over()
-        self._episodes[episode].attempts += 1
-        return self._episodes[episode].attempts
+        self.breaker.started(now)
+        state = self._episodes[episode]
+        state.started = now
+        state.attempts += 1
+        state.charged += 1
+        return state.attempts
 
-    def avoided(self, episode: int) -> set[str]:
-        """Actors on which earlier attempts of the episode failed."""
-        return self._episodes[episode].failed_on
+    def state(self, episode: int) -> EpisodeState:
+        """What is known of the episode. Only to be read."""
+        return self._episodes[episode]
 
-    def finish(self, episode: int, fault: Fault | None, actor: str, versions: tuple[int, int] | None = None) -> bool:
+    def is_suspect(self, episode: int) -> bool:
+        """Whether the episode may be what kills its actors."""
+        return self._episodes[episode].losses >= SUSPECT_LOSSES
+
+    def finish(
+        self,
+        episode: int,
+        fault: Fault | None,
+        actor: str,
+        versions: tuple[int, int] | None = None,
+        now: float = 0.0,
+    ) -> bool:
         """Record the end of an attempt.
 
         Args:
@@ -211,25 +249,80 @@ class Collection:
         Raises:
             ValueError: the episode is done already.
         """
-        state = self._episodes[episode]
-        if state.done:
-            raise ValueError(f"episode {episode} of {self.collection_id} is done already")
-        if fault is not None and fault.retryable and state.attempts < self.max_attempts and not self._cancelled:
+        state = self._running(episode)
+        if fault is not None and self._is_repeated(episode, fault, now):
             state.failed_on.add(actor)
-            self._repeat(episode)
+            # While it pauses the whole collection rests, not this episode alone.
+            self._repeat(episode, 0.0 if self.breaker.is_open else now + seconds_before_retry(state.charged))
             return False
+        if fault is None:
+            self.breaker.ended_otherwise()
         state.oldest_version = versions[0] if versions and fault is None else None  # a failure has no age
-        if self._is_dropped(episode) and state.attempts < self.max_attempts and not self._cancelled:
+        if self._is_dropped(episode) and state.charged < self.max_attempts and not self._cancelled:
             self.late += 1
             self._repeat(episode)
             return False
-        state.done = True
-        self.failed += fault is not None
+        self._end(episode, failed=fault is not None)
+        return True
+
+    def _is_repeated(self, episode: int, fault: Fault, now: float) -> bool:
+        """Whether an episode that a fault stopped is tried again."""
+        if self._cancelled:
+            return False
+        state = self._episodes[episode]
+        left = self.size - self.done if self.size >= EPISODES_IN_A_ROW else EPISODES_IN_A_ROW
+        spared = self.breaker.failed(episode, fault, state.started, now, left)
+        if spared is not None:
+            for spared_one in spared | {episode}:
+                self._episodes[spared_one].charged -= 1
+            return True
+        may_pass = fault.retryable or (self.size >= EPISODES_IN_A_ROW and self.breaker.may_be_first(fault))
+        return may_pass and state.charged < self.max_attempts
+
+    def lose(self, episode: int, now: float = 0.0) -> bool:
+        """Record that an attempt was lost with its actor. It does not count as one.
+
+        Returns:
+            True if the episode is given up: it was lost `max_losses` times, or the collection was cancelled.
+        """
+        state = self._running(episode)
+        state.losses += 1
+        state.charged -= 1
+        if state.losses < self.max_losses and not self._cancelled:
+            self._repeat(episode, now + seconds_before_retry(state.losses))
+            return False
+        if not self._cancelled:
+            self.quarantined.append(episode)
+        self._end(episode, failed=True)
+        return True
+
+    def hand_back(self, episode: int) -> bool:
+        """Record that an attempt was broken off because its actor goes away. It does not count as one.
+
+        Returns:
+            True if the episode is given up: the collection was cancelled.
+        """
+        state = self._running(episode)
+        state.charged -= 1
+        if self._cancelled:
+            self._end(episode, failed=True)
+            return True
+        self._repeat(episode)
+        return False
+
+    def _running(self, episode: int) -> EpisodeState:
+        state = self._episodes[episode]
+        if state.done:
+            raise ValueError(f"episode {episode} of {self.collection_id} is done already")
+        return state
+
+    def _end(self, episode: int, *, failed: bool) -> None:
+        self._episodes[episode].done = True
+        self.failed += failed
         group = episode // self.group_size
         self._open[group] -= 1
         if self._open[group] == 0:
             self._ready.append(group)
-        return True
 
     def updated(self, version: int) -> None:
         """Note that the trainer gave new weights, of this version."""
@@ -250,7 +343,7 @@ class Collection:
             self._ready.remove(group)
             members = self._members(group)
             late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
-            again = [e for e in late if self._is_dropped(e) and self._episodes[e].attempts < self.max_attempts]
+            again = [e for e in late if self._is_dropped(e) and self._episodes[e].charged < self.max_attempts]
             if not again or self._cancelled:
                 self.late += len(late)
                 self._handed_out += 1
@@ -273,9 +366,10 @@ class Collection:
         members = self._episodes[group * self.group_size : (group + 1) * self.group_size]
         return min((e.oldest_version for e in members if e.oldest_version is not None), default=self._version)
 
-    def _repeat(self, episode: int) -> None:
-        self._again.append(episode)
+    def _repeat(self, episode: int, rested: float = 0.0) -> None:
+        """Have the episode start again, at the time `rested` at the earliest."""
         self.retries += 1
+        self._again.add(episode, rested, is_suspect=self.is_suspect(episode))
 
     def _is_dropped(self, episode: int) -> bool:
         late = self.staleness.late(self._episodes[episode].oldest_version, self._version)
@@ -292,6 +386,7 @@ class Collection:
         episodes = self.groups * self.group_size
         del self._episodes[episodes:], self._open[self.groups :]
         self.before = frozenset(episode for episode in self.before if episode < episodes)
+        self._count_new()
 
     def cancel(self) -> None:
         """Start nothing more."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from rollout_service.collecting.breaker import Breaker
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.continuation import left_to_play
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
@@ -167,9 +168,12 @@ class Planner:
             episodes // request.group_size,
             request.group_size,
             max_attempts=attempts,
+            max_losses=service.max_losses,
             max_buffered_groups=service.max_buffered_groups,
             staleness=Staleness(oldest, late == "drop", request.groups_per_update),
             version=version,
+            weight=1.0 if request.weight is None else request.weight,
+            breaker=Breaker(request.group_size, service.give_up_seconds),
         )
         collection.skip(before)
         return collection

@@ -23,6 +23,9 @@ from rollout_service.termination import TerminationReason
 MOST_EPISODES = 1_000_000
 """Most episodes of one collection. The coordinator keeps a request for each."""
 
+WEIGHTS = (0.001, 1000.0)
+"""Least and largest weight of a collection."""
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionRequest:
@@ -52,6 +55,8 @@ class CollectionRequest:
     """Largest staleness of a trajectory when it is handed out; see `service.max_staleness`."""
     late: Literal["drop", "deliver"] | None = None
     """What happens to a trajectory over `max_staleness`."""
+    weight: float | None = None
+    """Share of the slots, relative to the weights of the other collections; None: 1."""
     continues: Continuation | None = None
     """What it goes on from. None: it is a collection of its own."""
     budget: Budget | None = None
@@ -65,6 +70,7 @@ class CollectionRequest:
             "groups_per_update": _whole("groups_per_update", self.groups_per_update, 1),
             "max_attempts": _whole("max_attempts", self.max_attempts, 1),
             "max_staleness": _whole("max_staleness", self.max_staleness, 0),
+            "weight": arguments.optional(arguments.number, "weight", self.weight, *WEIGHTS, TaskError),
             "domain": None if self.domain is None else read_domain(self.domain, "domain"),
             "ids": None if self.ids is None else read_ids(self.ids, "ids"),
         }

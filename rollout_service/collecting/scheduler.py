@@ -1,15 +1,18 @@
 """Scheduler: which waiting episode starts next, and on which environment actor.
 
 Invariant: an episode runs on at most one actor at a time, and an actor runs at most as many episodes as it has slots.
-Nothing here knows Ray, time or I/O.
+Collections that have episodes to start share the slots' time by their weights, and none of them waits for ever. Nothing
+here knows Ray or I/O, and the time is handed in.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
 from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.share import Share
 from rollout_service.errors import Fault
 
 
@@ -31,7 +34,11 @@ class Scheduler:
         self._slots: dict[str, int] = {}
         self._running: dict[str, set[tuple[str, int]]] = {}
         self._collections: dict[str, Collection] = {}
+        self._shares: dict[str, Share] = {}
         self._turn: deque[str] = deque()
+        """The collections, in the order in which equals take turns."""
+        self._served = 0.0
+        """Use, by weight, of the collection that started an episode last: what any of them has had by now."""
 
     def add_actor(self, actor: str, slots: int) -> None:
         """Start to use an actor's slots."""
@@ -46,14 +53,17 @@ class Scheduler:
         """
         return self._slots.pop(actor, None) is not None
 
-    def add(self, collection: Collection) -> None:
-        """Take on a collection. Collections start episodes in turn."""
+    def add(self, collection: Collection, now: float = 0.0) -> None:
+        """Take on a collection. It begins with as much use as the one that had the least of those that run."""
+        had = (share.used(now) for share in self._shares.values() if share.is_running)
         self._collections[collection.collection_id] = collection
+        self._shares[collection.collection_id] = Share(collection.weight, min(had, default=0.0))
         self._turn.append(collection.collection_id)
 
     def drop(self, collection_id: str) -> None:
         """Forget a collection."""
         self._collections.pop(collection_id, None)
+        self._shares.pop(collection_id, None)
         if collection_id in self._turn:
             self._turn.remove(collection_id)
 
@@ -72,19 +82,37 @@ class Scheduler:
         """Names of the actors in use."""
         return list(self._slots)
 
-    def next(self) -> Assignment | None:
-        """Start the next episode on the least loaded actor; None when no episode can start."""
+    def running_on(self, actor: str) -> int:
+        """Number of episodes that run on the actor, also on one that was removed."""
+        return len(self._running.get(actor, ()))
+
+    @property
+    def demand(self) -> int:
+        """Number of episodes that run or could run now, if there were slots enough."""
+        return self.running + sum(collection.startable for collection in self._collections.values())
+
+    def wakes_at(self, now: float) -> float:
+        """When `next` may find an episode by the passing of time alone; infinity: never."""
+        return min((collection.wakes_at(now) for collection in self._collections.values()), default=math.inf)
+
+    def next(self, now: float = math.inf) -> Assignment | None:
+        """Start the next episode on the least loaded actor; None when no episode can start.
+
+        Args:
+            now: the time; by default every pause is over.
+        """
         if not any(len(self._running[actor]) < slots for actor, slots in self._slots.items()):
             return None
-        for _ in range(len(self._turn)):
-            collection = self._collections[self._turn[0]]
-            self._turn.rotate(-1)
-            for episode in collection.offers():
-                actor = self._place(collection.avoided(episode))
+        for collection_id in sorted(self._turn, key=lambda name: self._shares[name].rank(self._served, now)):
+            collection, share = self._collections[collection_id], self._shares[collection_id]
+            for episode in collection.offers(now):
+                actor = self._place(collection, episode)
                 if actor is not None:
-                    attempt = collection.start(episode)
-                    self._running[actor].add((collection.collection_id, episode))
-                    return Assignment(collection.collection_id, episode, attempt, actor)
+                    self._turn.remove(collection_id)
+                    self._turn.append(collection_id)
+                    self._served = share.start(self._served, now)
+                    self._running[actor].add((collection_id, episode))
+                    return Assignment(collection_id, episode, collection.start(episode, now), actor)
         return None
 
     def updated(self, version: int) -> None:
@@ -92,20 +120,46 @@ class Scheduler:
         for collection in self._collections.values():
             collection.updated(version)
 
-    def finish(self, assignment: Assignment, fault: Fault | None, versions: tuple[int, int] | None = None) -> bool:
+    def finish(
+        self, assignment: Assignment, fault: Fault | None, versions: tuple[int, int] | None = None, now: float = 0.0
+    ) -> bool:
         """Record the end of an assignment, see `Collection.finish`. False if its collection was dropped."""
+        collection = self._release(assignment, now)
+        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor, versions, now)
+
+    def lose(self, assignment: Assignment, now: float = 0.0) -> bool:
+        """Record that an assignment was lost with its actor, see `Collection.lose`."""
+        collection = self._release(assignment, now)
+        return collection is not None and collection.lose(assignment.episode, now)
+
+    def hand_back(self, assignment: Assignment, now: float = 0.0) -> bool:
+        """Record that an assignment was broken off because its actor goes away, see `Collection.hand_back`."""
+        collection = self._release(assignment, now)
+        return collection is not None and collection.hand_back(assignment.episode)
+
+    def _release(self, assignment: Assignment, now: float) -> Collection | None:
+        """Free the assignment's slot. Returns its collection; None: it was dropped."""
         self._running[assignment.actor].discard((assignment.collection_id, assignment.episode))
         if assignment.actor not in self._slots and not self._running[assignment.actor]:
             del self._running[assignment.actor]
-        collection = self._collections.get(assignment.collection_id)
-        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor, versions)
+        if assignment.collection_id in self._shares:
+            self._shares[assignment.collection_id].end(now)
+        return self._collections.get(assignment.collection_id)
 
-    def _place(self, avoided: set[str]) -> str | None:
+    def _place(self, collection: Collection, episode: int) -> str | None:
         """The actor with the largest share of free slots, or None.
 
         An actor on which the episode failed is used only if there is no other actor. If the others are merely full, the
-        episode waits.
+        episode waits. Episodes that may be what kills their actors are kept apart, so that an innocent one among them
+        comes through.
         """
+        avoided = collection.state(episode).failed_on
         candidates = [actor for actor in self._slots if actor not in avoided] or list(self._slots)
+        if collection.is_suspect(episode):
+            candidates = [actor for actor in candidates if not self._has_suspect(actor)]
         free = [actor for actor in candidates if len(self._running[actor]) < self._slots[actor]]
         return min(free, key=lambda actor: len(self._running[actor]) / self._slots[actor], default=None)
+
+    def _has_suspect(self, actor: str) -> bool:
+        running = ((self._collections.get(name), episode) for name, episode in self._running[actor])
+        return any(collection is not None and collection.is_suspect(episode) for collection, episode in running)

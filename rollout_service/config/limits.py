@@ -19,3 +19,9 @@ class Limits(Section):
     wall_seconds: Seconds = Field(
         1800.0, description="Most seconds of an episode. One that takes longer has no reward: being slow is no failure."
     )
+    stuck_seconds: Seconds = Field(
+        300.0,
+        description="Seconds beyond wall_seconds that an episode's thread may take to end, with the evaluation. After "
+        "that it hangs: the episode is tried again elsewhere, and its environment actor is replaced once the other "
+        "episodes there have ended.",
+    )

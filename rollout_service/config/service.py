@@ -31,6 +31,24 @@ class Service(Section):
     )
     slots: int = Field(16, ge=1, le=1024, description="Episodes that one actor runs at a time.")
     max_attempts: int = Field(3, ge=1, description="Most attempts at an episode that infrastructure faults stop.")
+    max_losses: int = Field(
+        10,
+        ge=1,
+        description="Most environment actors that an episode may lose; such attempts do not count as attempts, but an "
+        "episode that loses so many actors is given up, because it may be what kills them.",
+    )
+    silence_seconds: Seconds = Field(
+        25.0,
+        ge=1.0,
+        description="Seconds without a sign of life after which an environment actor is replaced. Its episodes are "
+        "played elsewhere, which does not count as an attempt.",
+    )
+    give_up_seconds: Seconds = Field(
+        600.0,
+        description="Longest time that one fault may stop all episodes of a collection, or keep all environment actors "
+        "from starting. Until then the service tries again after growing pauses; then the collection ends with that "
+        "fault.",
+    )
     max_buffered_groups: int = Field(
         64, ge=1, description="Most finished groups that wait to be taken; with more, no new group is started."
     )

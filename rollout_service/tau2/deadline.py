@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -28,6 +30,8 @@ class Deadline:
         self._start = time.monotonic()
         self._deadline = self._start + wall_seconds
         self.cancelled = threading.Event()
+        self._thread = 0
+        """Identity of the episode's thread."""
         self.place = "the environment"
         """Where the episode is: what runs in it, or what it waits for."""
 
@@ -44,6 +48,16 @@ class Deadline:
             yield
         finally:
             self.place = before
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Run the episode's work in this thread, so that `stack` shows it."""
+        self._thread = threading.get_ident()
+        return work()
+
+    def stack(self) -> str | None:
+        """Where the episode's thread is now, as Python prints it. None: it does not run."""
+        frame = sys._current_frames().get(self._thread)
+        return None if frame is None else "".join(traceback.format_stack(frame))
 
     def remaining(self) -> float:
         """Seconds left.

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+import actors.attempt as attempt
 import actors.coordinator as module
-import actors.running as running
+import rollout_service.collecting.collection as collection
 from actors.clients import Clients
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
+from actors.pool import PoolUser
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
@@ -42,8 +44,8 @@ class Pool:
 
     play: Play
 
-    def __init__(self, application: str | None, joined: Callable[[str], None], gave_up: Any) -> None:
-        self.joined = joined
+    def __init__(self, application: str | None, user: PoolUser) -> None:
+        self.user = user
         self.lost = 0
         self.start_error = None
         self.cancelled: list[str] = []
@@ -52,13 +54,20 @@ class Pool:
         return 1
 
     async def start(self, config: Any, variables: Any) -> None:
-        self.joined("actor-0")
+        self.user.actor_joined("actor-0")
 
     def fill_up(self) -> None: ...
 
-    def replace(self, name: str, why: str) -> None:
+    def lose(self, name: str, error: Exception) -> bool:
         self.lost += 1
-        self.joined(f"actor-{self.lost}")
+        self.user.actor_left(name)
+        self.user.actor_joined(f"actor-{self.lost}")
+        return isinstance(error, ActorDiedError) and error.preempted
+
+    def actors(self) -> dict[str, Any]:
+        return {}
+
+    def end_retired(self) -> None: ...
 
     def cancel(self, trajectory_ids: list[str]) -> None:
         self.cancelled += trajectory_ids
@@ -82,8 +91,8 @@ def scored(request: EpisodeRequest, versions: tuple[int, int] | None = None) -> 
 def start(monkeypatch) -> Callable[..., Any]:
     """Starts a coordinator whose episodes are played as told."""
     monkeypatch.setattr(module, "ActorPool", Pool)
-    monkeypatch.setattr(module, "seconds_before_retry", lambda attempt: 0.0)
-    monkeypatch.setattr(running.ray, "put", lambda value: value)
+    monkeypatch.setattr(collection, "seconds_before_retry", lambda attempt: 0.0)
+    monkeypatch.setattr(attempt.ray, "put", lambda value: value)
 
     async def started(play: Play, application: str | None = "application", **overrides: Any) -> Coordinator:
         config = settings(tasks__domain="mock", service__slots=2, **overrides)
@@ -126,7 +135,7 @@ async def test_a_lost_actor_is_replaced_and_its_episode_played_again_with_a_line
     assert (status["lost_actors"], status["faults"], status["finished"]) == (1, {"service": 1}, 2)
     lines = said(caplog)
     assert "begun: 2 episodes in groups of 1." in lines
-    assert "is tried again (attempt 2 of 3): service: the environment actor died" in lines
+    assert "is played again: its environment actor was lost, which does not count as an attempt." in lines
     assert "ended after 0 s: 2 of 2 episodes done, 0 failed, 1 retries." in lines
 
 
@@ -240,7 +249,7 @@ async def test_a_budget_that_is_reached_with_everything_begun_cuts_nothing(start
 
 async def test_attempts_that_failed_are_paid_from_the_budget_too(start):
     def play(request: EpisodeRequest) -> EpisodeSummary:
-        fault = Fault(FaultKind.USER_SIMULATOR, "Timeout", "late", retryable=True) if request.attempt == 1 else None
+        fault = Fault(FaultKind.ENVIRONMENT, "Timeout", "late", retryable=True) if request.attempt == 1 else None
         return dataclasses.replace(scored(request), fault=fault, policy_tokens=10)
 
     coordinator = await start(play, service__max_attempts=2)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 import actors.pool as module
+from actors.environment import Pulse
 from actors.pool import ActorPool
+from actors.watch import Watch
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, Tau2Error
 from tests.support.episodes import settings
 
@@ -21,10 +25,29 @@ class Pool(ActorPool):
     """A pool whose actors say, one after the other, what `setups` has; the last one is said by all further ones."""
 
     def __init__(self, *setups: dict[str, str] | Exception) -> None:
-        super().__init__(None, lambda name: self.ready.append(name), lambda error: self.ends.append(error))
+        super().__init__(None, self)
         self.setups = deque(setups)
         self.ready: list[str] = []
+        self.left: list[str] = []
         self.ends: list[RolloutError] = []
+        self.work = True
+        self.episodes: dict[str, int] = {}
+        """Episodes that run on an actor."""
+
+    def actor_joined(self, name: str) -> None:
+        self.ready.append(name)
+
+    def actor_left(self, name: str) -> None:
+        self.left.append(name)
+
+    def running_on(self, name: str) -> int:
+        return self.episodes.get(name, 0)
+
+    def has_work(self) -> bool:
+        return self.work
+
+    def pool_gave_up(self, error: RolloutError) -> None:
+        self.ends.append(error)
 
     def _create(self, name: str, config: Any) -> Any:
         async def setup(variables: dict[str, str]) -> dict[str, str]:
@@ -123,6 +146,187 @@ async def test_replicas_that_take_long_do_not_keep_the_other_actors_from_startin
     monkeypatch.setattr(module, "_ALONE_SECONDS", 0)
     all_ready = asyncio.Event()
     pool = Pool(DATA)
-    pool._joined = lambda name: all_ready.set() if len(pool) == 3 else None
+    pool.actor_joined = lambda name: all_ready.set() if len(pool) == 3 else None
     await pool.start(settings(service__actors=3, service__name="s"), {})
     await asyncio.wait_for(all_ready.wait(), 60)
+
+
+# Later starts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[int]:
+    """Pauses are over at once; notes the number of the failed start before each."""
+    found: list[int] = []
+    monkeypatch.setattr(module, "seconds_before_retry", lambda failed: found.append(failed) or 0.0)
+    return found
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for is no event
+            await asyncio.sleep(0)
+
+
+async def test_a_later_start_that_fails_is_tried_again_after_growing_pauses(pauses):
+    pool = Pool(DATA, *[OSError("no memory")] * 9, DATA)
+    await pool.begin(1)
+    pool.replace("s-environment-0", "it died")
+    await until(lambda: len(pool) == 1)
+    assert pauses == list(range(1, 10))
+    assert pool.ends == []
+
+
+async def test_a_start_is_not_tried_again_without_work_but_with_the_next_collection(pauses):
+    pool = Pool(DATA, OSError("no memory"), DATA)
+    await pool.begin(1)
+    pool.work = False
+    pool.replace("s-environment-0", "it died")
+    await until(lambda: pauses and pool._next_try is None)
+    assert len(pool) == pool._starting == 0
+    pool.fill_up()
+    await until(lambda: len(pool) == 1)
+
+
+async def test_the_pool_gives_up_when_no_actor_is_left_and_none_starts_for_too_long(pauses):
+    pool = Pool(DATA, OSError("no memory"))
+    await pool.start(settings(service__actors=1, service__name="s", service__give_up_seconds=0.01), {})
+    pool.replace("s-environment-0", "it died")
+    await until(lambda: pool.ends)
+    assert "no memory" in str(pool.ends[0])
+
+
+async def test_the_pool_does_not_give_up_while_an_actor_is_left(pauses):
+    pool = Pool(DATA, DATA, OSError("no memory"))
+    await pool.start(settings(service__actors=2, service__name="s", service__give_up_seconds=0.0001), {})
+    pool.complete()
+    await until(lambda: len(pool) == 2)
+    pool.replace("s-environment-0", "it died")
+    await until(lambda: len(pauses) > 20)
+    assert pool.ends == []
+    pool.work = False
+
+
+# Actors that have to go -----------------------------------------------------------------------------------------------
+
+
+async def test_a_retired_actor_goes_when_its_episodes_have_ended_and_another_one_is_started(killed):
+    pool = Pool(DATA)
+    await pool.begin(1)
+    pool.episodes["s-environment-0"] = 2
+    pool.retire("s-environment-0", "1 of its slots hang")
+    pool.retire("s-environment-0", "1 of its slots hang")
+    await settled()
+    assert pool.left == ["s-environment-0"]
+    assert pool.ready[1:] == ["s-environment-1"]
+    pool.end_retired()
+    assert not killed, "its episodes go on"
+    del pool.episodes["s-environment-0"]
+    pool.end_retired()
+    assert len(killed) == 1
+    assert list(pool.actors()) == ["s-environment-1"]
+    assert pool.left == ["s-environment-0"]
+    assert pool.lost == 0
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), KeyError("s-environment-0")])
+async def test_an_actor_that_died_takes_its_episodes_with_it(error):
+    pool = Pool(DATA)
+    await pool.begin(1)
+    assert not pool.lose("s-environment-0", error)
+    assert pool.lost == 1
+
+
+async def test_the_episodes_of_an_actor_whose_node_was_taken_away_are_handed_back():
+    pool = Pool(DATA)
+    await pool.begin(1)
+    death = ActorDiedError()
+    death._preempted = True
+    assert pool.lose("s-environment-0", death)
+    assert pool.lose("s-environment-0", ActorDiedError()), "the next one of its episodes"
+    assert pool.lost == 0
+    assert pool.left == ["s-environment-0"]
+
+
+# The watch ------------------------------------------------------------------------------------------------------------
+
+
+class Watched(Pool):
+    """A pool with actors that give a sign of life as told."""
+
+    def __init__(self) -> None:
+        super().__init__(DATA)
+        self.pulses: dict[str, Pulse | None] = {}
+        """None: the actor hangs."""
+
+    def _create(self, name: str, config: Any) -> Any:
+        async def beat() -> Pulse:
+            if (pulse := self.pulses.get(name, Pulse(0, "node"))) is None:
+                await asyncio.Event().wait()
+            return pulse
+
+        handle = super()._create(name, config)
+        handle.beat = SimpleNamespace(remote=beat)
+        return handle
+
+
+@pytest.fixture
+async def watched() -> tuple[Watched, Callable[..., Awaitable[None]]]:
+    """A pool of two actors, and what looks after them: at the time, and with the nodes that are drained."""
+    pool = Watched()
+    await pool.begin(2)
+    await until(lambda: len(pool) == 2)
+    watch = Watch(pool, settings(service__silence_seconds=10.0).service)
+
+    async def look(now: float, leaving: dict[str, float] | None = None) -> None:
+        watch.look(now, leaving or {})
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    return pool, look
+
+
+async def test_an_actor_that_gives_no_sign_of_life_is_replaced(watched):
+    pool, look = watched
+    pool.pulses["s-environment-1"] = None
+    for second in range(11):
+        assert (pool.lost, pool.left) == (0, [])
+        await look(second)
+    assert (pool.lost, pool.left) == (1, ["s-environment-1"])
+
+
+async def test_nobody_is_replaced_because_the_watch_itself_was_stopped(watched):
+    pool, look = watched
+    pool.pulses["s-environment-1"] = None
+    for second in (0, 1, 1000, 2000):
+        await look(second)
+    assert pool.lost == 0
+
+
+async def test_an_actor_with_a_slot_that_hangs_goes_when_its_other_episodes_have_ended(watched, killed):
+    pool, look = watched
+    pool.pulses["s-environment-1"] = Pulse(1, "node")
+    pool.episodes["s-environment-1"] = 3
+    await look(0)
+    await look(1)
+    assert pool.left == ["s-environment-1"]
+    assert not killed
+    pool.episodes.clear()
+    await look(2)
+    assert len(killed) == 1
+    assert "s-environment-1" not in pool.actors()
+
+
+async def test_an_actor_whose_node_is_drained_ends_its_episodes_and_hands_back_the_others_before_the_node_goes(watched):
+    pool, look = watched
+    pool.pulses["s-environment-1"] = Pulse(0, "another")
+    pool.episodes = {"s-environment-0": 2, "s-environment-1": 2}
+    await look(0)
+    await look(1, {"another": 60.0})
+    assert pool.left == ["s-environment-1"]
+    assert "s-environment-1" in pool.actors()
+    await look(2, {"another": 5.0})
+    assert "s-environment-1" not in pool.actors()
+    assert "s-environment-0" in pool.actors()
+    assert pool.lose("s-environment-1", ActorDiedError())
+    assert pool.lost == 0

@@ -18,7 +18,7 @@ def running(groups: int, **settings: object) -> RunningCollection:
         EpisodeRequest(f"c-{number}", "c", f"c-{number}", 0, TaskRef("mock", "base", "t", 0), seed=number)
         for number in range(groups)
     ]
-    return RunningCollection(Collection("c", groups, 1, **settings), requests)
+    return RunningCollection(Collection("c", groups, 1, **settings), requests, 0)
 
 
 def play(it: Collection, episode: int) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.collection import Collection, Handout, Kept
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.episode_state import Handout, Kept
 from rollout_service.collecting.scheduler import Scheduler
 from rollout_service.errors import Fault, FaultKind
 

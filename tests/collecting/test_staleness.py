@@ -8,7 +8,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.collection import Collection, Handout
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.errors import Fault, FaultKind

@@ -145,3 +145,32 @@ def test_the_time_that_an_episode_waited_is_a_span_that_no_clock_on_the_wall_can
     waited = asyncio.run(play())
     assert 100.0 <= waited["t-0"] <= waited["t-1"] - 0.3
     assert waited["t-1"] < 160
+
+
+class Hanging(Runner):
+    """An episode that looks at no deadline."""
+
+    def run(self, request: Any, clock: Any) -> str:
+        self.running.add(request.trajectory_id)
+        self.let_go.wait()
+        self.running.discard(request.trajectory_id)
+        return "too late"
+
+
+def test_an_episode_whose_thread_hangs_comes_back_as_a_fault_with_its_stack_and_its_slot_takes_no_other():
+    async def play() -> None:
+        runner, slots = Hanging(), Slots(1, wall_seconds=0.05, stuck_seconds=0.05)
+        trajectory = await slots.run(runner, request(0))
+        fault = trajectory.fault
+        assert (fault.kind, fault.error, fault.retryable) == ("service", "StuckSlot", True)
+        assert "self.let_go.wait()" in fault.traceback
+        assert slots.stuck == 1
+        assert slots.places() == {}
+        following = asyncio.ensure_future(slots.run(runner, request(1)))
+        await asyncio.sleep(0.05)
+        assert runner.running == {"t-0"}, "its thread is not free"
+        runner.let_go.set()
+        assert await following == "too late"
+        assert slots.stuck == 0
+
+    asyncio.run(play())
