@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+import rollout_service.services as services
 from actors.attempt import Ending, play
 from actors.budgets import Budgets
 from actors.clients import Clients
@@ -24,6 +25,7 @@ from actors.pool import ActorPool
 from actors.running import RunningCollection
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
+from rollout_service.cluster import owned_applications
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
@@ -45,10 +47,11 @@ second; one that is being evaluated may take longer, but calls the policy no mor
 class Coordinator:
     """Runs collections for clients. An async Ray actor."""
 
-    def __init__(self, config: RolloutConfig, application: str | None) -> None:
+    def __init__(self, config: RolloutConfig, application: str | None, owner: str | None = None) -> None:
         """
         Args:
             application: name of the Serve application that fronts the policy; None: an endpoint does, over HTTP.
+            owner: id of the client with which the service ends; None: it runs until somebody stops it.
         """
         logs.configure(config.service.log_level)
         secrets.know(config)
@@ -65,7 +68,9 @@ class Coordinator:
         self._budgets = Budgets(config.budget, self._collections)
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
-        self._clients = Clients(config.service.lease_seconds, self._drop_all_of)
+        self._clients = Clients(config.service.lease_seconds, self._client_is_gone, owner)
+        self._owner = owner
+        self._state = "starting"
         self._tasks = BackgroundTasks()
         self._faults: collections.Counter[str] = collections.Counter()
         self._last_faults: dict[str, str] = {}
@@ -109,6 +114,7 @@ class Coordinator:
             len(self._pool) * self._config.service.slots,
         )
         self._pool.complete()
+        self._state = "running"
 
     async def submit(self, request: CollectionRequest, client: str) -> Accepted:
         """Start a collection. One that continues an earlier one ends that first, if it still runs.
@@ -120,7 +126,8 @@ class Coordinator:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
             BudgetReached: the service's budget is spent.
         """
-        self._clients.heard(client)
+        if self._state == "ending":
+            raise ServiceError("The service is ending.", "Start it again.")
         self._budgets.check_open()
         async with self._planning:
             loop = asyncio.get_running_loop()
@@ -128,6 +135,7 @@ class Coordinator:
         running = RunningCollection(*planned, client)
         collection = running.collection
         await self.cancel(collection.collection_id)
+        self._clients.heard(client)
         self._collections[collection.collection_id] = running
         collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection, time.monotonic())
@@ -197,9 +205,17 @@ class Coordinator:
         """End the client's lease, and cancel what is left of its collections."""
         self._clients.left(client)
 
-    def _drop_all_of(self, client: str, why: str) -> None:
+    def _client_is_gone(self, client: str, why: str) -> None:
         for collection_id in [name for name, running in self._collections.items() if running.client == client]:
             self._drop(collection_id, f": {why}")
+        if client == self._owner and self._state != "ending":
+            self._tasks.start(self._end_service(why), "ending the service")
+
+    async def _end_service(self, why: str) -> None:
+        """End all that belongs to the service, this actor last."""
+        _log.warning("Service %s ends: %s.", self._config.service.name, why)
+        await self.stop()
+        await asyncio.to_thread(services.end, self._config.service, owned_applications(self._config))
 
     def _drop(self, collection_id: str, why: str = "") -> RunningCollection | None:
         running = self._collections.get(collection_id)
@@ -218,6 +234,8 @@ class Coordinator:
         """
         places = await self._places()
         status: dict[str, Any] = {
+            "state": self._state,
+            "owner": self._owner,
             "actors": len(self._pool),
             "lost_actors": self._pool.lost,
             "start_error": None if self._pool.start_error is None else str(self._pool.start_error),
@@ -250,9 +268,10 @@ class Coordinator:
         return found
 
     async def stop(self) -> None:
-        """End every collection and the environment actors."""
+        """End every collection and the environment actors, and take no more."""
+        self._state = "ending"
         for collection_id in list(self._collections):
-            self._drop(collection_id)
+            self._drop(collection_id, ": the service was stopped")
         self._pool.stop()
 
     async def configuration(self) -> RolloutConfig:

@@ -212,6 +212,7 @@ class RunningCollection:
         collection = self.collection
         rewards = [reward for episode, reward in self._rewards.items() if collection.is_done(episode)]
         return {
+            "client": self.client,
             "episodes": self.asked,
             "done": collection.done,
             "scored": len(rewards),

@@ -1,11 +1,10 @@
-"""The Serve application that fronts a service's policy replicas: started, waited for, and deleted.
+"""The Serve application that fronts a service's policy replicas: started and waited for.
 
 Invariant: `run` returns when a replica can sample, or raises with the reason of the replica that could not start.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from typing import Any
@@ -21,18 +20,24 @@ from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError, last_cause
 from rollout_service.policy.replica_size import gpus
 from rollout_service.redaction import safe_cause
+from rollout_service.services import Parts, leftovers
 
 _POLL_SECONDS = 0.1
 
-_DELETE_SECONDS = 5.0
-"""How long replicas may take to end by themselves."""
+
+def check_free(config: RolloutConfig, application: str) -> None:
+    """Check that a service may start this application.
+
+    Raises:
+        ServiceError: a dead service left one of that name.
+    """
+    if config.policy.application is None and application in serve.status().applications:
+        raise leftovers(Parts(config.service.name, "", [], [application]))
 
 
-def run(config: RolloutConfig, application: str) -> bool:
-    """Run the policy's Serve application, or find the one that runs already; returns when its replicas sample.
-
-    Returns:
-        Whether there may be replicas from before, with weights that somebody else gave them.
+def run(config: RolloutConfig, application: str) -> None:
+    """Run the policy's Serve application, or find the one that `policy.application` names; returns when its replicas
+    sample.
 
     Raises:
         ServiceError: it does not run, or its replicas cannot start.
@@ -41,10 +46,9 @@ def run(config: RolloutConfig, application: str) -> bool:
     if settings.application is not None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _check_runs(application)
-        return True
+        return
     serve_http.start(config)
     try:
-        known = application in serve.status().applications
         target = RunTarget(
             policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
         )
@@ -54,7 +58,6 @@ def run(config: RolloutConfig, application: str) -> bool:
             f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from safe_cause(error)
     _wait_until_running(settings, application)
-    return known
 
 
 def _wait_until_running(settings: PolicyConfig, application: str) -> None:
@@ -97,25 +100,3 @@ def _check_runs(application: str) -> None:
             + ("." if status is None else f"; it is {status.status}."),
             "Start it with `serve run deploy.policy:app`, or leave policy.application out.",
         )
-
-
-def delete(application: str) -> None:
-    """Delete the Serve application. Replicas that do not end soon are killed: no turn is worth waiting for. Where none
-    runs, all are killed at once: Serve would wait for one that was never placed as long as for the longest turn."""
-    with contextlib.suppress(RayServeException, RayError):
-        _delete(application)
-
-
-def _delete(application: str) -> None:
-    status = serve.status().applications.get(application)
-    runs = status is not None and any("RUNNING" in each.replica_states for each in status.deployments.values())
-    serve.delete(application, _blocking=False)
-    deadline = time.monotonic() + (_DELETE_SECONDS if runs else 0.0)
-    while application in serve.status().applications:
-        if time.monotonic() > deadline:
-            for actor in ray.util.list_named_actors(all_namespaces=True):
-                if actor["name"].startswith(f"SERVE_REPLICA::{application}#"):
-                    with contextlib.suppress(ValueError):
-                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
-            deadline += _DELETE_SECONDS
-        time.sleep(_POLL_SECONDS)

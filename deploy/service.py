@@ -8,23 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 import ray
 from ray.exceptions import RayError
 
 import rollout_service.config.secrets as secrets
+import rollout_service.services as services
+import rollout_service.twins as twins
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
-from rollout_service.cluster import application_name, call, coordinator_name, fleet_name, gateway_name
+from rollout_service.cluster import (
+    NoAnswerYet,
+    answer,
+    application_name,
+    call,
+    coordinator_name,
+    fleet_name,
+    owned_applications,
+)
 from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
 from rollout_service.policy.fleet import FleetHandle
 
+_STOP_SECONDS = 10.0
+"""How long the coordinator may take to end its collections."""
 
-def start(config: RolloutConfig) -> Service:
-    """Start coordinator, fleet, policy replicas and environment actors. They run until `stop`; the actors also end with
-    this process.
+
+def start(config: RolloutConfig, owner: str | None) -> Service:
+    """Start coordinator, fleet, policy replicas and environment actors. They run until `stop`.
+
+    Args:
+        owner: id of a client that this process renews the lease of: all of it also ends with that, in whatever way this
+            process ends. None: for nobody.
 
     Returns:
         The service, ready for collections.
@@ -34,59 +51,69 @@ def start(config: RolloutConfig) -> Service:
     """
     begun = time.monotonic()
     name = application_name(config)
-    service = _create_actors(config, name)
+    service = _create_actors(config, name, owner)
+    served: list[str] = []
     try:
         received = service.fleet.receive.remote(secrets.of_replicas(config))
         started = service.coordinator.start.remote(secrets.of_episodes(config), service.fleet)
         if name is not None:
             from deploy import application  # it imports Ray Serve, which takes a second
 
-            if application.run(config, name):
+            application.check_free(config, name)
+            served = owned_applications(config)
+            application.run(config, name)
+            if config.policy.application is not None:  # replicas from before, with weights that somebody gave them
                 call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
         if config.gateway.port is not None:
             from deploy import gateway
 
+            served = owned_applications(config)
             gateway.run(config)
         service.coordinator.ready.remote(time.monotonic() - begun)
     except BaseException:
-        stop(config, service)
+        _stop(config, service, served)
         raise
     return service
 
 
-def _create_actors(config: RolloutConfig, application: str | None) -> Service:
-    """Create coordinator and fleet, whose processes then start at the same time."""
+def _create_actors(config: RolloutConfig, application: str | None, owner: str | None) -> Service:
+    """Create coordinator and fleet, whose processes then start at the same time.
+
+    They outlive this process, also where the service ends with it: the coordinator then ends what Ray would leave.
+    """
     service = config.service
-    options = {"namespace": service.namespace, "num_cpus": 0, "max_concurrency": 1000}
-    try:
-        coordinator: CoordinatorHandle = (
-            ray.remote(Coordinator).options(name=coordinator_name(service.name), **options).remote(config, application)
-        )
-        fleet: FleetHandle = (
-            ray.remote(Fleet).options(name=fleet_name(service.name), **options).remote(config, application, coordinator)
-        )
-    except ValueError as error:  # what Ray raises for a name that is taken
-        raise ServiceError(
-            f"A service named {service.name!r} runs on this cluster already.",
-            'Attach to it with RolloutClient("auto"), close the client that started it, or choose another name.',
-        ) from error
+    found = services.find_actors(service.name, service.namespace)
+    if found and coordinator_name(service.name) not in found:
+        raise services.leftovers(services.Parts(service.name, service.namespace, found))
+    options = {"namespace": service.namespace, "num_cpus": 0, "max_concurrency": 1000, "lifetime": "detached"}
+    made = ray.remote(Coordinator).options(name=coordinator_name(service.name), **options)
+    with _name_may_be_taken(service.name):
+        coordinator: CoordinatorHandle = made.remote(config, application, owner)
+    made = ray.remote(Fleet).options(name=fleet_name(service.name), **options)
+    fleet: FleetHandle = made.remote(config, application, coordinator)
     return Service(coordinator, fleet)
 
 
+@contextlib.contextmanager
+def _name_may_be_taken(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # what Ray raises for a name that is taken
+        raise ServiceError(
+            f"A service named {name!r} runs on this cluster already.",
+            'Attach to it with RolloutClient("auto"), stop it with `rollout-service service stop`, or choose another '
+            "name. One whose client has just died ends by itself, after service.lease_seconds at most.",
+        ) from error
+
+
 def stop(config: RolloutConfig, service: Service) -> None:
-    """Stop what `start` started, as far as it came, on a cluster that goes on."""
-    with contextlib.suppress(RayError, ServiceError):
-        call(service.coordinator.stop.remote())
-    for actor in (service.coordinator, service.fleet):
-        ray.kill(actor)
-    if config.gateway.port is not None:
-        from deploy import application
+    """Stop what `start` started, on a cluster that goes on."""
+    _stop(config, service, owned_applications(config))
 
-        application.delete(gateway_name(config.service.name))
-    name = application_name(config)
-    if name is not None and config.policy.application is None:
-        from deploy import application
 
-        application.delete(name)
+def _stop(config: RolloutConfig, service: Service, served: list[str]) -> None:
+    with contextlib.suppress(RayError, ServiceError, NoAnswerYet):
+        twins.run(answer(service.coordinator.stop.remote(), seconds=_STOP_SECONDS))
+    services.end(config.service, served)

@@ -42,13 +42,14 @@ _FLEET_SECONDS = 2.0
 _MOST_SECONDS = 1e8
 """Longest timeout that can be set. Timers overflow at some length."""
 
+Start = Literal["detached"] | bool | None
+"""Whether a client starts the service that it does not find, and how long that lives."""
+
 
 class RolloutClient:
     """Starts a service, or attaches to one, and collects trajectories from it."""
 
-    def __init__(
-        self, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
-    ) -> None:
+    def __init__(self, address: str | None = None, *, config: RolloutConfig | None = None, start: Start = None) -> None:
         """Blocks until the service is ready, which takes seconds if it has to be started.
 
         Args:
@@ -56,8 +57,9 @@ class RolloutClient:
                 or else on a new one on this machine. "auto" or the address of a Ray cluster attaches to the service of
                 the configured name there.
             config: all settings. None: `RolloutConfig.load()`, which reads the environment.
-            start: with an address: whether to start the service if it does not run there. It then lives as long as
-                this client. None: only if `config` is given.
+            start: with an address: whether to start the service if it does not run there. It then ends with this
+                client, in whatever way that ends. "detached": it then lives until `rollout-service service stop`. None:
+                start it only if `config` is given.
 
         Raises:
             RolloutError: arguments or settings are wrong, there is no cluster at the address or no service to attach
@@ -87,7 +89,7 @@ class RolloutClient:
 
     @classmethod
     async def astart(
-        cls, address: str | None = None, *, config: RolloutConfig | None = None, start: bool | None = None
+        cls, address: str | None = None, *, config: RolloutConfig | None = None, start: Start = None
     ) -> Self:
         """The constructor for an event loop: `client = await RolloutClient.astart(...)`. A thread does the imports,
         starts Ray and waits for the service. When cancelled, it stops what it has started.
@@ -114,18 +116,18 @@ class RolloutClient:
             raise cluster.gone("fleet")
         return Service(coordinator, fleet)
 
-    def _start_there(self, config: RolloutConfig | None, start: bool | None) -> Service:
+    def _start_there(self, config: RolloutConfig | None, start: Start) -> Service:
         if not ((config is not None) if start is None else start):
             raise ServiceError(
                 f"No service named {self._settings.service.name!r} runs on this cluster.",
                 "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
             )
         self._settings = embedded.prepared(self._settings)
-        return self._start()
+        return embedded.start(self._settings, owner=None) if start == "detached" else self._start()
 
     def _start(self) -> Service:
         self._heartbeat = Heartbeat(self._id, self._settings.service)
-        service = embedded.start(self._settings)
+        service = embedded.start(self._settings, self._id)
         self._owner = True
         return service
 
@@ -370,7 +372,12 @@ def _check_arguments(address: Any, config: Any, start: Any) -> None:
         )
     if config is not None and not isinstance(config, RolloutConfig):
         raise ConfigError(f"config is {shown(config)}.", "Give a RolloutConfig, such as RolloutConfig.load(path).")
-    arguments.optional(arguments.truth, "start", start)
+    if not (start is None or isinstance(start, bool) or start == "detached"):
+        raise ConfigError(f"start is {shown(start)}.", 'Give True, False or "detached".')
+    if start == "detached" and address is None:
+        raise ConfigError(
+            "start is 'detached', but without an address the cluster ends with this process.", 'Give "auto".'
+        )
     if start is False and address is None:
         raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
 

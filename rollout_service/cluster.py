@@ -71,6 +71,13 @@ def application_name(config: RolloutConfig) -> str | None:
     return config.policy.application or f"{config.service.name}-policy"
 
 
+def owned_applications(config: RolloutConfig) -> list[str]:
+    """Names of the Serve applications that a service starts, and that end with it."""
+    gateway = [] if config.gateway.port is None else [gateway_name(config.service.name)]
+    policy = application_name(config)
+    return gateway if policy is None or config.policy.application is not None else [*gateway, policy]
+
+
 class Reference(Protocol[R_co]):
     """Ray's object reference: stands for a value somewhere in the cluster that may not exist yet."""
 
@@ -293,6 +300,21 @@ def find(actor: str, namespace: str, seconds: float = 0.0) -> Any | None:
         if time.monotonic() >= deadline:
             return None
         time.sleep(_POLL_SECONDS)
+
+
+def named_actors() -> list[tuple[str, str]]:
+    """Name and namespace of every named actor of the cluster."""
+    import ray
+
+    return [(actor["name"], actor["namespace"]) for actor in ray.util.list_named_actors(all_namespaces=True)]
+
+
+def kill(actor: str, namespace: str) -> None:
+    """Kill the named actor, for good. Does nothing if it is gone."""
+    import ray
+
+    if (handle := find(actor, namespace)) is not None:
+        ray.kill(handle)
 
 
 def connect(address: str | None, namespace: str) -> None:

@@ -46,18 +46,19 @@ def _import_serve() -> None:
     import deploy.application  # noqa: F401
 
 
-def start(config: RolloutConfig) -> Service:
+def start(config: RolloutConfig, owner: str | None) -> Service:
     """Start coordinator, fleet, policy replicas and environment actors; see `deploy.service.start`.
 
     Args:
         config: as `prepared` gives it.
+        owner: id of the client with which the service ends; None: it runs until it is stopped.
 
     Raises:
         RolloutError: something did not start.
     """
     from deploy import service
 
-    return service.start(config)
+    return service.start(config, owner)
 
 
 def stop(config: RolloutConfig, started: Service) -> None:

@@ -16,6 +16,7 @@ import ray
 
 import rollout_service.collecting.stream as streams
 import rollout_service.logs as logs
+import rollout_service.services as services
 from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
@@ -124,6 +125,7 @@ def test_a_collection_that_cannot_be_made_is_refused_in_words(client, arguments,
         ((None, {"limits.max_turns": 3}, None), r"config is .*Give a RolloutConfig"),
         (("auto", None, "yes"), "start is 'yes'"),
         ((None, None, False), "start is False, but without an address"),
+        ((None, None, "detached"), "start is 'detached', but without an address"),
     ],
 )
 def test_a_client_s_own_arguments_are_checked_before_anything_starts(arguments, message):
@@ -472,6 +474,14 @@ def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_wh
         slow.collect(60, seed=0, progress=False)
     assert len(caught.value.batch) + caught.value.missing == 60
     assert caught.value.batch
+
+    left = services.find("slow", "rollout_service")
+    assert (left.is_dead, left.applications, services.report(left)) == (True, ["slow-policy"], {"state": "dead"})
+    with pytest.raises(ServiceError, match=r"dead service named 'slow' left something.*service stop slow"):
+        start("slow", service__actors=2)
+    assert services.find("slow", "rollout_service").applications == ["slow-policy"], "a refusal removes nothing"
+    services.stop(left)
+    assert services.find("slow", "rollout_service") is None
 
 
 def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):

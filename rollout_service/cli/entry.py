@@ -14,6 +14,7 @@ import typer
 from rollout_service.cli.commands.collect import collect
 from rollout_service.cli.commands.doctor import doctor
 from rollout_service.cli.commands.prepare_data import prepare_data
+from rollout_service.cli.commands.service import service
 from rollout_service.cli.commands.size import size
 from rollout_service.cli.commands.tasks import tasks
 from rollout_service.cli.commands.token import token
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for _command in (collect, tasks, verify, doctor, size, prepare_data, token, version):
     app.command()(_command)
+app.add_typer(service, name="service")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 import actors.attempt as attempt
+import actors.clients as clients
 import actors.coordinator as module
 import rollout_service.collecting.collection as collection
 from actors.clients import Clients
@@ -49,6 +50,7 @@ class Pool:
         self.lost = 0
         self.start_error = None
         self.cancelled: list[str] = []
+        self.stopped = False
 
     def __len__(self) -> int:
         return 1
@@ -57,6 +59,9 @@ class Pool:
         self.user.actor_joined("actor-0")
 
     def fill_up(self) -> None: ...
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def lose(self, name: str, error: Exception) -> bool:
         self.lost += 1
@@ -197,7 +202,7 @@ async def test_a_cancelled_collection_is_an_error_for_whoever_waits_for_it(start
 
 
 async def test_a_client_that_leaves_or_falls_silent_loses_its_own_collections_only(start, monkeypatch, caplog):
-    monkeypatch.setattr(module, "Clients", lambda seconds, gone: Clients(0.5, gone))
+    monkeypatch.setattr(module, "Clients", lambda seconds, gone, owner: Clients(0.5, gone, owner))
     coordinator, gate = await held(start)
     names = ("leaving", "silent", "beating")
     leaving, silent, kept = [(await coordinator.submit(CollectionRequest(n=2), name))[0] for name in names]
@@ -278,6 +283,26 @@ async def test_the_service_s_budget_ends_all_collections_and_refuses_the_next(st
         assert "The service's budget is spent: episodes:" in (await given(coordinator, accepted.collection_id))[1]
     with pytest.raises(BudgetReached, match="The service's budget is spent"):
         await coordinator.submit(CollectionRequest(n=2), "client")
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_service_ends_as_a_whole_when_its_owner_is_silent_or_its_owner_s_job_is_over(monkeypatch, caplog, over):
+    lease = 600.0 if over else 0.5
+    ended: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(clients, "_LOOKS", 20 * lease)
+    monkeypatch.setattr(clients, "_job_is_over", lambda: over)
+    monkeypatch.setattr(module, "ActorPool", Pool)
+    monkeypatch.setattr(module, "Clients", lambda seconds, gone, owner: Clients(lease, gone, owner))
+    monkeypatch.setattr(module.services, "end", lambda *what: loop.call_soon_threadsafe(ended.put_nowait, what))
+    coordinator = Coordinator(settings(tasks__domain="mock", service__name="owned"), "owned-policy", "owner")
+    service, applications = await ended.get()
+    assert (service.name, applications) == ("owned", ["owned-policy"])
+    assert coordinator._pool.stopped
+    with pytest.raises(ServiceError, match="The service is ending"):
+        await coordinator.submit(CollectionRequest(n=2), "guest")
+    why = "the process that started the service is gone" if over else "its client was silent"
+    assert f"WARNING Service owned ends: {why}" in said(caplog)
 
 
 async def test_new_weights_of_an_endpoint_are_known_from_its_tokens_to_fleet_and_status(start):

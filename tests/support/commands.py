@@ -21,6 +21,11 @@ ENVIRONMENT = {
 """What commands see of this process's environment."""
 
 
+def environment() -> dict[str, str]:
+    """What a command in a process of its own sees. Ray sets a variable here if this process's cluster wants a token."""
+    return ENVIRONMENT | {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+
+
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What `rollout-service` with these arguments prints, and its exit code."""
     given = [str(argument) for argument in arguments]
@@ -43,4 +48,4 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The same in a process of its own."""
     given = [sys.executable, "-m", "rollout_service", *map(str, arguments)]
-    return subprocess.run(given, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)
+    return subprocess.run(given, capture_output=True, text=True, timeout=280, check=False, env=environment())

@@ -1,0 +1,78 @@
+"""A program whose clients can be ended in every way: `python -m tests.support.clients ADDRESS JOB…`.
+
+A job is `NAME:WAY:ROLE`. Each has a process of its own, forked so that all share what was imported. An `owner` starts a
+service NAME. A `guest` attaches to the service NAME and opens a collection. Each prints `JOB PID` once it has begun, or
+`JOB 0` when it has failed. On SIGUSR1 it ends: in the way `normal` its main thread returns, in any other it raises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import deploy.service  # noqa: F401  # imported here, once
+import rollout_service.tau2.tasks  # noqa: F401
+from rollout_service.client import RolloutClient
+from tests.support.episodes import settings
+
+LEASE_SECONDS = 6.0
+
+
+def own(address: str, name: str) -> RolloutClient:
+    """Starts a service whose episodes take long."""
+    config = settings(
+        service__name=name,
+        service__actors=1,
+        service__slots=4,
+        service__lease_seconds=LEASE_SECONDS,
+        tasks__domain="mock",
+        policy__cpus_per_replica=1,
+        policy__script={"latency": {"mean": 1.0}},
+    )
+    return RolloutClient(address, config=config)
+
+
+def visit(address: str, name: str) -> object:
+    """Attaches, and opens a collection that takes long."""
+    client = RolloutClient(address, config=settings(service__name=name), start=False)
+    return client, client.stream(1000)
+
+
+def work(address: str, job: str) -> None:
+    """One of the processes."""
+    name, way, role = job.split(":")
+    told = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: told.set())
+    held: list[object] = []
+
+    def begin() -> None:
+        try:
+            held.append((own if role == "owner" else visit)(address, name))
+        except BaseException:
+            print(job, 0, flush=True)
+            raise
+
+    beginning = threading.Thread(target=begin, daemon=True)
+    beginning.start()
+    if role == "guest" or way == "whole":
+        beginning.join()
+    print(job, os.getpid(), flush=True)
+    told.wait()
+    if way != "normal":
+        raise RuntimeError(f"the client of {job} ends so")
+
+
+def main() -> None:
+    address, *jobs = sys.argv[1:]
+    for job in jobs:
+        if os.fork() == 0:
+            work(address, job)
+            return
+    for _ in jobs:
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()
