@@ -140,12 +140,8 @@ class Coordinator:
         collection.updated(self._version)  # an update may have come while it was planned
         self._scheduler.add(collection, time.monotonic())
         self._budgets.opened(running)
-        _log.info(
-            "Collection %s begun: %d episodes in groups of %d.",
-            collection.collection_id,
-            collection.size,
-            collection.group_size,
-        )
+        name, size, members = collection.collection_id, collection.size, collection.group_size
+        _log.info("Collection %s begun: %d episodes in groups of %d.", name, size, members)
         self._pool.fill_up()
         self._pump()
         return Accepted(collection.collection_id, running.asked, running.first_draw)
