@@ -232,7 +232,7 @@ def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
 
 def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iterator[Violation]:
     """Make check 4."""
-    from rollout_service.tau2 import messages
+    from rollout_service.tau2 import domain, messages
 
     yield from _as_tau2_has_them(trajectory)
     if not trajectory.turns:
@@ -249,6 +249,7 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     if made.tokenizer_size not in (None, codec.tokenizer_size):
         problem = f"it is {codec.tokenizer_size}, recorded {made.tokenizer_size}"
         yield Violation(trajectory.trajectory_id, "messages", "tokenizer_size", problem)
+    tools = domain.get(trajectory.task.domain).tool_schemas(made.agent == "solo")
     ends = codec.turn_end_ids.union(made.sampling.get("stop_token_ids") or ())
     number = 0
     for index, segment in enumerate(trajectory.segments):
@@ -256,7 +257,7 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
             yield Violation(trajectory.trajectory_id, "messages", f"segment {index}", wrong)
         for turn in segment.turns:
             ids = segment.token_ids[turn.start : turn.end].tolist()
-            parsed = codec.parse(ids)
+            parsed = codec.parse(ids, tools)
             where = f"segment {index} turn {number}"
             if made.tokenizer_size is not None and (count := len(codec.unknown_ids(ids))) != turn.unknown_tokens:
                 problem = f"the tokenizer has no token for {count} of its ids, recorded {turn.unknown_tokens}"

@@ -40,15 +40,24 @@ def problem(format: str, raw: str, name: Any, arguments: Any) -> str | None:
 def _json_object(raw: str) -> Read:
     """`{"name": …, "arguments": {…}}`."""
     call = _loaded(raw)
+    check_keys(call, "name", "arguments")
+    return call["name"], None
+
+
+def check_keys(call: Any, name: str, arguments: str, others: frozenset[str] = frozenset()) -> None:
+    """Check that a JSON value is an object with these keys, `others` optional, and no further ones.
+
+    Raises:
+        NotACallError: says what is missing or too much.
+    """
     if not isinstance(call, dict):
         raise NotACallError("malformed_structure")
-    if "name" not in call:
+    if name not in call:
         raise NotACallError("missing_name")
-    if "arguments" not in call:
+    if arguments not in call:
         raise NotACallError("missing_arguments")
-    if len(call) > 2:
+    if not call.keys() <= {name, arguments, *others}:
         raise NotACallError("unknown_key")
-    return call["name"], None
 
 
 _FUNCTION = re.compile(r"\s*<function=([^<>\s]+)>\s*")
@@ -156,6 +165,20 @@ def _loaded(text: str) -> Any:
         raise NotACallError("invalid_json") from None
 
 
+def json_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that stands at `start` of the text, and where it ends.
+
+    Raises:
+        NotACallError: there is none, or a key comes twice.
+    """
+    try:
+        return _DECODER.raw_decode(text, start)
+    except NotACallError:
+        raise
+    except ValueError:
+        raise NotACallError("invalid_json") from None
+
+
 def _check_keys_once(value: str) -> None:
     """Raise if a key comes twice in an argument's JSON. Text that is not JSON is left to the parser."""
     try:
@@ -169,3 +192,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):  # Python keeps the last one, other readers the first
         raise NotACallError("duplicate_key")
     return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

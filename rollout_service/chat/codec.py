@@ -1,32 +1,34 @@
 """ChatCodec: turns chat messages into context tokens, and policy tokens into a message.
 
-Invariant: the tokens are those that the tokenizer's own chat template gives. The codec derives everything (opening
-prompt, what follows a turn, how a turn is written) from that template, and takes the parser for tool calls from the
-`renderers` package. `prove()` checks all of it on probe conversations before the first episode. A template that cannot
-be proved is refused, and the error shows the first token that differs.
+Invariant: the tokens are those that the tokenizer's own chat template gives. The codec learns everything from that
+template's renderings: the form of messages that it takes, how a turn closes, how calls are written, and what follows a
+turn of the conversation at hand. Nothing is known of any model family. `prove()` checks all of it on probe
+conversations before the first episode. A template that cannot be proved is refused, and the error says what failed.
 
 Text inside a message never becomes a control token: `<|im_end|>` in a tool result is encoded as ten plain characters.
-To achieve that, a character that occurs nowhere else is inserted after the first character of every control token's
-text inside a message. The rendered text is then cut at these characters, and each piece is encoded on its own.
+Only a control token that the policy itself sampled stays one.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn, checked, malformed, tool_call
-from rollout_service.chat.proof import choose_parser, prove, turn_ends
+from rollout_service.chat.control_tokens import CUT, MARKS, POINT, ControlTokens
+from rollout_service.chat.learning import OPENING, PROBE_TOOLS, learn
+from rollout_service.chat.message_form import ChatMessage
+from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
+from rollout_service.chat.proof import prove
+from rollout_service.chat.template import ChatTemplate, ToolSchema
 from rollout_service.chat.text_cache import TextCache
 from rollout_service.errors import CodecError, first_line
-
-ToolSchema = dict[str, Any]
 
 EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 """The small tokenizer that ships with the package; the default where no model is named."""
@@ -40,13 +42,22 @@ _CACHE_BYTES = 32 << 20
 class ChatCodec:
     """Encodes and parses turns with one tokenizer. Thread-safe: it keeps no state of a conversation."""
 
-    def __init__(self, tokenizer: Any, *, name: str = "", tool_parser: str = "auto") -> None:
-        """Derive the codec from a fast Hugging Face tokenizer with a chat template, and prove it.
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        tool_parser: str = "auto",
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Learn the tokenizer's chat template, and prove what was learned.
 
         Args:
-            tokenizer: a `PreTrainedTokenizerFast`.
+            tokenizer: a fast Hugging Face tokenizer (`PreTrainedTokenizerFast`) with a chat template.
             name: the tokenizer's name in trajectories.
-            tool_parser: name of a `renderers` parser; `auto`: the first one that reads back what the template writes.
+            tool_parser: what reads tool calls: `learned`, or the name of a `renderers` parser; `auto`: the first one
+                that reads back what the template writes.
+            template_arguments: what the template is given beside the messages and tools, such as `enable_thinking`.
 
         Raises:
             CodecError: the tokenizer has no chat template, is not a fast one, or the codec could not be proved.
@@ -65,30 +76,63 @@ class ChatCodec:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._encode_plain = TextCache(self._encode_uncached, _CACHE_BYTES)
-        added = backend.get_added_tokens_decoder()
-        self.control_ids = frozenset(added)
-        """Ids of all added tokens. Text inside a message never becomes one of them."""
-        texts = sorted({token.content for token in added.values() if token.content.strip()}, key=len, reverse=True)
-        self._control_start = re.compile("|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in texts) or "(?!)")
-        self.end_of_turn, self.end_of_turn_id = self._find_end_of_turn(texts)
-        eos = tokenizer.eos_token_id
-        self.stop_token_ids = sorted({self.end_of_turn_id} | ({eos} if eos is not None else set()))
-        self._think_ids = (self._token_id("<think>"), self._token_id("</think>"))
-        self._opens_reasoning = self._generation_prompt().rstrip().endswith("<think>")
-        self.supports_reasoning = _MARKER in self._text(
-            [_user("hi"), {"role": "assistant", "content": "x", "reasoning_content": _MARKER}]
-        )
+        self.control = ControlTokens(backend, str(tokenizer.chat_template))
+        self.template_arguments = dict(template_arguments or {})
         self.tokenizer_fingerprint = _fingerprint(backend.to_str())
         self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
         self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         """One past the largest id. The model's output layer may have more rows, and not every id below has a token."""
-        self.turn_end_ids = turn_ends(self, {number for number, token in added.items() if token.special})
+        template = ChatTemplate(tokenizer, self.name, self.template_arguments)
+        learned = learn(template, backend, self.control, self.decode, tool_parser)
+        self._template, self._reader, self.closing = learned.template, learned.reader, learned.closing
+        self.learned = learned
+        """What was learned of the template."""
+        self.supports_reasoning = learned.thinks
+        """Whether the template has a place for thoughts."""
+        self.end_of_turn = self.closing.text.sampled
+        """Text of the control token that ends a turn without calls."""
+        self.end_of_turn_id = self.control.id(self.end_of_turn)
+        self._split = self._splitting_tokens()
+        own, eos = {self.end_of_turn_id, self.control.id(self.closing.calls.sampled)}, tokenizer.eos_token_id
+        self.stop_token_ids = sorted(own | ({eos} if eos is not None else set()))
+        self.turn_end_ids = self._turn_ends()
         """Ids that may end a turn: the stop tokens, and special tokens that occur nowhere else in a turn."""
-        self._format, self._parser = choose_parser(self, _ParserTokenizer(self), tool_parser)
-        self.rewrites_history = prove(self)
+        self.proof = prove(self)
+        """What the proof found."""
+
+    @property
+    def rewrites_history(self) -> bool:
+        """Whether the template writes earlier turns otherwise than they were sampled."""
+        return self.proof.rewrites_history
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of all added tokens. Text inside a message never becomes one of them."""
+        return self.control.ids
+
+    @property
+    def tool_parser(self) -> str:
+        """What reads tool calls: `learned`, or the name of a `renderers` parser."""
+        return str(self._reader.name)
+
+    @property
+    def takes_answers_to_text(self) -> bool:
+        """Whether the template renders the result of a tool after a turn that is text: a malformed call."""
+        return "a malformed call" not in self.proof.impossible
+
+    @property
+    def greeting(self) -> str:
+        """`kept`, or `left_out` where the template has no place for an assistant that speaks first."""
+        return self._template.form.greeting
 
     @classmethod
-    def load(cls, path: str | None = None, *, tool_parser: str = "auto") -> ChatCodec:
+    def load(
+        cls,
+        path: str | None = None,
+        *,
+        tool_parser: str = "auto",
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> ChatCodec:
         """Load a tokenizer from a folder, or by a hub name that `transformers` can find. None: the embedded one.
 
         Raises:
@@ -112,55 +156,159 @@ class ChatCodec:
                 f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",
                 "Give a folder with a tokenizer, or a model name that this machine can download.",
             ) from error
-        return cls(tokenizer, name="embedded" if path is None else source, tool_parser=tool_parser)
+        return cls(
+            tokenizer,
+            name="embedded" if path is None else source,
+            tool_parser=tool_parser,
+            template_arguments=template_arguments,
+        )
 
     # Context ---------------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids of the whole conversation, up to where the policy's next turn starts."""
-        shielded, cut = self._shield(messages, tools)
-        return self._encode(self._text(shielded, tools, generation_prompt=True), cut)
+        return self._encode(self._text(self.control.shield(list(messages)), tools, generation_prompt=True))
 
-    def bridge(self, new_messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of `new_messages` as the template writes them, from a turn's end-of-turn token to the next turn."""
-        calls = [tool_call(_MARKER, {}, m.get("tool_call_id", "call_0")) for m in new_messages if m["role"] == "tool"]
+    def bridge(
+        self,
+        new_messages: Sequence[ChatMessage],
+        before: Sequence[ChatMessage] = (),
+        tools: Sequence[ToolSchema] = (),
+    ) -> list[int]:
+        """Token ids of `new_messages` as the template writes them, from the token that ended a turn to the next turn.
+
+        Args:
+            before: the conversation up to and with that turn. Without it, a turn is made up.
+        """
+        context = self.following(new_messages, before or self._made_up(new_messages), tools or PROBE_TOOLS)
+        return context[1:]
+
+    def following(
+        self, new_messages: Sequence[ChatMessage], before: Sequence[ChatMessage], tools: Sequence[ToolSchema]
+    ) -> list[int]:
+        """Token ids of what follows the newest turn's own text: the token that ends the turn, as it stands in history,
+        and `new_messages`, up to where the policy's next turn starts.
+
+        Args:
+            before: the conversation up to and with the turn. Malformed calls stand in it as calls that were answered.
+
+        Raises:
+            CodecError: the template cannot render the conversation, or does not close the turn.
+        """
+        *history, turn = before
+        has_calls = bool(turn.get("tool_calls"))
+        shielded = self.control.shield([*history, *new_messages])
+        marked = self._with_point(turn)
+        conversation = [*shielded[: len(history)], marked, *shielded[len(history) :]]
+        text = self._text(conversation, tools, generation_prompt=True)
+        point = text.find(POINT)
+        end = self.closing.end(text, point, has_calls) if point >= 0 else None
+        if end is None:
+            raise CodecError(
+                f"The chat template of {self.name!r} closes a turn with {self.end_of_turn!r}, but not this one: "
+                f"{text[max(point, 0) :][:200]!r}.",
+                "Use a template that writes every turn and closes each with the same token.",
+            )
+        ending = self.closing.of(has_calls)
+        rest = self._encode(text[end:].replace(POINT, ""))
+        return [self.control.id(ending.in_history), *rest] if ending.own else rest
+
+    def unsampled(self, following: Sequence[int], last_token: int) -> Sequence[int]:
+        """The part of `following` that the policy did not sample: its first token stands for the one that ended the
+        turn. A turn that was cut by length has none.
+
+        Args:
+            last_token: the last one that the policy sampled.
+        """
+        ends = {following[0], self.end_of_turn_id, self.control.id(self.closing.calls.sampled)}
+        return following[1:] if last_token in ends and self._ended_by(last_token, following[0]) else following
+
+    def _ended_by(self, last_token: int, closing: int) -> bool:
+        """Whether the token may stand in the place of `closing`. One that opens the next message stands for itself."""
+        return self.closing.text.own or last_token == closing
+
+    def same_text_after(self, token_ids: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
+        """The end of `rendered`, if what stands before it reads as `token_ids` do, in other tokens. None: it does not,
+        or the two part inside of a text."""
+        text, whole = self.control.marked(token_ids), self.control.marked(rendered)
+        if not whole.startswith(text) or MARKS.match(text[-1:]) is None:
+            return None
+        count = len(MARKS.findall(text))
+        places = (place for place, number in enumerate(rendered) if self.control.has_mark(number))
+        last = next(itertools.islice(places, count - 1, None))
+        return list(rendered[last + 1 :])
+
+    def _with_point(self, turn: ChatMessage) -> ChatMessage:
+        """The turn with `POINT` in what stands last in it. What follows a turn depends on its calls' names and ids
+        only, so its texts are left out."""
+        calls = turn.get("tool_calls")
+        if not calls:
+            return {"role": "assistant", "content": f"x{POINT}x"}
+        named = [tool_call(self.control.shield(c["function"]["name"]), {}, c.get("id", "call_0")) for c in calls]
+        last = named[-1]["function"]
+        last["name"] = f"{last['name'][:1]}{POINT}{last['name'][1:]}"
+        return {"role": "assistant", "content": "", "tool_calls": named}
+
+    def _made_up(self, new_messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """A conversation that these messages may follow."""
+        ids = [message.get("tool_call_id", "call_0") for message in new_messages if message["role"] == "tool"]
         turn: ChatMessage = {"role": "assistant", "content": _MARKER}
-        if calls:
-            turn["tool_calls"] = calls
-        shielded, cut = self._shield([_user("hi"), turn, *new_messages])
-        text = self._text(shielded, generation_prompt=True)
-        end = self._find_end(text, text.find(_MARKER))
-        return self._encode(text[end + len(self.end_of_turn) :], cut)
+        if ids:
+            turn["tool_calls"] = [tool_call(_MARKER, {}, call_id) for call_id in ids]
+        return [*OPENING, turn]
 
     def encode_turn(
         self, content: str = "", calls: Sequence[tuple[str, dict[str, Any]]] = (), reasoning: str | None = None
     ) -> list[int]:
-        """Token ids that a policy would sample to write this turn, including the end-of-turn token.
+        """Token ids that a policy would sample to write this turn, including the token that ends it.
 
         Args:
             calls: name and arguments of each tool call.
             reasoning: left out if the template has no place for it.
+
+        Raises:
+            CodecError: the template does not write such a turn.
         """
         message: ChatMessage = {"role": "assistant", "content": content}
         if reasoning is not None:
             message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = [tool_call(name, arguments) for name, arguments in calls]
-        shielded, cut = self._shield([message])
-        text = self._text([_user("hi"), *shielded])
-        prompt = self._turn_opening
+        return self.encode_message(message, OPENING, PROBE_TOOLS)
+
+    def encode_message(
+        self, message: ChatMessage, before: Sequence[ChatMessage], tools: Sequence[ToolSchema]
+    ) -> list[int]:
+        """Token ids that a policy would sample to write the message at this place of a conversation.
+
+        Raises:
+            CodecError: the template writes the turn otherwise than its prompt begins.
+        """
+        shielded = self.control.shield([*before, message])
+        text = self._text(shielded, tools)
+        prompt = self._turn_opening if before is OPENING else self._text(shielded[:-1], tools, generation_prompt=True)
         if not text.startswith(prompt):
             raise CodecError(
                 f"The chat template of {self.name!r} writes a turn differently from how its generation prompt opens "
-                f"it: {text[:80]!r} does not start with {prompt[-80:]!r}.",
+                f"it: {text[len(prompt) - 30 : len(prompt) + 50]!r} does not start with {prompt[-80:]!r}.",
                 "Use a template whose generation prompt is the start of its assistant turn.",
             )
-        body = text[len(prompt) : self._find_end(text, len(prompt))]
-        return [*self._encode(body, cut), self.end_of_turn_id]
+        ending = self.closing.of(bool(message.get("tool_calls")))
+        body = text[len(prompt) :]
+        if ending.own:
+            end = body.rfind(ending.sampled)
+            if end < 0:
+                raise CodecError(
+                    f"The chat template of {self.name!r} closes a turn with {ending.sampled!r}, but not this one: "
+                    f"{body[:200]!r}.",
+                    "Use a template that writes every turn and closes each with the same token.",
+                )
+            body = body[:end]
+        return [*self._encode(body), self.control.id(ending.sampled)]
 
     @functools.cached_property
     def _turn_opening(self) -> str:
-        return self._text([_user("hi")], generation_prompt=True)
+        return self._text(OPENING, PROBE_TOOLS, generation_prompt=True)
 
     def encode_written(self, text: str) -> list[int]:
         """Token ids of text that a policy writes: the text of a control token becomes that token."""
@@ -168,25 +316,16 @@ class ChatCodec:
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
-    def parse(self, token_ids: Sequence[int]) -> ParsedTurn:
-        """Parse the tokens that the policy sampled. Never raises: a malformed call is marked as such."""
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
+        """Parse the tokens that the policy sampled. Never raises: a malformed call is marked as such.
+
+        Args:
+            tools: give the types of arguments, where the format writes them without quotes.
+        """
         ids = list(token_ids)
         if ids and ids[-1] in self.turn_end_ids:
             ids.pop()
-        reasoning, ids = self._split_reasoning(ids)
-        raw = self.decode(ids)
-        try:
-            content_ids, found = self._parser.extract(ids)
-            spans = [call.token_span for call in found]
-            calls = [
-                checked(call, self._format, inside_thinking=inside)
-                for call, inside in zip(found, self._inside_thinking(ids, spans), strict=True)
-            ]
-        except (RecursionError, ValueError):  # JSON with thousands of nested brackets, or of digits in a number
-            return ParsedTurn("", reasoning, [malformed(raw, "unreadable")], raw)
-        if not calls and len(content_ids) < len(ids):  # the section for calls holds no call
-            calls = [malformed(self.decode(ids[len(content_ids) :]), "malformed_structure")]
-        return ParsedTurn(self.decode(content_ids).strip(), reasoning, calls, raw)
+        return self._reader.read(ids, tools)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, including control tokens. An id that has no token gives no text."""
@@ -197,81 +336,28 @@ class ChatCodec:
         """The ids for which the tokenizer has no token."""
         return [i for i in token_ids if not 0 <= i < self.tokenizer_size or self._backend.id_to_token(i) is None]
 
-    def _split_reasoning(self, ids: list[int]) -> tuple[str | None, list[int]]:
-        opening, closing = self._think_ids
-        if opening is None or closing is None:
-            return None, ids
-        start = 0
-        if not self._opens_reasoning:
-            if opening not in ids or self.decode(ids[: ids.index(opening)]).strip():
-                return None, ids
-            start = ids.index(opening) + 1
-        end = ids.index(closing, start) if closing in ids[start:] else len(ids)
-        return self.decode(ids[start:end]).strip("\n"), ids[end + 1 :]
-
-    def _inside_thinking(self, ids: list[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
-        """For each block at these positions of `ids`: whether it stands inside thinking. It does if the last thinking
-        token before it opens, or the next one after it closes. A thinking token inside a block is text of the block."""
-        opening, closing = self._think_ids
-        if opening is None or closing is None or not (opening in ids or closing in ids):
-            return [False] * len(spans)
-        edges = [0, *(position for span in spans for position in span), len(ids)]
-        between = [
-            [i for i in ids[start:end] if i in (opening, closing)]
-            for start, end in zip(edges[::2], edges[1::2], strict=True)
-        ]
-        inside = []
-        for number in range(len(spans)):
-            before = [token for part in between[: number + 1] for token in part]
-            after = [token for part in between[number + 1 :] for token in part]
-            inside.append(before[-1:] == [opening] or after[:1] == [closing])
-        return inside
-
     # Rendering -------------------------------------------------------------------------------------------------------
 
     def _text(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = (), *, generation_prompt: bool = False
     ) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation_prompt
-                )
-            )
-        except Exception as error:
-            roles = [m["role"] for m in messages]
-            raise CodecError(
-                f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
-                "Use a template that renders user, assistant and tool messages, with tools and without.",
-            ) from error
+        return self._template.text(messages, tools, generation_prompt=generation_prompt)
 
-    def _shield(
-        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()
-    ) -> tuple[list[ChatMessage], str]:
-        """The messages with a cut inside every control token's text, and the character that marks a cut."""
-        taken = {str(self._tokenizer.chat_template), *_strings([*messages, *tools])}
-        cut = next(char for char in map(chr, range(0xE000, 0x110000)) if not any(char in text for text in taken))
-
-        def shield(value: Any) -> Any:
-            if isinstance(value, str):
-                return self._control_start.sub(rf"\g<0>{cut}", value)
-            if isinstance(value, dict):
-                return {shield(key): shield(item) for key, item in value.items()}
-            if isinstance(value, list):
-                return [shield(item) for item in value]
-            return value
-
-        return [shield(message) for message in messages], cut
-
-    def _encode(self, text: str, cut: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a shielded text. It is split at the tokens that end turns, because the pieces come again."""
         ids: list[int] = []
-        for piece in text.split(cut):
-            for number, part in enumerate(piece.split(self.end_of_turn)):
-                if number:
-                    ids.append(self.end_of_turn_id)
-                if part:
+        for piece in text.split(CUT):
+            for number, part in enumerate(self._split.split(piece)):
+                if number % 2:
+                    ids.append(self.control.id(part))
+                elif part:
                     ids.extend(self._encode_plain(part))
         return ids
+
+    def _splitting_tokens(self) -> re.Pattern[str]:
+        endings = (self.closing.text, self.closing.calls)
+        tokens = {token for ending in endings for token in (ending.sampled, ending.in_history)}
+        return re.compile(f"({'|'.join(map(re.escape, tokens & self.control.plain_edges)) or '(?!)'})")
 
     def _encode_uncached(self, text: str) -> array[int]:
         """Token ids of the text. `_encode_plain` caches them, because every episode has its domain's long prompt."""
@@ -285,65 +371,15 @@ class ChatCodec:
         result can be megabytes long, and would otherwise stop every thread for a second."""
         return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
-    def _generation_prompt(self) -> str:
-        return self._turn_opening[len(self._text([_user("hi")])) :]
-
-    def _find_end_of_turn(self, added: Sequence[str]) -> tuple[str, int]:
-        text = self._text([_user("hi"), {"role": "assistant", "content": _MARKER}])
-        tail = text[text.index(_MARKER) + len(_MARKER) :] if _MARKER in text else ""
-        found = re.search("|".join(map(re.escape, added)) or "(?!)", tail)
-        token = self._token_id(found[0]) if found else None
-        if found is None or token is None:
-            raise CodecError(
-                f"The chat template of {self.name!r} ends an assistant turn with {tail[:40]!r}, which holds no added "
-                "token.",
-                "Use a template that closes each turn with a special token.",
-            )
-        return found[0], token
-
-    def _find_end(self, text: str, start: int) -> int:
-        """Position in the rendered text at which the turn around `start` ends."""
-        end = text.find(self.end_of_turn, start) if start >= 0 else -1
-        if end < 0:
-            raise CodecError(
-                f"The chat template of {self.name!r} closes a turn with {self.end_of_turn!r}, but not this one: "
-                f"{text[max(start, 0) :][:200]!r}.",
-                "Use a template that writes every turn and closes each with the same token.",
-            )
-        return end
-
-    def _token_id(self, text: str) -> int | None:
-        token = self._backend.token_to_id(text)
-        return None if token is None else int(token)
-
-
-class _ParserTokenizer:
-    """What a `renderers` tool parser needs from a tokenizer. It uses the Rust tokenizer directly, because the
-    transformers wrapper sets truncation on each call, which is not thread-safe."""
-
-    unk_token_id = None
-
-    def __init__(self, codec: ChatCodec) -> None:
-        self._codec = codec
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        return self._codec._token_id(token)
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        return self._codec.decode(token_ids)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in nested lists and dicts, including keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value if isinstance(value, list) else (*value, *value.values()):
-            yield from _strings(item)
-
-
-def _user(content: str) -> ChatMessage:
-    return {"role": "user", "content": content}
+    def _turn_ends(self) -> frozenset[int]:
+        written: set[int] = set()
+        for content, calls in (("A text.", ()), ("", (("look_up", {"order_id": "#W0123"}),))):
+            for reasoning in ("A thought.", None):
+                try:
+                    written.update(self.encode_turn(content, calls, reasoning)[:-1])
+                except CodecError:
+                    continue  # the template writes no such turn; the proof says which it must write
+        return self.control.special_ids.difference(written).union(self.stop_token_ids)
 
 
 def _fingerprint(text: str) -> str:

@@ -45,7 +45,9 @@ class ParsedCall:
     status: str = OK
     """`ok`, or what is wrong. Some of these words are the `renderers` parser's (`invalid_json`, `unclosed_block`, …).
     The others are ours (`missing_arguments`, `unknown_key`, `duplicate_key`, `malformed_structure`,
-    `inside_thinking`, …)."""
+    `inside_thinking`, `several_calls`, …)."""
+    id: str = "call_0"
+    """The call's id, if the policy writes ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,16 @@ class ParsedTurn:
         if any(call.status != OK for call in self.calls):
             message["content"] = self.raw
         elif self.calls:
-            message["tool_calls"] = [tool_call(call.name, call.arguments) for call in self.calls]
+            message["tool_calls"] = [tool_call(call.name, call.arguments, call.id) for call in self.calls]
+        return message
+
+    def as_answered_message(self) -> ChatMessage:
+        """The turn as a message that tools answer: a malformed call stands there as a call, too."""
+        message: ChatMessage = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = [tool_call(call.name, call.arguments, call.id) for call in self.calls]
         return message
 
 
@@ -90,22 +101,36 @@ def checked(call: Any, format: str, *, inside_thinking: bool = False) -> ParsedC
         inside_thinking: whether the call stands in a thinking block, where it is not meant as a call.
     """
     status, name, arguments = str(call.status), call.name, call.arguments
-    if status == OK:
-        if inside_thinking:
-            status = "inside_thinking"
-        elif not isinstance(name, str):
-            status = "missing_name"
-        elif not isinstance(arguments, dict):
-            status = "arguments_not_an_object"
-        elif _is_deeper(arguments, MAX_NESTING):
-            status = "nested_too_deep"
-        elif (problem := call_formats.problem(format, call.raw, name, arguments)) is not None:
-            status = problem
-        elif not _is_json([name, arguments]):
-            status = "invalid_json"
+    if status == OK and inside_thinking:
+        status = "inside_thinking"
+    elif status == OK:
+        problem = _impossible(name, arguments) or call_formats.problem(format, call.raw, name, arguments)
+        status = problem or _not_json(name, arguments) or OK
     if status == OK:
         return ParsedCall(name, arguments)
-    return malformed(call.raw, status, name if isinstance(name, str) and _is_json(name) else None)
+    return malformed(call.raw, status, readable_name(name))
+
+
+def problem(name: Any, arguments: Any) -> str | None:
+    """Why no call has this name and these arguments. None: one may."""
+    return _impossible(name, arguments) or _not_json(name, arguments)
+
+
+def readable_name(name: Any) -> str | None:
+    """The name, if it is text that a message can hold."""
+    return name if isinstance(name, str) and _is_json(name) else None
+
+
+def _impossible(name: Any, arguments: Any) -> str | None:
+    if not isinstance(name, str) or not name:
+        return "missing_name"
+    if not isinstance(arguments, dict):
+        return "arguments_not_an_object"
+    return "nested_too_deep" if _is_deeper(arguments, MAX_NESTING) else None
+
+
+def _not_json(name: Any, arguments: Any) -> str | None:
+    return None if _is_json([name, arguments]) else "invalid_json"
 
 
 def malformed(raw: str, status: str, name: str | None = None) -> ParsedCall:

@@ -5,7 +5,8 @@ what the engine was sent and what it sampled, and ends with a sampled token.
 
 There are two history modes. `append` never changes what the engine has seen, so there is one segment. `template` sends
 what the chat template makes of the messages. When the template rewrites earlier turns (for example by dropping
-thinking), a new segment starts, with the earlier turns as context in its prompt.
+thinking), a new segment starts, with the earlier turns as context in its prompt. What the policy sampled stays as it
+was sampled where the template keeps its text, even if the tokenizer would cut that text into other tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.chat.codec import ChatCodec, ToolSchema
+from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
+from rollout_service.chat.template import ToolSchema
 from rollout_service.policy.base import Generation
 from rollout_service.record.ledger import TokenLedger
 from rollout_service.record.trajectory import CONTEXT_VERSION, TokenSegment, Turn
@@ -33,6 +35,8 @@ class Transcript:
         self._tools = list(tools)
         self._history: History = history
         self._messages: list[ChatMessage] = []
+        self._answered: list[ChatMessage] = []
+        """The same messages, with malformed calls as calls that were answered."""
         self._ledgers: list[TokenLedger] = []
         self.newest_version = CONTEXT_VERSION
         """Newest weight version that sampled a token so far. Later turns may not be sampled with older weights."""
@@ -43,22 +47,31 @@ class Transcript:
         Returns:
             int32[n]: the token ids to send to the engine.
         """
+        before = list(self._answered)
         self._messages.extend(new_messages)
+        self._answered.extend(new_messages)
         if not self._ledgers:
             self._ledgers.append(TokenLedger(self._codec.render(self._messages, self._tools)))
         elif self._history == "append":
             ledger = self._ledgers[-1]
-            if ledger.last_token != self._codec.end_of_turn_id:
-                ledger.append_context([self._codec.end_of_turn_id])
-            ledger.append_context(self._codec.bridge(new_messages))
+            following = self._codec.following(new_messages, before, self._tools)
+            ledger.append_context(self._codec.unsampled(following, ledger.last_token))
         else:
-            rendered = self._codec.render(self._messages, self._tools)
-            ledger = self._ledgers[-1]
-            if ledger.is_start_of(rendered):
-                ledger.append_context(rendered[len(ledger) :])
-            else:
-                self._ledgers.append(TokenLedger(rendered))
+            self._follow_template(self._ledgers[-1])
         return self._ledgers[-1].input_ids()
+
+    def _follow_template(self, ledger: TokenLedger) -> None:
+        """Continue with the template's own rendering, in a new segment where that rewrites what was sampled."""
+        messages = self._messages if self._codec.takes_answers_to_text else self._answered
+        rendered = self._codec.render(messages, self._tools)
+        if ledger.is_start_of(rendered):
+            ledger.append_context(rendered[len(ledger) :])
+        elif ledger.differs_in_turn(rendered) and (
+            following := self._codec.same_text_after(ledger.token_ids, rendered)
+        ):
+            ledger.append_context(following)
+        else:
+            self._ledgers.append(TokenLedger(rendered))
 
     def record(self, generation: Generation, seconds: float = 0.0) -> ParsedTurn:
         """Record what the engine sampled for the last prompt, and parse it.
@@ -67,10 +80,11 @@ class Transcript:
             ValueError: the generation's arrays differ in length.
         """
         sampled = generation.token_ids.tolist()
-        turn = self._codec.parse(sampled)
+        turn = self._codec.parse(sampled, self._tools)
         unknown = len(self._codec.unknown_ids(sampled))
         self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds, unknown)
         self._messages.append(turn.as_message())
+        self._answered.append(turn.as_answered_message())
         self.newest_version = max(self.newest_version, int(generation.weight_versions.max()))
         return turn
 

@@ -46,6 +46,17 @@ class TokenLedger:
         """Whether `token_ids` starts with the tokens so far."""
         return array("i", token_ids[: len(self._ids)]) == self._ids
 
+    def differs_in_turn(self, token_ids: Sequence[int]) -> bool:
+        """Whether the first token in which `token_ids` differs from the tokens so far was sampled."""
+        pairs = enumerate(zip(self._ids, token_ids, strict=False))
+        at = next((place for place, (own, other) in pairs if own != other), None)
+        return at is not None and self._mask[at] == 1
+
+    @property
+    def token_ids(self) -> array[int]:
+        """All tokens so far; do not change them."""
+        return self._ids
+
     @property
     def last_token(self) -> int:
         """The newest token's id."""

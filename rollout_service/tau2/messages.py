@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rollout_service.chat.control_tokens import plain
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn, tool_call
 from rollout_service.tau2 import compat
 
@@ -26,10 +27,12 @@ def from_turn(turn: ParsedTurn, turn_number: int) -> compat.AssistantMessage:
     A malformed call becomes a call with an argument that no tool has, so the environment answers with an error.
     """
     calls = [
-        compat.ToolCall(id=f"call_{turn_number}_{position}", name=call.name, arguments=call.arguments)
+        compat.ToolCall(id=f"call_{turn_number}_{position}", name=call.name, arguments=plain(call.arguments))
         for position, call in enumerate(turn.calls)
     ]
-    return compat.AssistantMessage(role="assistant", content=turn.content or None, tool_calls=calls or None, cost=0.0)
+    return compat.AssistantMessage(
+        role="assistant", content=plain(turn.content) or None, tool_calls=calls or None, cost=0.0
+    )
 
 
 def to_record(message: compat.Message) -> dict[str, Any]:

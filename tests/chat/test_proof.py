@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
+from rollout_service.chat.parsed_turn import tool_call
 from rollout_service.errors import CodecError
 
 GENERATION_PROMPT = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
@@ -65,43 +66,37 @@ def test_a_template_without_text_beside_calls_is_followed() -> None:
 # Templates that cannot -----------------------------------------------------------------------------------------------
 
 NUMBERED = TURN.replace("message.role -", "message.role ~ (loop.index if message.role == 'user' else '') -")
-DRIFTS = {
-    "numbers the user's messages": ({"TURN": NUMBERED}, "3", "4"),
-    "numbers the user's messages and forgets thinking": (
-        {
-            "TURN": NUMBERED.replace(
-                "{{- message.content", THINKING.replace(" -%}", " and loop.last -%}", 1) + "{{- message.content"
-            )
-        },
-        "3",
-        "4",
-    ),
-    "adds a word before the policy goes on, later": (
-        {
-            "GENERATION_PROMPT": GENERATION_PROMPT.replace(
-                "{{-", "{{- '' if messages | length < 4 else 'Go on' -}}{{-", 1
-            )
-        },
-        "<|im_start|>assistant",
-        "Go on",
-    ),
-    "writes later tool results otherwise": (
-        {"RESULT": RESULT.replace("\\n'", "\\n' ~ ('' if loop.index0 < 4 else 'again: ')")},
-        "{}",
-        "again: {}",
-    ),
+COUNTING = {
+    "numbers the user's messages": {"TURN": NUMBERED},
+    "numbers the user's messages and forgets thinking": {
+        "TURN": NUMBERED.replace(
+            "{{- message.content", THINKING.replace(" -%}", " and loop.last -%}", 1) + "{{- message.content"
+        )
+    },
+    "adds a word before the policy goes on, later": {
+        "GENERATION_PROMPT": GENERATION_PROMPT.replace("{{-", "{{- '' if messages | length < 4 else 'Go on' -}}{{-", 1)
+    },
+    "writes later tool results otherwise": {
+        "RESULT": RESULT.replace("\\n'", "\\n' ~ ('' if loop.index0 < 4 else 'again: ')")
+    },
 }
 
 
-@pytest.mark.parametrize(("edits", "ours", "theirs"), DRIFTS.values(), ids=DRIFTS)
-def test_a_template_that_writes_history_otherwise_is_refused_at_the_first_token(
-    edits: dict[str, str], ours: str, theirs: str
-) -> None:
-    problem = refusal(tokenizer(**edits), name="edited")
-    found = re.search(r"what follows (.+) differs .+ at token \d+ of \d+: ours '(.+)', the template's '(.+)'", problem)
-    assert "'edited'" in problem
-    assert found, problem
-    assert (found[2][: len(ours)], found[3][: len(theirs)]) == (ours, theirs)
+@pytest.mark.parametrize("edits", COUNTING.values(), ids=COUNTING)
+def test_what_follows_a_turn_is_that_of_the_real_conversation(edits: dict[str, str]) -> None:
+    codec = ChatCodec(tokenizer(**edits))
+    history: list[dict[str, Any]] = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}]
+    for number in range(4):
+        call = {"role": "assistant", "content": "", "tool_calls": [tool_call("look_up", {})]}
+        text = {"role": "assistant", "content": f"{number}?"}
+        for turn, reply in (
+            (text, {"role": "user", "content": "Yes."}),
+            (call, {"role": "tool", "tool_call_id": "call_0", "content": "{}"}),
+        ):
+            bridged = codec.bridge([reply], [*history, turn])
+            history += [turn, reply]
+            assert codec.render(history)[-len(bridged) :] == bridged
+            assert codec.render(history)[-len(bridged) - 1] == codec.end_of_turn_id
 
 
 REFUSED = {
@@ -113,16 +108,11 @@ REFUSED = {
         {"TURN": TURN.replace("message.content or ''", "'' if message.role == 'assistant' else message.content")},
         "holds no added token",
     ),
-    "refuses several calls in one turn": (
-        {"CALL": "{%- if message.tool_calls and message.tool_calls | length > 1 -%}"
-         "{{- raise_exception('One call only!') -}}{%- endif -%}" + CALL},
-        "One call only!",
-    ),
     "does not close a turn with calls": (
         {"CALL": "{%- if message.tool_calls -%}{{- '<endoftext>' -}}{%- break -%}{%- endif -%}" + CALL},
-        "but not this one",
+        "without its calls",
     ),
-    "writes calls that no parser reads": ({"CALL": CALL.replace("message.tool_calls", "none")}, "No tool-call parser"),
+    "writes calls that no parser reads": ({"CALL": CALL.replace("message.tool_calls", "none")}, "without its calls"),
     "writes thinking in tags of its own": (
         {"TURN": TURN.replace("{{- message.content", THINKING.replace("think>", "thought>") + "{{- message.content")},
         "does not read back a text turn",
@@ -148,39 +138,56 @@ def test_a_template_that_is_no_jinja_is_refused() -> None:
     assert "cannot render" in refusal(broken)
 
 
+ONE_CALL = (
+    "{%- if message.tool_calls and message.tool_calls | length > 1 -%}"
+    "{{- raise_exception('One call only!') -}}{%- endif -%}"
+)
+
+
+def test_a_template_of_one_call_a_turn_is_followed_and_two_calls_are_malformed() -> None:
+    codec = ChatCodec(tokenizer(CALL=ONE_CALL + CALL), tool_parser="learned")
+    assert "One call only!" in codec.proof.impossible["two tool calls in one turn"]
+    written = codec.decode(codec.encode_turn("", [("look_up", {})])[:-1])
+    turn = codec.parse(codec.encode_written(f"{written}\n{written}{codec.end_of_turn}"))
+    assert [call.status for call in turn.calls] == ["several_calls"]
+
+
 FAMILIES = {
-    "deepseek-v3.1": "cannot render",
-    "glm-4.5": "holds no added token",
-    "gpt-oss": "but not this one",
-    "hermes-2-pro": "cannot render",
-    "llama-3.1": "No tool-call parser",
-    "llama-3.2": "No tool-call parser",
-    "mistral-nemo-2407": "cannot render",
-    "qwen2.5-instruct": None,
-    "qwen3-coder": "No tool-call parser",
-    "qwen3-hybrid": None,
-    "qwen3-instruct-2507": None,
-    "qwen3-thinking-2507": None,
-    "qwq-32b": "writes a turn differently",
+    "deepseek-v3.1": "learned",
+    "glm-4.5": "learned",
+    "gpt-oss": "learned",
+    "hermes-2-pro": "qwen3",
+    "llama-3.1": "learned",
+    "llama-3.2": "learned",
+    "qwen2.5-instruct": "qwen3",
+    "qwen3-coder": "learned",
+    "qwen3-hybrid": "qwen3",
+    "qwen3-instruct-2507": "qwen3",
+    "qwen3-thinking-2507": "qwen3",
 }
 
 
-@pytest.mark.parametrize(("family", "reason"), FAMILIES.items())
-def test_another_family_s_template_is_proved_or_refused(
-    shared: Callable[[str], Path], family: str, reason: str | None
+@pytest.mark.parametrize(("family", "parser"), FAMILIES.items())
+def test_another_family_s_template_is_proved(shared: Callable[[str], Path], family: str, parser: str) -> None:
+    """On Qwen3's tokenizer with the control tokens that the template writes."""
+    assert ChatCodec(with_template_of(shared, family)).tool_parser == parser
+
+
+@pytest.mark.parametrize("family", ["qwq-32b", "mistral-nemo-2407"])
+def test_a_template_whose_turns_do_not_begin_as_its_prompt_ends_is_refused(
+    shared: Callable[[str], Path], family: str
 ) -> None:
-    """On Qwen3's tokenizer, as it is and with the control tokens that the template writes."""
+    assert "writes a turn differently" in refusal(with_template_of(shared, family))
+
+
+def with_template_of(shared: Callable[[str], Path], family: str) -> Any:
     template = shared(f"chat_templates/{family}.jinja").read_text()
     qwen = transformers.AutoTokenizer.from_pretrained(shared("tokenizers/Qwen3-0.6B"))
     qwen.chat_template = template
-    if reason is None:
-        assert ChatCodec(qwen).rewrites_history == (family in ("qwen3-hybrid", "qwen3-thinking-2507"))
-        return
-    refusal(qwen)
     written = re.findall(r"<[|｜][^<>\s]+[|｜]>|</?arg_\w+>|\[/?[A-Z_]{4,}\]", template)
     qwen.add_tokens([*sorted(set(written)), "<s>", "</s>"])
     qwen.bos_token, qwen.eos_token = "<s>", "</s>"
-    assert reason in refusal(qwen)
+    return qwen
 
 
 # Tool parsers --------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def first_turn(token_ids: list[int], reason: str = "stop", **settings: Any) -> T
 def test_whatever_the_way_to_the_engine_a_turn_that_stopped_ends_with_a_stop_token():
     codec = episodes.codec()
     written = codec.encode_turn("Hello.", [("get_users", {})])
-    other_end = codec._token_id("<|endoftext|>")
+    other_end = codec.control.id("<|endoftext|>")
     for token_ids, settings, is_fault in (
         (written, {}, False),
         (written[:-1], {}, True),

@@ -1,0 +1,116 @@
+"""ChatTemplate: a tokenizer's own chat template, in the message form that it takes.
+
+Invariant: every rendering of a codec goes through here, with the same template arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rollout_service.chat.message_form import ChatMessage, MessageForm
+from rollout_service.errors import CodecError
+
+ToolSchema = dict[str, Any]
+
+_OWN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "conversation")
+"""Arguments that belong to the rendering itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """Renders conversations."""
+
+    tokenizer: Any
+    name: str
+    """The tokenizer's name, for errors."""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the template is given beside the messages and the tools, such as `enable_thinking`."""
+    form: MessageForm = dataclasses.field(default_factory=MessageForm)
+
+    def with_form(self, form: MessageForm) -> ChatTemplate:
+        """The same template, given messages in another form."""
+        return dataclasses.replace(self, form=form)
+
+    def text(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = (), *, generation_prompt: bool = False
+    ) -> str:
+        """The conversation as text.
+
+        Raises:
+            CodecError: the template cannot render it.
+        """
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    self.form.of(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    **self.arguments,
+                )
+            )
+        except Exception as error:
+            roles = [m["role"] for m in messages]
+            raise CodecError(
+                f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
+                "Use a template that renders user, assistant and tool messages, with tools and without.",
+            ) from error
+
+    def check_arguments(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> None:
+        """Check that the template reads each of its arguments: it ignores others without a word.
+
+        Args:
+            conversations: an argument is read if it changes how one of these is rendered.
+
+        Raises:
+            CodecError: names the argument that changes nothing.
+        """
+        for name in self.arguments:
+            if name in _OWN:
+                raise CodecError(
+                    f"policy.template_arguments: {name} is set by the service itself.", f"Leave {name} out."
+                )
+            if not self._reads(name, conversations, tools):
+                others = (other for other in sorted(_variables(str(self.tokenizer.chat_template))) if other != name)
+                read = [other for other in others if self._reads(other, conversations, tools)]
+                raise CodecError(
+                    f"policy.template_arguments: the chat template of {self.name!r} does not read {name!r}; it would "
+                    "be ignored.",
+                    f"Leave it out. The template reads {', '.join(read) or 'no arguments'}.",
+                )
+
+    def _reads(self, name: str, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> bool:
+        """Whether the argument changes any of the conversations, with the value it has or with another one."""
+        without = {key: value for key, value in self.arguments.items() if key != name}
+        values = [True, False, "probe-9f41c7", *([self.arguments[name]] if name in self.arguments else [])]
+        templates = [dataclasses.replace(self, arguments={**without, name: value}) for value in values]
+        plain = dataclasses.replace(self, arguments=without)
+        for conversation in conversations:
+            for generation_prompt in (True, False):
+                expected = plain._text_or_none(conversation, tools, generation_prompt)
+                if any(other._text_or_none(conversation, tools, generation_prompt) != expected for other in templates):
+                    return True
+        return False
+
+    def _text_or_none(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema], generation_prompt: bool
+    ) -> str | None:
+        try:
+            return self.text(messages, tools, generation_prompt=generation_prompt)
+        except CodecError:
+            return None
+
+
+def _variables(template: str) -> set[str]:
+    """Names that the template may read and that are no part of the rendering itself."""
+    import jinja2
+    import jinja2.meta
+
+    try:
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except jinja2.TemplateError:
+        return set()
+    functions = {"raise_exception", "strftime_now", "namespace", "bos_token", "eos_token", "unk_token", "pad_token"}
+    return set(jinja2.meta.find_undeclared_variables(parsed)).difference(_OWN, functions)
