@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from rollout_service.client import RolloutClient
@@ -17,6 +18,9 @@ from tests.chaos import history
 from tests.chaos.schedule import Schedule
 from tests.chaos.service import NAME
 from tests.support.episodes import settings
+
+
+_ACTORS_SECONDS = 30.0
 
 
 def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
@@ -42,6 +46,13 @@ def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
         history.append(log, group)
 
 
+def _wait_for_actors(client: RolloutClient) -> None:
+    """Wait for the actors that the last run's faults took, so that a schedule finds the same service every time."""
+    deadline = time.monotonic() + _ACTORS_SECONDS
+    while client.status()["actors"] < (client.config.service.actors or 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def main() -> None:
     """Serve orders until standard input ends."""
     with RolloutClient(sys.argv[1], config=settings(service__name=NAME), start=False) as client:
@@ -50,6 +61,7 @@ def main() -> None:
             order = json.loads(line)
             ended = ""
             try:
+                _wait_for_actors(client)
                 take(client, Schedule.from_json(order["schedule"]), Path(order["log"]))
             except RolloutError as error:
                 ended = f"{type(error).__name__}: {error}"

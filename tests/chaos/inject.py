@@ -61,8 +61,12 @@ class Injector:
             _send(process, signal.SIGCONT)
         for fault in [fault for fault in self._waiting if fault.after <= delivered]:
             late = now - self._reached.setdefault(fault.after, now) - fault.delay
-            if late >= 0 and (self._inject(fault, now) or late > _PATIENCE_SECONDS):
+            if late < 0:
+                continue
+            came = self._inject(fault, now)
+            if came or late > _PATIENCE_SECONDS:
                 self._waiting.remove(fault)
+                self.missed += not came
 
     def finish(self) -> None:
         """Let every halted process go on; what was not injected by now is missed."""
