@@ -19,7 +19,6 @@ from tests.chaos.schedule import Schedule
 from tests.chaos.service import NAME
 from tests.support.episodes import settings
 
-
 _ACTORS_SECONDS = 30.0
 
 
