@@ -36,8 +36,12 @@ _TITLES = {
 """How the titles of a target's processes begin."""
 
 
-_AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-"""The client's process shows the token that the cluster was started with."""
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # the client shows the token that the cluster was started with
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+"""Of both processes. A process that lost its cluster waits 60 s for it by Ray's default, which would be most of a run."""
 
 
 class Lab:
@@ -120,7 +124,7 @@ class _Process:
         command = [sys.executable, "-m", module, *arguments]
         with open(self._errors, "ab") as errors:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=os.environ | _AUTHENTICATION
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=os.environ | _ENVIRONMENT
             )
         self.pid = self._process.pid
         self._said: list[dict[str, Any]] = []
