@@ -41,7 +41,7 @@ _ENVIRONMENT = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # the client shows the token that the cluster was started with
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
-"""Of both processes. A process that lost its cluster waits 60 s for it by Ray's default, which would be most of a run."""
+"""Of both processes. One that lost its cluster waits 60 s for it by default, which would be most of a run."""
 
 
 class Lab:
