@@ -27,6 +27,7 @@ from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
+from rollout_service.policy.engine_check import check_gpus
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
@@ -74,10 +75,12 @@ class RolloutClient:
         self._disconnects = not cluster.connected()
         self._embedded = address is None and self._disconnects
         if address is None:
-            self._settings = embedded.prepared(self._settings)  # before Ray is started
+            self._settings = embedded.prepared(self._settings, here=self._embedded)  # before Ray is started
         try:
             if self._disconnects:
                 cluster.connect(address, self._settings.service.namespace)
+            if self._embedded:
+                check_gpus(self._settings.policy, cluster.gpus())
             self._service = self._start() if address is None else self._attach() or self._start_there(config, start)
             self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())

@@ -376,6 +376,13 @@ def _in_a_thread_that_stays(work: Callable[[], object]) -> None:
     done.result()
 
 
+def gpus() -> float:
+    """GPUs of the cluster that this process is connected to."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
 def cluster_size(address: str) -> tuple[int, float, float]:
     """Nodes, CPUs and GPUs of the Ray cluster at the address.
 

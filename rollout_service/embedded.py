@@ -25,8 +25,11 @@ _HOME = Path(__file__).resolve().parents[1]
 """The folder that holds all three packages."""
 
 
-def prepared(config: RolloutConfig) -> RolloutConfig:
+def prepared(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     """Check everything that can be checked before a process is started, see `preflight.check`.
+
+    Args:
+        here: whether all of the service will run on this machine.
 
     Returns:
         The configuration that `start` takes.
@@ -35,7 +38,7 @@ def prepared(config: RolloutConfig) -> RolloutConfig:
         RolloutError: the configuration cannot be used, or another module hides one of our packages.
     """
     check_packages()
-    prepared = preflight.check(config)
+    prepared = preflight.check(config, here=here)
     if config.policy.engine != "http":
         threading.Thread(target=_import_serve, name="rollout-import-serve", daemon=True).start()
     return prepared

@@ -23,7 +23,7 @@ from rollout_service.errors import StorageError
 from rollout_service.record.identities import Identity, identities
 from rollout_service.record.manifest import Asked, Manifest, manifest_path, read_manifest
 from rollout_service.record.parquet import unfinished_part
-from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path
+from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path, check_place
 from rollout_service.redaction import shown
 
 Mode = Literal["new", "append", "resume", "overwrite"]
@@ -48,12 +48,13 @@ class Output:
                 once its first group is there. A file that does not exist is begun in each of them.
 
         Raises:
-            StorageError: the ending is unknown, the file exists and should be new, or it is damaged. Or it is to be
-                resumed and nothing says what was asked for when it was collected.
+            StorageError: the ending is unknown, the file exists and should be new, cannot be written, or is damaged. Or
+                it is to be resumed and nothing says what was asked for when it was collected.
         """
         self.path = arguments.path("path", path, StorageError)
         self.mode = arguments.choice("mode", mode, get_args(Mode), StorageError)
         check_path(self.path, may_exist=mode != "new")
+        check_place(self.path)
         self._stored: list[Identity] = []
         self._manifest = Manifest([])
         if mode in ("append", "resume") and self.path.exists():

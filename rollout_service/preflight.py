@@ -1,7 +1,8 @@
 """What can be refused before a service starts: settings, tokenizer, tasks, keys, and what endpoints say of themselves.
+Where this machine alone runs the service, its engine, the model's folder and the keys of providers are checked, too.
 
 Invariant: nothing is started and no model is asked. A client that starts a service checks all of it first;
-`rollout-service doctor` shows each part.
+`rollout-service doctor` shows each part. What another machine may have is not refused.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import rollout_service.config.secrets as secrets
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
-from rollout_service.policy import endpoint
+from rollout_service.errors import ConfigError, RolloutError, ServiceError
+from rollout_service.policy import endpoint, engine_check
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
+from rollout_service.redaction import safe_cause
+from rollout_service.tcp import check_listening
 
 
-def check(config: RolloutConfig) -> RolloutConfig:
+def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     """Check everything that a service with this configuration needs. Blocks; it may be called beside a running event
     loop.
+
+    Args:
+        here: whether all of the service will run on this machine, with this Python and these environment variables.
 
     Returns:
         The configuration, with the context length that the policy's endpoint says where the settings leave it open.
@@ -29,11 +36,16 @@ def check(config: RolloutConfig) -> RolloutConfig:
         RolloutError: names what cannot be used, and what to do.
     """
     check_sampling(config.policy, config.policy.sampling)
+    if here and config.policy.engine in ("sglang", "transformers"):
+        engine_check.check_engine(config.policy)
+        engine_check.check_model(config.policy)
     check_user(config)
+    if here:
+        check_keys(config)
+    check_agent(config)
     check_judge(config)
-    check_tasks(config)
-    if config.policy.tokenizer_name is not None:  # the embedded tokenizer ships with this package
-        load_codec(config)
+    if config.policy.tokenizer_name is not None or config.policy.tool_parser != "auto":
+        load_codec(config)  # with the defaults it is the one that ships with this package
     return with_context_length(config)
 
 
@@ -75,13 +87,77 @@ def check_price(config: RolloutConfig, budget: Budget) -> None:
         llm_user.check_price(config.user.model)
 
 
-def check_judge(config: RolloutConfig) -> None:
-    """Check that the judge's key is set, where one is named.
+def check_keys(config: RolloutConfig) -> None:
+    """Check that the provider of the user simulator's model finds its key in this process's environment.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it does not, and no variable is named.
     """
-    secrets.secret(config.evaluation.judge.api_key_var, "evaluation.judge.api_key_var")
+    user = config.user
+    if config.user_kind != "llm" or user.base_url is not None or user.api_key_var is not None:
+        return
+    from rollout_service.tau2 import llm_user
+
+    if missing := llm_user.missing_keys(str(user.model)):
+        raise ConfigError(
+            f"user.model is {user.model!r}, and its provider's key is not set: {' or '.join(missing)}.",
+            "Export it, or name the variable that holds the key in user.api_key_var.",
+        )
+
+
+def check_judge(config: RolloutConfig) -> None:
+    """Check the judge's key, where one is named, and that something listens at its address, where a task asks it.
+
+    Raises:
+        ConfigError: the key is not set.
+        ServiceError: nothing listens there.
+    """
+    judge = config.evaluation.judge
+    secrets.secret(judge.api_key_var, "evaluation.judge.api_key_var")
+    if judge.base_url is None:
+        return
+    from rollout_service.tau2 import evaluation, tasks
+
+    if any(evaluation.is_judged(tasks.get(task), config.evaluation.type) for task in check_tasks(config)):
+        check_endpoint("evaluation.judge.base_url", judge.base_url)
+
+
+def check_endpoint(field: str, url: str) -> None:
+    """Check that something listens at the URL, without a request.
+
+    Raises:
+        ServiceError: nothing does.
+    """
+    try:
+        check_listening(url)
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"{field}: nothing answers at {url}: {error}.", "Start its server, or correct the address."
+        ) from safe_cause(error)
+
+
+def check_agent(config: RolloutConfig) -> None:
+    """Check that the agent can play a configured task. A collection that draws one that it cannot play is refused when
+    it is asked for.
+
+    Raises:
+        TaskError: unknown domain, split or task id.
+        Tau2Error: it can play none of them.
+    """
+    chosen = check_tasks(config)
+    if config.agent == "llm":  # it can play all of them
+        return
+    from rollout_service.tau2 import agent, tasks
+
+    refusal: RolloutError | None = None
+    for task in chosen:
+        try:
+            agent.check_task(config.agent, tasks.get(task))
+            return
+        except RolloutError as error:
+            refusal = refusal or error
+    if refusal is not None:
+        raise refusal
 
 
 def check_tasks(config: RolloutConfig) -> list[TaskRef]:

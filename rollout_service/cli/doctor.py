@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+import rollout_service.policy.engine_check as engine_check
 import rollout_service.preflight as preflight
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
@@ -24,33 +25,47 @@ class Finding:
     """The result of one check."""
 
     what: str
-    ok: bool
+    ok: bool | None
+    """None: it was not checked."""
     text: str
 
 
+class NotChecked(Exception):
+    """What cannot be told from here. The text says how it can be found out."""
+
+
 def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
-    """Check everything that a collection with `config` needs, and the cluster at `address` if one is given."""
+    """Check everything that a collection with `config` needs, on the cluster at `address` or, without one, on this
+    machine. What was not checked is among the findings."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", _python),
         ("machine", _machine),
         ("packages", _packages),
         ("τ²-bench", _tau2),
         ("tasks", lambda: _tasks(config)),
+        ("agent", lambda: _agent(config)),
         ("policy", lambda: _policy(config)),
+        ("policy's engine", lambda: _on_nodes(_engine, config, address)),
+        ("policy's model", lambda: _on_nodes(_model, config, address)),
+        ("GPUs", lambda: _gpus(config, address)),
         ("policy's tokenizer", lambda: _codec(config)),
         ("policy's context", lambda: _context(config)),
+        ("policy's endpoint", lambda: _endpoint(config)),
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
+        ("keys", lambda: _on_nodes(_keys, config, address)),
         ("memory", lambda: _memory(config)),
+        ("cluster", lambda: _cluster(address)),
     ]
-    if address is not None:
-        checks.append(("cluster", lambda: _cluster(address)))
-    return [_finding(what, check) for what, check in checks]
+    findings = [_finding(what, check) for what, check in checks]
+    return findings + [Finding("requests", None, text) for text in _unasked(config)]
 
 
 def _finding(what: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(what, True, redact(check()))
+    except NotChecked as reason:
+        return Finding(what, None, redact(str(reason)))
     except RolloutError as error:
         return Finding(what, False, str(error))
     except Exception as error:
@@ -96,6 +111,85 @@ def _policy(config: RolloutConfig) -> str:
     if policy.engine == "http":
         return f"http: {policy.model or 'whatever model'} is served elsewhere, at policy.url"
     return f"{policy.engine}: serves {policy.model}"
+
+
+def _on_nodes(check: Callable[[RolloutConfig], str], config: RolloutConfig, address: str | None) -> str:
+    """A check of this machine, where the service runs on it. The nodes of a cluster may have what it lacks."""
+    try:
+        return check(config)
+    except RolloutError as error:
+        if address is None:
+            raise
+        raise NotChecked(f"it is needed on the cluster's nodes; this machine lacks it: {error.problem}") from error
+
+
+def _agent(config: RolloutConfig) -> str:
+    preflight.check_agent(config)
+    played = "the" if config.agent == "llm" else "at least one of the"
+    return f"{config.agent}: can play {played} configured tasks"
+
+
+def _engine(config: RolloutConfig) -> str:
+    if config.policy.engine not in ("sglang", "transformers"):
+        return "no package beyond this one's own"
+    return engine_check.check_engine(config.policy)
+
+
+def _model(config: RolloutConfig) -> str:
+    policy = config.policy
+    if policy.engine not in ("sglang", "transformers"):
+        return "none is loaded here"
+    found = engine_check.check_model(policy)
+    if found is None:
+        raise NotChecked(f"{policy.model} is the name of a model on a hub; replicas download it when they start")
+    return f"{policy.model}: {found}"
+
+
+def _gpus(config: RolloutConfig, address: str | None) -> str:
+    needed = engine_check.needed_gpus(config.policy)
+    if not needed:
+        return "none is needed"
+    if address is not None:
+        from rollout_service.cluster import cluster_size
+
+        found, where = cluster_size(address)[2], f"the cluster at {address}"
+    else:
+        found, where = float(_gpus_here()), "this machine"
+    engine_check.check_gpus(config.policy, found)
+    return f"{needed:g} of {found:g} on {where}"
+
+
+def _gpus_here() -> int:
+    try:
+        import torch
+    except ImportError as error:
+        raise NotChecked("torch is not installed, which would count them") from error
+    return torch.cuda.device_count()
+
+
+def _endpoint(config: RolloutConfig) -> str:
+    policy = config.policy
+    if policy.url is None:
+        return "none: replicas of the service's own sample"
+    preflight.check_endpoint("policy.url", policy.url)
+    return f"something listens at {policy.url}"
+
+
+def _keys(config: RolloutConfig) -> str:
+    preflight.check_keys(config)
+    return "none is missing here"
+
+
+def _unasked(config: RolloutConfig) -> list[str]:
+    """What only requests to models would tell."""
+    texts = []
+    if config.policy.engine == "http":
+        texts.append("whether policy.url samples: no turn was asked for")
+    if config.user_kind == "llm":
+        texts.append(f"whether {config.user.model} answers and takes the key: no request was made, since it may cost")
+    if config.policy.engine in ("sglang", "transformers"):
+        texts.append("whether the engine starts with policy.engine_arguments, and whether the model fits in memory")
+    return texts
 
 
 def _codec(config: RolloutConfig) -> str:
@@ -149,13 +243,18 @@ def _memory(config: RolloutConfig) -> str:
         tracemalloc.stop()
     environments = ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
     policy = config.policy
-    tokens = "as many as the endpoint takes" if only_endpoint_knows(policy) else f"{context_length(policy):,}"
+    try:
+        tokens = "as many as the endpoint takes" if only_endpoint_knows(policy) else f"{context_length(policy):,}"
+    except RolloutError:  # the policy's context, above, says why
+        tokens = "not known"
     return (
         f"KiB per concurrent episode: environment {environments}; tokens at most {tokens}, {BYTES_PER_TOKEN} bytes each"
     )
 
 
-def _cluster(address: str) -> str:
+def _cluster(address: str | None) -> str:
+    if address is None:
+        raise NotChecked("no --address is given; without one, collect starts Ray on this machine")
     from rollout_service.cluster import cluster_size
 
     nodes, cpus, gpus = cluster_size(address)

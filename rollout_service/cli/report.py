@@ -90,11 +90,14 @@ def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[
         console.print(f"… and {len(violations) - show} more (--show)")
 
 
+_MARKS = {True: Text("ok", style="green"), False: Text("fix", style="red")}
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print the findings of an examination."""
     table = Table("", "what", "found")
     for finding in findings:
-        mark = Text("ok", style="green") if finding.ok else Text("fix", style="red")
+        mark = Text("not checked") if finding.ok is None else _MARKS[finding.ok]
         table.add_row(mark, finding.what, Text(finding.text))
     Console().print(table)
 

@@ -18,6 +18,7 @@ A path has one writer at a time. Everything here blocks, so an event loop calls 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -201,6 +202,19 @@ def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
     if path.exists() and not may_exist:
         raise StorageError(f"{path} exists already.", "Choose another path, or append to it, or overwrite it.")
     return _is_parquet(path)
+
+
+def check_place(path: Path) -> None:
+    """Check that trajectories can be written at `path`, as far as its folder tells. Touches nothing.
+
+    Raises:
+        StorageError: a folder above it is none, or it cannot be written there.
+    """
+    place = next(found for found in (path, *path.absolute().parents) if found.exists())
+    if place != path and not place.is_dir():
+        raise StorageError(f"{path} cannot be written: {place} is not a folder.", "Choose another path.")
+    if not os.access(place, os.W_OK):
+        raise StorageError(f"{path} cannot be written: {place} is not writable.", "Choose a path that can be written.")
 
 
 def check_can_grow(path: Path) -> None:

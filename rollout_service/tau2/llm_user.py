@@ -207,6 +207,17 @@ def check_price(model: str) -> None:
         )
 
 
+def missing_keys(model: str) -> list[str]:
+    """Environment variables with a key that the model's provider needs, and that are not set. Empty also where litellm
+    does not know, or where the provider knows other ways than a key."""
+    try:
+        found = litellm.validate_environment(model)
+    except Exception:  # litellm does not know the provider; the first request will tell
+        return []
+    missing = found.get("missing_keys") or []
+    return [] if found.get("keys_in_environment") or not all(key.endswith("_API_KEY") for key in missing) else missing
+
+
 def check_temperature(config: User) -> None:
     """Check that the model takes the temperature. Some take only their own, and litellm would silently leave it out.
 

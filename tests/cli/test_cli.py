@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -249,5 +250,12 @@ def test_doctor_asks_an_endpoint_of_others_how_many_tokens_it_takes():
     said = command("doctor", *endpoint)
     assert said.returncode == 1
     assert "cannot be asked how many tokens it takes" in " ".join(said.stdout.split())
-    told = command("doctor", *endpoint, "--set", "policy.context_length=4321")
-    assert (told.returncode, "4,321 tokens, prompt and turn together" in " ".join(told.stdout.split())) == (0, True)
+    told = [*endpoint, "--set", "policy.context_length=4321"]
+    dead = command("doctor", *told)
+    assert dead.returncode == 1
+    assert "policy.url: nothing answers at http://127.0.0.1:9" in " ".join(dead.stdout.split())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"policy.url=http://127.0.0.1:{server.getsockname()[1]}"
+        well = command("doctor", *(url if option.startswith("policy.url=") else option for option in told))
+    assert (well.returncode, "4,321 tokens, prompt and turn together" in " ".join(well.stdout.split())) == (0, True)
+    assert "no turn was asked for" in " ".join(well.stdout.split()), "it says what it did not check"
