@@ -103,6 +103,7 @@ class Coordinator:
         """Take that the policy's replicas can sample, `seconds` after the start began: start the other environment
         actors, and log with what the service is up."""
         assert self._fleet is not None
+        self._state = "running"
         policy = self._config.policy
         _log.info(
             "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d.",
@@ -114,7 +115,6 @@ class Coordinator:
             len(self._pool) * self._config.service.slots,
         )
         self._pool.complete()
-        self._state = "running"
 
     async def submit(self, request: CollectionRequest, client: str) -> Accepted:
         """Start a collection. One that continues an earlier one ends that first, if it still runs.
