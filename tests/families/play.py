@@ -1,0 +1,137 @@
+"""Plays random conversations through a transcript and compares each prompt with the chat template's own rendering.
+
+A policy that writes as its template does: its turns are read back, and the prompts must be the template's tokens. In
+append mode they may differ by rewritten history alone: what follows the newest turn must still be the template's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rollout_service.chat.codec import ChatCodec
+from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
+from rollout_service.chat.transcript import History, Transcript
+from rollout_service.errors import CodecError
+from rollout_service.policy.base import Generation
+from tests.families.conversations import TOOLS, Abilities, Writer
+
+
+@dataclass
+class Report:
+    """Counts of turns, of prompts by how they compare, and of what went wrong, with an example of each."""
+
+    turns: int = 0
+    same: int = 0
+    rewritten: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def note(self, kind: str, example: Any) -> None:
+        """Count something wrong."""
+        self.wrong[kind] += 1
+        self.examples.setdefault(kind, repr(example)[:600])
+
+
+def abilities(codec: ChatCodec) -> Abilities:
+    """What the codec's template can write, as its proof found."""
+    impossible = codec.proof.impossible
+    return Abilities(
+        thinks=codec.supports_reasoning,
+        always_thinks="a text turn without a thought" in impossible,
+        several_calls="two tool calls in one turn" not in impossible,
+        text_beside_calls="text beside calls" not in codec.proof.losses and "text beside a tool call" not in impossible,
+    )
+
+
+def play(codec: ChatCodec, seeds: range, histories: tuple[History, ...] = ("append", "template")) -> Report:
+    """Play one conversation for each seed, in each history mode."""
+    report, can = Report(), abilities(codec)
+    for seed in seeds:
+        for history in histories:
+            _play_one(codec, seed, can, history, report)
+    return report
+
+
+def _play_one(codec: ChatCodec, seed: int, can: Abilities, history: History, report: Report) -> None:
+    writer = Writer(seed, can)
+    opening = writer.opening()
+    transcript, conversation, new = Transcript(codec, TOOLS, history), list(opening), opening
+    seen: list[int] = []
+    for turn in writer.turns():
+        prompt = transcript.prompt(new).tolist()
+        _compare(codec, prompt, seen, conversation, history, seed, report)
+        sampled = _sampled(codec, turn.message(), conversation, opening)
+        if sampled is None:
+            report.note("the template does not write a turn", (seed, turn))
+            return
+        read = transcript.record(generation(sampled))
+        if _essence(read) != (turn.content, turn.reasoning or "", repr(turn.calls), {"ok"} if turn.calls else set()):
+            report.note("a turn is misread", (seed, turn, read))
+        report.turns += 1
+        seen, new = prompt + sampled, turn.answers()
+        conversation += [read.as_message(), *new]
+    _compare(codec, transcript.prompt(new).tolist(), seen, conversation, history, seed, report)
+
+
+def generation(token_ids: list[int]) -> Generation:
+    """The tokens as an engine gives them."""
+    count = len(token_ids)
+    ids = np.asarray(token_ids, np.int32)
+    return Generation(ids, np.full(count, -0.5, np.float32), np.zeros(count, np.int32), "stop")
+
+
+def _sampled(
+    codec: ChatCodec, message: ChatMessage, conversation: list[ChatMessage], opening: list[ChatMessage]
+) -> list[int] | None:
+    for before in (conversation, opening):
+        try:
+            return codec.encode_message(message, before, TOOLS)
+        except CodecError:
+            continue
+    return None
+
+
+def _essence(turn: ParsedTurn) -> Any:
+    calls = [(call.name, call.arguments) for call in turn.calls]
+    return str(turn.content), str(turn.reasoning or ""), repr(calls), {call.status for call in turn.calls}
+
+
+def _compare(
+    codec: ChatCodec,
+    prompt: list[int],
+    seen: list[int],
+    conversation: list[ChatMessage],
+    history: History,
+    seed: int,
+    report: Report,
+) -> None:
+    template = template_ids(codec, conversation)
+    if prompt == template:
+        report.same += 1
+        return
+    following = prompt[len(seen) :]
+    if history == "append" and seen and following and template[-len(following) :] == following:
+        report.rewritten += 1
+        return
+    at = next((i for i, (a, b) in enumerate(zip(prompt, template, strict=False)) if a != b), 0)
+    shown = slice(max(0, at - 8), at + 12)
+    report.note(f"{history}: a prompt differs", (seed, codec.decode(prompt[shown]), codec.decode(template[shown])))
+
+
+def template_ids(codec: ChatCodec, conversation: list[ChatMessage]) -> list[int]:
+    """The tokenizer's own rendering. Control tokens in what others wrote are replaced by themselves without their first
+    letter after it was encoded, because the tokenizer would take them for control tokens."""
+    template = codec.learned.template
+    text = template.tokenizer.apply_chat_template(
+        template.form.of(codec.control.shield(conversation)),
+        tools=TOOLS,
+        tokenize=False,
+        add_generation_prompt=True,
+        **codec.template_arguments,
+    )
+    pieces = text.split("\udfff")
+    return [token for piece in pieces if piece for token in template.tokenizer.encode(piece, add_special_tokens=False)]
