@@ -21,7 +21,7 @@ WORKERS ?= 2
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types docs parity fuzz chaos bench slime-contract tokenizer clean
+.PHONY: demo test lint types docs parity fuzz chaos families bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -48,6 +48,9 @@ fuzz: $(VENV)/.installed-test
 
 chaos: $(VENV)/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+families: $(VENV)/.installed-test
+	$(BIN)/python -m tests.families --conversations 10000 $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -35,7 +35,7 @@ def _module() -> Any:
 
 
 def real_tokenizer(name: str) -> Any:
-    """The family's tokenizer with its real vocabulary, where one can be had (`vocabularies.py` beside the templates)."""
+    """The family's tokenizer with its real vocabulary, where one can be had."""
     return _module().build(name)
 
 
