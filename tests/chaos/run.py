@@ -5,6 +5,7 @@ Invariant: whatever happens, a run ends with a result. What is left when its tim
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class Result:
     """How many times a new client went on."""
     recovery: tuple[float, ...]
     """For each fault of a process: seconds until the first delivery after it."""
+    pause: float
+    """Longest time in seconds between two deliveries."""
     seconds: float
 
 
@@ -62,7 +65,9 @@ class Runner:
         verdict = replace(verdict, violations=(*trouble, *verdict.violations))
         seconds = time.monotonic() - begun
         recovery = tuple(_recovery(injector.came, came))
-        return Result(schedule, verdict, len(injector.came), injector.missed, resumed, recovery, seconds)
+        return Result(
+            schedule, verdict, len(injector.came), injector.missed, resumed, recovery, _longest_pause(came), seconds
+        )
 
     def log(self, schedule: Schedule) -> Path:
         """Path of the schedule's delivery log."""
@@ -121,6 +126,11 @@ class Runner:
 
 def _lines(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _longest_pause(came: list[Delivery]) -> float:
+    times = sorted(delivery.at for delivery in came)
+    return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
 
 def _recovery(injected: list[Injected], came: list[Delivery]) -> list[float]:
