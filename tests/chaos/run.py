@@ -20,10 +20,6 @@ from tests.chaos.user import UserEndpoint
 
 _POLL_SECONDS = 0.02
 
-INTERRUPTING = frozenset({"client", "cluster"})
-"""Targets whose death ends a client's stream. A new client then goes on with what its log lacks. After any other fault
-the stream itself must go on."""
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -96,7 +92,6 @@ class Runner:
         log.unlink(missing_ok=True)
         self._user.begin(schedule)
         injector = Injector(schedule.faults, self._lab.processes, self._user.inject)
-        interrupting = any(fault.target in INTERRUPTING and fault.how == "KILL" for fault in schedule.faults)
         resumed, trouble = 0, []
         self._lab.order(schedule, log)
         delivered, moved = 0, time.monotonic()
@@ -109,10 +104,10 @@ class Runner:
             if ended == "":
                 break
             if ended is not None:
-                if not interrupting:
+                if not schedule.interrupts:
                     trouble.append(Violation("broken", f"the stream ended after {delivered}: {ended}"))
                     break
-                resumed += 1
+                resumed += 1  # a new client goes on with what the log lacks
                 self._lab.order(schedule, log)
                 moved = time.monotonic()
             elif time.monotonic() - moved > self._patience:
