@@ -20,7 +20,7 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
 from rollout_service.config.budget import NO_LIMIT, Budget
-from rollout_service.errors import BudgetReached, Fault, FaultKind, RolloutError
+from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError
 
 _log = logs.logger(__name__)
 
@@ -28,9 +28,6 @@ _HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
     "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
 }
-
-POISON = "PoisonTask"
-"""Name of the fault of an episode that was given up because it lost its actor too often."""
 
 
 class RunningCollection:
@@ -124,7 +121,7 @@ class RunningCollection:
             f"task {request.task} is quarantined: {self.collection.max_losses} attempts at this episode lost their "
             "environment actor (service.max_losses)"
         )
-        return nothing(request, Fault(FaultKind.SERVICE, POISON, text, retryable=False))
+        return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
 
     def group(self, handout: Handout, version: int) -> Group:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""

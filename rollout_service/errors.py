@@ -113,6 +113,10 @@ class Fault:
         return cls(kind, type(cause).__name__, message, retryable, traceback_of(error))
 
 
+POISON_TASK = "PoisonTask"
+"""Name of the fault of an episode that was given up because it lost its environment actor too often."""
+
+
 class EpisodeFault(Exception):
     """Raised inside an episode when something other than the policy's own behaviour stops it."""
 

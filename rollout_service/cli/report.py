@@ -48,6 +48,9 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
     for kind, count in sorted(summary.faults.items(), key=lambda item: -item[1]):
         text = f"{count} aborted by {kind}, the first with: {summary.fault_texts[kind]} {FaultKind(kind).remedy}"
         console.print(Text(" ".join(text.split())), soft_wrap=True)
+    if poison := +summary.poison_tasks:
+        text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
+        console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
 
 
 def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:

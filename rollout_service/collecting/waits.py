@@ -20,6 +20,8 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append("an environment actor to come up" + (f", the last one failed: {error}" if error else ""))
     if status["paused"]:
         parts.append("client.resume(): the policy is paused")
+    if pause := collection["paused_by"]:
+        parts.append(f"the end of a pause: {pause}")
     if running := collection["running"]:
         parts.append(_running(running, collection))
     if again := collection["to_be_tried_again"]:

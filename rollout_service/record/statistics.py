@@ -1,7 +1,7 @@
 """Counts, means and intervals over trajectories.
 
-Invariant: a `Summary` holds numbers, and one text for each kind of fault. It keeps no trajectory, so a stream of any
-length can be summarized. An episode without a score is in no mean.
+Invariant: a `Summary` holds numbers by name, and one text for each kind of fault. It keeps no trajectory, so a stream
+of any length can be summarized. An episode without a score is in no mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
-from rollout_service.errors import ConfigError
+from rollout_service.errors import POISON_TASK, ConfigError
 from rollout_service.record.trajectory import Timing, Trajectory
 
 _Z = 1.959963984540054
@@ -58,6 +58,8 @@ class Summary:
     """Episodes that a fault stopped for good, by its kind."""
     fault_texts: dict[str, str] = field(default_factory=dict)
     """Text of the first fault of each kind."""
+    poison_tasks: Counter[str] = field(default_factory=Counter)
+    """Episodes that were given up because they lost their environment actor too often, by task."""
     retries: int = 0
     """Attempts that a fault stopped and that were repeated."""
     policy_tokens: int = 0
@@ -91,6 +93,7 @@ class Summary:
             kind = str(trajectory.fault.kind)
             self.faults[kind] += 1
             self.fault_texts.setdefault(kind, f"{trajectory.fault.error}: {trajectory.fault.message}")
+            self.poison_tasks[str(trajectory.task)] += trajectory.fault.error == POISON_TASK
         self.retries += trajectory.attempt - 1
         self.policy_tokens += trajectory.policy_token_count
         self.unknown_tokens += trajectory.unknown_token_count

@@ -6,7 +6,7 @@ import pytest
 
 from rollout_service.cli.report import print_summary
 from rollout_service.collecting.progress import CollectionProgress
-from rollout_service.errors import Fault, FaultKind
+from rollout_service.errors import POISON_TASK, Fault, FaultKind
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.record.statistics import summarize
 from rollout_service.record.trajectory import Outcome
@@ -42,6 +42,15 @@ def test_each_kind_of_fault_is_told_once_with_its_remedy(wide, capsys):
         "2 aborted by user_simulator, the first with: Timeout: gpt gave no answer " + FaultKind.USER_SIMULATOR.remedy,
         "1 aborted by service, the first with: RayActorError: the environment actor died " + FaultKind.SERVICE.remedy,
     ]
+
+
+def test_tasks_that_kill_their_actors_are_named(wide, capsys):
+    poison = Fault(FaultKind.SERVICE, POISON_TASK, "10 attempts lost their environment actor", False)
+    one = aborted(poison)
+    print_summary(summarize([one, one, aborted(LOST), make_trajectory()]), 60.0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Quarantined")]
+    said = "Quarantined, because every attempt lost its environment actor"
+    assert lines == [f"{said}: {one.task} 2. Leave them out with tasks.ids."]
 
 
 def test_a_collection_without_faults_tells_of_none(wide, capsys):

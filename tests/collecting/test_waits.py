@@ -11,6 +11,7 @@ from rollout_service.collecting.waits import waits_for
 
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
+    idle["paused_by"] = None
     status = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "collections": {"c": idle | collection}}
     return waits_for(status | (service or {}), "c")
 
@@ -26,6 +27,11 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
         ({}, {"running": 1}, "1 episode running"),
         ({}, {"to_be_tried_again": 2}, "2 episodes to be tried again after a fault"),
         ({}, {"held_back": "staleness", "waiting": 8}, "new weights: with older ones a further group would be too old"),
+        (
+            {},
+            {"waiting": 8, "paused_by": "the last episodes all ended with a fault (tried again in 4 s)"},
+            "the end of a pause: the last episodes all ended with a fault (tried again in 4 s)",
+        ),
         ({}, {"waiting": 8}, "a free slot: all 32 are taken"),
         ({"paused": True}, {"running": 3}, "client.resume(): the policy is paused; 3 episodes running"),
         (
