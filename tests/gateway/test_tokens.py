@@ -122,6 +122,8 @@ def test_a_file_that_changes_rotates_the_tokens_and_a_broken_one_changes_nothing
         (entry("trainer", TOKEN, ""), "wrong scopes"),
         (entry("trainer", TOKEN, more=", expires: soon"), "expires at 'soon'. Write a date"),
     ],
+    # The texts have random tokens, which would give each process of a run other names.
+    ids=["yaml", "mapping", "twice", "name", "fields", "digits", "scope", "no scopes", "date"],
 )
 def test_a_list_of_tokens_that_cannot_be_used_is_refused_without_its_text(text, said):
     with pytest.raises(ConfigError, match=said) as caught:
