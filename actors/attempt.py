@@ -20,8 +20,8 @@ from rollout_service.record.trajectory import Trajectory
 if TYPE_CHECKING:
     from actors.pool import ActorPool
 
-Result = tuple[EpisodeSummary, Reference[Trajectory]]
-"""An episode's summary, and the reference of its trajectory in the object store."""
+Result = tuple[EpisodeSummary, Reference[Trajectory] | None]
+"""An episode's summary, and the reference of its trajectory in the object store; None: it is made when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,9 @@ def nothing(request: EpisodeRequest, fault: Fault) -> Result:
     """The result of an episode of which nothing came back."""
     trajectory = aborted_trajectory(request, fault)
     return EpisodeSummary.of(trajectory), ray.put(trajectory)
+
+
+def lost(request: EpisodeRequest, fault: Fault) -> Reference[Trajectory]:
+    """The reference of the trajectory that stands for one of which nothing is left."""
+    reference: Reference[Trajectory] = ray.put(aborted_trajectory(request, fault))
+    return reference

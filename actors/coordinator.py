@@ -7,10 +7,10 @@ trajectory's arrays: it reads the episode's summary and passes the trajectory's 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -19,10 +19,11 @@ import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
 from actors.attempt import Ending, play
+from actors.bookkeeping import Bookkeeping, go_on, no_collection
 from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
-from actors.running import RunningCollection
+from actors.running import RunningCollection, by_collection
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import owned_applications
@@ -31,6 +32,7 @@ from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.collecting.tally import Tally
 from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
@@ -72,14 +74,11 @@ class Coordinator:
         self._owner = owner
         self._state = "starting"
         self._tasks = BackgroundTasks()
-        self._faults: collections.Counter[str] = collections.Counter()
-        self._last_faults: dict[str, str] = {}
-        self._finished = 0
-        self._scored = 0
-        self._reward_sum = 0.0
+        self._books = Bookkeeping(config, self._planner)
+        self._tally = Tally()
         self._late = 0
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
+        if self._books.is_restarted:
+            self._tasks.start(go_on(self, config), "going on after a restart")
 
     async def start(self, variables: dict[str, str], fleet: FleetHandle) -> None:
         """Start the environment actors. Returns when the first one is ready; the others join later.
@@ -94,6 +93,8 @@ class Coordinator:
         """
         self._fleet = fleet
         secrets.receive(variables)
+        for running in await self._books.open(self._version):
+            self._take_on(running)
         planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
         await self._pool.start(self._config, variables)
         self._tasks.start(Watch(self._pool, self._config.service).run(), "looking after the environment actors")
@@ -105,15 +106,11 @@ class Coordinator:
         assert self._fleet is not None
         self._state = "running"
         policy = self._config.policy
-        _log.info(
-            "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d.",
-            self._config.service.name,
-            seconds,
-            policy.serves,
-            f"those behind {policy.url}" if self._application is None else len(await self._fleet.replicas.remote()),
-            len(self._pool),
-            len(self._pool) * self._config.service.slots,
-        )
+        has_replicas = self._application is not None
+        replicas = len(await self._fleet.replicas.remote()) if has_replicas else f"those behind {policy.url}"
+        name, actors, slots = self._config.service.name, len(self._pool), len(self._pool) * self._config.service.slots
+        text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
+        _log.info(text, name, seconds, policy.serves, replicas, actors, slots)
         self._pool.complete()
 
     async def submit(self, request: CollectionRequest, client: str) -> Accepted:
@@ -128,47 +125,61 @@ class Coordinator:
         """
         if self._state == "ending":
             raise ServiceError("The service is ending.", "Start it again.")
+        await self._books.until_read()
         self._budgets.check_open()
         async with self._planning:
             loop = asyncio.get_running_loop()
             planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
-        running = RunningCollection(*planned, client)
-        collection = running.collection
-        await self.cancel(collection.collection_id)
-        self._clients.heard(client)
-        self._collections[collection.collection_id] = running
+            running = RunningCollection(*planned, client)
+            collection = running.collection
+            await self.cancel(running.name)
+            await self._books.begin(running, request)
         collection.updated(self._version)  # an update may have come while it was planned
-        self._scheduler.add(collection, time.monotonic())
-        self._budgets.opened(running)
+        self._take_on(running)
         name, size, members = collection.collection_id, collection.size, collection.group_size
         _log.info("Collection %s begun: %d episodes in groups of %d.", name, size, members)
         self._pool.fill_up()
         self._pump()
         return Accepted(collection.collection_id, running.asked, running.first_draw)
 
-    async def next_group(self, collection_id: str) -> Group | None:
+    def _take_on(self, running: RunningCollection) -> None:
+        self._collections[running.name] = running
+        if not running.is_parked:
+            self._clients.heard(running.client)
+            self._scheduler.add(running.collection, time.monotonic())
+            self._budgets.opened(running)
+
+    async def next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
         """The next finished group, waiting for it; None when the collection has no more.
+
+        Args:
+            acked: numbers of groups that the reader has for good, see `acknowledge`.
+            again: the reader may have missed an answer: the groups that are not acknowledged come once more.
 
         Raises:
             RolloutError: the collection cannot go on: an episode's request is impossible, no actor comes up, it was
                 cancelled, a budget is spent. Every group that was finished by then was given before.
             ServiceError: unknown collection.
         """
+        await self._books.until_read()
         running = self._collections.get(collection_id)
         if running is None:
-            raise ServiceError(
-                f"There is no collection {collection_id!r}.",
-                "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
-            )
+            raise no_collection(collection_id)
         self._clients.heard(running.client)
+        if running.is_parked:
+            running.is_parked = False
+            self._take_on(running)
+        running.acknowledge(acked, again)
         while True:
-            handout = running.collection.take()
+            group = running.next_group(self._version)
             self._pump()  # there is room for another group, or an episode of this one is made again
-            if handout is not None:
-                return running.group(handout, self._version)
+            if group is not None:
+                await running.journal.durable()
+                return group
             if running.error is not None:
                 if collection_id in self._collections:  # else it was cancelled, as its log line says
                     _log.warning("Collection %s failed %s: %s", collection_id, running.account, running.error)
+                running.end()
                 self._forget(collection_id)
                 raise running.error
             if running.collection.exhausted:
@@ -178,6 +189,10 @@ class Coordinator:
                 return None
             running.changed.clear()
             await running.changed.wait()
+
+    async def acknowledge(self, collection_id: str, numbers: Sequence[int]) -> None:
+        """Take that the reader has these groups for good. Returns when that is safe: they do not come again."""
+        await self._books.acknowledge(self._collections, collection_id, numbers)
 
     async def cancel(self, collection_id: str) -> None:
         """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the
@@ -218,6 +233,7 @@ class Coordinator:
         if running is not None:
             _log.info("Collection %s was cancelled %s%s.", collection_id, running.account, why)
             self._end(running, ServiceError(f"The collection was cancelled{why}.", "Ask for it again."))
+            running.end()
             self._forget(collection_id)
         return running
 
@@ -228,7 +244,7 @@ class Coordinator:
         each kind of fault. What a collection waits for is in `running`, `places`, `to_be_tried_again` and `held_back`,
         and in words in `waits_for`.
         """
-        places = await self._places()
+        places = by_collection(await self._pool.places())
         status: dict[str, Any] = {
             "state": self._state,
             "owner": self._owner,
@@ -237,16 +253,11 @@ class Coordinator:
             "start_error": None if self._pool.start_error is None else str(self._pool.start_error),
             "slots": self._scheduler.slots,
             "running": self._scheduler.running,
-            "finished": self._finished,
-            "scored": self._scored,
-            "mean_reward": self._reward_sum / self._scored if self._scored else None,
-            "faults": dict(self._faults),
-            "last_faults": dict(self._last_faults),
+            **self._tally.status(),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
             "weight_version": self._version,
             "paused": self._paused,
-            "prompt_tokens": self._prompt_tokens,
-            "cached_tokens": self._cached_tokens,
+            "journal": self._books.status(),
             "clients": self._clients.silences(),
             "collections": {
                 name: running.progress(places.get(name, [])) for name, running in self._collections.items()
@@ -256,16 +267,10 @@ class Coordinator:
             collection["waits_for"] = waits_for(status, name)
         return status
 
-    async def _places(self) -> dict[str, list[tuple[float, str]]]:
-        """Age in seconds and place of the running episodes of each collection."""
-        found: dict[str, list[tuple[float, str]]] = {}
-        for trajectory_id, place in (await self._pool.places()).items():
-            found.setdefault(trajectory_id.partition("-")[0], []).append(place)
-        return found
-
     async def stop(self) -> None:
-        """End every collection and the environment actors, and take no more."""
+        """End every collection and the environment actors, and take no more. The journal keeps the collections."""
         self._state = "ending"
+        await self._books.close()
         for collection_id in list(self._collections):
             self._drop(collection_id, ": the service was stopped")
         self._pool.stop()
@@ -280,6 +285,7 @@ class Coordinator:
         self._paused = paused
         if version > self._version:
             self._version = version
+            self._books.reach(version)
             self._scheduler.updated(version)
             self._pump()
 
@@ -337,22 +343,19 @@ class Coordinator:
             running.active -= 1
             running.changed.set()
         if ending.fault is not None:
-            self._faults[str(ending.fault.kind)] += 1
-            self._last_faults[str(ending.fault.kind)] = f"{ending.fault.error}: {ending.fault.message}"
+            self._tally.add_fault(ending.fault)
         if ending.impossible is not None:
             self._end(running, ending.impossible)
         if ending.result is not None:
             self._budgets.spent(running, ending.result[0])
-            self._prompt_tokens += ending.result[0].prompt_tokens
-            self._cached_tokens += ending.result[0].cached_tokens
+            self._tally.add_attempt(ending.result[0])
             await self._observe(ending.result[0])
         if self._record(assignment, ending):
-            summary, trajectory = running.result_of(assignment.episode, ending)
-            self._finished += 1
-            if summary.reward is not None:
-                self._scored += 1
-                self._reward_sum += summary.reward
-            running.keep(assignment.episode, (summary, trajectory))
+            result = running.result_of(assignment.episode, ending)
+            self._tally.add_result(result[0])
+            running.keep(assignment.episode, assignment.attempt, result)
+        else:
+            running.drop(ending)
         running.log_ending(request, assignment.episode, ending)
         if (error := running.collection.breaker.error) is not None and running.error is None:
             self._end(running, error)

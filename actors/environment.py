@@ -9,12 +9,14 @@ import asyncio
 import functools
 import gc
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import ray
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+from actors.parts import PartWriter
 from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
@@ -53,6 +55,7 @@ class EnvironmentActor:
         self._config = config
         self._application = application
         self._slots = Slots(config.service.slots, config.limits.wall_seconds, config.limits.stuck_seconds)
+        self._parts = PartWriter(config.service.journal)
         self._runner: EpisodeRunner | None = None
 
     async def setup(self, variables: dict[str, str]) -> dict[str, str]:
@@ -102,7 +105,7 @@ class EnvironmentActor:
         except Exception as error:
             attach_origin(error)
             raise
-        return EpisodeSummary.of(trajectory), trajectory
+        return replace(EpisodeSummary.of(trajectory), part=await self._parts.write(trajectory)), trajectory
 
     async def beat(self) -> Pulse:
         """A sign of life."""

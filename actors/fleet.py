@@ -51,6 +51,7 @@ class Fleet:
         self._application = application
         self._coordinator = coordinator
         self._variables: dict[str, str] = {}
+        self._of_episodes: dict[str, str] = {}
         self._received = asyncio.Event()
         self._updating: WeightUpdate | None = None
         self._history = WeightHistory()
@@ -64,17 +65,26 @@ class Fleet:
 
     # Replicas --------------------------------------------------------------------------------------------------------
 
-    async def receive(self, variables: dict[str, str]) -> None:
+    async def receive(self, variables: dict[str, str], of_episodes: dict[str, str]) -> None:
         """Take the environment variables with secrets that replicas need, from the process that starts the service.
-        The constructor does not take them, because Ray stores its arguments."""
+        The constructor does not take them, because Ray stores its arguments.
+
+        Args:
+            of_episodes: those that episodes need, kept for a coordinator that is started again.
+        """
         secrets.receive(variables)
         self._variables = variables
+        self._of_episodes = of_episodes
         self._received.set()
 
     async def replica_variables(self) -> dict[str, str]:
         """The environment variables with secrets that a replica needs, as soon as they were received."""
         await self._received.wait()
         return self._variables
+
+    async def episode_variables(self) -> dict[str, str]:
+        """The environment variables with secrets that episodes need, as far as the service's starter gave them."""
+        return self._of_episodes
 
     async def desired_state(self) -> DesiredState:
         """What a replica that starts now should be like."""

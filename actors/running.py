@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import actors.parts as stored_parts
 import rollout_service.logs as logs
-from actors.attempt import Ending, Result, nothing
+from actors.attempt import Ending, Result, lost, nothing
+from rollout_service.cluster import Reference
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
+from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError
+from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Stored
+from rollout_service.journal.journal import Journal, NoJournal
+from rollout_service.record.trajectory import Trajectory
 
 _log = logs.logger(__name__)
+
+_NONE = NoJournal()
 
 _HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
@@ -40,11 +49,17 @@ class RunningCollection:
         first_draw: int = 0,
         budget: Budget = NO_LIMIT,
         client: str = "",
+        journal: Journal | NoJournal = _NONE,
+        parts: str | None = None,
     ) -> None:
         """
         Args:
             client: id of the client that it belongs to.
+            journal: where its progress is written.
+            parts: the journal's directory; None: there is none.
         """
+        self.journal = journal
+        self.parts = parts
         self.collection = collection
         self.requests = requests
         self.asked = collection.size
@@ -62,7 +77,13 @@ class RunningCollection:
         """Set when an episode ended or the collection failed."""
         self.error: RolloutError | None = None
         """Why the collection cannot go on."""
+        self.is_parked = False
+        """Whether nothing of it runs until its reader comes back."""
         self._results: dict[int, Result] = {}
+        self._given: dict[int, Group] = {}
+        """Groups that were handed out and are not acknowledged."""
+        self._again: deque[int] = deque()
+        """Those of them that are handed out once more, because the reader's connection was interrupted."""
         self._rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
         self._pauses = 0
@@ -101,16 +122,62 @@ class RunningCollection:
             BudgetReached: it was, with the limit.
         """
         if self.limit is not None:
+            self.end()
             raise BudgetReached(self.limit, "What had begun was delivered; raise the budget for the rest.")
 
-    def keep(self, episode: int, result: Result) -> None:
+    @property
+    def name(self) -> str:
+        """The collection's id."""
+        return self.collection.collection_id
+
+    def keep(self, episode: int, attempt: int, result: Result) -> None:
         """Note the result of an episode that is done."""
+        self.journal.record(Stored(self.name, episode, attempt, result[0]))
+        self._keep(episode, result)
+        self.changed.set()
+
+    def _keep(self, episode: int, result: Result) -> None:
         reward = result[0].reward
         self._rewards.pop(episode, None)
         if reward is not None:
             self._rewards[episode] = reward
         self._results[episode] = result
-        self.changed.set()
+
+    def drop(self, ending: Ending) -> None:
+        """Note that what came of an attempt is not the episode's result."""
+        if ending.result is not None and ending.result[0].part is not None:
+            self.journal.record(Discarded(ending.result[0].part))
+
+    def restore(self, summaries: Mapping[int, EpisodeSummary]) -> None:
+        """Take the results that an earlier coordinator had."""
+        for episode, summary in summaries.items():
+            self._keep(episode, (summary, None))
+            self.spending.begin()
+            self.spending.add(summary)
+
+    def next_group(self, version: int) -> Group | None:
+        """The next finished group, with the trainer at weight version `version`; None: none is finished."""
+        if self._again:
+            return self._given[self._again.popleft()]
+        handout = self.collection.take()
+        return None if handout is None else self._group(handout, version)
+
+    def acknowledge(self, numbers: Sequence[int], again: bool = False) -> None:
+        """Note that the reader has these groups for good.
+
+        Args:
+            again: the reader may have missed an answer: hand out once more what it has not acknowledged.
+        """
+        if numbers:
+            self.journal.record(Acknowledged(self.name, tuple(numbers)))
+            self.collection.acknowledge(numbers)
+        for number in numbers:
+            self._given.pop(number, None)
+        self._again = deque(self._given if again else (number for number in self._again if number in self._given))
+
+    def end(self) -> None:
+        """Note that nobody waits for it any more."""
+        self.journal.record(Ended(self.name))
 
     def result_of(self, episode: int, ending: Ending) -> Result:
         """The result of an episode that is done with this attempt."""
@@ -123,7 +190,7 @@ class RunningCollection:
         )
         return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
 
-    def group(self, handout: Handout, version: int) -> Group:
+    def _group(self, handout: Handout, version: int) -> Group:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
         size = self.collection.group_size
         for episode in handout.expired:
@@ -131,10 +198,24 @@ class RunningCollection:
             self._rewards.pop(episode, None)
         members = range(handout.group * size, (handout.group + 1) * size)
         played = [episode for episode in members if episode not in self.collection.before]
-        return Group(
+        self.journal.record(Delivered(self.name, handout.group, handout.expired))
+        group = Group(
             requests=[self.requests[episode] for episode in played],
-            trajectories=[self._results.pop(episode)[1] for episode in played],
+            trajectories=[self._reference(episode) for episode in played],
+            number=handout.group,
         )
+        self._given[handout.group] = group
+        return group
+
+    def _reference(self, episode: int) -> Reference[Trajectory]:
+        """The reference of an episode's trajectory, whose result is needed no more."""
+        summary, reference = self._results.pop(episode)
+        if reference is not None:
+            return reference
+        if summary.part is not None and self.parts is not None:
+            return stored_parts.read(self.parts, summary.part)
+        fault = summary.fault or Fault(FaultKind.SERVICE, "LostObject", "its trajectory was not stored", retryable=True)
+        return lost(self.requests[episode], fault)
 
     def _expired(self, episode: int, version: int) -> Result:
         versions = self._results[episode][0].versions
@@ -227,3 +308,11 @@ class RunningCollection:
             "failed": collection.failed,
             "late": collection.late,
         }
+
+
+def by_collection(places: Mapping[str, tuple[float, str]]) -> dict[str, list[tuple[float, str]]]:
+    """Age in seconds and place of the running episodes of each collection, from those of each trajectory."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for trajectory_id, place in places.items():
+        found.setdefault(trajectory_id.partition("-")[0], []).append(place)
+    return found

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -104,8 +104,12 @@ class Streams:
         known = f"{owner}:{client}"
         accepted = await answer(self._coordinator().submit.remote(request, known))
 
-        def take() -> Awaitable[Group | None]:
-            return answer(self._coordinator().next_group.remote(accepted.collection_id))
+        held: list[int] = []
+
+        async def take() -> Group | None:
+            group = await answer(self._coordinator().next_group.remote(accepted.collection_id, tuple(held), False))
+            held[:] = [] if group is None else [group.number]
+            return group
 
         delivery = Delivery(take, self._config.gateway.most_held_groups)
         self._streams[accepted.collection_id] = Stream(accepted, owner, known, delivery)

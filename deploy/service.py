@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rollout_service.config.secrets as secrets
 import rollout_service.services as services
@@ -54,7 +56,8 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
     service = _create_actors(config, name, owner)
     served: list[str] = []
     try:
-        received = service.fleet.receive.remote(secrets.of_replicas(config))
+        kept = secrets.of_episodes(config) if config.service.journal is not None else {}
+        received = service.fleet.receive.remote(secrets.of_replicas(config), kept)
         started = service.coordinator.start.remote(secrets.of_episodes(config), service.fleet)
         if name is not None:
             from deploy import application  # it imports Ray Serve, which takes a second
@@ -88,7 +91,7 @@ def _create_actors(config: RolloutConfig, application: str | None, owner: str | 
     if found and coordinator_name(service.name) not in found:
         raise services.leftovers(services.Parts(service.name, service.namespace, found))
     options = {"namespace": service.namespace, "num_cpus": 0, "max_concurrency": 1000, "lifetime": "detached"}
-    made = ray.remote(Coordinator).options(name=coordinator_name(service.name), **options)
+    made = ray.remote(Coordinator).options(name=coordinator_name(service.name), **options, **_restarts(config))
     with _name_may_be_taken(service.name):
         coordinator: CoordinatorHandle = made.remote(config, application, owner)
     made = ray.remote(Fleet).options(name=fleet_name(service.name), **options)
@@ -106,6 +109,14 @@ def _name_may_be_taken(name: str) -> Iterator[None]:
             'Attach to it with RolloutClient("auto"), stop it with `rollout-service service stop`, or choose another '
             "name. One whose client has just died ends by itself, after service.lease_seconds at most.",
         ) from error
+
+
+def _restarts(config: RolloutConfig) -> dict[str, Any]:
+    """Options of a coordinator with a journal: Ray starts it again, on the node where its journal is if that lives."""
+    if config.service.journal is None:
+        return {}
+    here = ray.get_runtime_context().get_node_id()
+    return {"max_restarts": -1, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def stop(config: RolloutConfig, service: Service) -> None:

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import rollout_service.attaching as attaching
@@ -24,14 +24,14 @@ from rollout_service.cluster import answer, call
 from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.progress import CollectionProgress
-from rollout_service.collecting.stream import GroupStream
+from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
-from rollout_service.record.trajectory import Outcome, Trajectory
+from rollout_service.record.trajectory import Trajectory
 from rollout_service.redaction import shown
 
 if TYPE_CHECKING:  # it needs torch
@@ -152,9 +152,10 @@ class RolloutClient:
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
                 `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `budget` (limits by
-                name, as in `budget`), and `continues` (see `Output.ask`). What is left out, or None, comes from the
-                configuration. With a `seed` the same call gives the same tasks and episode seeds. Without one, a
-                collection goes on where the last one of the same selection stopped.
+                name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the
+                caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so. What
+                is left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks
+                and episode seeds. Without one, a collection goes on where the last one of the same selection stopped.
 
         Raises:
             BudgetReached: the service's budget is spent; from the stream, after the last group: a budget ended it
@@ -206,8 +207,11 @@ class RolloutClient:
                         came.extend(group)
                         bar.add(group)
                 except RolloutError as error:
-                    raise _incomplete(came, stream.episodes, str(error)) from error
-        return _complete(came, stream.episodes)
+                    raise IncompleteCollection.of(came, stream.episodes, str(error)) from error
+        whole = IncompleteCollection.of(came, stream.episodes)
+        if whole.failures or whole.missing:
+            raise whole
+        return whole.batch
 
     async def astatus(self) -> dict[str, Any]:
         """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
@@ -352,12 +356,13 @@ class RolloutClient:
     def _submit(
         self, n: int | None, group_size: int, selection: dict[str, Any], groups_per_update: int | None = None
     ) -> GroupStream:
+        ack = arguments.choice("ack", selection.pop("ack", "auto"), ACKNOWLEDGING)
         request = attaching.collection_request(
             self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
         )
         if not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, self._coordinator.submit.remote(request, self._id))
+        return GroupStream(self._coordinator, self._coordinator.submit.remote(request, self._id), ack)
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:
@@ -383,16 +388,3 @@ def _check_arguments(address: Any, config: Any, start: Any) -> None:
         )
     if start is False and address is None:
         raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
-
-
-def _complete(came: Sequence[Trajectory], episodes: int) -> TrajectoryBatch:
-    incomplete = _incomplete(came, episodes)
-    if incomplete.failures or incomplete.missing:
-        raise incomplete
-    return incomplete.batch
-
-
-def _incomplete(came: Sequence[Trajectory], episodes: int, reason: str = "") -> IncompleteCollection:
-    failures = [t for t in came if t.outcome is Outcome.ABORTED]
-    batch = TrajectoryBatch([t for t in came if t.outcome is not Outcome.ABORTED])
-    return IncompleteCollection(batch, failures, episodes - len(came), reason)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import rollout_service.twins as twins
-from rollout_service.errors import RolloutError, ServiceError, first_line, last_cause
+from rollout_service.errors import Interrupted, RolloutError, ServiceError, first_line, last_cause
 from rollout_service.redaction import safe_cause, shows_secret
 from rollout_service.tcp import check_listening
 
@@ -43,7 +43,6 @@ SERVE_ENVIRONMENT = {
 """Environment variables of replicas and of the actors that call them: most of what `RAY_SERVE_THROUGHPUT_OPTIMIZED`
 sets. Each side of a call saves a hop between threads and its share of Ray's task machinery, so a call takes half of the
 CPU time. In return, nothing may block the event loops."""
-
 
 _POLL_SECONDS = 0.05
 """Time between two looks for an actor."""
@@ -227,7 +226,7 @@ def _value(item: R | BaseException) -> R:
 
 def translated(error: RayError, actor: Actor) -> BaseException:
     """The error that a caller of the actor sees in place of one that Ray raised."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RolloutError):
@@ -235,6 +234,8 @@ def translated(error: RayError, actor: Actor) -> BaseException:
         if shows_secret(error):
             return ServiceError(f"The service failed: {last_cause(str(error))}", "See the cluster's logs.")
         return error
+    if isinstance(error, ActorUnavailableError):
+        return Interrupted(f"The service's {actor} was interrupted.", "Call it again: it comes back if it can.")
     return gone(actor) if isinstance(error, RayActorError) else error
 
 

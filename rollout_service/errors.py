@@ -301,6 +301,11 @@ class BudgetReached(RolloutError):
     """A collection ended early, since its budget or the service's is spent. What had begun was delivered before."""
 
 
+class Interrupted(ServiceError):
+    """An actor of the service was not reached, or was started again during a call, which may or may not have had its
+    effect."""
+
+
 class WeightError(RolloutError):
     """Weights cannot be loaded: they are another model's, their version is too low, or an update is running."""
 

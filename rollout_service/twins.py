@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,6 +24,14 @@ _blocks: ContextVar[bool] = ContextVar("blocks", default=False)
 def blocks() -> bool:
     """Whether a wait must block its thread, because no event loop awaits it."""
     return _blocks.get()
+
+
+async def pause(seconds: float) -> None:
+    """Wait so long; in a blocking twin the wait blocks."""
+    if blocks():
+        time.sleep(seconds)  # noqa: ASYNC251
+    else:
+        await asyncio.sleep(seconds)
 
 
 def run(coroutine: Coroutine[Any, Any, R]) -> R:

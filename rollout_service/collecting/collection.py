@@ -172,6 +172,13 @@ class Collection:
         self._pass_over()
         self._count_new()
 
+    def acknowledge(self, groups: Iterable[int]) -> None:
+        """Note that the reader has these groups. Those that `restore` would hand out again are not."""
+        over = set(groups)
+        left = [handout for handout in self._handouts_again if handout.group not in over]
+        self._handed_out += len(self._handouts_again) - len(left)
+        self._handouts_again = deque(left)
+
     def is_done(self, episode: int) -> bool:
         """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
         return self._episodes[episode].done

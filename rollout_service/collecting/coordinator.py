@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ class CoordinatorHandle(Protocol):
     ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest, str], Accepted]
-    next_group: RemoteMethod[[str], Group | None]
+    next_group: RemoteMethod[[str, Sequence[int], bool], Group | None]
+    acknowledge: RemoteMethod[[str, Sequence[int]], None]
     cancel: RemoteMethod[[str], None]
     cancel_submitted: RemoteMethod[[Accepted], None]
     renew: RemoteMethod[[str], None]

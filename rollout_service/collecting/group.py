@@ -18,3 +18,5 @@ class Group:
 
     requests: list[EpisodeRequest]
     trajectories: list[Reference[Trajectory]]
+    number: int = 0
+    """Number of the group in its collection, by which the reader acknowledges it."""

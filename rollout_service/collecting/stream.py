@@ -1,24 +1,34 @@
 """GroupStream: the groups of one collection, as a trainer takes them.
 
-Invariant: each group is given once and whole, and an interrupted wait loses none. Closing the stream cancels what is
-left of the collection. A long wait logs what it waits for.
+Invariant: each group is given once and whole, and an interrupted wait loses none. A group is the caller's for good
+when it is acknowledged: by asking for the next one, or explicitly. Where the coordinator is started again, the stream
+asks it again, and leaves out what it has given. Closing the stream cancels what is left of the collection. A long wait
+logs what it waits for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Self
 
 import rollout_service.logs as logs
 import rollout_service.twins as twins
-from rollout_service.cluster import LostObject, NoAnswerYet, Reference, answer, as_argument, fetched, reachable
+from rollout_service.cluster import (
+    LostObject,
+    NoAnswerYet,
+    Reference,
+    answer,
+    as_argument,
+    fetched,
+    reachable,
+)
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
-from rollout_service.errors import Fault, FaultKind, RolloutError
+from rollout_service.errors import Fault, FaultKind, Interrupted, RolloutError, ServiceError
 from rollout_service.record.trajectory import Trajectory
 
 _log = logs.logger(__name__)
@@ -28,6 +38,12 @@ _PATIENCE_SECONDS = 60.0
 
 _MOST_PATIENCE_SECONDS = 960.0
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+"""Seconds until a coordinator whose death cut a call off is called again; the time doubles."""
+
+ACKNOWLEDGING = ("auto", "manual")
+"""When a group counts as the caller's for good, see `GroupStream`."""
+
 _STATUS_SECONDS = 10.0
 """Timeout of the call that asks the service for its status."""
 
@@ -35,9 +51,22 @@ _STATUS_SECONDS = 10.0
 class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
-    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[Accepted]) -> None:
+    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[Accepted], ack: str = "auto") -> None:
+        """
+        Args:
+            ack: `auto`: whoever asks for the next group has the last one for good. `manual`: `ack` says so.
+        """
         self._coordinator = coordinator
         self._submission = submission
+        self._mode = ack
+        self._given: dict[int, str] = {}
+        """Ids of the groups that were given, by their numbers."""
+        self._came = 0
+        """Trajectories that were given."""
+        self._acknowledged: list[int] = []
+        """Numbers of groups to be acknowledged with the next call."""
+        self._interruptions = 0
+        """Calls in a row that the coordinator's death cut off."""
         self._pending: Reference[Group | None] | None = None
         self._finished = False
         self._waiting_since = time.monotonic()
@@ -68,33 +97,80 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return self
 
     def __next__(self) -> list[Trajectory]:
-        trajectories = twins.run(self._next_group())
-        if trajectories is None:
+        found = twins.run(self._next_group())
+        if found is None:
             raise StopIteration
-        self._handed_over()
-        return trajectories
+        return self._handed_over(*found)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[Trajectory]:
-        trajectories = await self._next_group()
-        if trajectories is None:
+        found = await self._next_group()
+        if found is None:
             raise StopAsyncIteration
-        self._handed_over()
-        return trajectories
+        return self._handed_over(*found)
 
-    async def _next_group(self) -> list[Trajectory] | None:
+    async def aack(self, group: Sequence[Trajectory]) -> None:
+        """Tell the service that the trainer has this group for good, with `ack="manual"`. Returns when that is safe.
+
+        Raises:
+            ServiceError: the stream acknowledges by itself, or it did not give this group.
+        """
+        if self._mode != "manual":
+            raise ServiceError("This stream acknowledges by itself.", 'Open it with ack="manual".')
+        names = {trajectory.group_id for trajectory in group}
+        numbers = tuple(number for number, name in self._given.items() if name in names)
+        if len(names) != 1 or not numbers:
+            raise ServiceError("This is no group that the stream gave.", "Give one as it came.")
+        while True:
+            try:
+                await answer(self._coordinator.acknowledge.remote(self.collection_id, numbers))
+            except Interrupted as error:
+                await self._after(error)
+            else:
+                self._interruptions = 0
+                return
+
+    ack = twins.blocking(aack)
+
+    async def _next_group(self) -> tuple[Group, list[Trajectory]] | None:
         """The group that is to be given next, or None at the end. Asked again before `_handed_over`, it is the same."""
-        if self._finished:
-            return None
-        await self.aopen()
-        group = await self._arrived(self._reference())
-        if group is None or self._finished:
-            self._finished = True
-            return None
-        found = await fetched(group.trajectories)
-        return [given(*item) for item in zip(group.requests, found, strict=True)]
+        while not self._finished:
+            await self.aopen()
+            group = await self._asked()
+            if group is None or self._finished:
+                self._finished = True
+                return None
+            if group.number in self._given:  # it came before the interruption already
+                self._over(group.number)
+                continue
+            found = await fetched(group.trajectories)
+            return group, [given(*item) for item in zip(group.requests, found, strict=True)]
+        return None
+
+    async def _asked(self) -> Group | None:
+        """The coordinator's next group, asked for again where its death cut the call off."""
+        while True:
+            try:
+                group = await self._arrived(self._reference())
+            except Interrupted as error:
+                await self._after(error)
+                self._pending = None
+            except ServiceError:
+                if self._interruptions and self._came == self.episodes:  # it had all acknowledged, and forgot it
+                    return None
+                raise
+            else:
+                self._interruptions = 0
+                self._acknowledged.clear()
+                return group
+
+    async def _after(self, error: Interrupted) -> None:
+        """Wait until it is time to call the coordinator again."""
+        _log.warning("Collection %s: %s It is asked again.", self.collection_id, error.problem)
+        self._interruptions += 1
+        await twins.pause(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._interruptions, 16)))
 
     async def _arrived(self, reference: Reference[Group | None]) -> Group | None:
         """The coordinator's answer, however long it takes. A long wait logs now and then what it waits for."""
@@ -111,15 +187,26 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                         "Collection %s: no group for %.0f s; waiting for %s.", self.collection_id, waited, reason
                     )
 
-    def _handed_over(self) -> None:
+    def _handed_over(self, group: Group, trajectories: list[Trajectory]) -> list[Trajectory]:
         """The group is the caller's; what comes now is another wait."""
+        self._given[group.number] = group.requests[0].group_id
+        self._came += len(trajectories)
+        self._over(group.number)
+        return trajectories
+
+    def _over(self, number: int) -> None:
+        """Go on to the next group."""
+        if self._mode == "auto":
+            self._acknowledged.append(number)
         self._pending = None
         self._patience = _PATIENCE_SECONDS
 
     def _reference(self) -> Reference[Group | None]:
         """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
         if self._pending is None:
-            self._pending = self._coordinator.next_group.remote(self.collection_id)
+            self._pending = self._coordinator.next_group.remote(
+                self.collection_id, tuple(self._acknowledged), self._interruptions > 0
+            )
             self._waiting_since = time.monotonic()
         return self._pending
 

@@ -5,6 +5,7 @@ Invariant: name and namespace identify one service in a cluster.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -68,9 +69,24 @@ class Service(Section):
         description="Silence after which a client counts as gone: its collections are cancelled, and a service that it "
         "started for itself ends. Clients renew their leases four times as often.",
     )
+    journal: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder on a local disk where the service writes down what it needs to go on after the "
+        "coordinator's death; null: collections end with the coordinator.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the lines that the service's processes log."
     )
+
+    @field_validator("journal")
+    @classmethod
+    def _check_journal(cls, path: str | None) -> str | None:
+        if path is not None and "://" in path:
+            raise Refused(f"is {path!r}, where a database cannot lie.", "Give a folder on a local disk.")
+        if path is not None and not Path(path).is_absolute():
+            raise Refused(f"is {path!r}, which depends on the folder of a process.", "Give an absolute path.")
+        return path
 
     @field_validator("lease_seconds")
     @classmethod

@@ -19,7 +19,7 @@ from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Entry, Stored, Weights
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Discarded, Ended, Entry, Stored, Weights
 from rollout_service.record.part import Part
 
 VERSION = 1
@@ -153,6 +153,8 @@ class Database:
                 self._ask(entry)
             case Ended():
                 return self._forget(entry.collection_id)
+            case Discarded():
+                return [entry.part]
             case Weights():
                 self._set_fact("weight_version", entry.version)
         return []

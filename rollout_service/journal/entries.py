@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.record.part import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,17 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Discarded:
+    """Nobody needs this part: it is of an attempt that is not its episode's result."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """The trainer gave weights of this version."""
 
     version: int
 
 
-Entry = Asked | Stored | Delivered | Acknowledged | Ended | Weights
+Entry = Asked | Stored | Delivered | Acknowledged | Ended | Discarded | Weights

@@ -12,7 +12,8 @@ from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, W
 class FleetHandle(Protocol):
     """Handle of the fleet actor. Each method is described there."""
 
-    receive: RemoteMethod[[dict[str, str]], None]
+    receive: RemoteMethod[[dict[str, str], dict[str, str]], None]
+    episode_variables: RemoteMethod[[], dict[str, str]]
     replica_variables: RemoteMethod[[], dict[str, str]]
     desired_state: RemoteMethod[[], DesiredState]
     replicas: RemoteMethod[[], list[ReplicaState]]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import rollout_service.config.arguments as arguments
 import rollout_service.record.storage as storage
 from rollout_service.errors import ConfigError, RolloutError
-from rollout_service.record.trajectory import CONTEXT_VERSION, TokenSegment, Trajectory
+from rollout_service.record.trajectory import CONTEXT_VERSION, Outcome, TokenSegment, Trajectory
 from rollout_service.redaction import shown
 
 if TYPE_CHECKING:
@@ -336,6 +336,13 @@ class IncompleteCollection(RolloutError):
         self.failures = failures
         self.missing = missing
         self.reason = reason
+
+    @classmethod
+    def of(cls, came: Sequence[Trajectory], episodes: int, reason: str = "") -> IncompleteCollection:
+        """What is said of a collection of so many episodes, of which these trajectories came."""
+        failures = [t for t in came if t.outcome is Outcome.ABORTED]
+        batch = TrajectoryBatch([t for t in came if t.outcome is not Outcome.ABORTED])
+        return cls(batch, failures, episodes - len(came), reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.batch, self.failures, self.missing, self.reason)

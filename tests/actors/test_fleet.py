@@ -319,7 +319,7 @@ async def test_a_replica_that_asks_for_its_variables_early_gets_them_when_they_c
     asked = asyncio.ensure_future(ours.replica_variables())
     await asyncio.sleep(0)
     assert not asked.done()
-    await ours.receive({})
+    await ours.receive({}, {})
     assert await asked == {}
 
 

@@ -40,7 +40,7 @@ def asked(collection_id: str = "c", groups: int = 2) -> Asked:
 
 def stored(episode: int, part: Part | None = None, attempt: int = 1) -> Stored:
     fault = None if part else Fault(FaultKind.SERVICE, "OSError", "it broke", True, "its stack")
-    summary = EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "user_stop", 1.0, fault, (1, 2), 10, 5, part)
+    summary = EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "user_stop", 1.0, fault, (1, 2), 10, 5, part=part)
     return Stored("c", episode, attempt, summary)
 
 

@@ -1,0 +1,203 @@
+"""Bookkeeping: the coordinator's journal, and how a coordinator goes on after its death.
+
+Invariant: nothing is handed out before it is known what an earlier coordinator handed out. A collection whose client
+may still be there goes on at once; after a new start, when its reader comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+import rollout_service.cluster as cluster
+import rollout_service.config.secrets as secrets
+import rollout_service.logs as logs
+from actors.running import RunningCollection
+from rollout_service.collecting.episode_state import Kept
+from rollout_service.collecting.planning import Planner
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.config.budget import NO_LIMIT
+from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.journal.database import OpenCollection
+from rollout_service.journal.entries import Acknowledged, Asked, Weights
+from rollout_service.journal.journal import Journal, NoJournal
+from rollout_service.journal.place import PARTS
+from rollout_service.record.part import Part
+
+if TYPE_CHECKING:  # it imports this module
+    from actors.coordinator import Coordinator
+
+_log = logs.logger(__name__)
+
+_OWNER_SECONDS = 10.0
+"""How long a restarted coordinator waits until the process that died gives up the journal."""
+
+
+class Bookkeeping:
+    """The journal of one coordinator. Use it on one event loop."""
+
+    def __init__(self, config: RolloutConfig, planner: Planner) -> None:
+        self._service = config.service
+        self._planner = planner
+        self._journal: Journal | NoJournal = NoJournal()
+        self._read = asyncio.Event()
+        self._error: RolloutError | None = None
+        self.is_restarted = is_restarted()
+        """Whether Ray started this coordinator again after its death."""
+
+    async def open(self, version: int) -> list[RunningCollection]:
+        """Open the journal, and make what it holds again.
+
+        Args:
+            version: of the weights that the trainer gave last.
+
+        Raises:
+            ServiceError: the journal cannot be used, see `Journal`.
+        """
+        try:
+            if self._service.journal is None:
+                return []
+            return await asyncio.to_thread(self._open, Path(self._service.journal), version)
+        except RolloutError as error:
+            self._error = error
+            raise
+        finally:
+            self._read.set()
+
+    def _open(self, folder: Path, version: int) -> list[RunningCollection]:
+        seconds = _OWNER_SECONDS if self.is_restarted else 0.0
+        self._journal = Journal(folder, self._service.name, seconds=seconds)
+        found = self._journal.recovered
+        self._planner.restore(found.samplers)
+        return [self._made_again(collection, folder, version) for collection in found.collections]
+
+    def _made_again(self, found: OpenCollection, folder: Path, version: int) -> RunningCollection:
+        asked = found.asked
+        collection = self._planner.collection(
+            asked.collection_id, asked.request, len(asked.episodes), asked.before, version
+        )
+        stored = {episode: it for episode, it in found.stored.items() if _is_there(it.summary.part, folder)}
+        kept = {
+            episode: Kept(
+                it.attempt, it.summary.versions[0] if it.summary.versions else None, it.summary.fault is not None
+            )
+            for episode, it in stored.items()
+        }
+        collection.restore(kept, found.delivered, found.acknowledged)
+        running = RunningCollection(
+            collection,
+            asked.episodes,
+            asked.first_draw,
+            asked.request.budget or NO_LIMIT,
+            asked.client,
+            self._journal,
+            str(folder),
+        )
+        running.restore({episode: it.summary for episode, it in stored.items()})
+        running.is_parked = not self.is_restarted
+        _log.info("Collection %s goes on: %s.", asked.collection_id, running.account)
+        return running
+
+    async def until_read(self) -> None:
+        """Wait until it is known what the journal holds.
+
+        Raises:
+            ServiceError: it cannot be used.
+        """
+        await self._read.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def begin(self, running: RunningCollection, request: CollectionRequest) -> None:
+        """Note a collection that was asked for. Returns when that is safe."""
+        running.journal, running.parts = self._journal, self._service.journal
+        collection = running.collection
+        self._journal.record(
+            Asked(
+                collection.collection_id,
+                running.client,
+                request,
+                running.requests,
+                tuple(sorted(collection.before)),
+                running.first_draw,
+                self._planner.position(request),
+            )
+        )
+        await self._journal.durable()
+
+    async def acknowledge(
+        self, collections: Mapping[str, RunningCollection], collection_id: str, numbers: Sequence[int]
+    ) -> None:
+        """Note that the reader has these groups for good. Returns when that is safe.
+
+        Args:
+            collections: those of which not all groups were handed out.
+        """
+        await self.until_read()
+        if (running := collections.get(collection_id)) is not None:
+            running.acknowledge(numbers)
+        else:
+            self._journal.record(Acknowledged(collection_id, tuple(numbers)))
+        await self._journal.durable()
+
+    def reach(self, version: int) -> None:
+        """Note a new weight version."""
+        self._journal.record(Weights(version))
+
+    def status(self) -> dict[str, str | None] | None:
+        """Where the journal is, and why it cannot be written at present; None: there is none."""
+        path = self._service.journal
+        return None if path is None else {"path": path, "problem": self._journal.problem}
+
+    async def close(self) -> None:
+        """Give the journal up. The collections stay in it, for the next service."""
+        await asyncio.to_thread(self._journal.close)
+        self._journal = NoJournal()
+
+
+def no_collection(collection_id: str) -> ServiceError:
+    """The error about a collection that the coordinator does not know."""
+    return ServiceError(
+        f"There is no collection {collection_id!r}.",
+        "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
+    )
+
+
+def is_restarted() -> bool:
+    """Whether this process is an actor that Ray started again after its death."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+
+
+async def go_on(coordinator: Coordinator, config: RolloutConfig) -> None:
+    """Do again what the process that starts a service does with a new coordinator.
+
+    The variables with secrets come from the fleet. Where that is gone too, they are those of this process.
+    """
+    begun = time.monotonic()
+    service = config.service
+    fleet = await asyncio.to_thread(cluster.find, cluster.fleet_name(service.name), service.namespace)
+    if fleet is None:
+        raise ServiceError("The fleet actor is gone as well.", "Start the service again with the same journal.")
+    state, version = await fleet.desired_state.remote(), await fleet.weight_version.remote()
+    await coordinator.policy_changed(version, state.pause is not None)
+    await coordinator.start(await fleet.episode_variables.remote() or secrets.of_episodes(config), fleet)
+    await coordinator.ready(time.monotonic() - begun)
+
+
+def _is_there(part: Part | None, folder: Path) -> bool:
+    """Whether the part can still be read, as far as that is known here. Its episode is played again if not."""
+    if part is None:
+        return True
+    here = str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else part.node
+    if part.node == here:
+        return (folder / PARTS / part.name).exists()
+    return any(node["NodeID"] == part.node and node["Alive"] for node in ray.nodes())

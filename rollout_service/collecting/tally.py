@@ -1,0 +1,54 @@
+"""Tally: what came of a service's episodes so far, in numbers.
+
+Invariant: a mean is over episodes with a reward only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.errors import Fault
+
+
+class Tally:
+    """Counts over all collections since the coordinator started."""
+
+    def __init__(self) -> None:
+        self._faults: Counter[str] = Counter()
+        self._last_faults: dict[str, str] = {}
+        self._finished = 0
+        self._scored = 0
+        self._reward_sum = 0.0
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+
+    def add_fault(self, fault: Fault) -> None:
+        """Count the fault of an attempt."""
+        self._faults[fault.kind] += 1
+        self._last_faults[str(fault.kind)] = f"{fault.error}: {fault.message}"
+
+    def add_attempt(self, summary: EpisodeSummary) -> None:
+        """Count the tokens of an attempt, whatever becomes of it."""
+        self._prompt_tokens += summary.prompt_tokens
+        self._cached_tokens += summary.cached_tokens
+
+    def add_result(self, summary: EpisodeSummary) -> None:
+        """Count an episode that is done."""
+        self._finished += 1
+        if summary.reward is not None:
+            self._scored += 1
+            self._reward_sum += summary.reward
+
+    def status(self) -> dict[str, Any]:
+        """The counts, as `Coordinator.status` has them."""
+        return {
+            "finished": self._finished,
+            "scored": self._scored,
+            "mean_reward": self._reward_sum / self._scored if self._scored else None,
+            "faults": {str(kind): count for kind, count in self._faults.items()},
+            "last_faults": dict(self._last_faults),
+            "prompt_tokens": self._prompt_tokens,
+            "cached_tokens": self._cached_tokens,
+        }
