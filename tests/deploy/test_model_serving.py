@@ -305,7 +305,10 @@ def _same_policy(service: RolloutClient) -> dict:
     }
 
 
-def test_a_model_without_weights_ends_the_start_with_its_name(cluster, model, tmp_path):
+def test_a_model_without_weights_ends_the_start_with_its_name(cluster, model, tmp_path, monkeypatch):
+    options = application._options
+    once = {"max_constructor_retry_count": 1}  # each further start of a replica takes seconds and fails alike
+    monkeypatch.setattr(application, "_options", lambda policy: options(policy) | once)
     shutil.copytree(model, tmp_path / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ServiceError, match="hollow"):
         start("hollow", policy__engine="transformers", policy__model=str(tmp_path / "hollow"))
