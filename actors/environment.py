@@ -83,7 +83,7 @@ class EnvironmentActor:
         from rollout_service.tau2.episode import EpisodeRunner
 
         settings = self._config.policy
-        codec = ChatCodec.load(settings.tokenizer_name, tool_parser=settings.tool_parser)
+        codec = ChatCodec.of(settings)
         self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop)
         fingerprints: dict[str, str] = self._runner.prepare()
         # A million objects exist by now and stay. Without the freeze, each garbage collection would look at all of them

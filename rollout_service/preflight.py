@@ -12,6 +12,7 @@ import concurrent.futures
 
 import rollout_service.config.secrets as secrets
 from rollout_service.chat.codec import ChatCodec
+from rollout_service.chat.suitability import check_suits
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
@@ -50,12 +51,14 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
 
 
 def load_codec(config: RolloutConfig) -> ChatCodec:
-    """The policy's codec, proved.
+    """The policy's codec, proved and suited to the configured episodes.
 
     Raises:
-        CodecError: the tokenizer cannot be loaded, or the codec cannot be proved.
+        CodecError: the tokenizer cannot be loaded, the codec cannot be proved, or its template lacks something.
     """
-    return ChatCodec.load(config.policy.tokenizer_name, tool_parser=config.policy.tool_parser)
+    codec = ChatCodec.of(config.policy)
+    check_suits(codec, config)
+    return codec
 
 
 def check_user(config: RolloutConfig) -> None:

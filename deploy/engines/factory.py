@@ -31,5 +31,5 @@ def make(config: RolloutConfig) -> Engine:
 
     for domain in config.tasks.domains:
         tasks.references(domain, config.tasks.split)  # parse it now, not in the first turn
-    codec = ChatCodec.load(policy.tokenizer_name, tool_parser=policy.tool_parser)
+    codec = ChatCodec.of(policy)
     return ScriptedEngine(policy.script, codec, policy.weight_version)

@@ -15,7 +15,7 @@ import numpy as np
 
 import rollout_service.config.arguments as arguments
 from rollout_service.chat.codec import ChatCodec
-from rollout_service.errors import RolloutError
+from rollout_service.errors import ConfigError, RolloutError
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.trajectory import TokenSegment, Trajectory
 
@@ -60,6 +60,25 @@ def check_tokenizers(trajectories: Sequence[Trajectory], expected: str | None = 
                 f"{trajectory.provenance.tokenizer!r}), not {expected!r}: its token ids mean something else here.",
                 "Train with the tokenizer that sampled, one per batch; batch.filter(...) takes them apart.",
             )
+
+
+def check_template_arguments(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, where: str) -> None:
+    """Check that a trainer that has arguments for the chat template has those of the service.
+
+    Args:
+        ours: `policy.template_arguments`.
+        theirs: the trainer's; None or empty: it has none of its own.
+        where: what the trainer calls them.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if theirs and dict(theirs) != dict(ours):
+        raise ConfigError(
+            f"policy.template_arguments is {dict(ours)}, and the trainer's {where} is {dict(theirs)}: its prompts "
+            "would be others than those that the policy was sampled with.",
+            f"Give both the same, or leave out {where}: episodes are not rendered by the trainer.",
+        )
 
 
 def check_vocabulary(trajectories: Sequence[Trajectory], vocabulary_size: int | None = None) -> None:

@@ -157,6 +157,8 @@ def _check_settings(client: RolloutClient, trainer: Any) -> None:
             "policy.engine is 'scripted': it has no weights to train.", "Serve the model: transformers or sglang."
         )
     checks.check_parameters("policy.sampling", policy.sampling.model_dump())
+    theirs = getattr(trainer, "chat_template_kwargs", None)
+    checks.check_template_arguments(policy.template_arguments, theirs, "GRPOConfig(chat_template_kwargs=...)")
     for name, theirs in (
         ("temperature", trainer.temperature),
         ("top_p", trainer.top_p),

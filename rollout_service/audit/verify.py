@@ -24,6 +24,7 @@ models and versions of the service; in what the user said and the greeting; in c
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -198,24 +199,25 @@ def check_prefix(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 
 @functools.lru_cache(maxsize=4)
-def _codec(source: str | None) -> ChatCodec:
-    return ChatCodec.load(source)
+def _codec(source: str | None, tool_parser: str = "auto", arguments: str = "{}") -> ChatCodec:
+    return ChatCodec.load(source, tool_parser=tool_parser, template_arguments=json.loads(arguments))
 
 
 def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
-    """The codec of the trajectory's tokens.
+    """The codec of the trajectory's tokens, with the parser and the template arguments that made it.
 
     Raises:
         CodecError: its tokenizer is neither named by the user nor in a local folder, or differs from the recorded one.
     """
     made = trajectory.provenance
     folder = os.path.abspath(os.path.expanduser(made.tokenizer))
+    how = made.tool_parser, json.dumps(made.template_arguments, sort_keys=True)
     if named is not None:
-        codec = _codec(named)
+        codec = _codec(named, *how)
     elif made.tokenizer == "embedded":
-        codec = _codec(None)
+        codec = _codec(None, *how)
     elif made.tokenizer and os.path.isdir(folder):
-        codec = _codec(folder)
+        codec = _codec(folder, *how)
     else:
         raise CodecError(
             f"its tokenizer {made.tokenizer!r} is no folder here, and nothing is downloaded on a file's word.",

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from rollout_service.chat.control_tokens import CUT, MARKS, POINT, ControlTokens
-from rollout_service.chat.learning import OPENING, PROBE_TOOLS, learn
+from rollout_service.chat.learning import OPENING, PROBE_CONVERSATIONS, PROBE_TOOLS, learn
 from rollout_service.chat.message_form import ChatMessage
 from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
 from rollout_service.chat.proof import prove
 from rollout_service.chat.template import ChatTemplate, ToolSchema
 from rollout_service.chat.text_cache import TextCache
+from rollout_service.config.policy import PolicyConfig
 from rollout_service.errors import CodecError, first_line
 
 EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
@@ -84,6 +85,7 @@ class ChatCodec:
         """One past the largest id. The model's output layer may have more rows, and not every id below has a token."""
         template = ChatTemplate(tokenizer, self.name, self.template_arguments)
         learned = learn(template, backend, self.control, self.decode, tool_parser)
+        learned.template.check_arguments(PROBE_CONVERSATIONS, PROBE_TOOLS)
         self._template, self._reader, self.closing = learned.template, learned.reader, learned.closing
         self.learned = learned
         """What was learned of the template."""
@@ -161,6 +163,17 @@ class ChatCodec:
             name="embedded" if path is None else source,
             tool_parser=tool_parser,
             template_arguments=template_arguments,
+        )
+
+    @classmethod
+    def of(cls, policy: PolicyConfig) -> ChatCodec:
+        """The codec that the settings ask for.
+
+        Raises:
+            CodecError: the tokenizer cannot be loaded, or the codec cannot be proved.
+        """
+        return cls.load(
+            policy.tokenizer_name, tool_parser=policy.tool_parser, template_arguments=policy.template_arguments
         )
 
     # Context ---------------------------------------------------------------------------------------------------------

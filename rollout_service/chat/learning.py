@@ -79,6 +79,24 @@ GREETING: ChatMessage = {"role": "assistant", "content": "Hi! How can I help you
 OPENING: list[ChatMessage] = [SYSTEM, {"role": "user", "content": "My order, please."}]
 """A conversation in which the policy's first turn comes next."""
 
+PROBE_CONVERSATIONS: list[list[ChatMessage]] = [
+    OPENING,
+    [
+        *OPENING,
+        {"role": "assistant", "content": "Which one?", "reasoning_content": "A thought."},
+        {"role": "user", "content": "The last one."},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Another.",
+            "tool_calls": [tool_call("look_up", {}, "call_0")],
+        },
+        {"role": "tool", "tool_call_id": "call_0", "content": "{}"},
+        {"role": "assistant", "content": "Done.", "reasoning_content": "The last."},
+    ],
+]
+"""Conversations in which a template can show what its arguments do."""
+
 
 class Reader(Protocol):
     """Reads sampled turns."""

@@ -29,6 +29,13 @@ class ChatTemplate:
     """What the template is given beside the messages and the tools, such as `enable_thinking`."""
     form: MessageForm = dataclasses.field(default_factory=MessageForm)
 
+    def __post_init__(self) -> None:
+        for name in self.arguments:
+            if name in _OWN:
+                raise CodecError(
+                    f"policy.template_arguments: {name} is set by the service itself.", f"Leave {name} out."
+                )
+
     def with_form(self, form: MessageForm) -> ChatTemplate:
         """The same template, given messages in another form."""
         return dataclasses.replace(self, form=form)
@@ -68,10 +75,6 @@ class ChatTemplate:
             CodecError: names the argument that changes nothing.
         """
         for name in self.arguments:
-            if name in _OWN:
-                raise CodecError(
-                    f"policy.template_arguments: {name} is set by the service itself.", f"Leave {name} out."
-                )
             if not self._reads(name, conversations, tools):
                 others = (other for other in sorted(_variables(str(self.tokenizer.chat_template))) if other != name)
                 read = [other for other in others if self._reads(other, conversations, tools)]

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from rollout_service.config.refusal import Refused
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.script import Script
-from rollout_service.config.secret_free import EngineArguments, EnvVars, Url, VariableName
+from rollout_service.config.secret_free import EngineArguments, EnvVars, TemplateArguments, Url, VariableName
 from rollout_service.config.section import MOST_PROCESSES, Pause, Seconds, Section
 
 
@@ -71,7 +71,20 @@ class PolicyConfig(Section):
         description="Folder or hub name of the tokenizer; null: the model's, or without a model the small tokenizer "
         "that ships with this package.",
     )
-    tool_parser: str = Field("auto", description="auto, or the name of a tool-call parser of the `renderers` package.")
+    tool_parser: str = Field(
+        "auto",
+        description="What reads tool calls. auto: found by trying; learned: the format that the chat template writes; "
+        "or the name of a parser of the `renderers` package.",
+    )
+    template_arguments: TemplateArguments = Field(
+        default_factory=dict,
+        description="Arguments of the chat template, such as enable_thinking, preserve_thinking or reasoning_effort.",
+    )
+    accepted_losses: tuple[Literal["tools", "text_beside_calls"], ...] = Field(
+        (),
+        description="What the chat template may leave out of prompts. tools: the tools themselves; text_beside_calls: "
+        "with history template, what the policy said beside its calls. Without it, such a template is refused.",
+    )
     history: Literal["append", "template"] = Field(
         "append",
         description="append: keep the tokens that the engine saw; template: follow a chat template that rewrites "

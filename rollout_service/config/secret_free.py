@@ -61,6 +61,10 @@ def _check_engine_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _check_template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    return _check_no_secrets(arguments, "Leave it out: a prompt holds no secret.")
+
+
 def _check_no_secrets(arguments: dict[str, Any], remedy: str) -> dict[str, Any]:
     for name in _secrets_in(arguments):
         raise Refused(f": {name} would be a secret in the settings, which are stored and shown.", remedy)
@@ -76,6 +80,9 @@ def _check_env_vars(variables: dict[str, str]) -> dict[str, str]:
             )
     return variables
 
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_check_template_arguments)]
+"""Arguments of a chat template."""
 
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 """Name of the environment variable that holds a secret."""

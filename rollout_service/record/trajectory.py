@@ -174,6 +174,13 @@ class Provenance:
     """Hash of the chat template."""
     history: str = "append"
     """`append` or `template`, see `rollout_service.chat.codec`."""
+    tool_parser: str = field(default="auto", metadata=schema.ADDED)
+    """What read the tool calls: `learned`, or the name of a `renderers` parser; `auto`: found by trying."""
+    template_arguments: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
+    """What the chat template was given beside messages and tools, such as `enable_thinking`."""
+    greeting: str = field(default="kept", metadata=schema.ADDED)
+    """`kept`, or `left_out` where the chat template has no place for an assistant that speaks first: the messages then
+    begin with a greeting that the prompts lack."""
     sampling: dict[str, Any] = field(default_factory=dict)
     agent: str = "llm"
     user: str = "scripted"

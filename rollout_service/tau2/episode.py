@@ -17,6 +17,7 @@ from typing import Any
 
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
+from rollout_service.chat.suitability import check_suits
 from rollout_service.chat.transcript import Transcript
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig, secrets
@@ -45,6 +46,7 @@ class EpisodeRunner:
 
         Raises:
             ConfigError: a key's environment variable is not set.
+            CodecError: the codec's chat template lacks something that the episodes need.
         """
         self._config = config
         self._codec = codec
@@ -52,6 +54,7 @@ class EpisodeRunner:
         self._loop = loop
         self._solo = config.agent == "solo"
         self._user_kind = config.user_kind
+        check_suits(codec, config)
         secrets.know(config)
         evaluation.configure_judge(config.evaluation)
         if self._user_kind == "llm" or "nl_assertions" in config.evaluation.type:
@@ -107,6 +110,9 @@ class EpisodeRunner:
             model_vocabulary_size=self._vocabulary,
             template_fingerprint=codec.template_fingerprint,
             history=config.policy.history,
+            tool_parser=codec.tool_parser,
+            template_arguments=dict(codec.template_arguments),
+            greeting=codec.greeting,
             sampling=sampling.model_dump(),
             agent=config.agent,
             user=str(config.user.model) if self._user_kind == "llm" else self._user_kind,

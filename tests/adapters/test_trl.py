@@ -158,7 +158,8 @@ class Client:
 
     def __init__(self, made: Callable[[str, int], Trajectory], **policy: Any) -> None:
         self._made = made
-        self.config = SimpleNamespace(policy=SimpleNamespace(**{"engine": "sglang", "sampling": Sampling()} | policy))
+        given = {"engine": "sglang", "sampling": Sampling(), "template_arguments": {}}
+        self.config = SimpleNamespace(policy=SimpleNamespace(**given | policy))
         self.asked: list[dict[str, Any]] = []
         self.updates: list[dict[str, Any]] = []
 
@@ -388,6 +389,12 @@ def test_settings_that_would_make_the_logprobs_anothers_are_refused_before_any_w
 def test_a_trainer_that_wants_other_sampling_than_the_service_s_is_refused(trainer, made, name, value, ours) -> None:
     setattr(trainer, name, value)
     with pytest.raises(ConfigError, match=rf"policy.sampling.{name} is {ours}, but the trainer's is {value}"):
+        rollout_func(Client(made()))(["mock/base/a"], trainer)
+
+
+def test_a_trainer_with_other_arguments_of_the_template_is_refused(trainer, made) -> None:
+    trainer.chat_template_kwargs = {"enable_thinking": False}
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs=\.\.\.\) is \{'enable_thinking': False\}"):
         rollout_func(Client(made()))(["mock/base/a"], trainer)
 
 

@@ -37,7 +37,8 @@ _REFUSED = {
     "use_rollout_routing_replay": "routed experts are not recorded",
     "mask_offpolicy_in_partial_rollout": "slime masks what a sample had before it was taken up again; an episode that "
     "slime stopped is played anew, and one that went on over a weight update keeps its older tokens",
-    "apply_chat_template_kwargs": "an episode's prompts come from the tokenizer's template without them",
+    "apply_chat_template_kwargs": "an episode's prompts are rendered with policy.template_arguments of "
+    "rollout_service_config, and not by slime",
     "multimodal_keys": "an episode is text alone",
     "sglang_enable_deterministic_inference": "slime gives each sample a sampling seed, which does not reach the engine",
 }

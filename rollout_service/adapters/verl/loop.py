@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import rollout_service.adapters.checks as checks
 import rollout_service.adapters.rows as rows
 import rollout_service.logs as logs
 from rollout_service.adapters.checks import TrainingDataError
@@ -64,6 +65,8 @@ class Tau2AgentLoop:
             settings: the service's settings by dotted name, over that file.
         """
         self._actor = trainer_config.config.actor_rollout_ref
+        data = getattr(trainer_config.config, "data", None)
+        self._template_arguments = _plain(getattr(data, "apply_chat_template_kwargs", None) or {})
         self._client = server_manager
         self._tokenizer = tokenizer
         self._chosen = config, _plain(settings or {})
@@ -85,6 +88,7 @@ class Tau2AgentLoop:
         from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 
         player = await _player(self._client, self._tokenizer, self._actor, *self._chosen)
+        player.check_template_arguments(self._template_arguments)
         trajectory = await player.play(_task(row), sampling_params)
         output = agent_loop_output(trajectory, vocabulary_size=trajectory.provenance.model_vocabulary_size)
         if not sampling_params.get("logprobs"):
@@ -104,6 +108,16 @@ class _Player:
         self._config = config
         self._runner = EpisodeRunner(config, codec, policy, loop)
         self._slots = Slots(config.service.slots, config.limits.wall_seconds)
+
+    def check_template_arguments(self, theirs: Mapping[str, Any]) -> None:
+        """Check that verl's arguments of the chat template, if it has any, are the service's.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        checks.check_template_arguments(
+            self._config.policy.template_arguments, theirs, "data.apply_chat_template_kwargs"
+        )
 
     async def play(self, task: TaskRef, parameters: Mapping[str, Any]) -> Trajectory:
         """The first attempt that is scored.
@@ -157,7 +171,12 @@ async def _player(client: Any, tokenizer: Any, actor: Any, path: str | None, set
         def make() -> _Player:
             config = _service_config(actor, path, settings)
             own = copy.deepcopy(tokenizer)  # the codec switches padding off in its tokenizer
-            codec = ChatCodec(own, name=str(actor.model.path), tool_parser=config.policy.tool_parser)
+            codec = ChatCodec(
+                own,
+                name=str(actor.model.path),
+                tool_parser=config.policy.tool_parser,
+                template_arguments=config.policy.template_arguments,
+            )
             return _Player(config, codec, VerlPolicy(client, actor.rollout.prompt_length), loop)
 
         _players[key] = client, asyncio.ensure_future(asyncio.to_thread(make))
