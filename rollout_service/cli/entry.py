@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from rollout_service.cli.commands.codec import codec
 from rollout_service.cli.commands.collect import collect
 from rollout_service.cli.commands.doctor import doctor
 from rollout_service.cli.commands.prepare_data import prepare_data
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
 )
-for _command in (collect, tasks, verify, doctor, size, prepare_data, token, version):
+for _command in (collect, tasks, verify, doctor, codec, size, prepare_data, token, version):
     app.command()(_command)
 app.add_typer(service, name="service")
 

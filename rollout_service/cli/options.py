@@ -62,6 +62,15 @@ def read_limits(given: list[str] | None) -> dict[str, Any] | None:
     return _pairs("--budget", given, "usd=5") or None
 
 
+def read_template_arguments(given: list[str] | None) -> dict[str, Any]:
+    """What a chat template is given, each as `name=value`.
+
+    Raises:
+        ConfigError: one is no such pair.
+    """
+    return _pairs("--template-arguments", given, "enable_thinking=false")
+
+
 def _pairs(option: str, given: list[str] | None, example: str) -> dict[str, Any]:
     """Values by name, from an option that is repeated."""
     found: dict[str, Any] = {}
