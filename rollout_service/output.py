@@ -1,7 +1,8 @@
 """Output: the file that a collection is stored in, and what it says about what is still to be collected.
 
 Invariant: a file is changed only after the service has accepted the collection, so a refusal costs nothing. Resumed to
-its end, it holds each episode of its collection once, as if nothing had interrupted it.
+its end, it holds each episode of its collection once, as if nothing had interrupted it. Aborted episodes are played
+again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rollout_service.errors import StorageError
 from rollout_service.record.identities import Identity, identities
 from rollout_service.record.manifest import Asked, Manifest, manifest_path, read_manifest
 from rollout_service.record.parquet import unfinished_part
+from rollout_service.record.removal import remove_aborted
 from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path, check_place
 from rollout_service.redaction import shown
 
@@ -79,12 +81,12 @@ class Output:
 
     @property
     def stored(self) -> int:
-        """Episodes in the file that belong to the collection that is resumed."""
+        """Episodes in the file that belong to the collection that is resumed, without the aborted ones."""
         return len(self._done())
 
     @property
     def aborted(self) -> int:
-        """Those of them that a fault ended for good. They are not played again."""
+        """Episodes of that collection in the file that a fault ended. They are played again."""
         return sum(episode.aborted for episode in self._of_last())
 
     @property
@@ -150,13 +152,24 @@ class Output:
                 "Resume it with its own settings, or append a collection with these, or choose another file.",
             )
 
+    def _make_room(self, last: Asked) -> None:
+        """Drop a last part that breaks off, and the aborted episodes."""
+        try:
+            if (torn := unfinished_part(self.path)) is not None:
+                torn.unlink()
+            if self.aborted:
+                remove_aborted(self.path, last.collection_id)
+        except OSError as error:
+            raise _written(self.path, error) from error
+
     def _of_last(self) -> Iterator[Identity]:
         last = None if self._last is None else self._last.collection_id
         return (episode for episode in self._stored if episode.collection_id == last)
 
     def _done(self) -> tuple[tuple[int, int, int], ...]:
         """Group number, sample index and seed of the stored episodes of the collection that is resumed."""
-        places = {(episode.group, episode.sample_index): episode.seed for episode in self._of_last()}
+        ended = (episode for episode in self._of_last() if not episode.aborted)
+        places = {(episode.group, episode.sample_index): episode.seed for episode in ended}
         return tuple((group, sample, seed) for (group, sample), seed in places.items() if group is not None)
 
     def _next_draw(self) -> int:
@@ -174,7 +187,8 @@ class Output:
 
     @contextmanager
     def writing(self, stream: GroupStream, asked: dict[str, Any]) -> Iterator[TrajectoryWriter]:
-        """Open the file for the groups of `stream`, which is open, and note there what was asked for.
+        """Open the file for the groups of `stream`, which is open, and note there what was asked for. Aborted episodes
+        that are played again are taken out of it.
 
         Args:
             asked: what `ask` returned and `stream` was made with.
@@ -182,8 +196,8 @@ class Output:
         Raises:
             StorageError: the file cannot be written.
         """
-        if self.mode == "resume" and (torn := unfinished_part(self.path)) is not None:
-            torn.unlink()
+        if self._last is not None:
+            self._make_room(self._last)
         goes_on = self.mode in ("append", "resume")
         with TrajectoryWriter(self.path, append=goes_on, overwrite=self.mode == "overwrite") as writer:
             if self._last is None:
@@ -199,13 +213,15 @@ class Output:
             yield writer
 
 
+def _written(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} could not be written: {error}.", "Make room, or choose another folder.")
+
+
 def _write(manifest: Manifest, writer: TrajectoryWriter) -> None:
     try:
         manifest.write(writer.written)
     except OSError as error:
-        raise StorageError(
-            f"{manifest_path(writer.path)} could not be written: {error}.", "Make room, or choose another folder."
-        ) from error
+        raise _written(manifest_path(writer.path), error) from error
 
 
 def _settings(running: RolloutConfig, request: CollectionRequest) -> dict[str, Any]:

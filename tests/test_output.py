@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ from rollout_service.errors import StorageError
 from rollout_service.output import Output
 from rollout_service.record import storage
 from rollout_service.record.manifest import manifest_path, read_manifest
-from rollout_service.record.trajectory import Outcome, Trajectory
+from rollout_service.record.trajectory import Outcome
 from tests.support import episodes
 from tests.support.plans import TASKS, played
 from tests.support.trajectories import as_text, make_trajectory
@@ -190,14 +191,34 @@ def test_a_process_that_was_killed_between_file_and_manifest_is_noticed(tmp_path
         Output(path, "resume")
 
 
-def test_aborted_episodes_count_as_stored_and_are_counted(tmp_path):
-    path = tmp_path / "x.jsonl"
-    with begun(path, "new", n=2) as (writer, groups):
-        aborted: Trajectory = groups[0][0]
-        aborted.outcome = Outcome.ABORTED
+@both_formats
+def test_aborted_episodes_are_taken_out_and_played_again(ending, tmp_path):
+    path, calm = tmp_path / f"x.{ending}", tmp_path / f"calm.{ending}"
+    with begun(path, "new", n=6, group_size=2, seed=4) as (writer, groups):
         writer.append(groups[0])
+        for group in groups[1:]:
+            aborted = dataclasses.replace(group[0], outcome=Outcome.ABORTED, reward=None)
+            writer.append([aborted, group[1]])
+        storage.write(calm, [trajectory for group in groups for trajectory in group])
     output = Output(path, "resume")
-    assert (output.stored, output.aborted, output.is_complete) == (1, 1, False)
+    assert (output.stored, output.aborted, output.is_complete) == (4, 2, False)
+    with begun(path, "resume") as (writer, groups):
+        assert [len(group) for group in groups] == [1, 1]
+        assert len(storage.read(path)) == 4
+        for group in groups:
+            writer.append(group)
+    assert in_order(path) == in_order(calm)
+    assert Output(path, "resume").is_complete
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_part_of_aborted_episodes_alone_goes(tmp_path):
+    path = tmp_path / "x.parquet"
+    with begun(path, "new", n=2, seed=4) as (writer, groups):
+        writer.append(groups[0])
+        writer.append([dataclasses.replace(groups[1][0], outcome=Outcome.ABORTED)])
+    collect(path, "resume")
+    assert [t.outcome for t in storage.read(path)] == [Outcome.COMPLETED] * 2
 
 
 @pytest.mark.parametrize("damage", [b"{}", b"[", b'{"version": 1, "collections": 3, "others": []}'])

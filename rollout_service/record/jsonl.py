@@ -97,6 +97,15 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | StorageError]
         raise StorageError(f"{path} cannot be read: {error}.", "Check that it is a file and yours to read.") from error
 
 
+def whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines with their newline, which the last one gets if it is whole. One that breaks off is left out."""
+    for line in lines:
+        if line.endswith(b"\n"):
+            yield line
+        elif _is_json(line):
+            yield line + b"\n"
+
+
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)

@@ -6,6 +6,7 @@ never token by token. The rest of a row has the form of `Trajectory.to_dict`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rollout_service.errors import StorageError
@@ -283,6 +285,25 @@ def parquet_identities(path: Path) -> Iterator[tuple[str, dict[str, Any] | Stora
             with _open_part(part) as file, _damage(part):
                 rows = file.read(columns=list(_IDENTITY)).to_pylist()
             yield from ((f"{part}, row {number}", row) for number, row in enumerate(rows))
+
+
+def remove_rows(path: Path, **columns: str) -> None:
+    """Remove the rows of a directory whose columns have these values. A part is replaced as a whole; one without rows
+    goes."""
+    for part in _parts(path):
+        table = pq.read_table(part)
+        wanted = pa.array([True] * len(table))
+        unwanted = functools.reduce(pc.and_, (pc.equal(table[name], value) for name, value in columns.items()), wanted)
+        rest = table.filter(pc.invert(unwanted))
+        if not len(rest):
+            part.unlink()
+        elif len(rest) < len(table):
+            unfinished = path / ".unfinished"
+            with unfinished.open("wb") as file:
+                pq.write_table(rest, file, compression="zstd", row_group_size=_ROW_GROUP)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, part)
 
 
 def to_record(row: dict[str, Any]) -> dict[str, Any]:

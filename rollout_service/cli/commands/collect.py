@@ -77,7 +77,7 @@ def _play(client: Any, file: Any, asked: dict[str, Any]) -> tuple[Any, str]:
         contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
         CollectionProgress(stream.episodes) as progress,
     ):
-        if file is not None and file.stored:
+        if file is not None and (file.stored or file.aborted):
             say(f"{file.path} has {file.stored} episodes of {file.stored + stream.episodes}.{_lost(file.aborted)}")
         try:
             for group in stream:
@@ -96,7 +96,7 @@ def _play(client: Any, file: Any, asked: dict[str, Any]) -> tuple[Any, str]:
 
 
 def _lost(aborted: int) -> str:
-    return f" {aborted} of them were aborted, and are not played again." if aborted else ""
+    return f" {aborted} that were aborted are played again." if aborted else ""
 
 
 def _mode(output: Path | None, **flags: bool) -> Any:
