@@ -146,6 +146,10 @@ class Bookkeeping:
             self._journal.record(Acknowledged(collection_id, tuple(numbers)))
         await self._journal.durable()
 
+    async def durable(self) -> None:
+        """Wait until what was noted before is safe."""
+        await self._journal.durable()
+
     def reach(self, version: int) -> None:
         """Note a new weight version."""
         self._journal.record(Weights(version))

@@ -128,19 +128,18 @@ class Coordinator:
         await self._books.until_read()
         self._budgets.check_open()
         async with self._planning:
-            loop = asyncio.get_running_loop()
-            planned = await loop.run_in_executor(None, self._planner.plan, request, self._version)
+            planned = await asyncio.to_thread(self._planner.plan, request, self._version)
             running = RunningCollection(*planned, client)
-            collection = running.collection
             await self.cancel(running.name)
             await self._books.begin(running, request)
+        collection = running.collection
         collection.updated(self._version)  # an update may have come while it was planned
         self._take_on(running)
-        name, size, members = collection.collection_id, collection.size, collection.group_size
-        _log.info("Collection %s begun: %d episodes in groups of %d.", name, size, members)
+        size, members = collection.size, collection.group_size
+        _log.info("Collection %s begun: %d episodes in groups of %d.", running.name, size, members)
         self._pool.fill_up()
         self._pump()
-        return Accepted(collection.collection_id, running.asked, running.first_draw)
+        return Accepted(running.name, running.asked, running.first_draw)
 
     def _take_on(self, running: RunningCollection) -> None:
         self._collections[running.name] = running
@@ -203,13 +202,14 @@ class Coordinator:
                 while running is not None and running.active:
                     running.changed.clear()
                     await running.changed.wait()
+                await self._books.durable()
 
     async def cancel_submitted(self, submission: Accepted) -> None:
         """Cancel with submit()'s result, for clients that never awaited it."""
         await self.cancel(submission.collection_id)
 
     async def renew(self, client: str) -> None:
-        """Renew the client's lease. A client that does not for `service.lease_seconds` loses its collections."""
+        """Renew the client's lease. Without it for `service.lease_seconds`, the client loses its collections."""
         self._clients.heard(client)
 
     async def leave(self, client: str) -> None:

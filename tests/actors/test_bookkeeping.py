@@ -1,0 +1,243 @@
+"""Coordinators that live one after another on one journal, and a stream that stays: nothing is lost or comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+import actors.attempt as attempt
+import actors.bookkeeping as bookkeeping
+import actors.coordinator as module
+import actors.running as running
+from actors.coordinator import Coordinator
+from actors.fleet import Fleet
+from actors.pool import PoolUser
+from rollout_service.cluster import Call
+from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.stream import GroupStream
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.errors import Interrupted, ServiceError
+from rollout_service.journal.place import PARTS
+from rollout_service.record.part import Part, read_part, write_part
+from rollout_service.record.trajectory import Trajectory
+from tests.support.episodes import settings
+from tests.support.trajectories import make_trajectory
+
+EPISODES, SIZE = 12, 2
+
+
+class Pool:
+    """Stands for the actor pool: each episode is over at once, and stored."""
+
+    def __init__(self, application: str | None, user: PoolUser) -> None:
+        self.user, self.lost, self.start_error = user, 0, None
+
+    def __len__(self) -> int:
+        return 1
+
+    async def start(self, config: Any, variables: dict[str, str]) -> None:
+        self.folder = Path(config.service.journal) / PARTS
+        self.variables = variables
+        self.user.actor_joined("actor")
+
+    def fill_up(self) -> None: ...
+    def complete(self) -> None: ...
+    def stop(self) -> None: ...
+    def end_retired(self) -> None: ...
+    def cancel(self, trajectory_ids: list[str]) -> None: ...
+
+    def actors(self) -> dict[str, Any]:
+        return {}
+
+    async def places(self) -> dict[str, tuple[float, str]]:
+        return {}
+
+    def run_episode(self, name: str, request: EpisodeRequest) -> tuple[Any, Any]:
+        plays[request.trajectory_id] += 1
+        trajectory = make_trajectory(**request.identity())
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "node"
+        part = write_part(self.folder, trajectory, node)
+
+        async def summary() -> EpisodeSummary:
+            return EpisodeSummary(request.trajectory_id, trajectory.outcome, "user_stop", 1.0, None, part=part)
+
+        return summary(), Call.of(trajectory)
+
+
+plays: Counter[str] = Counter()
+
+
+class Service:
+    """The handle of a coordinator that dies and comes back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = settings(tasks__domain="mock", service__slots=2, service__journal=str(folder))
+        self._calls: list[concurrent.futures.Future[Any]] = []
+
+    async def live(self) -> None:
+        self.coordinator = Coordinator(self.config, None)
+        fleet = Fleet(self.config, None, self)
+        await self.coordinator.start({}, fleet)
+
+    def die(self) -> None:
+        """The process is gone: its lock is free, what it has not written is lost, and calls are cut off."""
+        journal = self.coordinator._books._journal
+        journal._lock.close()
+        journal._database.owner = -1
+        for name in self.coordinator._collections.copy():
+            self.coordinator._scheduler.drop(name)
+        for call in self._calls:
+            if not call.done():
+                call.set_exception(Interrupted("The coordinator was interrupted.", "Call again."))
+        self._calls.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*arguments: Any) -> Call[Any]:
+            call: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            self._calls.append(call)
+            task = asyncio.ensure_future(getattr(self.coordinator, name)(*arguments))
+            task.add_done_callback(lambda task: call.done() or _settle(call, task))
+            return Call(call)
+
+        return SimpleNamespace(remote=remote)
+
+    def stream(self, ack: str = "auto") -> GroupStream:
+        return GroupStream(self, self.submit.remote(CollectionRequest(n=EPISODES, group_size=SIZE), "client"), ack)
+
+
+def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
+    error = task.exception()
+    call.set_exception(error) if error is not None else call.set_result(task.result())
+
+
+@pytest.fixture
+async def service(tmp_path, monkeypatch) -> Service:
+    monkeypatch.setattr(module, "ActorPool", Pool)
+    monkeypatch.setattr(attempt.ray, "put", Call.of)
+    monkeypatch.setattr(running.stored_parts, "read", _read)
+    monkeypatch.setattr(bookkeeping, "is_restarted", lambda: False)
+    plays.clear()
+    made = Service(tmp_path / "journal")
+    await made.live()
+    return made
+
+
+def _read(journal: str, part: Part) -> Call[Trajectory]:
+    return Call.of(read_part(Path(journal) / PARTS, part))
+
+
+def ids(groups: list[list[Trajectory]]) -> list[str]:
+    return [trajectory.trajectory_id for group in groups for trajectory in group]
+
+
+@pytest.mark.parametrize("given", range(EPISODES // SIZE + 1))
+async def test_a_stream_goes_on_after_its_coordinator_s_death_wherever_that_comes(service, given):
+    stream = service.stream()
+    await stream.aopen()
+    groups = [await anext(stream) for _ in range(given)]
+    before = set(ids(groups))
+    waiting = asyncio.ensure_future(stream._next_group())  # a call is under way, or answered and not yet read
+    await asyncio.sleep(0)
+    service.die()
+    await service.live()
+    await asyncio.wait([waiting])
+    groups += [group async for group in stream]
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES
+    assert all(trajectory.reward == 1.0 for group in groups for trajectory in group)
+    assert {plays[name] for name in before} <= {1}, "what is finished is not played again"
+    await service.coordinator.stop()
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "the reader has everything"
+
+
+async def test_only_what_was_acknowledged_is_forgotten(service):
+    stream = service.stream("manual")
+    groups = [await anext(stream) for _ in range(3)]
+    await stream.aack(groups[1])
+    service.die()
+    await service.live()
+    collection = service.coordinator._collections[stream.collection_id]
+    assert not collection.journal.recovered.collections[0].delivered.keys() & {1}
+    [journaled] = collection.journal.recovered.collections
+    assert (sorted(journaled.delivered), journaled.acknowledged) == ([0, 2], [1])
+    groups += [group async for group in stream]
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES
+    for group in groups:
+        await stream.aack(group)
+    service.die()
+    await service.live()
+    assert service.coordinator._collections == {}
+
+
+async def test_a_stream_refuses_an_acknowledgement_that_makes_no_sense(service):
+    by_itself = service.stream()
+    group = await anext(by_itself)
+    with pytest.raises(ServiceError, match='ack="manual"'):
+        await by_itself.aack(group)
+    manual = service.stream("manual")
+    await anext(manual)
+    with pytest.raises(ServiceError, match="no group that the stream gave"):
+        await manual.aack(group)
+
+
+async def test_after_a_new_start_a_collection_waits_for_its_reader(service):
+    stream = service.stream()
+    await anext(stream)
+    await service.coordinator.stop()
+    played = plays.total()
+    await service.live()
+    status = await service.coordinator.status()
+    assert list(status["collections"]) == [stream.collection_id]
+    assert status["running"] == 0
+    assert plays.total() == played
+    assert status["journal"] == {"path": service.config.service.journal, "problem": None}
+    await service.coordinator.cancel(stream.collection_id)
+    service.die()
+    await service.live()
+    assert service.coordinator._collections == {}, "a collection that was cancelled does not come back"
+
+
+async def test_an_episode_whose_part_is_gone_is_played_again(service):
+    stream = service.stream()
+    await anext(stream)
+    service.die()
+    for path in (Path(service.config.service.journal) / PARTS).iterdir():
+        path.unlink()
+    await service.live()
+    groups = [group async for group in stream]
+    assert len(set(ids(groups))) == EPISODES - SIZE
+    assert all(trajectory.reward == 1.0 for group in groups for trajectory in group)
+
+
+async def test_a_restarted_coordinator_takes_weights_pause_and_secrets_from_the_fleet(service, monkeypatch):
+    fleet = Fleet(service.config, None, None)
+    await fleet.receive({}, {"USER_KEY": "correct horse battery"})
+    await fleet.observe(7)
+    local = SimpleNamespace(
+        **{name: SimpleNamespace(remote=getattr(fleet, name)) for name in dir(fleet) if not name.startswith("_")}
+    )
+    monkeypatch.setattr(bookkeeping, "is_restarted", lambda: True)
+    monkeypatch.setattr(bookkeeping.cluster, "find", lambda *arguments: local)
+    monkeypatch.delenv("USER_KEY", raising=False)
+    service.die()
+    restarted = Coordinator(service.config, None)
+    await restarted._books.until_read()
+    while (await restarted.status())["state"] != "running":  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert (await restarted.status())["weight_version"] == 7
+    assert restarted._pool.variables == {"USER_KEY": "correct horse battery"}
+    monkeypatch.delenv("USER_KEY")
+
+
+async def test_a_journal_that_cannot_be_used_is_the_error_of_every_call(service):
+    second = Coordinator(service.config, None)
+    with pytest.raises(ServiceError, match="belongs to service"):
+        await second.start({}, Fleet(service.config, None, None))
+    with pytest.raises(ServiceError, match="belongs to service"):
+        await second.submit(CollectionRequest(n=2), "client")
