@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rollout_service.cluster import Reference
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
+from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind, RolloutError, last_cause
 from rollout_service.record.trajectory import Trajectory
@@ -43,6 +44,14 @@ class Ending:
     def versions(self) -> tuple[int, int] | None:
         """As in `EpisodeSummary`."""
         return None if self.result is None else self.result[0].versions
+
+    def record(self, scheduler: Scheduler, assignment: Assignment, now: float) -> bool:
+        """Tell the scheduler. Returns whether the episode is done now."""
+        if self.is_handed_back:
+            return scheduler.hand_back(assignment, now)
+        if self.is_lost:
+            return scheduler.lose(assignment, now)
+        return scheduler.finish(assignment, self.fault, self.versions, now)
 
 
 async def play(pool: ActorPool, actor: str, request: EpisodeRequest) -> Ending:

@@ -304,6 +304,10 @@ class Coordinator:
         """Number of episodes that the actor has."""
         return self._scheduler.running_on(name)
 
+    def demand(self) -> int:
+        """Number of episodes that run, or could run if there were slots for them."""
+        return self._scheduler.demand
+
     def has_work(self) -> bool:
         """Whether there is a collection."""
         return bool(self._collections)
@@ -350,7 +354,7 @@ class Coordinator:
             self._budgets.spent(running, ending.result[0])
             self._tally.add_attempt(ending.result[0])
             await self._observe(ending.result[0])
-        if self._record(assignment, ending):
+        if ending.record(self._scheduler, assignment, time.monotonic()):
             result = running.result_of(assignment.episode, ending)
             self._tally.add_result(result[0])
             running.keep(assignment.episode, assignment.attempt, result)
@@ -360,15 +364,6 @@ class Coordinator:
         if (error := running.collection.breaker.error) is not None and running.error is None:
             self._end(running, error)
         self._pump()
-
-    def _record(self, assignment: Assignment, ending: Ending) -> bool:
-        """Tell the scheduler. Returns whether the episode is done now."""
-        now = time.monotonic()
-        if ending.is_handed_back:
-            return self._scheduler.hand_back(assignment, now)
-        if ending.is_lost:
-            return self._scheduler.lose(assignment, now)
-        return self._scheduler.finish(assignment, ending.fault, ending.versions, now)
 
     async def _attempt(self, running: RunningCollection, request: EpisodeRequest, actor: str) -> Ending:
         if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it

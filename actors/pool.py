@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import time
 from typing import Protocol
 
@@ -20,9 +21,11 @@ import rollout_service.logs as logs
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
+from rollout_service.collecting.actor_count import ActorCount
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.config import RolloutConfig
+from rollout_service.config.service import Service
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 
 _log = logs.logger(__name__)
@@ -53,6 +56,9 @@ class PoolUser(Protocol):
 
     def running_on(self, name: str) -> int:
         """Number of episodes that the actor has now."""
+
+    def demand(self) -> int:
+        """Number of episodes that run, or could run if there were slots for them."""
 
     def has_work(self) -> bool:
         """Whether anybody waits for episodes."""
@@ -88,6 +94,8 @@ class ActorPool:
         """Actors whose episodes were handed back."""
         self._data: dict[str, str] = {}
         """Fingerprint of each domain's data, as the first actor read it."""
+        self._count: ActorCount | None = None
+        """How many actors there should be; None: as the configuration says."""
         self._alone = True
         """Whether the first actor shall be the only one for now."""
         self._settled = asyncio.Event()
@@ -116,6 +124,9 @@ class ActorPool:
             RolloutError: the error of the first actor, or no actor could be placed.
         """
         self._config, self._variables = config, variables
+        if (bounds := config.service.autoscaling) is not None:
+            slots = config.service.slots
+            self._count = ActorCount(bounds.min_actors, bounds.max_actors, slots, bounds.idle_seconds)
         self.fill_up()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), _START_SECONDS)
@@ -142,13 +153,29 @@ class ActorPool:
         """
         if self._config is None or self._next_try is not None:
             return
-        wanted = self._config.service.actors
-        if wanted is None:
-            wanted = max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
-        missing = wanted - len(self) - self._starting
+        missing = self._wanted(self._config.service) - len(self) - self._starting
         for _ in range(min(missing, 1 - self._starting) if self._alone else missing):
             self._starting += 1
             self._tasks.start(self._add(self._config), "starting an environment actor")
+
+    def _wanted(self, service: Service) -> int:
+        if self._count is not None:
+            return self._count.count
+        return service.actors or max(1, min(_MAX_ACTORS, int(ray.cluster_resources().get("CPU", 1))))
+
+    def resize(self, now: float, free_cpus: float) -> None:
+        """Have as many actors as the episodes need, where the number is not fixed.
+
+        Args:
+            free_cpus: of the cluster.
+        """
+        if self._count is None or self._alone:
+            return
+        wanted = self._count.update(now, self._user.demand(), free_cpus - self._starting)
+        ready = [name for name in self._actors if name not in self._retired]
+        for name in sorted(ready, key=self._user.running_on)[: max(0, len(ready) + self._starting - wanted)]:
+            self.retire(name, f"{wanted} actors are enough", logging.INFO)
+        self.fill_up()
 
     async def _add(self, config: RolloutConfig) -> None:
         name = f"{config.service.name}-environment-{next(self._numbers)}"
@@ -241,12 +268,12 @@ class ActorPool:
         self.replace(name, last_cause(str(error)))
         return name in self._handed_back
 
-    def retire(self, name: str, why: str) -> None:
+    def retire(self, name: str, why: str, level: int = logging.WARNING) -> None:
         """Give this actor no more episodes, and end it when those that it has have ended. Another one is started."""
         if name in self._actors and name not in self._retired:
             self._retired[name] = why
             self._user.actor_left(name)
-            _log.warning("Environment actor %s takes no more episodes: %s.", name, why)
+            _log.log(level, "Environment actor %s takes no more episodes: %s.", name, why)
             self.fill_up()
 
     def hand_back(self, name: str) -> None:

@@ -8,6 +8,7 @@ back when its node goes first.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,9 @@ class Watch:
         while True:
             await asyncio.sleep(self._interval)
             try:
-                self.look(time.monotonic(), await draining_nodes())
+                leaving, free_cpus = await asyncio.to_thread(_look_at_cluster)
+                self.look(time.monotonic(), leaving)
+                self._pool.resize(time.monotonic(), free_cpus)
             except Exception as error:  # a look that fails must not be the last one
                 _log.warning("Looking after the environment actors failed.", exc_info=error)
 
@@ -85,8 +88,10 @@ class Watch:
             self._pool.retire(name, f"{pulse.stuck} of its slots hang, see its log")
 
 
-async def draining_nodes() -> dict[str, float]:
-    """Seconds until each node goes that is being drained, by its id; infinity: nobody set a time."""
-    deadlines = await asyncio.to_thread(ray._private.state.state.get_draining_nodes)
+def _look_at_cluster() -> tuple[dict[str, float], float]:
+    """Seconds until each node goes that is being drained, by its id (infinity: nobody set a time), and the number of
+    free CPUs. Blocks for a moment."""
     now = time.time()
-    return {node: at / 1000 - now if at else float("inf") for node, at in deadlines.items()}
+    drained = ray._private.state.state.get_draining_nodes().items()
+    leaving = {node: deadline / 1000 - now if deadline else math.inf for node, deadline in drained}
+    return leaving, ray.available_resources().get("CPU", 0.0)

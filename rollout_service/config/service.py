@@ -6,15 +6,37 @@ Invariant: name and namespace identify one service in a cluster.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout_service.config.refusal import Refused
-from rollout_service.config.section import MOST_PROCESSES, Seconds, Section
+from rollout_service.config.section import MOST_PROCESSES, Pause, Seconds, Section
 
 SHORTEST_LEASE_SECONDS = 4.0
 """A client that is alive renews its lease about once in a quarter of it. Busy processes are late by a second or two."""
+
+
+class ActorAutoscaling(Section):
+    """How the number of environment actors follows the episodes and the cluster's free CPUs."""
+
+    min_actors: int = Field(1, ge=1, description="Fewest environment actors.")
+    max_actors: int = Field(..., ge=1, le=MOST_PROCESSES, description="Most environment actors.")
+    idle_seconds: Pause = Field(
+        60.0,
+        description="Seconds for which fewer actors must be enough before some are removed. An actor that is removed "
+        "ends its episodes first.",
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max_actors < self.min_actors:
+            raise Refused(
+                f"is {self.max_actors}, below min_actors, which is {self.min_actors}.",
+                "Raise max_actors, or lower min_actors.",
+                "service.autoscaling.max_actors",
+            )
+        return self
 
 
 class Service(Section):
@@ -29,6 +51,10 @@ class Service(Section):
         ge=1,
         le=MOST_PROCESSES,
         description="Number of environment actors; null: one per CPU of the cluster, at most 64.",
+    )
+    autoscaling: ActorAutoscaling | None = Field(
+        None,
+        description="Bounds of a number of actors that follows the load, in place of a fixed one; null: it is fixed.",
     )
     slots: int = Field(16, ge=1, le=1024, description="Episodes that one actor runs at a time.")
     max_attempts: int = Field(3, ge=1, description="Most attempts at an episode that infrastructure faults stop.")
@@ -87,6 +113,13 @@ class Service(Section):
         if path is not None and not Path(path).is_absolute():
             raise Refused(f"is {path!r}, which depends on the folder of a process.", "Give an absolute path.")
         return path
+
+    @model_validator(mode="after")
+    def _check_actors(self) -> Self:
+        if self.autoscaling is not None:
+            why = "service.autoscaling says how many environment actors there are"
+            self.check_unset({"actors"}, "service.", why, "Leave out one of them.")
+        return self
 
     @field_validator("lease_seconds")
     @classmethod

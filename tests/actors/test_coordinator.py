@@ -74,6 +74,8 @@ class Pool:
 
     def end_retired(self) -> None: ...
 
+    def resize(self, now: float, free_cpus: float) -> None: ...
+
     def cancel(self, trajectory_ids: list[str]) -> None:
         self.cancelled += trajectory_ids
 

@@ -31,6 +31,8 @@ class Pool(ActorPool):
         self.left: list[str] = []
         self.ends: list[RolloutError] = []
         self.work = True
+        self.asked = 0
+        """Episodes that wait or run."""
         self.episodes: dict[str, int] = {}
         """Episodes that run on an actor."""
 
@@ -42,6 +44,9 @@ class Pool(ActorPool):
 
     def running_on(self, name: str) -> int:
         return self.episodes.get(name, 0)
+
+    def demand(self) -> int:
+        return self.asked
 
     def has_work(self) -> bool:
         return self.work
@@ -227,6 +232,30 @@ async def test_a_retired_actor_goes_when_its_episodes_have_ended_and_another_one
     assert list(pool.actors()) == ["s-environment-1"]
     assert pool.left == ["s-environment-0"]
     assert pool.lost == 0
+
+
+async def test_actors_are_added_for_the_episodes_and_removed_when_fewer_are_enough(killed):
+    pool = Pool(DATA)
+    bounds = {"service__autoscaling": {"min_actors": 1, "max_actors": 3, "idle_seconds": 10.0}}
+    await pool.start(settings(service__name="s", service__slots=4, **bounds), {})
+    pool.complete()
+    await settled()
+    assert len(pool) == 1
+    pool.asked = 100
+    pool.resize(0.0, free_cpus=8.0)
+    await settled()
+    assert len(pool) == 3
+    pool.asked, pool.episodes = 2, {"s-environment-0": 1, "s-environment-2": 1}
+    for now in (1.0, 5.0, 11.0):
+        assert pool.left == []
+        pool.resize(now, free_cpus=5.0)
+    await settled()
+    assert pool.left == ["s-environment-1", "s-environment-0"], "the least loaded ones"
+    pool.end_retired()
+    assert list(pool.actors()) == ["s-environment-0", "s-environment-2"], "the first one ends its episode"
+    pool.episodes = {}
+    pool.end_retired()
+    assert (list(pool.actors()), len(killed), pool.lost) == (["s-environment-2"], 2, 0)
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), KeyError("s-environment-0")])

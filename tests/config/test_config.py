@@ -171,6 +171,7 @@ HTTP = {"policy.engine": "http", "policy.url": "http://there", "policy.tokenizer
         ({}, "gateway.most_held_groups", 8),
         (HTTP, "policy.script.latency.mean", 1.0),
         ({"policy.autoscaling.max_replicas": 8}, "policy.replicas", 4),
+        ({"service.autoscaling.max_actors": 8}, "service.actors", 4),
         ({}, "policy.script.latency.spread", 1.0),
         ({"user.script.latency.distribution": "exponential"}, "user.script.latency.spread", 1.0),
         ({"user.kind": "scripted"}, "user.model", "openai/m"),
