@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import ray
 
 import rollout_service.cluster as cluster
-import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 from actors.running import RunningCollection
 from rollout_service.collecting.episode_state import Kept
@@ -23,7 +22,7 @@ from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
-from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
 from rollout_service.journal.entries import Acknowledged, Asked, Weights
 from rollout_service.journal.journal import Journal, NoJournal
@@ -74,6 +73,8 @@ class Bookkeeping:
         seconds = _OWNER_SECONDS if self.is_restarted else 0.0
         self._journal = Journal(folder, self._service.name, seconds=seconds)
         found = self._journal.recovered
+        if self.is_restarted and self._journal.is_new:
+            _log.error("There is no journal in %s on this node: the collections that were open are lost.", folder)
         self._planner.restore(found.samplers)
         return [self._made_again(collection, folder, version) for collection in found.collections]
 
@@ -103,6 +104,11 @@ class Bookkeeping:
         running.is_parked = not self.is_restarted
         _log.info("Collection %s goes on: %s.", asked.collection_id, running.account)
         return running
+
+    def give_up(self, error: RolloutError) -> None:
+        """Note that this coordinator cannot go on: the error of every later call."""
+        self._error = error
+        self._read.set()
 
     async def until_read(self) -> None:
         """Wait until it is known what the journal holds.
@@ -181,20 +187,23 @@ def is_restarted() -> bool:
     return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
-async def go_on(coordinator: Coordinator, config: RolloutConfig) -> None:
-    """Do again what the process that starts a service does with a new coordinator.
-
-    The variables with secrets come from the fleet. Where that is gone too, they are those of this process.
-    """
+async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:
+    """Do again what the process that starts a service does with a new coordinator. The variables with secrets come from
+    the fleet, without which no coordinator can go on."""
     begun = time.monotonic()
     service = config.service
     fleet = await asyncio.to_thread(cluster.find, cluster.fleet_name(service.name), service.namespace)
-    if fleet is None:
-        raise ServiceError("The fleet actor is gone as well.", "Start the service again with the same journal.")
-    state, version = await fleet.desired_state.remote(), await fleet.weight_version.remote()
-    await coordinator.policy_changed(version, state.pause is not None)
-    await coordinator.start(await fleet.episode_variables.remote() or secrets.of_episodes(config), fleet)
-    await coordinator.ready(time.monotonic() - begun)
+    try:
+        if fleet is None:
+            raise cluster.gone("fleet")
+        state, version = await fleet.desired_state.remote(), await fleet.weight_version.remote()
+        await coordinator.policy_changed(version, state.pause is not None)
+        await coordinator.start(await fleet.episode_variables.remote(), fleet)
+        await coordinator.ready(time.monotonic() - begun)
+    except Exception as error:  # whoever calls must hear of it
+        known = error if isinstance(error, RolloutError) else ServiceError(f"No restart: {last_cause(str(error))}.")
+        books.give_up(known)
+        raise
 
 
 def _is_there(part: Part | None, folder: Path) -> bool:

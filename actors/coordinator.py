@@ -71,14 +71,13 @@ class Coordinator:
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
         self._clients = Clients(config.service.lease_seconds, self._client_is_gone, owner)
-        self._owner = owner
-        self._state = "starting"
+        self._owner, self._state = owner, "starting"
         self._tasks = BackgroundTasks()
         self._books = Bookkeeping(config, self._planner)
         self._tally = Tally()
         self._late = 0
         if self._books.is_restarted:
-            self._tasks.start(go_on(self, config), "going on after a restart")
+            self._tasks.start(go_on(self, config, self._books), "going on after a restart")
 
     async def start(self, variables: dict[str, str], fleet: FleetHandle) -> None:
         """Start the environment actors. Returns when the first one is ready; the others join later.
@@ -196,6 +195,7 @@ class Coordinator:
     async def cancel(self, collection_id: str) -> None:
         """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the
         running ones have ended, so that none of them calls the policy any more."""
+        await self._books.until_read()
         running = self._drop(collection_id)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):

@@ -75,6 +75,8 @@ class Journal:
             self._database = Database(folder / _DATABASE)
             self.recovered = self._database.recover()
             """What the journal held when it was opened."""
+            self.is_new = self._database.owner == 1
+            """Whether there was no journal in the folder."""
             self._sweep()
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
