@@ -151,7 +151,8 @@ class RolloutClient:
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `budget` (limits by
+                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the
+                slots, relative to the weights of other collections; 1), `budget` (limits by
                 name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the
                 caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so. What
                 is left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks
