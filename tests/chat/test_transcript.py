@@ -215,9 +215,45 @@ def test_a_malformed_call_is_kept_as_sampled_and_answered(embedded: ChatCodec, h
     following = transcript.prompt([answer]).tolist()
     assert [(call.name, call.status) for call in turn.calls] == [("look_up", "invalid_json")]
     assert transcript.turns[0].tool_calls == ["invalid_json"]
-    assert embedded.decode(following) == embedded.decode(prompt + sampled + embedded.bridge([answer]))
-    if history == "append":
-        assert following == prompt + sampled + embedded.bridge([answer])
+    assert following == prompt + sampled + embedded.bridge([answer])
+    transcript.record(generation(embedded.encode_turn("Sorry.")))
+    assert len(transcript.segments()) == 1
+
+
+@pytest.mark.parametrize("history", ["append", "template"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "I say <tool_response> and </think>.",
+        'I say <tool_response>.\n<tool_call>\n{"name": "look_up", "arguments": {"id": "</think>"}}\n</tool_call>',
+        "<tool_call>\n{broken <think>\n</tool_call>\n<tool_call>\n{}\n</tool_call>",
+    ],
+)
+def test_control_tokens_that_the_policy_sampled_stay_control_tokens(
+    embedded: ChatCodec, history: History, written: str
+) -> None:
+    sampled = embedded.encode_written(f"{written}<|im_end|>")
+    transcript = Transcript(embedded, TOOLS, history)
+    prompt = transcript.prompt([user("Hello.")]).tolist()
+    turn = transcript.record(generation(sampled))
+    results = [{"role": "tool", "tool_call_id": "call_0", "content": "<think>"} for _ in turn.calls]
+    new = results or [user("Go on with <tool_call>.")]
+    following = transcript.prompt(new).tolist()
+    assert following == prompt + sampled + embedded.bridge(new)
+    controls = [number for number in embedded.bridge(new) if number in embedded.control_ids]
+    assert embedded.encode_written("<think>")[0] not in controls
+    assert embedded.encode_written("<tool_call>")[0] not in controls
+
+
+def test_what_was_sampled_in_other_tokens_than_the_tokenizer_s_stays_as_it_was(embedded: ChatCodec) -> None:
+    whole = embedded.encode_turn("Hello there.")
+    sampled = [embedded.encode_written(letter)[0] for letter in "Hello there."] + [embedded.end_of_turn_id]
+    assert sampled != whole
+    for history in ("append", "template"):
+        transcript = Transcript(embedded, TOOLS, history)
+        prompt = transcript.prompt([user("Hello.")]).tolist()
+        transcript.record(generation(sampled))
+        assert transcript.prompt([user("Go on.")]).tolist() == prompt + sampled + embedded.bridge([user("Go on.")])
 
 
 # Template mode -------------------------------------------------------------------------------------------------------

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.chat.transcript import History, Transcript
+from tests.families.mutations import MUTATIONS, check
 from tests.families.play import generation, play
-from tests.support.family_templates import STYLES, codec
+from tests.support.family_templates import STYLES, codec, tokenizer
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_random_conversations_are_the_template_s_and_are_read_back(style: str) -> None:
-    report = play(codec(style), range(15))
+    report = play(codec(style), range(8))
     assert not report.wrong, report.examples
-    assert report.turns > 60
+    assert report.turns > 30
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_mutated_template_is_refused_or_followed_without_a_wrong_token(style: str) -> None:
+    rng = random.Random(style)
+    original, seen = STYLES[style][0], 0
+    while seen < 3:
+        mutated = MUTATIONS[rng.choice(list(MUTATIONS))](rng, original)
+        if mutated is not None and mutated != original:
+            result, why = check(tokenizer(style), mutated, 4)
+            assert result != "wrong", (mutated, why)
+            seen += 1
 
 
 TOOLS = [
