@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -24,18 +23,11 @@ from rollout_service.tau2 import tasks
 from tests.support import openai_server
 from tests.support.arguments import check, nothing, number, one_of, or_none, truth, whole
 from tests.support.episodes import settings
-from tests.support.services import start
+from tests.support.services import start, wait_until
 
 
 def violations(trajectories) -> list[str]:
     return [str(v) for _, found in verify(trajectories) for v in found]
-
-
-def wait_until(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_collect_returns_whole_groups_of_audited_trajectories(client):
@@ -283,12 +275,14 @@ def test_an_attached_client_does_not_get_other_settings_than_it_sets(client, ove
 @pytest.fixture(scope="module")
 def solo(cluster):
     """A service without a user, each of whose turns waits longer than it may, which is a fault; an episode is tried
-    twice. The last test closes it."""
+    twice. It is detached. The last tests close its client."""
     policy = {"policy__script": {"latency": {"mean": 0.5}}, "policy__timeout_seconds": 0.2}
     selection = {"tasks__domain": "telecom", "tasks__split": "small"}
-    client = start("solo", agent="solo", service__max_attempts=2, **policy, **selection)
+    own = {"service__name": "solo", "service__actors": 1, "service__max_attempts": 2}
+    client = RolloutClient("auto", config=settings(agent="solo", **own, **policy, **selection), start="detached")
     yield client
     client.close()
+    services.stop(services.find("solo", "rollout_service"))
 
 
 def test_an_attached_client_s_attempts_and_staleness_are_those_of_its_collections(solo):
@@ -311,6 +305,13 @@ def test_closing_twice_is_closing_once_and_a_closed_client_says_so(solo):
     solo.close()
     with pytest.raises(RolloutError):
         solo.collect(1)
+
+
+def test_a_detached_service_goes_on_without_the_client_that_started_it(solo):
+    solo.close()
+    with RolloutClient("auto", config=settings(service__name="solo"), start=False) as another:
+        status = another.status()
+    assert (status["state"], status["owner"], status["actors"]) == ("running", None, 1)
 
 
 def test_an_attached_client_chooses_its_own_tasks(client):

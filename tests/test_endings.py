@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import ray
@@ -20,7 +21,7 @@ import rollout_service.services as services
 from rollout_service.client import RolloutClient
 from tests.support.commands import environment
 from tests.support.episodes import settings
-from tests.test_client import wait_until
+from tests.support.services import wait_until
 
 WAYS = {
     "normal": signal.SIGUSR1,
@@ -52,7 +53,8 @@ def left(cluster: None) -> Iterator[Left]:
     address, cpus = ray.get_runtime_context().gcs_address, ray.available_resources()["CPU"]
     guests = {f"{HOST}:{way}:guest": way for way in WAYS}
     owners = {f"endings-{way}:{way}:owner": way for way in WAYS}
-    with _program(address, [f"{HOST}:whole:owner"]) as host, _program(address, [*guests, *owners]) as pids:
+    host = f"{HOST}:whole:owner"
+    with _program(address, [host, *guests, *owners]) as pids:
         with RolloutClient(address, config=settings(service__name=HOST)) as client:
 
             def running() -> set[str]:
@@ -66,7 +68,7 @@ def left(cluster: None) -> Iterator[Left]:
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: not running() and set(_parts()) == {HOST}, 60.0)
             collections = running()
-        os.kill(*host.values(), signal.SIGKILL)
+        os.kill(pids[host], signal.SIGKILL)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not _parts() and ray.available_resources()["CPU"] == cpus, 60.0)
         yield Left(collections, set(_parts()), cpus - ray.available_resources()["CPU"])
@@ -75,21 +77,21 @@ def left(cluster: None) -> Iterator[Left]:
 @contextlib.contextmanager
 def _program(address: str, jobs: list[str]) -> Iterator[dict[str, int]]:
     """Runs `tests.support.clients`. Gives the process of each job, once it has begun."""
-    command = [sys.executable, "-m", "tests.support.clients", address, *jobs]
+    told, telling = os.pipe()  # Ray prints warnings of its own on stdout
+    command = [sys.executable, "-m", "tests.support.clients", str(telling), address, *jobs]
     pids: dict[str, int] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as program:
-        assert program.stdout is not None
+    options: dict[str, Any] = {"pass_fds": [telling], "stdout": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, env=environment(), **options) as program:
+        os.close(telling)
         try:
-            while len(pids) < len(jobs):
-                job, pid = program.stdout.readline().split()
-                assert int(pid), f"{job} failed"
-                pids[job] = int(pid)
+            with open(told) as lines:
+                while len(pids) < len(jobs):
+                    job, pid = lines.readline().split()
+                    assert int(pid), f"{job} failed"
+                    pids[job] = int(pid)
             yield pids
         finally:
-            for pid in pids.values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            program.kill()
+            os.killpg(program.pid, signal.SIGKILL)
 
 
 def _parts() -> dict[str, bool]:

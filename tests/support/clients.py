@@ -1,8 +1,9 @@
-"""A program whose clients can be ended in every way: `python -m tests.support.clients ADDRESS JOB…`.
+"""A program whose clients can be ended in every way: `python -m tests.support.clients PIPE ADDRESS JOB…`.
 
 A job is `NAME:WAY:ROLE`. Each has a process of its own, forked so that all share what was imported. An `owner` starts a
-service NAME. A `guest` attaches to the service NAME and opens a collection. Each prints `JOB PID` once it has begun, or
-`JOB 0` when it has failed. On SIGUSR1 it ends: in the way `normal` its main thread returns, in any other it raises.
+service NAME. A `guest` attaches to the service NAME and opens a collection. Each writes `JOB PID` into the PIPE once it
+has begun, or `JOB 0` when it has failed. On SIGUSR1 it ends: in the way `normal` its main thread returns, in any other
+it raises.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import sys
 import threading
 
 import deploy.service  # noqa: F401  # imported here, once
+import rollout_service.cluster as cluster
 import rollout_service.tau2.tasks  # noqa: F401
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
 
-LEASE_SECONDS = 6.0
+_ATTACH_SECONDS = 100.0
+
+_LEASE_SECONDS = 5.0
 
 
 def own(address: str, name: str) -> RolloutClient:
@@ -26,21 +30,24 @@ def own(address: str, name: str) -> RolloutClient:
         service__name=name,
         service__actors=1,
         service__slots=4,
-        service__lease_seconds=LEASE_SECONDS,
+        service__lease_seconds=_LEASE_SECONDS,
         tasks__domain="mock",
-        policy__cpus_per_replica=1,
+        policy__cpus_per_replica=0.25,
         policy__script={"latency": {"mean": 1.0}},
     )
     return RolloutClient(address, config=config)
 
 
 def visit(address: str, name: str) -> object:
-    """Attaches, and opens a collection that takes long."""
-    client = RolloutClient(address, config=settings(service__name=name), start=False)
+    """Attaches as soon as the service begins, and opens a collection that takes long."""
+    config = settings(service__name=name)
+    cluster.connect(address, config.service.namespace)
+    cluster.find(cluster.fleet_name(name), config.service.namespace, _ATTACH_SECONDS)  # it comes after the coordinator
+    client = RolloutClient(address, config=config, start=False)
     return client, client.stream(1000)
 
 
-def work(address: str, job: str) -> None:
+def work(pipe: int, address: str, job: str) -> None:
     """One of the processes."""
     name, way, role = job.split(":")
     told = threading.Event()
@@ -51,24 +58,24 @@ def work(address: str, job: str) -> None:
         try:
             held.append((own if role == "owner" else visit)(address, name))
         except BaseException:
-            print(job, 0, flush=True)
+            os.write(pipe, f"{job} 0\n".encode())
             raise
 
     beginning = threading.Thread(target=begin, daemon=True)
     beginning.start()
     if role == "guest" or way == "whole":
         beginning.join()
-    print(job, os.getpid(), flush=True)
+    os.write(pipe, f"{job} {os.getpid()}\n".encode())
     told.wait()
     if way != "normal":
         raise RuntimeError(f"the client of {job} ends so")
 
 
 def main() -> None:
-    address, *jobs = sys.argv[1:]
+    pipe, address, *jobs = sys.argv[1:]
     for job in jobs:
         if os.fork() == 0:
-            work(address, job)
+            work(int(pipe), address, job)
             return
     for _ in jobs:
         os.wait()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +43,14 @@ def start(name: str, **overrides: Any) -> RolloutClient:
     """A service of its own on the shared cluster. Close it: its actors hold CPUs."""
     overrides = {"service__actors": 1, "tasks__domain": "mock"} | overrides
     return RolloutClient(config=settings(service__name=name, **overrides))
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait until it is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,40 @@
+"""Services are found by the names of their parts."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rollout_service.cluster as cluster
+import rollout_service.services as services
+from rollout_service.policy import applications
+
+NAMES = st.one_of(
+    st.sampled_from(["rollout", "a-fleet", "a-coordinator", "a-environment-1", "a-policy", "policy"]),
+    st.text("ab-\n", min_size=1),
+)
+PARTS = st.sets(
+    st.sampled_from(["coordinator", "fleet", "environment-0", "environment-12", "policy", "gateway"]), min_size=1
+)
+
+
+@given(st.dictionaries(NAMES, PARTS))
+def test_every_service_is_found_with_its_own_parts_and_is_dead_without_a_coordinator(there):
+    served = {"policy", "gateway"}
+    actors = [(f"{name}-{part}", "here") for name, parts in there.items() for part in parts - served]
+    names = [f"{name}-{part}" for name, parts in there.items() for part in parts & served]
+    others = [("SERVE_CONTROLLER_ACTOR", "serve"), ("trainer", "here")]
+    with (
+        mock.patch.object(cluster, "named_actors", return_value=actors + others),
+        mock.patch.object(applications, "served", return_value=[*names, "policy", "app"]),
+    ):
+        found = {parts.name: parts for parts in services.find_all()}
+        assert found.keys() == there.keys()
+        for name, parts in there.items():
+            assert sorted(found[name].actors) == sorted(f"{name}-{part}" for part in parts - served)
+            assert sorted(found[name].applications) == sorted(f"{name}-{part}" for part in parts & served)
+            assert found[name].is_dead == ("coordinator" not in parts)
+            assert services.find(name, "here") == found[name]
+            assert sorted(services.find_actors(name, "here")) == sorted(found[name].actors)
