@@ -7,13 +7,16 @@ may still be there goes on at once; after a new start, when its reader comes bac
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 
+import actors.parts as parts
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
 from actors.running import RunningCollection
@@ -47,7 +50,7 @@ class Bookkeeping:
         self._journal: Journal | NoJournal = NoJournal()
         self._read = asyncio.Event()
         self._error: RolloutError | None = None
-        self.is_restarted = is_restarted()
+        self.is_restarted = config.service.journal is not None and is_restarted()
         """Whether Ray started this coordinator again after its death."""
 
     async def open(self, version: int) -> list[RunningCollection]:
@@ -71,7 +74,8 @@ class Bookkeeping:
 
     def _open(self, folder: Path, version: int) -> list[RunningCollection]:
         seconds = _OWNER_SECONDS if self.is_restarted else 0.0
-        self._journal = Journal(folder, self._service.name, seconds=seconds)
+        discarded = functools.partial(parts.discard_elsewhere, folder / PARTS)
+        self._journal = Journal(folder, self._service.name, seconds=seconds, discarded=discarded)
         found = self._journal.recovered
         if self.is_restarted and self._journal.is_new:
             _log.error("There is no journal in %s on this node: the collections that were open are lost.", folder)
@@ -184,7 +188,9 @@ def is_restarted() -> bool:
     if not ray.is_initialized():
         return False
     context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+    with warnings.catch_warnings():  # Ray's own code warns there of another of its calls
+        warnings.simplefilter("ignore")
+        return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
 async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:

@@ -6,6 +6,8 @@ Invariant: the coordinator handles references only. A part is read on the node o
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import ray
@@ -54,11 +56,6 @@ class PartWriter:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def discard(self, parts: list[Part]) -> None:
-        """Remove the parts that lie on this node."""
-        if self._folder is not None:
-            discard_parts(self._folder, parts)
-
 
 def _write(folder: Path, trajectory: Trajectory, node: str) -> Part:
     folder.mkdir(parents=True, exist_ok=True)  # on another node than the coordinator's, nobody else made it
@@ -70,3 +67,14 @@ def read(journal: str, part: Part) -> Reference[Trajectory]:
     options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(part.node, soft=False)}
     reference: Reference[Trajectory] = ray.remote(read_part).options(**options).remote(Path(journal) / PARTS, part)
     return reference
+
+
+def discard_elsewhere(folder: Path, parts: Iterable[Part]) -> None:
+    """Have those of the parts removed that lie on other nodes than this one. Returns at once."""
+    here, elsewhere = str(ray.get_runtime_context().get_node_id()), defaultdict(list)
+    for part in parts:
+        elsewhere[part.node].append(part)
+    for node in elsewhere.keys() - {here}:
+        options = {"num_cpus": 0, "max_retries": 0}
+        affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+        ray.remote(discard_parts).options(**options, scheduling_strategy=affinity).remote(folder, elsewhere[node])

@@ -180,7 +180,7 @@ class Database:
 
     def _store(self, stored: Stored) -> list[Part]:
         key = (stored.collection_id, stored.episode)
-        before = self._parts("collection = ? AND episode = ?", key)
+        before = self._parts("collection = ? AND episode = ?", key) if stored.attempt > 1 else []
         written = self._execute(
             "INSERT OR REPLACE INTO episodes SELECT id, ?, ?, ? FROM collections WHERE id = ?",
             (stored.episode, stored.attempt, _text(_SUMMARY, stored.summary), stored.collection_id),

@@ -172,8 +172,11 @@ class Journal:
     def _discard(self, parts: list[Part]) -> None:
         if parts:
             discard_parts(self._parts, parts)
-            if self._discarded is not None:
-                self._discarded(parts)
+            try:
+                if self._discarded is not None:
+                    self._discarded(parts)
+            except Exception:  # what is left lying takes room, and nothing else
+                _log.exception("Parts on other nodes were not removed.")
 
     def _sweep(self) -> None:
         """Remove what processes that died left here: files that no episode needs."""

@@ -123,6 +123,7 @@ async def service(tmp_path, monkeypatch) -> Service:
     monkeypatch.setattr(attempt.ray, "put", Call.of)
     monkeypatch.setattr(running.stored_parts, "read", _read)
     monkeypatch.setattr(bookkeeping, "is_restarted", lambda: False)
+    monkeypatch.setattr(bookkeeping.parts, "discard_elsewhere", lambda folder, parts: None)
     plays.clear()
     made = Service(tmp_path / "journal")
     await made.live()

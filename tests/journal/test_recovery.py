@@ -141,7 +141,7 @@ class World:
         self.live()
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     actions=st.lists(st.sampled_from(ACTIONS), max_size=60),
     groups=st.integers(1, 4),
