@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
+from actors.actor_slots import ActorSlots
 from actors.attempt import Ending, play
 from actors.bookkeeping import Bookkeeping, go_on, no_collection
 from actors.budgets import Budgets
@@ -65,8 +66,9 @@ class Coordinator:
         self._paused = False
         self._scheduler = Scheduler()
         self._alarm: asyncio.TimerHandle | None = None
-        self._pool = ActorPool(application, self)
         self._collections: dict[str, RunningCollection] = {}
+        slots = ActorSlots(config.service.slots, self._scheduler, self._collections, self._pump, self._end)
+        self._pool = ActorPool(application, slots)
         self._budgets = Budgets(config.budget, self._collections)
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
@@ -288,34 +290,6 @@ class Coordinator:
             self._books.reach(version)
             self._scheduler.updated(version)
             self._pump()
-
-    # What the actor pool asks and tells ------------------------------------------------------------------------------
-
-    def actor_joined(self, name: str) -> None:
-        """Use the actor's slots."""
-        self._scheduler.add_actor(name, self._config.service.slots)
-        self._pump()
-
-    def actor_left(self, name: str) -> None:
-        """Give the actor no more episodes."""
-        self._scheduler.remove_actor(name)
-
-    def running_on(self, name: str) -> int:
-        """Number of episodes that the actor has."""
-        return self._scheduler.running_on(name)
-
-    def demand(self) -> int:
-        """Number of episodes that run, or could run if there were slots for them."""
-        return self._scheduler.demand
-
-    def has_work(self) -> bool:
-        """Whether there is a collection."""
-        return bool(self._collections)
-
-    def pool_gave_up(self, error: RolloutError) -> None:
-        """No environment actor is left: no collection can go on."""
-        for running in list(self._collections.values()):
-            self._end(running, error)
 
     # Carrying out ----------------------------------------------------------------------------------------------------
 

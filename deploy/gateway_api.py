@@ -14,28 +14,24 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import FastAPI, Header, Path, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from ray.exceptions import RayError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
-import rollout_service.logs as logs
 from deploy.gateway_door import Door, Json, Scopes, error
-from deploy.gateway_streams import Missing, Streams
+from deploy.gateway_streams import Streams
 from rollout_service.cluster import answer
 from rollout_service.collecting.coordinator import Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.gateway import messages, metrics, tokens, wire
-from rollout_service.gateway.delivery import CursorError
+from rollout_service.gateway.delivery import CursorError, Missing
 from rollout_service.gateway.guard import Guard
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import requested_update
 from rollout_service.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_log = logs.logger(__name__)
 
 MOST_WAIT_SECONDS = 600.0
 """Longest wait for a group in one request. A longer one would hide a reader that is gone."""
@@ -133,7 +129,7 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
     ) -> Response:
         """The groups after a number, as they complete. The last line or batch says how it goes on: `open` (ask again),
         `ended` or `failed`. What ends without it was cut: ask again after the last number that came whole."""
-        stream = streams.find(collection_id, _owner(request))
+        stream = await streams.find(collection_id, _owner(request))
         stream.delivery.check(after)
         stream.delivery.acknowledge(after if acknowledged is None else acknowledged)
         writer: wire.Writer = wire.ArrowWriter() if form == "arrow" else wire.NdjsonWriter()
@@ -142,15 +138,17 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
     @app.post("/v1/collections/{collection_id}/acknowledge", status_code=HTTPStatus.NO_CONTENT)
     @collect
     async def acknowledge(request: Request, collection_id: _Id, body: messages.AcknowledgeBody) -> Response:
-        """Let go of groups that the reader has, which makes room for more."""
-        streams.find(collection_id, _owner(request)).delivery.acknowledge(body.number)
+        """Let go of groups that the reader has, which makes room for more. Answers when they will not come again."""
+        stream = await streams.find(collection_id, _owner(request))
+        stream.delivery.acknowledge(body.number)
+        await stream.source.tell()
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @app.delete("/v1/collections/{collection_id}", status_code=HTTPStatus.NO_CONTENT)
     @collect
     async def cancel(request: Request, collection_id: _Id) -> Response:
         """End a collection. Answers when nothing of it reaches the policy any more."""
-        await streams.cancel(streams.find(collection_id, _owner(request)))
+        await streams.cancel(await streams.find(collection_id, _owner(request)))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -259,8 +257,7 @@ def _add_errors(app: FastAPI) -> None:
     async def http(request: Request, what: HTTPException) -> Response:
         return error(what.status_code, ServiceError(f"{what.detail}."), dict(what.headers or {}))
 
-    @app.exception_handler(RayError)
-    async def broken(request: Request, what: RayError) -> Response:
-        _log.error("%s failed.", request.url.path, exc_info=what)
+    @app.exception_handler(Exception)
+    async def broken(request: Request, what: Exception) -> Response:
         problem = ServiceError(f"The service failed: {first_line(what)}", "See the cluster's logs.")
         return error(HTTPStatus.INTERNAL_SERVER_ERROR, problem)

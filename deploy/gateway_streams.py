@@ -23,8 +23,8 @@ from rollout_service.collecting.lease import renewal_seconds
 from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.collecting.stream import given
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError
-from rollout_service.gateway.delivery import Delivery
+from rollout_service.errors import Interrupted, RolloutError, ServiceError
+from rollout_service.gateway.delivery import Delivery, Missing
 from rollout_service.gateway.wire import End, Writer, of_error
 
 T = TypeVar("T")
@@ -34,23 +34,76 @@ _log = logs.logger(__name__)
 _PIECE = 1 << 18
 """Most bytes of a group that are passed on at once: Serve's messages are bounded."""
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+"""Seconds until a coordinator whose death cut a call off is called again; the time doubles."""
+
 _MOST_KEYS = 1000
 """Requests whose answers are kept for those who ask again."""
 
 
-class Missing(ServiceError):
-    """There is no such collection for this caller."""
+class Source:
+    """The groups of one collection as the coordinator gives them, each once, also if it is started again meanwhile."""
+
+    def __init__(self, coordinator: Callable[[], CoordinatorHandle], collection_id: str, again: bool) -> None:
+        """
+        Args:
+            again: an earlier gateway may have taken groups that were not acknowledged: they are to come once more.
+        """
+        self._coordinator = coordinator
+        self._collection_id = collection_id
+        self._again = again
+        self._given: set[int] = set()
+        """Numbers of the groups that were given, as the coordinator numbers them."""
+        self._held: set[int] = set()
+        """Those of them that the reader does not have for good."""
+        self._untold: list[int] = []
+        """Numbers of groups that the reader has for good, of which the coordinator was not told."""
+
+    async def take(self) -> Group | None:
+        """The next group; None: there is no more."""
+        pauses = 0
+        while True:
+            told = tuple(self._untold)
+            try:
+                group = await answer(self._coordinator().next_group.remote(self._collection_id, told, self._again))
+            except Interrupted:
+                self._again = True
+                await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**pauses))
+                pauses = min(pauses + 1, 16)
+                continue
+            self._again = False
+            self._untold = [number for number in self._untold if number not in told]
+            if group is None or group.number not in self._given:
+                if group is not None:
+                    self._given.add(group.number)
+                    self._held.add(group.number)
+                return group
+            if group.number not in self._held:  # the coordinator's death lost the acknowledgement
+                self._untold.append(group.number)
+
+    def release(self, group: Group) -> None:
+        """Note that the reader has the group for good."""
+        self._held.discard(group.number)
+        self._untold.append(group.number)
+
+    async def tell(self) -> None:
+        """Tell the coordinator which groups the reader has for good. Returns when that is safe."""
+        told = tuple(self._untold)
+        if told:
+            await answer(self._coordinator().acknowledge.remote(self._collection_id, told))
+            self._untold = [number for number in self._untold if number not in told]
 
 
 @dataclass(slots=True)
 class Stream:
     """One collection on its way out."""
 
-    accepted: Accepted
+    collection_id: str
     owner: str
     """Name of the token that began it."""
     client: str
     """Id of the client that began it, as the coordinator knows it."""
+    source: Source
     delivery: Delivery[Group]
     heard: float = field(default_factory=time.monotonic)
     readers: int = 0
@@ -103,30 +156,34 @@ class Streams:
         """
         known = f"{owner}:{client}"
         accepted = await answer(self._coordinator().submit.remote(request, known))
-
-        held: list[int] = []
-
-        async def take() -> Group | None:
-            group = await answer(self._coordinator().next_group.remote(accepted.collection_id, tuple(held), False))
-            held[:] = [] if group is None else [group.number]
-            return group
-
-        delivery = Delivery(take, self._config.gateway.most_held_groups)
-        self._streams[accepted.collection_id] = Stream(accepted, owner, known, delivery)
+        self._add(accepted.collection_id, owner, known, again=False)
         return accepted
 
-    def find(self, collection_id: str, owner: str) -> Stream:
-        """The stream of this collection.
+    def _add(self, collection_id: str, owner: str, client: str, again: bool) -> Stream:
+        source = Source(self._coordinator, collection_id, again)
+        delivery = Delivery(source.take, source.release, self._config.gateway.most_held_groups)
+        stream = Stream(collection_id, owner, client, source, delivery)
+        self._streams[collection_id] = stream
+        return stream
+
+    async def find(self, collection_id: str, owner: str) -> Stream:
+        """The stream of this collection. One that an earlier gateway began is taken over, and its groups that were not
+        acknowledged are numbered anew.
 
         Raises:
             Missing: there is none that `owner` began.
         """
         stream = self._streams.get(collection_id)
+        if stream is None:
+            status = await answer(self._coordinator().status.remote())
+            client = status["collections"].get(collection_id, {}).get("client", "")
+            stream = self._streams.get(collection_id)  # another request may have taken it over meanwhile
+            if stream is None and client.startswith(f"{owner}:"):
+                stream = self._add(collection_id, owner, client, again=True)
         if stream is None or stream.owner != owner:
             raise Missing(
                 f"There is no collection {collection_id!r}.",
-                "It ended, nobody asked for it in gateway.idle_seconds, another token began it, or the gateway was "
-                "restarted.",
+                "It ended, nobody asked for it in gateway.idle_seconds, or another token began it.",
             )
         stream.heard = time.monotonic()
         return stream
@@ -167,11 +224,11 @@ class Streams:
 
     async def cancel(self, stream: Stream) -> None:
         """End the collection. Returns when nothing of it reaches the policy any more."""
-        self._streams.pop(stream.accepted.collection_id, None)
+        self._streams.pop(stream.collection_id, None)
         ended = stream.delivery.ended
         stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
         if not ended:
-            await answer(self._coordinator().cancel.remote(stream.accepted.collection_id))
+            await answer(self._coordinator().cancel.remote(stream.collection_id))
 
     def heard(self, owner: str, client: str) -> None:
         """Note that the client is there."""
@@ -198,7 +255,7 @@ class Streams:
         for stream in silent:
             _log.warning(
                 "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g.",
-                stream.accepted.collection_id,
+                stream.collection_id,
                 self._config.gateway.idle_seconds,
             )
             await self.cancel(stream)

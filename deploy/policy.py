@@ -81,7 +81,7 @@ def _options(policy: PolicyConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": policy.timeout_seconds + _DRAIN_MARGIN_SECONDS,
         "graceful_shutdown_wait_loop_s": 0.1,
         "health_check_period_s": 2.0,
-        "health_check_timeout_s": 30.0,
+        "health_check_timeout_s": 9.0,  # Serve replaces a replica after three of them: one that hangs, within 30 s
         "max_constructor_retry_count": 3,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},  # a line per turn would be megabytes
     }

@@ -1,4 +1,4 @@
-"""A client's settings beside those of the service that it attaches to.
+"""A client's arguments, and its settings beside those of the service that it attaches to.
 
 Invariant: a setting that the client sets equals the service's, or is sent with each of its collections, or is refused.
 For every other setting the service's value holds.
@@ -7,14 +7,19 @@ For every other setting the service's value holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import rollout_service.config.arguments as arguments
 from rollout_service.collecting.request import OF_SERVICE, SELECTION, CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
 from rollout_service.redaction import shown
+from rollout_service.tcp import is_url
+
+if TYPE_CHECKING:
+    from rollout_service.gateway.remote import RemoteService
 
 _OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", "shuffle")} | {
     f"service.{name}": name for name in OF_SERVICE
@@ -26,6 +31,52 @@ _ADDRESS = ("service.name", "service.namespace")
 
 _FILLED_IN = ("policy.context_length",)
 """Settings that the service fills in where they are null, here with what the endpoint says."""
+
+
+Start = Literal["detached"] | bool | None
+"""Whether a client starts the service that it does not find, and how long that lives."""
+
+
+def check_arguments(address: Any, config: Any, start: Any, token_var: Any) -> None:
+    """Check the arguments of `RolloutClient`, before anything is started or sent.
+
+    Raises:
+        ConfigError: one of them is wrong, or has no effect beside the others.
+    """
+    if isinstance(address, RolloutConfig):
+        raise ConfigError("address is a RolloutConfig.", "Write RolloutClient(config=...).")
+    if address is not None and not (isinstance(address, str) and address.strip()):
+        raise ConfigError(
+            f"address is {shown(address)}.", 'Give "auto" or the address of a Ray cluster, or leave it out.'
+        )
+    if config is not None and not isinstance(config, RolloutConfig):
+        raise ConfigError(f"config is {shown(config)}.", "Give a RolloutConfig, such as RolloutConfig.load(path).")
+    if not (start is None or isinstance(start, bool) or start == "detached"):
+        raise ConfigError(f"start is {shown(start)}.", 'Give True, False or "detached".')
+    if start == "detached" and address is None:
+        raise ConfigError(
+            "start is 'detached', but without an address the cluster ends with this process.", 'Give "auto".'
+        )
+    if token_var is not None and not is_url(address):
+        raise ConfigError("token_var is set, but address is not that of a gateway.", 'Give "https://host:port".')
+    arguments.optional(arguments.text, "token_var", token_var, "ROLLOUT_TOKEN")
+    if start and is_url(address):
+        raise ConfigError(f"start is {shown(start)}, but no service is started through a gateway.", "Leave it out.")
+    if start is False and address is None:
+        raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
+
+
+def through_gateway(address: str | None, token_var: str | None, service: str) -> RemoteService | None:
+    """The service of this name behind the gateway at the address; None: the address is not that of a gateway.
+
+    Raises:
+        ConfigError: the address cannot be used, or the token's variable is not set.
+    """
+    if address is None or not is_url(address):
+        return None
+    from rollout_service.gateway import remote  # it needs an HTTP client
+
+    return remote.connect(address, token_var, service)
 
 
 def chosen(own: RolloutConfig) -> dict[str, Any]:

@@ -26,13 +26,12 @@ from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ConfigError, RolloutError, ServiceError, WeightError
+from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.record.trajectory import Trajectory
-from rollout_service.redaction import shown
 
 if TYPE_CHECKING:  # it needs torch
     from rollout_service.policy.weight_group import WeightGroup
@@ -43,36 +42,42 @@ _FLEET_SECONDS = 10.0
 _MOST_SECONDS = 1e8
 """Longest timeout that can be set. Timers overflow at some length."""
 
-Start = Literal["detached"] | bool | None
-"""Whether a client starts the service that it does not find, and how long that lives."""
-
 
 class RolloutClient:
     """Starts a service, or attaches to one, and collects trajectories from it."""
 
-    def __init__(self, address: str | None = None, *, config: RolloutConfig | None = None, start: Start = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        config: RolloutConfig | None = None,
+        start: attaching.Start = None,
+        token_var: str | None = None,
+    ) -> None:
         """Blocks until the service is ready, which takes seconds if it has to be started.
 
         Args:
             address: None starts a service for this client alone, on the Ray cluster that this process is connected to,
                 or else on a new one on this machine. "auto" or the address of a Ray cluster attaches to the service of
-                the configured name there.
+                the configured name there. "https://…" reaches the service of that name through its gateway.
             config: all settings. None: `RolloutConfig.load()`, which reads the environment.
             start: with an address: whether to start the service if it does not run there. It then ends with this
                 client, in whatever way that ends. "detached": it then lives until `rollout-service service stop`. None:
                 start it only if `config` is given.
+            token_var: with "https://…": NAME of the environment variable that holds the gateway's token.
 
         Raises:
             RolloutError: arguments or settings are wrong, there is no cluster at the address or no service to attach
                 to, or the service runs with other settings than `config` sets.
         """
-        _check_arguments(address, config, start)
+        attaching.check_arguments(address, config, start, token_var)
         self._settings = config if config is not None else RolloutConfig.load()
         secrets.know(self._settings)
         self._id = new_client_id()
         self._heartbeat: Heartbeat | None = None
         self._owner = False
-        self._disconnects = not cluster.connected()
+        self._remote = attaching.through_gateway(address, token_var, self._settings.service.name)
+        self._disconnects = self._remote is None and not cluster.connected()
         self._embedded = address is None and self._disconnects
         if address is None:
             self._settings = embedded.prepared(self._settings, here=self._embedded)  # before Ray is started
@@ -81,27 +86,37 @@ class RolloutClient:
                 cluster.connect(address, self._settings.service.namespace)
             if self._embedded:
                 check_gpus(self._settings.policy, cluster.gpus())
-            self._service = self._start() if address is None else self._attach() or self._start_there(config, start)
+            if self._remote is not None:
+                self._service: Service = self._remote
+            else:
+                self._service = self._start() if address is None else self._attach() or self._start_there(config, start)
             self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.check_settings(self._settings, self.config)
-            self._heartbeat = self._heartbeat or Heartbeat(self._id, self.config.service)
+            self._heartbeat = self._heartbeat or Heartbeat(
+                self._id, self.config.service, None if self._remote is None else self._coordinator
+            )
         except BaseException:
             self.close()
             raise
 
     @classmethod
     async def astart(
-        cls, address: str | None = None, *, config: RolloutConfig | None = None, start: Start = None
+        cls,
+        address: str | None = None,
+        *,
+        config: RolloutConfig | None = None,
+        start: attaching.Start = None,
+        token_var: str | None = None,
     ) -> Self:
         """The constructor for an event loop: `client = await RolloutClient.astart(...)`. A thread does the imports,
         starts Ray and waits for the service. When cancelled, it stops what it has started.
 
         Arguments and errors are those of the constructor.
         """
-        _check_arguments(address, config, start)
+        attaching.check_arguments(address, config, start, token_var)
         starter = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollout-client-start")
-        made = starter.submit(cls, address, config=config, start=start)
+        made = starter.submit(cls, address, config=config, start=start, token_var=token_var)
         starter.shutdown(wait=False)
         try:
             return await asyncio.shield(asyncio.wrap_future(made))
@@ -119,7 +134,7 @@ class RolloutClient:
             raise cluster.gone("fleet")
         return Service(coordinator, fleet)
 
-    def _start_there(self, config: RolloutConfig | None, start: Start) -> Service:
+    def _start_there(self, config: RolloutConfig | None, start: attaching.Start) -> Service:
         if not ((config is not None) if start is None else start):
             raise ServiceError(
                 f"No service named {self._settings.service.name!r} runs on this cluster.",
@@ -151,7 +166,8 @@ class RolloutClient:
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `budget` (limits by
+                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the
+                slots, relative to the weights of other collections; 1), `budget` (limits by
                 name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the
                 caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so. What
                 is left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks
@@ -248,7 +264,7 @@ class RolloutClient:
             ServiceError: no replica could load them.
         """
         version = self.weight_version() + 1 if version is None else version
-        update = requested_update(weights, version, mode, group, cluster.put)
+        update = requested_update(weights, version, mode, group, self._service.put)
         if group is None or isinstance(weights, (str, os.PathLike)):
             return call(self._fleet.update_weights.remote(update), "fleet")
         group.check_open()
@@ -330,6 +346,9 @@ class RolloutClient:
         disconnects, self._disconnects = self._disconnects, False
         if heartbeat is not None:
             heartbeat.end(leaves=not owner)
+        if self._remote is not None:
+            self._remote.close()
+            return
         if not cluster.connected():
             return
         try:
@@ -360,7 +379,7 @@ class RolloutClient:
         request = attaching.collection_request(
             self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
         )
-        if not cluster.connected():
+        if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
         return GroupStream(self._coordinator, self._coordinator.submit.remote(request, self._id), ack)
 
@@ -369,22 +388,3 @@ def _abandon(made: concurrent.futures.Future[Any]) -> None:
     """Close a client that nobody waits for any more, in a thread: this may be called on an event loop."""
     if made.exception() is None:
         threading.Thread(target=made.result().close, name="rollout-client-close").start()
-
-
-def _check_arguments(address: Any, config: Any, start: Any) -> None:
-    if isinstance(address, RolloutConfig):
-        raise ConfigError("address is a RolloutConfig.", "Write RolloutClient(config=...).")
-    if address is not None and not (isinstance(address, str) and address.strip()):
-        raise ConfigError(
-            f"address is {shown(address)}.", 'Give "auto" or the address of a Ray cluster, or leave it out.'
-        )
-    if config is not None and not isinstance(config, RolloutConfig):
-        raise ConfigError(f"config is {shown(config)}.", "Give a RolloutConfig, such as RolloutConfig.load(path).")
-    if not (start is None or isinstance(start, bool) or start == "detached"):
-        raise ConfigError(f"start is {shown(start)}.", 'Give True, False or "detached".')
-    if start == "detached" and address is None:
-        raise ConfigError(
-            "start is 'detached', but without an address the cluster ends with this process.", 'Give "auto".'
-        )
-    if start is False and address is None:
-        raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")

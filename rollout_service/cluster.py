@@ -327,6 +327,8 @@ def connect(address: str | None, namespace: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray advises; else each process warns
+    if address is None:  # Serve would wait for the turns of a replica that hangs, which keeps its GPU meanwhile
+        os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:

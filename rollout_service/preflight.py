@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 
 import rollout_service.config.secrets as secrets
 from rollout_service.chat.codec import ChatCodec
@@ -16,6 +17,7 @@ from rollout_service.chat.suitability import check_suits
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
+from rollout_service.gateway import guard
 from rollout_service.policy import endpoint, engine_check
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
@@ -40,6 +42,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     if here and config.policy.engine in ("sglang", "transformers"):
         engine_check.check_engine(config.policy)
         engine_check.check_model(config.policy)
+    check_http(config, here=here)
     check_user(config)
     if here:
         check_keys(config)
@@ -48,6 +51,19 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     if config.policy.tokenizer_name is not None or config.policy.tool_parser != "auto":
         load_codec(config)  # with the defaults it is the one that ships with this package
     return with_context_length(config)
+
+
+def check_http(config: RolloutConfig, *, here: bool) -> None:
+    """Check the tokens of callers over HTTP; `here` also the files that only the nodes need to have.
+
+    Raises:
+        ConfigError: the tokens, the certificate or its key cannot be used.
+    """
+    gateway = config.gateway
+    if here or (gateway.tokens_var or "") in os.environ:
+        guard.tokens_of(gateway)
+    if here:
+        guard.check_tls(gateway)
 
 
 def load_codec(config: RolloutConfig) -> ChatCodec:

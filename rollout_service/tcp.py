@@ -8,6 +8,11 @@ import urllib.parse
 _CONNECT_SECONDS = 10.0
 
 
+def is_url(address: object) -> bool:
+    """Whether an address is a URL, as that of a gateway is, and not the address of a Ray cluster."""
+    return isinstance(address, str) and address.strip().lower().startswith(("http://", "https://"))
+
+
 def check_listening(address: str) -> None:
     """Connect once to a URL or to `host:port`; nothing is sent. Without a port it is 80, or 443 for https.
 

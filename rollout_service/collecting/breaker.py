@@ -91,12 +91,15 @@ class Breaker:
         return 0 if self._outage is None else self._outage.pauses
 
     def told(self, now: float) -> str | None:
-        """What stops the collection, with its remedy and the time of the next try, in words; None: nothing does."""
+        """What stops the collection, when it is tried again, and the remedy, in words; None: nothing stops it."""
         outage = self._outage
         if outage is None or not outage.pauses:
             return None
         again = f"tried again in {outage.until - now:.0f} s" if now < outage.until else "one episode is tried now"
-        return f"{_words(outage.fault)} ({again}, given up {self._give_up_seconds:g} s after its begin)"
+        fault = outage.fault
+        said = f"{fault.error}: {fault.message.rstrip('.')}. {fault.kind.remedy.rstrip('.')}"
+        when = f"{again}, given up after {self._give_up_seconds:g} s"
+        return f"a fault of kind {fault.kind} ends every episode ({when}): {said}"
 
     def failed(
         self, episode: int, fault: Fault, started: float, now: float, left: int = EPISODES_IN_A_ROW
@@ -177,8 +180,3 @@ class Breaker:
             return math.inf
         change = outage.until if outage.trial is None else outage.trial_ends
         return change if change > now else math.inf
-
-
-def _words(fault: Fault) -> str:
-    said = f"{fault.error}: {fault.message} {fault.kind.remedy}"
-    return f"the last episodes all ended with a fault of kind {fault.kind}: {said}"

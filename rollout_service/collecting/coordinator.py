@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rollout_service.cluster import RemoteMethod
+from rollout_service.cluster import RemoteMethod, put
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.config import RolloutConfig
@@ -38,3 +38,5 @@ class Service:
 
     coordinator: CoordinatorHandle
     fleet: FleetHandle
+    put: Callable[[Any], Any] = put
+    """Puts a value where the service's processes can read it, and returns what stands for it."""

@@ -31,14 +31,16 @@ def new_client_id() -> str:
 class Heartbeat:
     """Renews the lease of one client from its construction until `end`. The coordinator need not be there yet."""
 
-    def __init__(self, client: str, service: Service) -> None:
+    def __init__(self, client: str, service: Service, remote: CoordinatorHandle | None = None) -> None:
         """
         Args:
             client: id of the client.
             service: settings of the running service, or of one that is about to start.
+            remote: the coordinator, where it is reached another way than through Ray. None: it is found by its name.
         """
         self._client = client
         self._service = service
+        self._remote = remote
         self._coordinator: CoordinatorHandle | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="rollout-heartbeat", daemon=True)
@@ -51,6 +53,8 @@ class Heartbeat:
                     coordinator.renew.remote(self._client)
 
     def _found(self) -> CoordinatorHandle | None:
+        if self._remote is not None:
+            return self._remote
         if self._coordinator is None and cluster.connected():
             name = cluster.coordinator_name(self._service.name)
             self._coordinator = cluster.find(name, self._service.namespace)

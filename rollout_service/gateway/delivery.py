@@ -21,17 +21,23 @@ class CursorError(ServiceError):
     """A number that a reader names is not one that it can have."""
 
 
+class Missing(ServiceError):
+    """There is no such collection for this caller."""
+
+
 class Delivery(Generic[T]):
     """Numbered groups of one collection. Use it in one event loop."""
 
-    def __init__(self, take: Callable[[], Awaitable[T | None]], most_held: int) -> None:
+    def __init__(self, take: Callable[[], Awaitable[T | None]], release: Callable[[T], None], most_held: int) -> None:
         """
         Args:
             take: gives the collection's next group, waiting for it; None at the end. It raises what ended the
                 collection.
+            release: called with each group that the reader has for good.
             most_held: most groups that wait for their acknowledgement.
         """
         self._take = take
+        self._release = release
         self._most_held = most_held
         self._held: dict[int, T] = {}
         self._taken = 0
@@ -95,7 +101,7 @@ class Delivery(Generic[T]):
         if number > self._taken:
             self.check(number)
         for old in range(self._acknowledged + 1, number + 1):
-            del self._held[old]
+            self._release(self._held.pop(old))
             self._acknowledged = old
         self._room.set()
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 import rollout_service.errors as errors
 from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.gateway.delivery import CursorError, Missing
 from rollout_service.record.encoding import to_json
 from rollout_service.record.parquet import SCHEMA, to_record, to_rows, to_table
 from rollout_service.record.trajectory import Trajectory
@@ -120,6 +121,9 @@ def read_arrow(body: bytes) -> tuple[list[tuple[int, list[Trajectory]]], End]:
         raise ValueError(f"the groups were cut on their way: {error}") from error
 
 
+_OWN: dict[str, type[RolloutError]] = {"CursorError": CursorError, "Missing": Missing}
+
+
 def of_error(error: RolloutError) -> dict[str, str]:
     """An error of ours as JSON values."""
     return {"type": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
@@ -129,6 +133,7 @@ def to_error(content: Any) -> RolloutError:
     """The error of `of_error`, of its own class."""
     if not isinstance(content, dict):
         return ServiceError("The gateway answered something else than an error of the service.", "See its log.")
-    kind = getattr(errors, str(content.get("type")), None)
+    name = str(content.get("type"))
+    kind = _OWN.get(name) or getattr(errors, name, None)
     made = kind if isinstance(kind, type) and issubclass(kind, RolloutError) else ServiceError
     return made(str(content.get("problem", "")), str(content.get("remedy", "")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import SUSPECT_LOSSES, Collection
@@ -64,6 +64,7 @@ def test_an_episode_of_a_cancelled_collection_that_is_lost_is_done(end):
     assert (it.failed, it.quarantined) == (1, [])
 
 
+@settings(max_examples=40)
 @given(
     poison=st.integers(0, 29),
     actors=st.integers(1, 4),

@@ -70,7 +70,7 @@ def collect_while(client: RolloutClient, act, n: int = 24):
     """Trajectories of a collection in the midst of which `act` is called: turns are being sampled then."""
     stream = client.stream(n)
     deadline = time.monotonic() + 60
-    while sum(state.running for state in client.replicas()) < 8:
+    while sum(state.running for state in client.replicas()) < 4:
         assert time.monotonic() < deadline, "no turn was sampled"
         time.sleep(0.02)
     result = act()

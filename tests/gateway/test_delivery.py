@@ -19,6 +19,10 @@ class Source:
         self.left = [10 * number for number in range(1, groups + 1)]
         self.error = error
         self.taken = self.asking = 0
+        self.released: list[int] = []
+
+    def release(self, group: int) -> None:
+        self.released.append(group)
 
     async def take(self) -> int | None:
         assert self.asking == 0, "asked for one group at a time"
@@ -31,6 +35,10 @@ class Source:
         if self.error is not None:
             raise self.error
         return None
+
+
+def delivery_of(source: Source, most_held: int) -> Delivery[int]:
+    return Delivery(source.take, source.release, most_held)
 
 
 async def nothing_comes(wait) -> bool:
@@ -47,7 +55,7 @@ async def nothing_comes(wait) -> bool:
 def test_whatever_is_cut_each_group_comes_once_and_in_order_and_no_more_are_held_than_allowed(groups, most_held, steps):
     async def run() -> None:
         source = Source(groups)
-        delivery = Delivery(source.take, most_held)
+        delivery = Delivery(source.take, source.release, most_held)
         have = acknowledged = 0
         for step in [*steps, *["acknowledge", "read"] * (groups + 1)]:
             wait = asyncio.ensure_future(delivery.group(have + 1))
@@ -69,12 +77,13 @@ def test_whatever_is_cut_each_group_comes_once_and_in_order_and_no_more_are_held
         assert have == groups
         delivery.acknowledge(have)
         assert delivery.ended
+        assert source.released == [10 * number for number in range(1, groups + 1)]
 
     asyncio.run(run())
 
 
 async def test_a_cursor_that_is_not_there_is_refused_in_words():
-    delivery = Delivery(Source(3).take, 8)
+    delivery = delivery_of(Source(3), 8)
     with pytest.raises(CursorError, match=r"Group 1 was not given yet; the last one was 0\. Read on after 0"):
         await delivery.group(2)
     for number in (1, 2, 3):
@@ -90,7 +99,7 @@ async def test_a_cursor_that_is_not_there_is_refused_in_words():
 
 
 async def test_what_ended_the_collection_comes_after_every_group_and_stays():
-    delivery = Delivery(Source(1, ServiceError("It was cancelled.")).take, 1)
+    delivery = delivery_of(Source(1, ServiceError("It was cancelled.")), 1)
     assert await delivery.group(1) == 10
     delivery.acknowledge(1)
     for _ in range(2):
@@ -99,13 +108,13 @@ async def test_what_ended_the_collection_comes_after_every_group_and_stays():
 
 
 async def test_two_readers_of_one_collection_get_the_same_groups():
-    delivery = Delivery(Source(2).take, 2)
+    delivery = delivery_of(Source(2), 2)
     assert await asyncio.gather(*[delivery.group(1) for _ in range(3)]) == [10, 10, 10]
     assert await asyncio.gather(*[delivery.group(2) for _ in range(3)]) == [20, 20, 20]
 
 
 async def test_closing_ends_every_wait_and_holds_nothing():
-    delivery = Delivery(Source(3).take, 1)
+    delivery = delivery_of(Source(3), 1)
     await delivery.group(1)
     wait = asyncio.ensure_future(delivery.group(2))
     assert await nothing_comes(wait)

@@ -43,7 +43,11 @@ def serving(client: RolloutClient, tls: tuple[Path, Path] | None = None, **gatew
     made = threading.Event()
     servers: list[uvicorn.Server] = []
 
+    route = f"/{client.config.service.name}"
+
     async def app(scope, receive, send) -> None:
+        if scope.get("path", "").startswith(route):  # as Serve has it; tests of routes leave it out
+            scope = scope | {"root_path": route}
         await applications[0](scope, receive, send)
 
     applications = []

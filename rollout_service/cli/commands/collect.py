@@ -36,7 +36,12 @@ def collect(
         list[str] | None,
         typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, or its address. Default: embedded.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
+    ] = None,
+    token_var: Annotated[
+        str | None, typer.Option(help="With a gateway: NAME of the environment variable that holds its token.")
+    ] = None,
     start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
     tokenizer: Tokenizer = None,
     config: Config = None,
@@ -62,7 +67,8 @@ def collect(
         say(f"{output} has all {file.stored} episodes of its collection already.")
         return 0
     say("Starting the service …" if address is None or start else f"Connecting to {address} …")
-    with RolloutClient(address, config=loaded, start=None if address is None else start) as client:
+    begin = None if address is None else start
+    with RolloutClient(address, config=loaded, start=begin, token_var=token_var) as client:
         progress, limit = _play(client, file, _asked(file, loaded, client.config, chosen))
     print_summary(progress.summary, progress.seconds, where=output, limit=limit)
     return 1 if limit or any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
