@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rollout_service.attaching as attaching
@@ -68,7 +68,7 @@ def drawn(path: Path) -> list[tuple[str, int]]:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_file_that_was_cut_anywhere_is_resumed_to_what_it_would_have_been(data):
     ending = data.draw(st.sampled_from(["jsonl", "parquet"]))
     group_size = data.draw(st.integers(1, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import Collection
@@ -16,7 +16,7 @@ from tests.support.plans import TASKS, place, plan, played
 
 
 @given(groups=st.integers(1, 12), group_size=st.integers(1, 4), whole=st.booleans(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_was_not_stored_is_played_once_under_the_same_identity(groups, group_size, whole, data):
     n = None if whole else groups * group_size
     first = plan(n=n, group_size=group_size, seed=5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import Collection
@@ -42,7 +42,7 @@ SPENT = st.lists(st.builds(summary, st.integers(0, 50), st.integers(0, 50), st.s
     ),
     seconds=st.sampled_from([0.0, 2.0, 60.0]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_limit_is_reached_exactly_when_the_sum_over_all_attempts_reaches_it(spent, limits, seconds):
     spending = Spending(Budget(**limits))
     for one in spent:
@@ -81,7 +81,7 @@ def test_the_summary_of_an_episode_says_what_it_spent():
     stop_after=st.integers(0, 12),
     data=st.data(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_after_a_limit_no_group_begins_and_each_that_had_begun_is_handed_out_once(
     groups, group_size, slots, stop_after, data
 ):
