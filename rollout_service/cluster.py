@@ -327,8 +327,7 @@ def connect(address: str | None, namespace: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray advises; else each process warns
-    if address is None:  # Serve would wait for the turns of a replica that hangs, which keeps its GPU meanwhile
-        os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")  # one that hangs would keep its GPU
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -396,7 +395,6 @@ def cluster_size(address: str) -> tuple[int, float, float]:
 
     connect(address, "rollout_service")
     try:
-        total = ray.cluster_resources()
-        return len(ray.nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0)
+        return len(ray.nodes()), float(ray.cluster_resources().get("CPU", 0.0)), gpus()
     finally:
         ray.shutdown()
