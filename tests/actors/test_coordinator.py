@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 import actors.attempt as attempt
 import actors.clients as clients
 import actors.coordinator as module
+import rollout_service.collecting.breaker as breaker
 import rollout_service.collecting.collection as collection
 from actors.clients import Clients
 from actors.coordinator import Coordinator
@@ -22,7 +23,7 @@ from actors.pool import PoolUser
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
-from rollout_service.errors import BudgetReached, ConfigError, Fault, FaultKind, ServiceError
+from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
 from tests.support.episodes import settings
 
 Play = Callable[[EpisodeRequest], EpisodeSummary | Awaitable[EpisodeSummary]]
@@ -341,3 +342,33 @@ async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, cap
     assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
     gate.set()
     await coordinator.cancel(collection)
+
+
+async def test_a_fault_that_stops_every_episode_is_told_and_ends_the_collection_when_it_lasts(
+    start, monkeypatch, caplog
+):
+    monkeypatch.setattr(breaker, "seconds_before_retry", lambda pauses: 0.01)
+    bad_key = Fault(FaultKind.USER_SIMULATOR, "AuthenticationError", "bad key.", retryable=False)
+
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        return dataclasses.replace(scored(request), fault=bad_key, reward=None)
+
+    coordinator = await start(play, service__give_up_seconds=0.1)
+    with pytest.raises(ServiceError, match=r"AuthenticationError: bad key\. Check user\.model"):
+        await taken(coordinator, n=9)
+    lines = said(caplog)
+    assert "pauses: a fault of kind user_simulator ends every episode (" in lines
+    assert ": 0 of 9 episodes done, 0 failed" in lines, "they were kept"
+
+
+async def test_a_task_that_kills_its_actors_is_given_up_and_named(start, caplog):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        if request.trajectory_id.endswith("-00001-000"):
+            raise RayActorError
+        return scored(request)
+
+    coordinator = await start(play, service__max_attempts=1, service__max_losses=4)
+    groups = await taken(coordinator, n=3)
+    faults = [trajectory.fault for group in groups for trajectory in group.trajectories if trajectory.attempt == 4]
+    assert [(fault.error, fault.retryable) for fault in faults] == [(POISON_TASK, False)]
+    assert "is quarantined: 4 attempts lost their environment actor" in said(caplog)
