@@ -37,7 +37,7 @@ def main() -> None:
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, UserEndpoint() as user:
         folder = Path(name)
-        lab = Lab(folder, user__base_url=user.url)
+        lab = Lab(folder, user__base_url=user.url, service__journal=str(folder / "journal"))
         runner = Runner(lab, user, folder, arguments.patience)
         try:
             for number, schedule in enumerate(schedules, 1):
