@@ -108,9 +108,10 @@ class Lab:
         self.kill("cluster")
 
     def _family(self) -> Iterator[psutil.Process]:
-        """The service's process and all that it started."""
+        """The service's process and all that it started. Without it nothing is left: on Linux Ray's processes end with
+        the one that started them."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            if self._service is not None:
+            if self._service is not None and self._service.runs:  # else its id may be another process's by now
                 keeper = psutil.Process(self._service.pid)
                 yield from keeper.children(recursive=True)
                 yield keeper
