@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the schedules that the command line asks for."""
     arguments = _arguments()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # killed processes leave connections half open
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as after Ctrl-C, what was seen by then is shown
     schedules = list(_schedules(arguments))
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, UserEndpoint() as user:
