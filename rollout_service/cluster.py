@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import rollout_service.twins as twins
+from rollout_service.calls import Call as Call
+from rollout_service.calls import NoAnswerYet as NoAnswerYet
 from rollout_service.errors import Interrupted, RolloutError, ServiceError, first_line, last_cause
 from rollout_service.redaction import safe_cause, shows_secret
 from rollout_service.tcp import check_listening
@@ -105,39 +107,6 @@ _GONE = {
 }
 
 
-class Call(Generic[R]):
-    """Stands for a value that comes another way than through Ray, such as over HTTP."""
-
-    def __init__(self, future: concurrent.futures.Future[R]) -> None:
-        self._future = future
-
-    @classmethod
-    def of(cls, value: R) -> Call[R]:
-        """A value that is here already."""
-        future: concurrent.futures.Future[R] = concurrent.futures.Future()
-        future.set_result(value)
-        return cls(future)
-
-    def __await__(self) -> Generator[Any, Any, R]:
-        """The value. An interrupted wait does not end the call."""
-        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
-
-    def wait(self, seconds: float | None) -> R:
-        """The value; blocks.
-
-        Raises:
-            NoAnswerYet: it has not come in so many `seconds`.
-        """
-        concurrent.futures.wait([self._future], seconds)
-        if not self._future.done():
-            raise NoAnswerYet
-        return self._future.result()
-
-
-class NoAnswerYet(Exception):
-    """The time to wait for an answer is over. The reference is still good: the answer may come."""
-
-
 async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds: float | None = None) -> R:
     """Wait for an actor's answer; in a blocking twin the wait blocks, see `twins`.
 
@@ -147,7 +116,7 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
         NoAnswerYet: it has not come in so many `seconds`.
     """
     if isinstance(reference, Call):
-        return await _answer_of_call(reference, seconds)
+        return await reference.answer(seconds)
     import ray
 
     try:
@@ -161,16 +130,6 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
     except ray.exceptions.RayError as error:
         raise translated(error, actor) from None
     except TimeoutError:  # asyncio's: an actor's own TimeoutError is a RayError as well
-        raise NoAnswerYet from None
-
-
-async def _answer_of_call(reference: Call[R], seconds: float | None) -> R:
-    if twins.blocks():
-        return reference.wait(seconds)
-    try:
-        async with asyncio.timeout(seconds):
-            return await reference
-    except TimeoutError:
         raise NoAnswerYet from None
 
 
