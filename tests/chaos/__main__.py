@@ -106,7 +106,9 @@ def _show(results: Sequence[Result], runner: Runner) -> None:
     for result in results:
         by_kind[result.schedule.kind].append(result)
     columns = ("kind", "schedules", "faults", "asked", "delivered", "reported", "twice", "lost", "other reward")
-    table = Table(*columns, "other violations", "KS p", "recovery: median", "most", title="Histories that were checked")
+    table = Table(
+        *columns, "other violations", "KS p", "recovery: median", "most", "pause", title="Histories that were checked"
+    )
     for kind, of_kind in by_kind.items():
         table.add_row(*_row(kind, of_kind, runner))
     Console(width=160).print(table)
@@ -129,6 +131,7 @@ def _row(kind: str, results: Sequence[Result], runner: Runner) -> list[str]:
         *counts.values(),
         others,
     ]
+    shown.append(f"{max(result.pause for result in results):.1f} s")
     return [kind, *map(str, numbers), f"{same_distribution(lengths(came), lengths(calm)):.3f}", *shown]
 
 

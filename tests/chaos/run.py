@@ -5,6 +5,7 @@ Invariant: whatever happens, a run ends with a result. What is left when its tim
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,6 @@ from tests.chaos.user import UserEndpoint
 
 _POLL_SECONDS = 0.02
 
-INTERRUPTING = frozenset({"client", "cluster"})
-"""Targets whose death ends a client's stream. A new client then goes on with what its log lacks. After any other fault
-the stream itself must go on."""
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -36,6 +33,8 @@ class Result:
     """How many times a new client went on."""
     recovery: tuple[float, ...]
     """For each fault of a process: seconds until the first delivery after it."""
+    pause: float
+    """Longest time in seconds between two deliveries."""
     seconds: float
 
 
@@ -62,7 +61,9 @@ class Runner:
         verdict = replace(verdict, violations=(*trouble, *verdict.violations))
         seconds = time.monotonic() - begun
         recovery = tuple(_recovery(injector.came, came))
-        return Result(schedule, verdict, len(injector.came), injector.missed, resumed, recovery, seconds)
+        return Result(
+            schedule, verdict, len(injector.came), injector.missed, resumed, recovery, _longest_pause(came), seconds
+        )
 
     def log(self, schedule: Schedule) -> Path:
         """Path of the schedule's delivery log."""
@@ -91,7 +92,6 @@ class Runner:
         log.unlink(missing_ok=True)
         self._user.begin(schedule)
         injector = Injector(schedule.faults, self._lab.processes, self._user.inject)
-        interrupting = any(fault.target in INTERRUPTING and fault.how == "KILL" for fault in schedule.faults)
         resumed, trouble = 0, []
         self._lab.order(schedule, log)
         delivered, moved = 0, time.monotonic()
@@ -104,10 +104,10 @@ class Runner:
             if ended == "":
                 break
             if ended is not None:
-                if not interrupting:
+                if not schedule.interrupts:
                     trouble.append(Violation("broken", f"the stream ended after {delivered}: {ended}"))
                     break
-                resumed += 1
+                resumed += 1  # a new client goes on with what the log lacks
                 self._lab.order(schedule, log)
                 moved = time.monotonic()
             elif time.monotonic() - moved > self._patience:
@@ -121,6 +121,11 @@ class Runner:
 
 def _lines(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _longest_pause(came: list[Delivery]) -> float:
+    times = sorted(delivery.at for delivery in came)
+    return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
 
 def _recovery(injected: list[Injected], came: list[Delivery]) -> list[float]:

@@ -31,6 +31,9 @@ BEHAVIOURS = (
 
 DOMAINS = {"mock": 1.0, "retail": 1.0}
 
+_LEASE = 15.0
+"""Seconds that a client may sleep without losing its collection, with a margin; `service.lease_seconds` is 20."""
+
 _CALM_SEEDS = 3
 """Collections that schedules choose from, so that few calm runs serve many schedules."""
 
@@ -72,6 +75,15 @@ class Schedule:
     """Share of the user simulator's requests that fail, drawn by their number."""
     faults: tuple[Fault, ...] = ()
     domains: dict[str, float] = field(default_factory=lambda: dict(DOMAINS))
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether a fault may end the client's stream: its process dies or outsleeps its lease, or all of Ray dies."""
+        return any(
+            fault.target == "cluster"
+            or (fault.target == "client" and (fault.seconds is None or fault.seconds > _LEASE))
+            for fault in self.faults
+        )
 
     @property
     def name(self) -> str:
@@ -150,8 +162,8 @@ def _hang(rng: random.Random, episodes: int) -> Iterator[Fault]:
 
 
 def _asleep(rng: random.Random, episodes: int) -> Iterator[Fault]:
-    """The client's machine sleeps for a few seconds, as a closed laptop does."""
-    yield Fault("client", _moment(rng, episodes), how="STOP", seconds=rng.choice((2.0, 6.0)))
+    """The client's machine sleeps, as a closed laptop does: for less than the client's lease, or for longer."""
+    yield Fault("client", _moment(rng, episodes), how="STOP", seconds=rng.choice((2.0, 6.0, 30.0)))
 
 
 def _mixed(rng: random.Random, episodes: int) -> Iterator[Fault]:
