@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -92,16 +93,25 @@ async def test_any_sglang_client_can_use_the_replicas_over_http(service, url, mo
     assert np.abs(second.logprobs - expected).max() < 1e-4
 
 
+def until_turns_run(service: RolloutClient, count: int) -> None:
+    """Wait until so many turns are being sampled."""
+    deadline = time.monotonic() + 120
+    while sum(state.running for state in service.replicas()) < count:
+        assert time.monotonic() < deadline, "the turns do not begin"
+        time.sleep(0.01)
+
+
 def test_every_trajectory_is_of_the_weights_that_it_names_whatever_is_updated_in_place(service, model, tmp_path):
     folders = [model, str(tiny_model.make(tmp_path / "other", seed=3))]
     start = service.update_weights(model).version
     served = {start + i: Reference(folders[i % 2]) for i in range(4)}
     trajectories = []
     for version in list(served)[1:]:
-        stream = service.stream(12)
-        came = [next(stream)]
-        service.update_weights(folders[(version - start) % 2], version=version, mode="in_place")
-        trajectories += [group[0] for group in (*came, *stream)]
+        with contextlib.closing(service.stream(12)) as stream:
+            stream.open()
+            until_turns_run(service, 2)
+            service.update_weights(folders[(version - start) % 2], version=version, mode="in_place")
+            trajectories += [group[0] for group in stream]
         later = service.collect(8, progress=False)
         assert {turn.prefix_version for t in later for turn in t.turns} == {version}
         assert {t.weight_version_range for t in later} == {(version, version)}
