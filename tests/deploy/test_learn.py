@@ -23,7 +23,7 @@ def threads():
 
 def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, threads, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(learn, "EVALUATION_EPISODES", 8)
-    learn.learn(tmp_path, steps=4, groups=3, group_size=8, epochs=8, seed=5, hidden=64)
+    learn.learn(tmp_path, steps=4, groups=3, group_size=8, epochs=8, seed=5, hidden=64, layers=1)
     said = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"imitation \d+, loss (\S+)", said)]
     assert len(losses) == 8
