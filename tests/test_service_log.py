@@ -20,7 +20,7 @@ from rollout_service import RolloutClient
 from rollout_service.collecting import stream as streams
 from tests.support.services import FailingReplica, start
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
