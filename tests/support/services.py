@@ -45,7 +45,7 @@ def start(name: str, **overrides: Any) -> RolloutClient:
     return RolloutClient(config=settings(service__name=name, **overrides))
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     """Wait until it is true."""
     deadline = time.monotonic() + seconds
     while not condition():
