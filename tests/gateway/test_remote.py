@@ -8,6 +8,7 @@ import ipaddress
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -113,7 +114,8 @@ async def test_the_async_twins_work_and_closing_ends_what_is_left(client, url):
     mine = stream.collection_id
     assert mine in client.status()["collections"]
     await remote.aclose()
-    assert mine not in client.status()["collections"]
+    while mine in client.status()["collections"]:  # a busy service may end it after the client stopped waiting
+        time.sleep(0.05)  # noqa: ASYNC251
     with pytest.raises(ServiceError, match="client is closed"):
         await remote.acollect(1)
 
