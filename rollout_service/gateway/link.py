@@ -136,8 +136,8 @@ class Link:
             raise _Lost(first_line(error)) from None
 
     def close(self) -> None:
-        """End every request and connection."""
-        if self._loop.is_closed():
+        """End every request and connection. Closing again does nothing."""
+        if not self._thread.is_alive():
             return
 
         async def end() -> None:

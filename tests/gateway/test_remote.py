@@ -189,6 +189,7 @@ def test_a_gateway_that_is_started_again_goes_on_with_the_collections_of_its_cli
         proxy.port = port_of(second)
         came += stream
         assert httpx.get(f"{second}/v1/collections/{stream.collection_id}/groups").status_code == 401
+        remote.close()  # while there is a gateway that hears of it
     ids = [trajectory.trajectory_id for group in came for trajectory in group]
     assert len(ids) == len(set(ids)) == 12
 
