@@ -14,25 +14,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rollout_service.chat.control_tokens import CUT, MARKS, POINT, ControlTokens
+from rollout_service.chat.control_tokens import CUT, MARKS, POINT, ControlTokens, plain
 from rollout_service.chat.learning import OPENING, PROBE_CONVERSATIONS, PROBE_TOOLS, learn
 from rollout_service.chat.message_form import ChatMessage
 from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
-from rollout_service.chat.proof import prove
+from rollout_service.chat.proof import Proof, prove
 from rollout_service.chat.template import ChatTemplate, ToolSchema
 from rollout_service.chat.text_cache import TextCache
+from rollout_service.chat.tokenizer_files import EMBEDDED_TOKENIZER, load_tokenizer
 from rollout_service.config.policy import PolicyConfig
-from rollout_service.errors import CodecError, first_line
+from rollout_service.errors import CodecError
 
-EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
-"""The small tokenizer that ships with the package; the default where no model is named."""
+__all__ = ["EMBEDDED_TOKENIZER", "ChatCodec"]
 
 _MARKER = "probe-9f41c7"
 
@@ -99,6 +97,7 @@ class ChatCodec:
         self.stop_token_ids = sorted(own | ({eos} if eos is not None else set()))
         self.turn_end_ids = self._turn_ends()
         """Ids that may end a turn: the stop tokens, and special tokens that occur nowhere else in a turn."""
+        self.proof = Proof()
         self.proof = prove(self)
         """What the proof found."""
 
@@ -140,24 +139,7 @@ class ChatCodec:
         Raises:
             CodecError: no tokenizer can be loaded from there, or the codec cannot be proved.
         """
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises torch, which nothing here needs
-        import transformers
-
-        source = str(EMBEDDED_TOKENIZER if path is None else path)
-        looks_local = path is not None and (path.startswith((".", "/", "~")) or path.count("/") != 1)
-        if looks_local and not Path(source).expanduser().is_dir():
-            raise CodecError(
-                f"policy.tokenizer: there is no folder {source!r}.", "Give the folder that holds tokenizer.json."
-            )
-        try:
-            # AutoTokenizer imports torch where it is installed, which costs each process seconds and 180 MB.
-            loader = transformers.PreTrainedTokenizerFast if path is None else transformers.AutoTokenizer
-            tokenizer = loader.from_pretrained(str(Path(source).expanduser()), trust_remote_code=False)
-        except Exception as error:
-            raise CodecError(
-                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",
-                "Give a folder with a tokenizer, or a model name that this machine can download.",
-            ) from error
+        tokenizer, source = load_tokenizer(path)
         return cls(
             tokenizer,
             name="embedded" if path is None else source,
@@ -180,7 +162,18 @@ class ChatCodec:
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids of the whole conversation, up to where the policy's next turn starts."""
-        return self._encode(self._text(self.control.shield(list(messages)), tools, generation_prompt=True))
+        messages = self.writable(messages)
+        try:
+            text = self._text(self.control.shield(messages), tools, generation_prompt=True)
+        except CodecError:  # a template may refuse control tokens in what the policy wrote
+            text = self._text(self.control.shield(plain(messages)), tools, generation_prompt=True)
+        return self._encode(text)
+
+    def writable(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """The messages, without texts beside calls where the template refuses them."""
+        if "text beside a tool call" not in self.proof.impossible:
+            return list(messages)
+        return [{**message, "content": ""} if message.get("tool_calls") else message for message in messages]
 
     def bridge(
         self,
@@ -210,7 +203,7 @@ class ChatCodec:
         """
         *history, turn = before
         has_calls = bool(turn.get("tool_calls"))
-        shielded = self.control.shield([*history, *new_messages])
+        shielded = self.control.shield(plain([*self.writable(history), *new_messages]))
         marked = self._with_point(turn)
         conversation = [*shielded[: len(history)], marked, *shielded[len(history) :]]
         text = self._text(conversation, tools, generation_prompt=True)

@@ -130,7 +130,9 @@ class ControlTokens:
             return marked
         parts, spans, end, length = [], [], 0, 0
         for found in MARKS.finditer(marked):
-            text = self._text_of[found[0]]
+            text = self._text_of.get(found[0])
+            if text is None:  # half of a surrogate pair that the policy wrote as an escape
+                continue
             length += found.start() - end
             spans.append((length, length + len(text)))
             parts += [marked[end : found.start()], text]
@@ -148,13 +150,22 @@ class ControlTokens:
         return [self.unmark_all(item) for item in value] if isinstance(value, list) else value
 
 
+def marks_in(value: Any) -> int:
+    """Number of marks in the strings of a value."""
+    if isinstance(value, str):
+        return len(MARKS.findall(value))
+    if isinstance(value, dict):
+        return sum(marks_in(item) for pair in value.items() for item in pair)
+    return sum(map(marks_in, value)) if isinstance(value, list) else 0
+
+
 def plain(value: Any) -> Any:
     """The value with ordinary strings in place of every `PolicyText`."""
     if isinstance(value, PolicyText):
         return str(value)
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _alternatives(texts: Iterable[tuple[str, str]]) -> str:

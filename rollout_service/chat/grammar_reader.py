@@ -14,7 +14,7 @@ from typing import Any
 
 import rollout_service.chat.call_formats as call_formats
 from rollout_service.chat.call_formats import NotACallError
-from rollout_service.chat.control_tokens import MARKS, ControlTokens, plain
+from rollout_service.chat.control_tokens import MARKS, ControlTokens, marks_in, plain
 from rollout_service.chat.grammar import Grammar, JsonObject, NameThenJson, NameThenParameters, Openings
 from rollout_service.chat.parsed_turn import OK, ParsedCall, ParsedTurn, malformed, problem
 from rollout_service.chat.schema_types import SchemaTypes
@@ -27,7 +27,6 @@ NUMBERED = re.compile(r":\d+")
 """What follows a call's name where the template numbers its calls (`functions.NAME:0`)."""
 
 _NAME = re.compile("[^\\s\"'<>{}\\[\\],\ud800-\udfff]+?(?=$|[^\\w.\\-/])")
-_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON_BEGIN = r"\{\s*\"(?:%s)\"\s*:"
 
 
@@ -179,7 +178,7 @@ class GrammarReader:
         arguments = self._control.unmark_all(unit.arguments)
         halves = len(MARKS.findall(text, at, unit.end))
         wrong = problem(unit.name, arguments)
-        if wrong is None and _ESCAPED_HALF.search(text, at, unit.end) and _marks_in(unit.arguments) > halves:
+        if wrong is None and marks_in(unit.arguments) > halves:
             wrong = "invalid_json"  # a half of a surrogate pair that the policy wrote as an escape
         if wrong is not None:
             return ParsedCall(name if wrong != "missing_name" else "", {}, wrong), unit.end, unit
@@ -359,14 +358,6 @@ def _outsides(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
     """The text between the spans, from its start to its end."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     return [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _marks_in(value: Any) -> int:
-    if isinstance(value, str):
-        return len(MARKS.findall(value))
-    if isinstance(value, dict):
-        return sum(_marks_in(item) for pair in value.items() for item in pair)
-    return sum(map(_marks_in, value)) if isinstance(value, list) else 0
 
 
 def _source(text: str) -> str:

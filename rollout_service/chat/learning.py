@@ -16,6 +16,7 @@ from rollout_service.chat.closing import Closing, learn_closing
 from rollout_service.chat.control_tokens import CUT, ControlTokens
 from rollout_service.chat.grammar import Call, Grammar, NameThenJson, NotLearned, learn_grammar
 from rollout_service.chat.grammar_reader import NUMBERED, PROBE_ID, GrammarReader
+from rollout_service.chat.harmony_reader import HarmonyReader
 from rollout_service.chat.message_form import ChatMessage, MessageForm
 from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
 from rollout_service.chat.renderers_reader import RenderersReader
@@ -23,10 +24,10 @@ from rollout_service.chat.template import ChatTemplate, ToolSchema
 from rollout_service.errors import CodecError
 
 LEARNED = "learned"
-PARSERS = (*FORMATS, LEARNED)
+PARSERS = (*FORMATS, HarmonyReader.name, LEARNED)
 """Everything that can read tool calls."""
 
-_AUTO = ("qwen3", "deepseek-v3", LEARNED)
+_AUTO = ("qwen3", "deepseek-v3", HarmonyReader.name, LEARNED)
 """What is tried, in this order. The other parsers guess the types of arguments."""
 
 ARGUMENTS: dict[str, Any] = {
@@ -205,6 +206,8 @@ def _reader(
     control = tokenizer.control
     if name == LEARNED:
         return None if grammar is None else GrammarReader(grammar, control, opened, template.form.ids)
+    if name == HarmonyReader.name:
+        return HarmonyReader(control) if HarmonyReader.fits(control) else None
     thinking = control.unmark(opened).rstrip().endswith("<think>")
     return RenderersReader(name, tokenizer.backend, control, tokenizer.decode, thinking=thinking)
 

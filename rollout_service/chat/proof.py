@@ -205,7 +205,10 @@ def _note_malformed(codec: ChatCodec, proof: Proof, history: list[ChatMessage]) 
     following = codec.following([result], [*history, call], PROBE_TOOLS)[1:]
     what = "a malformed call"
     try:
-        rendered = codec.render([*history, {"role": "assistant", "content": "MALFORMED"}, result], PROBE_TOOLS)
+        written = [*history, {"role": "assistant", "content": "MALFORMED"}, result]
+        rendered = codec.render(written, PROBE_TOOLS)
+        later: list[ChatMessage] = [{"role": "assistant", "content": "Sorry."}, {"role": "user", "content": "Yes?"}]
+        codec.render([*written, *later], PROBE_TOOLS)
     except CodecError as error:
         proof.impossible[what] = error.problem
         return

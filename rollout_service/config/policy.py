@@ -74,7 +74,7 @@ class PolicyConfig(Section):
     tool_parser: str = Field(
         "auto",
         description="What reads tool calls. auto: found by trying; learned: the format that the chat template writes; "
-        "or the name of a parser of the `renderers` package.",
+        "harmony: gpt-oss's; or the name of a parser of the `renderers` package.",
     )
     template_arguments: TemplateArguments = Field(
         default_factory=dict,

@@ -155,7 +155,7 @@ def test_a_template_of_one_call_a_turn_is_followed_and_two_calls_are_malformed()
 FAMILIES = {
     "deepseek-v3.1": "learned",
     "glm-4.5": "learned",
-    "gpt-oss": "learned",
+    "gpt-oss": "harmony",
     "hermes-2-pro": "qwen3",
     "llama-3.1": "learned",
     "llama-3.2": "learned",

@@ -140,4 +140,4 @@ def tokenizer(style: str) -> Any:
 @functools.cache
 def codec(style: str) -> ChatCodec:
     """The codec of that style's template."""
-    return ChatCodec(tokenizer(style), name=style)
+    return ChatCodec(tokenizer(style), name=style, tool_parser="learned")

@@ -1,0 +1,44 @@
+"""Loads a tokenizer from a folder or by its hub name.
+
+Invariant: no code of the tokenizer's own is run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rollout_service.errors import CodecError, first_line
+
+EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+"""The small tokenizer that ships with the package; the default where no model is named."""
+
+
+def load_tokenizer(path: str | None) -> tuple[Any, str]:
+    """The tokenizer, and where it was loaded from.
+
+    Args:
+        path: a folder, or a hub name that `transformers` can find. None: the embedded one.
+
+    Raises:
+        CodecError: no tokenizer can be loaded from there.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises torch, which nothing here needs
+    import transformers
+
+    source = str(EMBEDDED_TOKENIZER if path is None else path)
+    looks_local = path is not None and (path.startswith((".", "/", "~")) or path.count("/") != 1)
+    if looks_local and not Path(source).expanduser().is_dir():
+        raise CodecError(
+            f"policy.tokenizer: there is no folder {source!r}.", "Give the folder that holds tokenizer.json."
+        )
+    try:
+        # AutoTokenizer imports torch where it is installed, which costs each process seconds and 180 MB.
+        loader = transformers.PreTrainedTokenizerFast if path is None else transformers.AutoTokenizer
+        return loader.from_pretrained(str(Path(source).expanduser()), trust_remote_code=False), source
+    except Exception as error:
+        raise CodecError(
+            f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",
+            "Give a folder with a tokenizer, or a model name that this machine can download.",
+        ) from error
