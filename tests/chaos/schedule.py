@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 TARGETS = ("actor", "replica", "controller", "coordinator", "client", "cluster")
@@ -146,6 +146,11 @@ def _few_kills(target: str, rng: random.Random, episodes: int) -> Iterator[Fault
         yield Fault(target, _moment(rng, episodes))
 
 
+def _coordinator(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """The coordinator dies once or twice, after the first delivery: a request that it has not answered may be refused."""
+    yield from (replace(fault, after=max(1, fault.after)) for fault in _few_kills("coordinator", rng, episodes))
+
+
 def _user(rng: random.Random, episodes: int) -> Iterator[Fault]:
     """Bursts of failing requests, each of one kind."""
     for _ in range(rng.randint(2, 5)):
@@ -181,7 +186,7 @@ KINDS = {
     "hang": _hang,
     "client": lambda rng, episodes: _few_kills("client", rng, episodes),
     "asleep": _asleep,
-    "coordinator": lambda rng, episodes: _few_kills("coordinator", rng, episodes),
+    "coordinator": _coordinator,
     "cluster": lambda rng, episodes: _few_kills("cluster", rng, episodes),
 }
 """Kinds of schedules: each makes the faults of one."""
