@@ -25,6 +25,7 @@ from tests.chaos.schedule import Schedule
 from tests.chaos.service import SETTINGS
 
 _START_SECONDS = 240.0
+_STARTS = 3
 
 _TITLES = {
     "actor": "ray::EnvironmentActor",
@@ -63,14 +64,24 @@ class Lab:
     def order(self, schedule: Schedule, log: Path) -> None:
         """Let the client take the collection; starts what does not run."""
         if self._service is None or not self._service.runs:
-            self.kill("cluster")
-            self._service = _Process("tests.chaos.service", self._folder, json.dumps(self._settings))
-            ready = self._service.answer(_START_SECONDS)
-            self._address, self.session = ready["address"], ready["session"]
+            self._start()
         if self._client is None or not self._client.runs:
             self._client = _Process("tests.chaos.client", self._folder, self._address)
             self._client.answer(_START_SECONDS)
         self._client.say({"schedule": schedule.to_json(), "log": str(log)})
+
+    def _start(self) -> None:
+        """Start the service. Ray gives a start up after 30 s, which a busy machine may need: then it is tried again."""
+        for left in reversed(range(_STARTS)):
+            self._service = _Process("tests.chaos.service", self._folder, json.dumps(self._settings))
+            try:
+                ready = self._service.answer(_START_SECONDS)
+            except RuntimeError:
+                if not left:
+                    raise
+                continue
+            self._address, self.session = ready["address"], ready["session"]
+            return
 
     def ended(self) -> str | None:
         """How the order ended: "" well, else with this error; None: it has not ended."""

@@ -147,7 +147,7 @@ def _few_kills(target: str, rng: random.Random, episodes: int) -> Iterator[Fault
 
 
 def _coordinator(rng: random.Random, episodes: int) -> Iterator[Fault]:
-    """The coordinator dies once or twice, after the first delivery: a request that it has not answered may be refused."""
+    """The coordinator dies after the first delivery: a request that it has not answered may be refused."""
     yield from (replace(fault, after=max(1, fault.after)) for fault in _few_kills("coordinator", rng, episodes))
 
 
