@@ -63,7 +63,7 @@ class Clients:
     slots=st.integers(1, 8),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_shares_of_the_slots_time_converge_to_the_weights(weights, lengths, slots, seed):
     clients = Clients(slots, seed)
     for index, weight in enumerate(weights):
@@ -76,7 +76,7 @@ def test_shares_of_the_slots_time_converge_to_the_weights(weights, lengths, slot
 
 
 @given(weight=st.sampled_from([0.1, 0.3, 1.0]), slots=st.integers(1, 8), others=st.integers(1, 4))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_no_collection_waits_for_ever(weight, slots, others):
     clients = Clients(slots)
     for index in range(others):
