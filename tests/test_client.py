@@ -488,11 +488,13 @@ def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_wh
 def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
     # A turn that waits longer than it may is the policy's fault; the exponential draw lets some episodes through.
     slow = {"latency": {"distribution": "exponential", "mean": 0.25}}
-    with start("failing", policy__script=slow, policy__timeout_seconds=0.6, service__max_attempts=1) as client:
+    limits = {"policy__timeout_seconds": 0.6, "service__max_attempts": 1, "service__give_up_seconds": 10}
+    with start("failing", policy__script=slow, **limits) as client:
         with pytest.raises(IncompleteCollection) as caught:
             client.collect(27, seed=0, progress=False)
         status = client.status()
-        assert status["faults"] == {"policy": len(caught.value.failures)}
+        assert list(status["faults"]) == ["policy"]
+        assert status["faults"]["policy"] >= len(caught.value.failures), "a fault that many had was not their last word"
         assert "the policy gave no answer" in status["last_faults"]["policy"]
         rewards = caught.value.batch.rewards
         assert (status["finished"], status["scored"]) == (27, len(rewards))

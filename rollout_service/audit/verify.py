@@ -244,13 +244,12 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     except CodecError as error:
         yield Violation(trajectory.trajectory_id, "messages", "tokenizer", str(error))
         return
-    if codec.template_fingerprint != trajectory.provenance.template_fingerprint:
-        problem = f"it is {codec.template_fingerprint} here, recorded {trajectory.provenance.template_fingerprint!r}"
-        yield Violation(trajectory.trajectory_id, "messages", "template_fingerprint", problem)
     made = trajectory.provenance
-    if made.tokenizer_size not in (None, codec.tokenizer_size):
-        problem = f"it is {codec.tokenizer_size}, recorded {made.tokenizer_size}"
-        yield Violation(trajectory.trajectory_id, "messages", "tokenizer_size", problem)
+    for name in ("template_fingerprint", "tokenizer_size", "greeting"):
+        here, recorded = getattr(codec, name), getattr(made, name)
+        if recorded not in (None, here):
+            problem = f"it is {here}, recorded {recorded!r}"
+            yield Violation(trajectory.trajectory_id, "messages", name, problem)
     tools = domain.get(trajectory.task.domain).tool_schemas(made.agent == "solo")
     ends = codec.turn_end_ids.union(made.sampling.get("stop_token_ids") or ())
     number = 0

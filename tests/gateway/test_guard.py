@@ -47,7 +47,7 @@ def test_files_that_cannot_be_used_are_refused_before_a_start_on_this_machine_on
 def test_a_variable_that_lists_no_tokens_is_refused_where_it_is_set(monkeypatch):
     config = settings(gateway__port=0, gateway__tokens_var="GATEWAY_TOKENS")
     preflight.check_http(config, here=False)
-    monkeypatch.setenv("GATEWAY_TOKENS", "nothing")
+    monkeypatch.setenv("GATEWAY_TOKENS", "no-mapping-9f41c7")
     with pytest.raises(ConfigError, match="variable GATEWAY_TOKENS is not a mapping"):
         preflight.check_http(config, here=False)
     monkeypatch.setenv("GATEWAY_TOKENS", ENTRY)
