@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -233,6 +234,9 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+    serve = sys.modules.get("ray.serve.context")
+    if serve is not None:  # else it would ask the controller of the cluster that was left, on the next one too
+        serve._set_global_client(None)
 
 
 def put(value: Any) -> Any:

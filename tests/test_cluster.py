@@ -67,3 +67,13 @@ def test_a_node_that_starts_too_slowly_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(ray, "init", slow)
     with pytest.raises(ServiceError, match=r"Cannot start Ray on this machine: The current node timed out.*memory"):
         cluster.connect(None, "rollout_service")
+
+
+def test_a_process_that_leaves_a_cluster_does_not_ask_that_one_s_serve_again(monkeypatch):
+    from ray.serve import context
+
+    for name, value in (("_global_client", object()), ("_global_client_job_id", "01000000")):
+        monkeypatch.setattr(context, name, value)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    cluster.disconnect()
+    assert context._global_client is None
