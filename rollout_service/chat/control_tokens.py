@@ -10,6 +10,7 @@ Invariant: text inside a message never becomes a control token, unless the polic
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,11 @@ _FIRST, _LAST = 0xD800, 0xDFFD
 _HALVES = re.compile("[\ud800-\udfff]")
 MARKS = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 """Finds the mark of a control token."""
+
+
+_KEPT_TEXTS, _LONGEST_KEPT = 4096, 65_536
+"""Number of shielded texts that are kept, and the length of the longest. Each turn shields its whole conversation, so
+every text comes again."""
 
 
 class PolicyText(str):
@@ -54,6 +60,7 @@ class ControlTokens:
         written = {token.content: number for number, token in sorted(added.items()) if token.content.strip()}
         texts = sorted(written, key=len, reverse=True)
         self._starts = re.compile(_alternatives((text[0], f"(?={re.escape(text[1:])})") for text in texts))
+        self._shield_again = functools.lru_cache(_KEPT_TEXTS)(self._shield_new)
         ranked = sorted(texts, key=lambda text: text not in template)[: _LAST - _FIRST + 1]
         self._mark_of = {text: chr(_FIRST + place) for place, text in enumerate(ranked)}
         self._text_of = {mark: text for text, mark in self._mark_of.items()}
@@ -94,6 +101,9 @@ class ControlTokens:
         return value
 
     def _shield_text(self, text: str) -> str:
+        return self._shield_again(text) if len(text) <= _LONGEST_KEPT else self._shield_new(text)
+
+    def _shield_new(self, text: str) -> str:
         if not text.isascii():
             text = _HALVES.sub("?", text)
         return self._starts.sub(rf"\g<0>{CUT}", text)
