@@ -9,6 +9,8 @@
 #   make parity    fast against official scores              (docs/performance.md)
 #   make fuzz      30,000 wild turns, of which none may be a fault
 #   make chaos     faults in running collections, and their histories checked
+#   make families           random conversations of model families (docs/models.md)
+#   make families-episodes  whole episodes with families' tokenizers on the transformers engine
 #   make slime-contract SLIME_PATH=../slime    our hooks in slime's own code
 #   make tokenizer trains the embedded tokenizer again
 #   make clean     removes .venv and what was built
@@ -21,7 +23,7 @@ WORKERS ?= 2
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types docs parity fuzz chaos families bench slime-contract tokenizer clean
+.PHONY: demo test lint types docs parity fuzz chaos families families-episodes bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -51,6 +53,9 @@ chaos: $(VENV)/.installed-test
 
 families: $(VENV)/.installed-test
 	$(BIN)/python -m tests.families --conversations 10000 $(ARGS)
+
+families-episodes: $(VENV)/.installed-test
+	$(BIN)/python -W ignore -m tests.families.episodes $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(ARGS)

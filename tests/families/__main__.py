@@ -16,6 +16,7 @@ from typing import Any
 
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import CodecError
+from tests.families.page import write_table
 from tests.families.play import play
 from tests.families.shared import FOLDER, families, real_tokenizer
 
@@ -33,7 +34,6 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
 }
 """Template arguments that make a difference, tried beside none."""
 
-BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
 HEADER = (
     "| family | template arguments | calls read by | turns end with | greeting | history | cannot | turns | wrong |"
 )
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="families; none: all")
     parser.add_argument("--conversations", type=int, default=10_000, help="for each family, in each history mode")
-    parser.add_argument("--processes", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=None)
     parser.add_argument("--write", type=Path, help="page that holds the table")
     options = parser.parse_args()
     if not families():
@@ -80,7 +80,7 @@ def main() -> None:
     started = time.perf_counter()
     asked = [(name, arguments) for name in names for arguments in ({}, *ARGUMENTS.get(name, []))]
     rows, failed = [], False
-    with ProcessPoolExecutor(options.processes) as pool:
+    with ProcessPoolExecutor(options.jobs) as pool:
         made = [pool.submit(row, name, arguments, options.conversations) for name, arguments in asked]
         for future in made:
             line, wrong = future.result()
@@ -89,10 +89,7 @@ def main() -> None:
             failed |= wrong
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
     if options.write:
-        page = options.write.read_text(encoding="utf8")
-        before, after = page[: page.index(BEGIN) + len(BEGIN)], page[page.index(END) :]
-        table = "\n".join([HEADER, "|" + "---|" * HEADER.count("|", 1), *rows])
-        options.write.write_text(f"{before}\n{table}\n{after}", encoding="utf8")
+        write_table(options.write, "matrix", HEADER, rows)
     sys.exit(int(failed))
 
 

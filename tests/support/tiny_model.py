@@ -1,4 +1,4 @@
-"""A model small enough for any test: Qwen3 with random weights and the embedded tokenizer.
+"""A model small enough for any test: Qwen3 with random weights and the embedded tokenizer, or another one.
 
 Invariant: the same arguments give the same weights, bit for bit. A model with its own output embeddings samples text
 only, never a token that the tokenizer added: no end of turn, no tool call, no thought. So each turn has
@@ -16,18 +16,18 @@ import transformers
 
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 
-END_OF_TURN = "<|im_end|>"
 
-
-def make(path: Path, seed: int = 0, **config: Any) -> Path:
+def make(path: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> Path:
     """Write the model, float32, and its tokenizer into the folder `path`; gives the folder.
 
     Args:
         seed: of the weights.
+        tokenizer: whose vocabulary the model has; None: the embedded one.
         config: fields of `Qwen3Config` that shall differ: `tie_word_embeddings=True`.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
-    end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    if tokenizer is None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
+    end_of_turn = tokenizer.eos_token_id
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
