@@ -103,6 +103,7 @@ class Bookkeeping:
             asked.client,
             self._journal,
             str(folder),
+            asked.submission,
         )
         running.restore({episode: it.summary for episode, it in stored.items()})
         running.is_parked = not self.is_restarted
@@ -137,6 +138,7 @@ class Bookkeeping:
                 tuple(sorted(collection.before)),
                 running.first_draw,
                 self._planner.position(request),
+                running.submission,
             )
         )
         await self._journal.durable()

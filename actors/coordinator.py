@@ -114,11 +114,12 @@ class Coordinator:
         _log.info(text, name, seconds, policy.serves, replicas, actors, slots)
         self._pool.complete()
 
-    async def submit(self, request: CollectionRequest, client: str) -> Accepted:
+    async def submit(self, request: CollectionRequest, client: str, submission: str | None = None) -> Accepted:
         """Start a collection. One that continues an earlier one ends that first, if it still runs.
 
         Args:
             client: id of the client that it belongs to. It is cancelled if that falls silent, see `renew`.
+            submission: an id of this call. Made again with the same id, it starts nothing and gets the same answer.
 
         Raises:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
@@ -127,20 +128,27 @@ class Coordinator:
         if self._state == "ending":
             raise ServiceError("The service is ending.", "Start it again.")
         await self._books.until_read()
-        self._budgets.check_open()
         async with self._planning:
+            if submission is not None and (known := self._submitted(submission)) is not None:
+                self._clients.heard(client)
+                return known.accepted
+            self._budgets.check_open()
             planned = await asyncio.to_thread(self._planner.plan, request, self._version)
-            running = RunningCollection(*planned, client)
+            running = RunningCollection(*planned, client, submission=submission)
             await self.cancel(running.name)
             await self._books.begin(running, request)
-        collection = running.collection
-        collection.updated(self._version)  # an update may have come while it was planned
-        self._take_on(running)
+            collection = running.collection
+            collection.updated(self._version)  # an update may have come while it was planned
+            self._take_on(running)
         size, members = collection.size, collection.group_size
         _log.info("Collection %s begun: %d episodes in groups of %d.", running.name, size, members)
         self._pool.fill_up()
         self._pump()
-        return Accepted(running.name, running.asked, running.first_draw)
+        return running.accepted
+
+    def _submitted(self, submission: str) -> RunningCollection | None:
+        """The collection that this submission began."""
+        return next((running for running in self._collections.values() if running.submission == submission), None)
 
     def _take_on(self, running: RunningCollection) -> None:
         self._collections[running.name] = running

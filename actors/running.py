@@ -19,7 +19,7 @@ from rollout_service.cluster import Reference
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.group import Group
-from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.collecting.request import Accepted, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -51,12 +51,14 @@ class RunningCollection:
         client: str = "",
         journal: Journal | NoJournal = _NONE,
         parts: str | None = None,
+        submission: str | None = None,
     ) -> None:
         """
         Args:
             client: id of the client that it belongs to.
             journal: where its progress is written.
             parts: the journal's directory; None: there is none.
+            submission: id of the call that asked for it, see `Coordinator.submit`.
         """
         self.journal = journal
         self.parts = parts
@@ -66,6 +68,7 @@ class RunningCollection:
         """Episodes that it would play if no budget ended it early."""
         self.first_draw = first_draw
         self.client = client
+        self.submission = submission
         self.spending = Spending(budget)
         self.limit: str | None = None
         """The limit of a budget that ended it early."""
@@ -129,6 +132,11 @@ class RunningCollection:
     def name(self) -> str:
         """The collection's id."""
         return self.collection.collection_id
+
+    @property
+    def accepted(self) -> Accepted:
+        """The answer to whoever asked for it."""
+        return Accepted(self.name, self.asked, self.first_draw)
 
     def keep(self, episode: int, attempt: int, result: Result) -> None:
         """Note the result of an episode that is done."""

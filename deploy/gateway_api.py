@@ -105,7 +105,7 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         """Begin a collection. It is cancelled if nobody asks for it, or says that the client is there, for long."""
         owner, asked = _owner(request), body.request(config.policy.sampling)
         known = rollout_client or uuid.uuid4().hex
-        accepted = await streams.once(owner, idempotency_key, streams.begin(asked, owner, known))
+        accepted = await streams.once(owner, idempotency_key, streams.begin(asked, owner, known, idempotency_key))
         return accepted._asdict()
 
     @app.get(

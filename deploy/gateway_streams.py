@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import rollout_service.logs as logs
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import answer, fetched
+from rollout_service.cluster import answer, fetched, pause, repeated
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.lease import renewal_seconds
@@ -33,9 +34,6 @@ _log = logs.logger(__name__)
 
 _PIECE = 1 << 18
 """Most bytes of a group that are passed on at once: Serve's messages are bounded."""
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
-"""Seconds until a coordinator whose death cut a call off is called again; the time doubles."""
 
 _MOST_KEYS = 1000
 """Requests whose answers are kept for those who ask again."""
@@ -61,15 +59,15 @@ class Source:
 
     async def take(self) -> Group | None:
         """The next group; None: there is no more."""
-        pauses = 0
+        interruptions = 0
         while True:
             told = tuple(self._untold)
             try:
                 group = await answer(self._coordinator().next_group.remote(self._collection_id, told, self._again))
             except Interrupted:
                 self._again = True
-                await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**pauses))
-                pauses = min(pauses + 1, 16)
+                interruptions += 1
+                await pause(interruptions)
                 continue
             self._again = False
             self._untold = [number for number in self._untold if number not in told]
@@ -148,14 +146,14 @@ class Streams:
 
         task.add_done_callback(ended)
 
-    async def begin(self, request: CollectionRequest, owner: str, client: str) -> Accepted:
-        """Begin a collection.
+    async def begin(self, request: CollectionRequest, owner: str, client: str, key: str | None) -> Accepted:
+        """Begin a collection. An earlier gateway may have begun it for the same key: then it is that one.
 
         Raises:
             TaskError: the service refuses it.
         """
-        known = f"{owner}:{client}"
-        accepted = await answer(self._coordinator().submit.remote(request, known))
+        known, submission = f"{owner}:{client}", f"{owner}:{key or uuid.uuid4().hex}"
+        accepted = await repeated(lambda: self._coordinator().submit.remote(request, known, submission))
         self._add(accepted.collection_id, owner, known, again=False)
         return accepted
 

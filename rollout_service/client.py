@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -381,7 +383,8 @@ class RolloutClient:
         )
         if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, self._coordinator.submit.remote(request, self._id), ack)
+        submit = functools.partial(self._coordinator.submit.remote, request, self._id, uuid.uuid4().hex)
+        return GroupStream(self._coordinator, submit, ack)
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

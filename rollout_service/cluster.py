@@ -47,6 +47,9 @@ SERVE_ENVIRONMENT = {
 sets. Each side of a call saves a hop between threads and its share of Ray's task machinery, so a call takes half of the
 CPU time. In return, nothing may block the event loops."""
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+"""Seconds until a call that an actor's death cut off is made again; the time doubles."""
+
 _POLL_SECONDS = 0.05
 """Time between two looks for an actor."""
 
@@ -132,6 +135,28 @@ async def answer(reference: Reference[R], actor: Actor = "coordinator", seconds:
         raise translated(error, actor) from None
     except TimeoutError:  # asyncio's: an actor's own TimeoutError is a RayError as well
         raise NoAnswerYet from None
+
+
+async def repeated(call: Callable[[], Reference[R]], actor: Actor = "coordinator") -> R:
+    """The answer to a call that is safe to repeat: it is made again where the death of the actor cut it off.
+
+    Raises:
+        RolloutError: the actor's own.
+        ServiceError: the actor is gone for good.
+    """
+    interruptions = 0
+    while True:
+        try:
+            return await answer(call(), actor)
+        except Interrupted:
+            interruptions += 1
+            await pause(interruptions)
+
+
+async def pause(interruptions: int) -> None:
+    """Wait before a call is made again that was interrupted so many times in a row; in a blocking twin the wait
+    blocks."""
+    await twins.pause(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(interruptions, 16)))
 
 
 def call(reference: Reference[R], actor: Actor = "coordinator") -> R:

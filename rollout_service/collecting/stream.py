@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Self
 
 import rollout_service.logs as logs
@@ -22,7 +22,9 @@ from rollout_service.cluster import (
     answer,
     as_argument,
     fetched,
+    pause,
     reachable,
+    repeated,
 )
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
@@ -38,9 +40,6 @@ _PATIENCE_SECONDS = 60.0
 
 _MOST_PATIENCE_SECONDS = 960.0
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
-"""Seconds until a coordinator whose death cut a call off is called again; the time doubles."""
-
 ACKNOWLEDGING = ("auto", "manual")
 """When a group counts as the caller's for good, see `GroupStream`."""
 
@@ -51,13 +50,17 @@ _STATUS_SECONDS = 10.0
 class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
-    def __init__(self, coordinator: CoordinatorHandle, submission: Reference[Accepted], ack: str = "auto") -> None:
+    def __init__(
+        self, coordinator: CoordinatorHandle, submit: Callable[[], Reference[Accepted]], ack: str = "auto"
+    ) -> None:
         """
         Args:
+            submit: asks for the collection. Called at once, and again where the coordinator's death cut the call off.
             ack: `auto`: whoever asks for the next group has the last one for good. `manual`: `ack` says so.
         """
         self._coordinator = coordinator
-        self._submission = submission
+        self._submit = submit
+        self._submission = submit()
         self._mode = ack
         self._given: dict[int, str] = {}
         """Ids of the groups that were given, by their numbers."""
@@ -83,13 +86,17 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         Raises:
             TaskError: it was not.
         """
-        if self.collection_id:
-            return
-        try:
-            self.collection_id, self.episodes, self.first_draw = await answer(self._submission)
-        except RolloutError:
-            self._finished = True  # what was never accepted need not be cancelled
-            raise
+        while not self.collection_id:
+            try:
+                self.collection_id, self.episodes, self.first_draw = await answer(self._submission)
+            except Interrupted as error:
+                await self._after(error)
+                self._submission = self._submit()
+            except RolloutError:
+                self._finished = True  # what was never accepted need not be cancelled
+                raise
+            else:
+                self._interruptions = 0
 
     open = twins.blocking(aopen)
 
@@ -123,14 +130,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         numbers = tuple(number for number, name in self._given.items() if name in names)
         if len(names) != 1 or not numbers:
             raise ServiceError("This is no group that the stream gave.", "Give one as it came.")
-        while True:
-            try:
-                await answer(self._coordinator.acknowledge.remote(self.collection_id, numbers))
-            except Interrupted as error:
-                await self._after(error)
-            else:
-                self._interruptions = 0
-                return
+        await repeated(lambda: self._coordinator.acknowledge.remote(self.collection_id, numbers))
 
     ack = twins.blocking(aack)
 
@@ -168,9 +168,9 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     async def _after(self, error: Interrupted) -> None:
         """Wait until it is time to call the coordinator again."""
-        _log.warning("Collection %s: %s It is asked again.", self.collection_id, error.problem)
+        _log.warning("Collection %s: %s It is asked again.", self.collection_id or "not begun", error.problem)
         self._interruptions += 1
-        await twins.pause(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._interruptions, 16)))
+        await pause(self._interruptions)
 
     async def _arrived(self, reference: Reference[Group | None]) -> Group | None:
         """The coordinator's answer, however long it takes. A long wait logs now and then what it waits for."""
@@ -222,9 +222,14 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     async def aclose(self) -> None:
         """Cancel what has not finished yet. Returns when nothing of the collection reaches the policy any more."""
-        if not self._finished:
-            self._finished = True
-            await answer(self._coordinator.cancel_submitted.remote(as_argument(self._submission)))
+        if self._finished:
+            return
+        try:
+            await self.aopen()
+        except RolloutError:  # it was never accepted
+            return
+        self._finished = True
+        await repeated(lambda: self._coordinator.cancel.remote(self.collection_id))
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be on its way out

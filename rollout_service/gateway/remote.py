@@ -158,8 +158,8 @@ class RemoteCoordinator:
         found = await self._link.ask(Ask("GET", "/v1/configuration", patience=0.0), json.loads)
         return RolloutConfig.model_validate(found)
 
-    async def _submit(self, request: CollectionRequest, client: str) -> Accepted:
-        headers = {"idempotency-key": uuid.uuid4().hex, "rollout-client": client}
+    async def _submit(self, request: CollectionRequest, client: str, submission: str) -> Accepted:
+        headers = {"idempotency-key": submission, "rollout-client": client}
         found = await self._link.ask(Ask("POST", "/v1/collections", to_body(request), headers=headers), json.loads)
         return Accepted(**found)
 

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS samplers (selection TEXT PRIMARY KEY, seed INTEGER, d
 CREATE TABLE IF NOT EXISTS collections (
   id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
 );
+CREATE TABLE IF NOT EXISTS submissions (collection TEXT PRIMARY KEY, id TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS episodes (
   collection TEXT, episode INTEGER, attempt INTEGER, summary TEXT, PRIMARY KEY (collection, episode)
 ) WITHOUT ROWID;
@@ -172,6 +173,8 @@ class Database:
             groups,
         )
         self._execute("INSERT OR IGNORE INTO collections VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        if asked.submission is not None:
+            self._execute("INSERT OR REPLACE INTO submissions VALUES (?, ?)", (asked.collection_id, asked.submission))
         if asked.sampler is not None:
             position = asked.sampler
             self._execute(
@@ -215,8 +218,9 @@ class Database:
 
     def _forget(self, collection_id: str) -> list[Part]:
         parts = self._parts("collection = ?", (collection_id,))
-        for table, column in (("episodes", "collection"), ("deliveries", "collection"), ("collections", "id")):
-            self._execute(f"DELETE FROM {table} WHERE {column} = ?", (collection_id,))
+        for table in ("episodes", "deliveries", "submissions"):
+            self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))
+        self._execute("DELETE FROM collections WHERE id = ?", (collection_id,))
         return parts
 
     def _parts(self, where: str, values: Sequence[Any]) -> list[Part]:
@@ -225,15 +229,23 @@ class Database:
 
     def recover(self) -> Recovered:
         """What the journal holds."""
-        columns = "id, client, request, plan, before, first_draw"
+        columns = "collections.id, client, request, plan, before, first_draw, submissions.id"
+        found = f"SELECT {columns} FROM collections LEFT JOIN submissions ON collection = collections.id"
         return Recovered(
-            [self._collection(*row) for row in self._execute(f"SELECT {columns} FROM collections ORDER BY rowid")],
+            [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
             [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
             int(self._fact("weight_version", 0)),
         )
 
     def _collection(
-        self, collection_id: str, client: str, request: str, plan: bytes, before: str, first_draw: int
+        self,
+        collection_id: str,
+        client: str,
+        request: str,
+        plan: bytes,
+        before: str,
+        first_draw: int,
+        submission: str | None,
     ) -> OpenCollection:
         episodes = self._execute(
             "SELECT episode, attempt, summary FROM episodes WHERE collection = ?", (collection_id,)
@@ -250,6 +262,7 @@ class Database:
                 _NUMBERS.validate_json(before),
                 first_draw,
                 None,
+                submission,
             ),
             {row[0]: Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
             {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},

@@ -28,6 +28,8 @@ class Asked:
     first_draw: int
     sampler: SamplerPosition | None
     """How far the selection was drawn with this plan; None: the request has a seed of its own."""
+    submission: str | None = None
+    """Id of the call that asked for it: the same call made again gets this collection. None: it is not made again."""
 
 
 @dataclass(frozen=True, slots=True)

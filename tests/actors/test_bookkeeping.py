@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +81,8 @@ class Service:
     def __init__(self, folder: Path) -> None:
         self.config = settings(tasks__domain="mock", service__slots=2, service__journal=str(folder))
         self._calls: list[concurrent.futures.Future[Any]] = []
+        self.is_mute = False
+        """Whether no answer arrives."""
 
     async def live(self) -> None:
         self.coordinator = Coordinator(self.config, None)
@@ -103,13 +106,14 @@ class Service:
             call: concurrent.futures.Future[Any] = concurrent.futures.Future()
             self._calls.append(call)
             task = asyncio.ensure_future(getattr(self.coordinator, name)(*arguments))
-            task.add_done_callback(lambda task: call.done() or _settle(call, task))
+            task.add_done_callback(lambda task: call.done() or self.is_mute or _settle(call, task))
             return Call(call)
 
         return SimpleNamespace(remote=remote)
 
     def stream(self, ack: str = "auto") -> GroupStream:
-        return GroupStream(self, self.submit.remote(CollectionRequest(n=EPISODES, group_size=SIZE), "client"), ack)
+        request = CollectionRequest(n=EPISODES, group_size=SIZE)
+        return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack)
 
 
 def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
@@ -155,6 +159,26 @@ async def test_a_stream_goes_on_after_its_coordinator_s_death_wherever_that_come
     assert {plays[name] for name in before} <= {1}, "what is finished is not played again"
     await service.coordinator.stop()
     assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "the reader has everything"
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_collection_that_is_asked_for_while_its_coordinator_dies_is_begun_once(service, is_written):
+    service.is_mute = True
+    stream = service.stream()
+    opening = asyncio.ensure_future(stream.aopen())
+    await asyncio.sleep(0)
+    while is_written and not service.coordinator._collections:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    service.die()
+    service.is_mute = False
+    await service.live()
+    assert len(service.coordinator._collections) == is_written
+    await opening
+    assert list(service.coordinator._collections) == [stream.collection_id]
+    assert (stream.episodes, stream.first_draw) == (EPISODES, 0)
+    groups = [group async for group in stream]
+    assert len(set(ids(groups))) == EPISODES
+    assert set(ids(groups)) == set(plays), "no other collection was played"
 
 
 async def test_only_what_was_acknowledged_is_forgotten(service):

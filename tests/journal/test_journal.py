@@ -67,6 +67,25 @@ def test_what_was_committed_is_recovered_equal():
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
 
 
+def test_a_submission_is_known_until_its_collection_ends():
+    database = Database(":memory:")
+    entry = replace(asked(), submission="asked once")
+    for _ in range(2):
+        database.commit([entry])
+        assert [found.asked for found in database.recover().collections] == [replace(entry, sampler=None)]
+    database.commit([Ended("c"), asked()])
+    assert [found.asked.submission for found in database.recover().collections] == [None]
+
+
+def test_a_journal_from_before_submissions_is_read(tmp_path):
+    older = Database(tmp_path / "journal.sqlite")
+    older.commit([asked()])
+    older._execute("DROP TABLE submissions")
+    older.close()
+    found = Database(tmp_path / "journal.sqlite").recover()
+    assert [collection.asked for collection in found.collections] == [replace(asked(), sampler=None)]
+
+
 def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collection_that_ended():
     database = Database(":memory:")
     database.commit([asked(groups=3), *(stored(i, a_part(i)) for i in range(6))])
