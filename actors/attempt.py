@@ -51,7 +51,8 @@ class Ending:
             return scheduler.hand_back(assignment, now)
         if self.is_lost:
             return scheduler.lose(assignment, now)
-        return scheduler.finish(assignment, self.fault, self.versions, now)
+        was_answered = self.result is not None and self.result[0].was_answered
+        return scheduler.finish(assignment, self.fault, self.versions, now, was_answered=was_answered)
 
 
 async def play(pool: ActorPool, actor: str, request: EpisodeRequest) -> Ending:

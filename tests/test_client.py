@@ -488,7 +488,7 @@ def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_wh
 def test_episodes_that_fail_for_good_are_reported_and_the_others_kept(cluster):
     # A turn that waits longer than it may is the policy's fault; the exponential draw lets some episodes through.
     slow = {"latency": {"distribution": "exponential", "mean": 0.25}}
-    limits = {"policy__timeout_seconds": 0.6, "service__max_attempts": 1, "service__give_up_seconds": 10}
+    limits = {"policy__timeout_seconds": 0.6, "service__max_attempts": 1}
     with start("failing", policy__script=slow, **limits) as client:
         with pytest.raises(IncompleteCollection) as caught:
             client.collect(27, seed=0, progress=False)

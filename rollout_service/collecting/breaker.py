@@ -3,7 +3,9 @@
 Invariant: it opens only when faults of one kind ended `EPISODES_IN_A_ROW` episodes of at least two groups, or all that
 are left of a collection of more, and no episode ended without a fault between them. While it is open, one episode is
 tried after each pause, the pauses grow, and no attempt that this fault ends counts. An episode that ends without a
-fault closes it. It knows no clock: the time is handed in.
+fault closes it. Where it ended all that are left, an attempt that the endpoint answers, and that fails all the same,
+shows that the fault lies in these episodes: from then on every attempt counts. It knows no clock: the time is handed
+in.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ EPISODES_IN_A_ROW = 5
 COMMON_KINDS = {FaultKind.POLICY, FaultKind.USER_SIMULATOR, FaultKind.EVALUATOR}
 """Faults of an endpoint that all episodes call. The other kinds lie in a task, or in one actor."""
 
-_TAIL_SECONDS = 120.0
-"""How long the last few episodes are spared. If the fault lies in them, they must fail some day."""
+_TAIL_SECONDS = 60.0
+"""How long the last few episodes are spared while the endpoint answers none of them. An endpoint that refuses only
+these episodes looks the same, so they must fail some day."""
 
 _LEAST_TRIAL_SECONDS = 1.0
 _LONGEST_TRIAL_SECONDS = 60.0
@@ -67,7 +70,6 @@ class Breaker:
         self._give_up_seconds = give_up_seconds or math.inf
         self._outage: _Outage | None = None
         self._had_success = False
-        self._had_tail = False
         self.error: ServiceError | None = None
         """Why the collection cannot go on: the fault lasts for too long."""
 
@@ -102,13 +104,21 @@ class Breaker:
         return f"a fault of kind {fault.kind} ends every episode ({when}): {said}"
 
     def failed(
-        self, episode: int, fault: Fault, started: float, now: float, left: int = EPISODES_IN_A_ROW
+        self,
+        episode: int,
+        fault: Fault,
+        started: float,
+        now: float,
+        left: int = EPISODES_IN_A_ROW,
+        *,
+        was_answered: bool = False,
     ) -> set[int] | None:
         """Note that a fault ended an attempt.
 
         Args:
             started: when the attempt started.
             left: number of episodes of the collection that are not done, with this one.
+            was_answered: whether the endpoint whose fault it is had answered the attempt before.
 
         Returns:
             None: the attempt counts. Otherwise it does not, and neither do the last attempts of these episodes.
@@ -128,8 +138,8 @@ class Breaker:
                 return None
             self._pause(outage, now)
             return outage.episodes - {episode}
-        if outage.is_tail and now - outage.since >= min(_TAIL_SECONDS, self._give_up_seconds):
-            self._outage = None
+        if self._lies_in_the_last(outage, left, now, is_answered=was_answered and started >= outage.until):
+            self._outage, self._watches = None, False
             return None
         if outage.trial is not None and started >= outage.trial:
             self._pause(outage, now)
@@ -138,10 +148,14 @@ class Breaker:
     def _is_common(self, outage: _Outage, fault: Fault, left: int) -> bool:
         if len(outage.episodes) >= EPISODES_IN_A_ROW:
             return len({episode // self._group_size for episode in outage.episodes}) > 1
-        may_be = self._had_success and not self._had_tail and fault.retryable
-        outage.is_tail = may_be and len(outage.episodes) >= left
-        self._had_tail = self._had_tail or outage.is_tail
+        outage.is_tail = self._had_success and fault.retryable and len(outage.episodes) >= left
         return outage.is_tail
+
+    def _lies_in_the_last(self, outage: _Outage, left: int, now: float, *, is_answered: bool) -> bool:
+        """Whether the fault lies in the episodes that are left, and no longer in an endpoint."""
+        if outage.is_tail and now - outage.since >= min(_TAIL_SECONDS, self._give_up_seconds):
+            return True
+        return is_answered and self._had_success and len(outage.episodes) >= left
 
     def _pause(self, outage: _Outage, now: float) -> None:
         if now - outage.since >= self._give_up_seconds:

@@ -243,11 +243,13 @@ class Collection:
         actor: str,
         versions: tuple[int, int] | None = None,
         now: float = 0.0,
+        *,
+        was_answered: bool = False,
     ) -> bool:
         """Record the end of an attempt.
 
         Args:
-            versions: as in `EpisodeSummary`.
+            versions, was_answered: as in `EpisodeSummary`.
 
         Returns:
             True if the attempt is the episode's result. False if the episode is repeated, because of a retryable fault
@@ -257,7 +259,7 @@ class Collection:
             ValueError: the episode is done already.
         """
         state = self._running(episode)
-        if fault is not None and self._is_repeated(episode, fault, now):
+        if fault is not None and self._is_repeated(episode, fault, now, was_answered):
             state.failed_on.add(actor)
             # While it pauses the whole collection rests, not this episode alone.
             self._repeat(episode, 0.0 if self.breaker.is_open else now + seconds_before_retry(state.charged))
@@ -272,13 +274,13 @@ class Collection:
         self._end(episode, failed=fault is not None)
         return True
 
-    def _is_repeated(self, episode: int, fault: Fault, now: float) -> bool:
+    def _is_repeated(self, episode: int, fault: Fault, now: float, was_answered: bool) -> bool:
         """Whether an episode that a fault stopped is tried again."""
         if self._cancelled:
             return False
         state = self._episodes[episode]
         left = self.size - self.done if self.size >= EPISODES_IN_A_ROW else EPISODES_IN_A_ROW
-        spared = self.breaker.failed(episode, fault, state.started, now, left)
+        spared = self.breaker.failed(episode, fault, state.started, now, left, was_answered=was_answered)
         if spared is not None:
             for spared_one in spared | {episode}:
                 self._episodes[spared_one].charged -= 1
@@ -287,11 +289,8 @@ class Collection:
         return may_pass and state.charged < self.max_attempts
 
     def lose(self, episode: int, now: float = 0.0) -> bool:
-        """Record that an attempt was lost with its actor. It does not count as one.
-
-        Returns:
-            True if the episode is given up: it was lost `max_losses` times, or the collection was cancelled.
-        """
+        """Record that an attempt was lost with its actor. It does not count as one. Returns True if the episode is
+        given up: it was lost `max_losses` times, or the collection was cancelled."""
         state = self._running(episode)
         state.losses += 1
         state.charged -= 1

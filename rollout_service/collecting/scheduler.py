@@ -121,11 +121,18 @@ class Scheduler:
             collection.updated(version)
 
     def finish(
-        self, assignment: Assignment, fault: Fault | None, versions: tuple[int, int] | None = None, now: float = 0.0
+        self,
+        assignment: Assignment,
+        fault: Fault | None,
+        versions: tuple[int, int] | None = None,
+        now: float = 0.0,
+        *,
+        was_answered: bool = False,
     ) -> bool:
         """Record the end of an assignment, see `Collection.finish`. False if its collection was dropped."""
         collection = self._release(assignment, now)
-        return collection is not None and collection.finish(assignment.episode, fault, assignment.actor, versions, now)
+        end = assignment.episode, fault, assignment.actor, versions, now
+        return collection is not None and collection.finish(*end, was_answered=was_answered)
 
     def lose(self, assignment: Assignment, now: float = 0.0) -> bool:
         """Record that an assignment was lost with its actor, see `Collection.lose`."""

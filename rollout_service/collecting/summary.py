@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rollout_service.errors import Fault
+from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.part import Part
 from rollout_service.record.trajectory import Outcome, Trajectory
 
@@ -36,6 +36,13 @@ class EpisodeSummary:
     """US dollars that the user simulator cost; None: not known."""
     part: Part | None = None
     """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
+
+    @property
+    def was_answered(self) -> bool:
+        """Whether the endpoint whose fault ended the episode had answered it before. False for other faults."""
+        kind = None if self.fault is None else self.fault.kind
+        answered = {FaultKind.POLICY: self.policy_tokens, FaultKind.USER_SIMULATOR: self.user_tokens}
+        return kind is not None and answered.get(kind, 0) > 0
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:

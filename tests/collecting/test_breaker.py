@@ -28,13 +28,27 @@ Ends = Callable[[float, float], tuple[float, Fault | None]]
 class Play:
     """Plays a collection on its own clock, as the coordinator does."""
 
-    def __init__(self, n: int, slots: int, ends: Ends, group_size: int = 1, attempts: int = 3, give_up=600.0) -> None:
+    def __init__(
+        self,
+        n: int,
+        slots: int,
+        ends: Ends,
+        group_size: int = 1,
+        attempts: int = 3,
+        give_up=600.0,
+        was_answered=lambda _: False,
+    ) -> None:
+        """
+        Args:
+            was_answered: whether the endpoint answered an attempt that started then, before it ended.
+        """
         self.breaker = Breaker(group_size, give_up)
         self.collection = Collection("c", n // group_size, group_size, max_attempts=attempts, breaker=self.breaker)
         self.scheduler = Scheduler()
         self.scheduler.add_actor("a", slots)
         self.scheduler.add(self.collection)
         self.ends = ends
+        self.was_answered = was_answered
         self.now = 0.0
         self.started: list[float] = []
         self.failed: list[int] = []
@@ -50,7 +64,9 @@ class Play:
             wake = self.scheduler.wakes_at(self.now)
             if self.running and self.running[0][0] <= wake:
                 self.now, _, assignment, fault = heapq.heappop(self.running)
-                if self.scheduler.finish(assignment, fault, None, self.now) and fault is not None:
+                answered = self.was_answered(self.collection.state(assignment.episode).started)
+                ended = self.scheduler.finish(assignment, fault, None, self.now, was_answered=answered)
+                if ended and fault is not None:
                     self.failed.append(assignment.episode)
             else:
                 assert wake < math.inf, "nothing runs, and nothing will"
@@ -72,16 +88,35 @@ def test_an_endpoint_that_comes_up_late_costs_no_episode(fault, slots):
     assert not play.breaker.is_open
 
 
-@settings(max_examples=40)
-@given(begin=st.integers(0, 300), seconds=st.integers(1, 100), slots=st.integers(1, 40), seed=st.integers(0, 99))
-def test_an_endpoint_that_is_down_for_a_while_costs_no_episode(begin, seconds, slots, seed):
-    def ends(now: float, chance: float) -> tuple[float, Fault | None]:
-        length = 1.0 + 30 * chance
-        if begin <= now < begin + seconds:
-            return 0.5 + chance, DOWN
-        return (begin - now + chance, DOWN) if now < begin <= now + length else (length, None)
+class Outage:
+    """An endpoint that is down for a while. It answers an attempt until it goes down."""
 
-    play = Play(60, slots, ends).run(random.Random(seed).random)
+    def __init__(self, begin: float, seconds: float) -> None:
+        self.begin, self.end = begin, begin + seconds
+
+    def __call__(self, now: float, chance: float) -> tuple[float, Fault | None]:
+        length = 1.0 + 30 * chance
+        if self.begin <= now < self.end:
+            return 0.5 + chance, DOWN
+        return (self.begin - now + chance, DOWN) if now < self.begin <= now + length else (length, None)
+
+    def answers(self, started: float) -> bool:
+        return not self.begin <= started < self.end
+
+
+@settings(max_examples=100)
+@given(
+    begin=st.integers(0, 300),
+    seconds=st.integers(1, 59),
+    n=st.integers(EPISODES_IN_A_ROW, 60),
+    slots=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_an_endpoint_that_is_down_for_a_minute_costs_no_episode_also_not_one_of_the_last(
+    begin, seconds, n, slots, seed
+):
+    outage = Outage(begin, seconds)
+    play = Play(n, slots, outage, was_answered=outage.answers).run(random.Random(seed).random)
     assert play.failed == []
 
 
@@ -143,11 +178,30 @@ def test_a_fault_of_tasks_pauses_nothing():
     assert play.now < 10.0
 
 
-def test_the_last_few_episodes_are_spared_for_a_while_and_then_given_up():
+def test_the_last_few_episodes_are_spared_for_a_minute_while_nothing_answers_them():
     play = Play(40, 4, lambda now, _: (1.0, None if now < 9 else DOWN)).run()
     assert sorted(play.failed) == [36, 37, 38, 39]
-    assert 120 < play.now < 300
+    assert 60 < play.now < 100
     assert play.breaker.error is None
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize(("last", "slots"), [(1, 1), (4, 1), (4, 16), (12, 4), (12, 16)])
+def test_last_episodes_that_fail_although_the_endpoint_answers_them_end_soon(last, slots, attempts):
+    play = Play(40, slots, lambda *_: (1.0, None), attempts=attempts, was_answered=lambda _: True)
+    first: list[float] = []
+
+    def ends(now: float, _: float) -> tuple[float, Fault | None]:
+        if len(play.started) < 40 - last:
+            return 1.0, None
+        first.append(now)
+        return 1.0, DOWN
+
+    play.ends = ends
+    play.run()
+    assert len(play.failed) == last
+    assert play.breaker.error is None
+    assert play.now - first[0] <= 30.0
 
 
 @pytest.mark.parametrize("slots", [1, 4])
