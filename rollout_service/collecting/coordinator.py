@@ -20,7 +20,7 @@ class CoordinatorHandle(Protocol):
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
     ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
-    submit: RemoteMethod[[CollectionRequest, str, str], Accepted]
+    submit: RemoteMethod[[CollectionRequest, str, str | None], Accepted]
     next_group: RemoteMethod[[str, Sequence[int], bool], Group | None]
     acknowledge: RemoteMethod[[str, Sequence[int]], None]
     cancel: RemoteMethod[[str], None]
