@@ -52,7 +52,7 @@ chaos: $(VENV)/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 families: $(VENV)/.installed-test
-	$(BIN)/python -m tests.families --conversations 10000 $(ARGS)
+	$(BIN)/python -m tests.families.matrix --conversations 10000 $(ARGS)
 
 families-episodes: $(VENV)/.installed-test
 	$(BIN)/python -W ignore -m tests.families.episodes $(ARGS)

@@ -12,10 +12,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import CodecError
+from tests.families.pieces import run
 from tests.families.play import play
 from tests.families.shared import FOLDER, families, small_tokenizer
 
@@ -56,6 +58,16 @@ MUTATIONS: dict[str, Mutation] = {
 }  # fmt: skip
 
 
+def mutated(name: str, original: str, number: int, seed: int = 0) -> tuple[str, str]:
+    """The family's mutation of that number: its kind, and the template, which differs from the original."""
+    rng = random.Random(f"{seed}:{name}:{number}")
+    while True:
+        kind = rng.choice(list(MUTATIONS))
+        template = MUTATIONS[kind](rng, original)
+        if template is not None and template != original:
+            return kind, template
+
+
 def check(tokenizer: Any, template: str, conversations: int) -> tuple[str, Any]:
     """What became of a template: `refused`, `followed`, or `wrong` with examples."""
     tokenizer.chat_template = template
@@ -63,11 +75,23 @@ def check(tokenizer: Any, template: str, conversations: int) -> tuple[str, Any]:
         codec = ChatCodec(tokenizer, name="mutated")
     except CodecError as error:
         return "refused", error.problem
-    try:
-        report = play(codec, range(conversations))
-    except CodecError as error:
-        return "wrong", {"a prompt cannot be made": error.problem}
-    return ("wrong", report.examples) if report.wrong else ("followed", None)
+    for first in range(0, conversations, 20):
+        try:
+            report = play(codec, range(first, min(first + 20, conversations)))
+        except CodecError as error:
+            return "wrong", {"a prompt cannot be made": error.problem}
+        if report.wrong:
+            return "wrong", report.examples
+    return "followed", None
+
+
+def piece(name: str, number: int, seed: int, conversations: int) -> dict[str, Any]:
+    """What became of the family's mutation of that number."""
+    original = str(small_tokenizer(name).chat_template)
+    kind, template = mutated(name, original, number, seed)
+    result, why = check(small_tokenizer(name), template, conversations)
+    at = next((i for i, (a, b) in enumerate(zip(original, template, strict=False)) if a != b), len(template))
+    return {"kind": kind, "at": template[max(0, at - 60) : at + 60], "result": result, "why": why}
 
 
 def main() -> None:
@@ -77,23 +101,24 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=20, help="of each family's template")
     parser.add_argument("--conversations", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--resume", type=Path, help="file of results, made if missing; what stands there is not repeated"
+    )
     options = parser.parse_args()
     if not families():
         sys.exit(f"The templates are not at {FOLDER}.")
-    counts: Counter[str] = Counter()
-    for name in options.names or families():
-        rng = random.Random(f"{options.seed}:{name}")
-        original = str(small_tokenizer(name).chat_template)
-        for _ in range(options.mutations):
-            kind = rng.choice(list(MUTATIONS))
-            mutated = MUTATIONS[kind](rng, original)
-            if mutated is None or mutated == original:
-                continue
-            result, why = check(small_tokenizer(name), mutated, options.conversations)
-            counts[result] += 1
-            if result == "wrong":
-                at = next(i for i, (a, b) in enumerate(zip(original, mutated, strict=False)) if a != b)
-                print(f"{name}, {kind} at {mutated[max(0, at - 60) : at + 60]!r}: {why}", flush=True)
+    pieces = {
+        f"{name} {number} seed {options.seed}, {options.conversations}":
+            (name, number, options.seed, options.conversations)
+        for number in range(options.mutations)
+        for name in options.names or families()
+    }  # fmt: skip
+    results = run(piece, pieces, jobs=options.jobs, file=options.resume)
+    for key, found in results.items():
+        if found["result"] == "wrong":
+            print(f"{key}: {found['kind']} at {found['at']!r}: {found['why']}")
+    counts = Counter(found["result"] for found in results.values())
     print(dict(counts))
     sys.exit(int(counts["wrong"] > 0))
 

@@ -48,33 +48,43 @@ def abilities(codec: ChatCodec) -> Abilities:
 
 
 def play(codec: ChatCodec, seeds: range, histories: tuple[History, ...] = ("append", "template")) -> Report:
-    """Play one conversation for each seed, in each history mode."""
+    """Play one conversation for each seed, in all history modes side by side."""
     report, can = Report(), abilities(codec)
     for seed in seeds:
-        for history in histories:
-            _play_one(codec, seed, can, history, report)
+        _play_one(codec, seed, can, histories, report)
     return report
 
 
-def _play_one(codec: ChatCodec, seed: int, can: Abilities, history: History, report: Report) -> None:
+def _play_one(codec: ChatCodec, seed: int, can: Abilities, histories: tuple[History, ...], report: Report) -> None:
     writer = Writer(seed, can)
     opening = writer.opening()
-    transcript, conversation, new = Transcript(codec, TOOLS, history), list(opening), opening
-    seen: list[int] = []
+    transcripts = {history: Transcript(codec, TOOLS, history) for history in histories}
+    seen: dict[History, list[int]] = {history: [] for history in histories}
+    conversation, new = list(opening), opening
+
+    def compare() -> None:
+        template = template_ids(codec, conversation)
+        for history, transcript in transcripts.items():
+            prompt = transcript.prompt(new).tolist()
+            _compare(codec, prompt, template, seen[history], history, seed, report)
+            seen[history] = prompt
+
     for turn in writer.turns():
-        prompt = transcript.prompt(new).tolist()
-        _compare(codec, prompt, seen, conversation, history, seed, report)
+        compare()
         sampled = _sampled(codec, turn.message(), conversation, opening)
         if sampled is None:
             report.note("the template does not write a turn", (seed, turn))
             return
-        read = transcript.record(generation(sampled))
-        if _essence(read) != (turn.content, turn.reasoning or "", repr(turn.calls), {"ok"} if turn.calls else set()):
-            report.note("a turn is misread", (seed, turn, read))
-        report.turns += 1
-        seen, new = prompt + sampled, turn.answers()
+        written = (turn.content, turn.reasoning or "", repr(turn.calls), {"ok"} if turn.calls else set())
+        for history, transcript in transcripts.items():
+            read = transcript.record(generation(sampled))
+            if _essence(read) != written:
+                report.note("a turn is misread", (seed, turn, read))
+            report.turns += 1
+            seen[history] += sampled
+        new = turn.answers()
         conversation += [read.as_message(), *new]
-    _compare(codec, transcript.prompt(new).tolist(), seen, conversation, history, seed, report)
+    compare()
 
 
 def generation(token_ids: list[int]) -> Generation:
@@ -103,13 +113,17 @@ def _essence(turn: ParsedTurn) -> Any:
 def _compare(
     codec: ChatCodec,
     prompt: list[int],
+    template: list[int],
     seen: list[int],
-    conversation: list[ChatMessage],
     history: History,
     seed: int,
     report: Report,
 ) -> None:
-    template = template_ids(codec, conversation)
+    """Compare a prompt with the template's rendering.
+
+    Args:
+        seen: the prompt before and what was sampled for it.
+    """
     if prompt == template:
         report.same += 1
         return
