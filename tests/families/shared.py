@@ -1,9 +1,11 @@
-"""The chat templates of real model families, which may lie beside the checkout in `../shared/template_families`."""
+"""The chat templates of real model families, which may lie beside the checkout in `../shared/template_families`, or
+where the variable TEMPLATE_FAMILIES says."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import transformers
 
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "template_families"
+FOLDER = Path(os.environ.get("TEMPLATE_FAMILIES") or Path(__file__).parents[2].parent / "shared" / "template_families")
 
 
 def families() -> dict[str, Any]:
