@@ -152,13 +152,13 @@ class Output:
                 "Resume it with its own settings, or append a collection with these, or choose another file.",
             )
 
-    def _make_room(self, last: Asked) -> None:
-        """Drop a last part that breaks off, and the aborted episodes."""
+    def _make_room(self) -> None:
+        """Drop a last part that breaks off, and the aborted episodes of the collection that is resumed."""
         try:
             if (torn := unfinished_part(self.path)) is not None:
                 torn.unlink()
-            if self.aborted:
-                remove_aborted(self.path, last.collection_id)
+            if self._last is not None and self.aborted:
+                remove_aborted(self.path, self._last.collection_id)
         except OSError as error:
             raise _written(self.path, error) from error
 
@@ -196,9 +196,9 @@ class Output:
         Raises:
             StorageError: the file cannot be written.
         """
-        if self._last is not None:
-            self._make_room(self._last)
         goes_on = self.mode in ("append", "resume")
+        if goes_on:
+            self._make_room()
         with TrajectoryWriter(self.path, append=goes_on, overwrite=self.mode == "overwrite") as writer:
             if self._last is None:
                 this = Asked(

@@ -221,6 +221,17 @@ def test_a_part_of_aborted_episodes_alone_goes(tmp_path):
     assert [t.outcome for t in storage.read(path)] == [Outcome.COMPLETED] * 2
 
 
+@both_formats
+@pytest.mark.parametrize("mode", ["append", "resume"])
+def test_what_breaks_off_at_the_end_of_a_file_is_dropped_before_it_grows(ending, mode, tmp_path):
+    path = tmp_path / f"x.{ending}"
+    collect(path, "new", n=3, seed=1)
+    last = path if ending == "jsonl" else max(path.glob("part-*"))
+    last.write_bytes(last.read_bytes()[:-20])
+    collect(path, mode, **({"n": 1, "seed": 1} if mode == "append" else {}))
+    assert len(storage.read(path)) == 3
+
+
 @pytest.mark.parametrize("damage", [b"{}", b"[", b'{"version": 1, "collections": 3, "others": []}'])
 def test_a_damaged_manifest_is_refused_and_one_of_a_newer_release_is_named(damage, tmp_path):
     path = tmp_path / "x.jsonl"

@@ -154,8 +154,9 @@ class TrajectoryWriter:
 
     @property
     def count(self) -> int:
-        """Trajectories that are safe at the path, including those from before."""
-        return self._sink.count
+        """Trajectories that are safe at the path, including those from before; 0 as long as the old file is there that
+        they are to replace."""
+        return self._sink.count if self._replacement is None else 0
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
         """Write `trajectories` and sync them to the disk. In Parquet they become one part, all or none.
@@ -173,8 +174,9 @@ class TrajectoryWriter:
         except BaseException as error:
             self._sink.cut_back()
             if isinstance(error, OSError):
+                held = f"The {self.count} trajectories that it holds are safe."
                 raise StorageError(
-                    f"{self.path} could not be written: {error}. The {self.count} trajectories that it holds are safe.",
+                    f"{self.path} could not be written: {error}. {'It is as it was.' if self._replacement else held}",
                     "Make room, or choose another disk; then append the rest (a new writer needs append=True).",
                 ) from error
             raise
@@ -182,7 +184,7 @@ class TrajectoryWriter:
     def close(self) -> None:
         """Close the path. Nothing is pending after an `append()`."""
         self._sink.close()
-        if self._replacement is not None and not self.count:
+        if self._replacement is not None:
             self._replacement.discard()
 
     def __enter__(self) -> TrajectoryWriter:

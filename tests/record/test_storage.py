@@ -381,6 +381,18 @@ def test_a_full_disk_loses_nothing_that_was_written(ending: str, tmp_path: Path)
     assert list(tmp_path.rglob("*unfinished*")) == []
 
 
+@both_formats
+def test_an_old_file_stays_alone_if_the_first_group_of_the_new_one_cannot_be_stored(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{ending}"
+    storage.write(path, some(2))
+    with storage.TrajectoryWriter(path, overwrite=True) as writer:
+        with pytest.raises(StorageError, match="cannot be stored"):
+            writer.append([make_trajectory(trajectory_id="new"), make_trajectory(reward=float("nan"))])
+        assert writer.count == 0
+    assert ids(storage.read(path)) == ["t0", "t1"]
+    assert os.listdir(tmp_path) == [path.name]
+
+
 WRITES_UNTIL_KILLED = """
 import sys
 from rollout_service.record import storage

@@ -94,9 +94,8 @@ def _play(client: Any, file: Any, asked: dict[str, Any]) -> tuple[Any, str]:
             return progress, error.problem
         except (KeyboardInterrupt, ServiceError):
             if writer is not None:
-                say(
-                    f"{writer.count} trajectories are in {file.path}." if writer.count else f"{file.path} is as it was."
-                )
+                is_old = writer.written != file.path  # the file that was to be overwritten still has its place
+                say(f"{file.path} is as it was." if is_old else f"{writer.count} trajectories are in {file.path}.")
             raise
     return progress, ""
 
