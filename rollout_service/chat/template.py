@@ -6,6 +6,7 @@ Invariant: every rendering of a codec goes through here, with the same template 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,6 @@ from rollout_service.chat.message_form import ChatMessage, MessageForm
 from rollout_service.errors import CodecError
 
 ToolSchema = dict[str, Any]
-
-_OWN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "conversation")
-"""Arguments that belong to the rendering itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +29,16 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         for name in self.arguments:
-            if name in _OWN:
+            if name in self._own:
                 raise CodecError(
                     f"policy.template_arguments: {name} is set by the service itself.", f"Leave {name} out."
                 )
+
+    @property
+    def _own(self) -> set[str]:
+        """Names that belong to the rendering itself. `chat_template` is one of them: the fingerprint in trajectories is
+        that of the tokenizer's template."""
+        return {"messages", *inspect.signature(self.tokenizer.apply_chat_template).parameters}
 
     def with_form(self, form: MessageForm) -> ChatTemplate:
         """The same template, given messages in another form."""
@@ -76,7 +80,8 @@ class ChatTemplate:
         """
         for name in self.arguments:
             if not self._reads(name, conversations, tools):
-                others = (other for other in sorted(_variables(str(self.tokenizer.chat_template))) if other != name)
+                variables = _variables(str(self.tokenizer.chat_template)) - self._own
+                others = (other for other in sorted(variables) if other != name)
                 read = [other for other in others if self._reads(other, conversations, tools)]
                 raise CodecError(
                     f"policy.template_arguments: the chat template of {self.name!r} does not read {name!r}; it would "
@@ -107,7 +112,7 @@ class ChatTemplate:
 
 
 def _variables(template: str) -> set[str]:
-    """Names that the template may read and that are no part of the rendering itself."""
+    """Names that the template may read, without the functions and special tokens that every template has."""
     import jinja2
     import jinja2.meta
 
@@ -116,4 +121,4 @@ def _variables(template: str) -> set[str]:
     except jinja2.TemplateError:
         return set()
     functions = {"raise_exception", "strftime_now", "namespace", "bos_token", "eos_token", "unk_token", "pad_token"}
-    return set(jinja2.meta.find_undeclared_variables(parsed)).difference(_OWN, functions)
+    return set(jinja2.meta.find_undeclared_variables(parsed)).difference(functions)

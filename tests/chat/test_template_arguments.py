@@ -50,7 +50,7 @@ def test_an_argument_with_the_value_that_it_has_anyway_is_read() -> None:
     assert switched(quick=False).template_arguments == {"quick": False}
 
 
-@pytest.mark.parametrize("name", ["tools", "messages", "add_generation_prompt"])
+@pytest.mark.parametrize("name", ["tools", "messages", "add_generation_prompt", "chat_template"])
 def test_an_argument_of_the_rendering_itself_is_refused(name: str) -> None:
     with pytest.raises(CodecError, match=f"{name} is set by the service itself"):
         switched(**{name: []})

@@ -382,7 +382,7 @@ def test_a_full_disk_loses_nothing_that_was_written(ending: str, tmp_path: Path)
 
 
 @both_formats
-def test_an_old_file_stays_alone_if_the_first_group_of_the_new_one_cannot_be_stored(ending: str, tmp_path: Path) -> None:
+def test_an_old_file_stays_alone_if_the_first_new_group_cannot_be_stored(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{ending}"
     storage.write(path, some(2))
     with storage.TrajectoryWriter(path, overwrite=True) as writer:
