@@ -1,0 +1,33 @@
+"""SGLang's own parser of tool calls reads what the codec's turns write."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.families.shared import FOLDER, families
+from tests.support import sglang
+
+pytestmark = [
+    pytest.mark.sglang,
+    sglang.needed,
+    pytest.mark.skipif(not families(), reason=f"needs {FOLDER}: the templates are no part of the repository"),
+    pytest.mark.timeout(300),
+]
+
+
+def test_sglang_reads_the_calls_that_the_codec_writes() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.families.second_opinion", "kimi-k2", "devstral-2507"]
+    environment = {**os.environ, **sglang.ENVIRONMENT}
+    run = subprocess.run(
+        [*command, "--conversations", "8"], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["kimi-k2", "kimi_k2"], ["devstral-2507", "mistral"]]
+    for _, _, written, alike, damaged, *others in rows:
+        assert int(written) == int(alike) > 5
+        assert int(damaged) == sum(map(int, others)) > 20
