@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ import ray
 import actors.parts as parts
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
+from actors.restart import is_restarted
 from actors.running import RunningCollection
 from rollout_service.collecting.episode_state import Kept
 from rollout_service.collecting.planning import Planner
@@ -27,7 +27,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
-from rollout_service.journal.entries import Acknowledged, Asked, Weights
+from rollout_service.journal.entries import Acknowledged, Asked
 from rollout_service.journal.journal import Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part
@@ -162,10 +162,6 @@ class Bookkeeping:
         """Wait until what was noted before is safe."""
         await self._journal.durable()
 
-    def reach(self, version: int) -> None:
-        """Note a new weight version."""
-        self._journal.record(Weights(version))
-
     def status(self) -> dict[str, str | None] | None:
         """Where the journal is, and why it cannot be written at present; None: there is none."""
         path = self._service.journal
@@ -185,28 +181,18 @@ def no_collection(collection_id: str) -> ServiceError:
     )
 
 
-def is_restarted() -> bool:
-    """Whether this process is an actor that Ray started again after its death."""
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    with warnings.catch_warnings():  # Ray's own code warns there of another of its calls
-        warnings.simplefilter("ignore")
-        return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
-
-
 async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:
-    """Do again what the process that starts a service does with a new coordinator. The variables with secrets come from
-    the fleet, without which no coordinator can go on."""
+    """Do again what the process that starts a service does with a new coordinator. The weight version and the variables
+    with secrets come from the fleet, without which no coordinator can go on."""
     begun = time.monotonic()
     service = config.service
     fleet = await asyncio.to_thread(cluster.find, cluster.fleet_name(service.name), service.namespace)
     try:
         if fleet is None:
             raise cluster.gone("fleet")
-        state, version = await fleet.desired_state.remote(), await fleet.weight_version.remote()
-        await coordinator.policy_changed(version, state.pause is not None)
-        await coordinator.start(await fleet.episode_variables.remote(), fleet)
+        state = await cluster.repeated(fleet.state.remote, "fleet")
+        await coordinator.policy_changed(state)
+        await coordinator.start(state.episode_variables, fleet)
         await coordinator.ready(time.monotonic() - begun)
     except Exception as error:  # whoever calls must hear of it
         known = error if isinstance(error, RolloutError) else ServiceError(f"No restart: {last_cause(str(error))}.")

@@ -38,6 +38,8 @@ from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.policy.fleet import FleetHandle
+from rollout_service.policy.replicas import FleetState
+from rollout_service.redaction import remember
 from rollout_service.tau2.task_source import Tau2TaskSource
 
 _log = logs.logger(__name__)
@@ -63,7 +65,7 @@ class Coordinator:
         self._fleet: FleetHandle | None = None
         self._version = config.policy.weight_version
         """Version of the weights that the trainer gave last, as the fleet told it."""
-        self._paused = False
+        self._fleet_state: FleetState | None = None
         self._scheduler = Scheduler()
         self._alarm: asyncio.TimerHandle | None = None
         self._collections: dict[str, RunningCollection] = {}
@@ -266,7 +268,7 @@ class Coordinator:
             **self._tally.status(),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
             "weight_version": self._version,
-            "paused": self._paused,
+            "paused": self._fleet_state is not None and self._fleet_state.desired.pause is not None,
             "journal": self._books.status(),
             "clients": self._clients.silences(),
             "collections": {
@@ -289,13 +291,21 @@ class Coordinator:
         """The configuration that the service runs with."""
         return self._config
 
-    async def policy_changed(self, version: int, paused: bool) -> None:
-        """Take what the fleet says: the version of the weights that the trainer gave last, and whether the replicas are
-        paused."""
-        self._paused = paused
+    async def policy_changed(self, state: FleetState) -> None:
+        """Take what the fleet says. It is also kept for a fleet that is started again."""
+        for value in (*state.replica_variables.values(), *state.episode_variables.values()):
+            remember(value)
+        self._fleet_state = state
+        self._reach(state.version)
+
+    async def fleet_state(self) -> FleetState | None:
+        """What the fleet said last; None: it said nothing to this process."""
+        return self._fleet_state
+
+    def _reach(self, version: int) -> None:
+        """The trainer's version is this one from now on, unless it is newer."""
         if version > self._version:
             self._version = version
-            self._books.reach(version)
             self._scheduler.updated(version)
             self._pump()
 
@@ -360,7 +370,7 @@ class Coordinator:
         try:
             await self._fleet.observe.remote(newest)
         except RayError:  # without the fleet, this actor is the only one that knows
-            await self.policy_changed(newest, self._paused)
+            self._reach(newest)
 
     def _end(self, running: RunningCollection, error: RolloutError) -> None:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""

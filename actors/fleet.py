@@ -12,19 +12,23 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
+import actors.answers as answers
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
-from rollout_service.cluster import DEPLOYMENT
+import rollout_service.twins as twins
+from actors.restart import is_restarted
+from rollout_service.cluster import DEPLOYMENT, repeated
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError, WeightError, last_cause
+from rollout_service.errors import RolloutError, ServiceError, WeightError
 from rollout_service.policy import replica_size
 from rollout_service.policy.deployment import PolicyHandle, ReplicaMethod
-from rollout_service.policy.replicas import DesiredState, Fit, ReplicaState, UpdateReport
+from rollout_service.policy.replicas import DesiredState, Fit, FleetState, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 
@@ -62,6 +66,26 @@ class Fleet:
         self.desired = DesiredState()
         self.version = config.policy.weight_version
         """Version of the weights that the trainer gave last."""
+        self._keeps_variables = config.service.journal is not None
+        if coordinator is not None and is_restarted():
+            self._go_on(twins.run(repeated(coordinator.fleet_state.remote)))
+
+    def _go_on(self, state: FleetState | None) -> None:
+        """Become what a fleet was that died.
+
+        Raises:
+            ServiceError: nobody knows that.
+        """
+        if state is None:
+            raise ServiceError("Fleet and coordinator died, so nobody knows the weights.", "Start the service again.")
+        self.version, self.desired, self._history = state.version, state.desired, state.history
+        self._take_variables(state.replica_variables, state.episode_variables)
+        _log.warning("The fleet goes on at weight version %d. Process groups have to be made again.", self.version)
+
+    def _take_variables(self, of_replicas: Mapping[str, str], of_episodes: Mapping[str, str]) -> None:
+        secrets.receive(of_replicas)
+        self._variables, self._of_episodes = dict(of_replicas), dict(of_episodes)
+        self._received.set()
 
     # Replicas --------------------------------------------------------------------------------------------------------
 
@@ -72,19 +96,18 @@ class Fleet:
         Args:
             of_episodes: those that episodes need, kept for a coordinator that is started again.
         """
-        secrets.receive(variables)
-        self._variables = variables
-        self._of_episodes = of_episodes
-        self._received.set()
+        self._take_variables(variables, of_episodes)
+        await self._tell_coordinator()
 
     async def replica_variables(self) -> dict[str, str]:
         """The environment variables with secrets that a replica needs, as soon as they were received."""
         await self._received.wait()
         return self._variables
 
-    async def episode_variables(self) -> dict[str, str]:
-        """The environment variables with secrets that episodes need, as far as the service's starter gave them."""
-        return self._of_episodes
+    async def state(self) -> FleetState:
+        """What a coordinator or a fleet that is started again must know."""
+        variables = (self._variables, self._of_episodes) if self._keeps_variables else ({}, {})
+        return FleetState(self.version, self.desired, self._history, *variables)
 
     async def desired_state(self) -> DesiredState:
         """What a replica that starts now should be like."""
@@ -141,7 +164,7 @@ class Fleet:
         number = self.desired.pauses + 1
         self.desired = replace(self.desired, pause=mode, pauses=number)
         await self._tell_coordinator()
-        return _all(await self._ask(method, *(() if mode is None else (mode,)), number))
+        return answers.living(await self._ask(method, *(() if mode is None else (mode,)), number))
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
@@ -201,16 +224,16 @@ class Fleet:
             whole = replace(update, source=self._history.source, after=None)
             self.desired = replace(self.desired, update=whole)
         try:
-            answers = await self._ask("update_weights", update)
+            came = await self._ask("update_weights", update)
         except BaseException:  # some replicas may have loaded them: the version is taken, and later replicas load them
             await self._reach(update.version)
             raise
-        loaded = [answer for answer in answers if isinstance(answer, ReplicaState)]
-        if answers and not loaded:
+        loaded = [answer for answer in came if isinstance(answer, ReplicaState)]
+        if came and not loaded:
             self.desired, self._history = replace(self.desired, update=before[0]), before[1]
-            _all(answers)
+            answers.living(came)
         await self._reach(update.version)
-        lost = [_text(answer) for answer in answers if not isinstance(answer, ReplicaState)]
+        lost = [answers.text(answer) for answer in came if not isinstance(answer, ReplicaState)]
         return UpdateReport(update.version, loaded, lost)
 
     def _check_turn(self, update: WeightUpdate) -> None:
@@ -225,7 +248,7 @@ class Fleet:
 
     async def _check_fits(self, update: WeightUpdate) -> Names:
         """Have every replica check the update. Returns the parameters that it changes."""
-        fits: list[Fit] = _all(await self._ask("check_update", update))
+        fits: list[Fit] = answers.living(await self._ask("check_update", update))
         if not fits:
             raise ServiceError("No policy replica answers.", "Try again when they are replaced; see their logs.")
         names = fits[0].names
@@ -249,7 +272,7 @@ class Fleet:
     async def _tell_coordinator(self) -> None:
         if self._coordinator is not None:
             with contextlib.suppress(RayError):  # it is gone, and whoever waits for it hears that from Ray
-                await self._coordinator.policy_changed.remote(self.version, self.desired.pause is not None)
+                await self._coordinator.policy_changed.remote(await self.state())
 
     # Process groups --------------------------------------------------------------------------------------------------
 
@@ -264,7 +287,7 @@ class Fleet:
                 "With policy.engine_arguments.pp_size above 1 SGLang gives the stages the same ranks.",
                 "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
             )
-        cumem = _all(await self._ask("nccl_cumem"))
+        cumem = answers.living(await self._ask("nccl_cumem"))
         if len(set(cumem)) > 1:
             values = ", ".join(sorted({str(value) for value in cumem}))
             raise WeightError(
@@ -290,7 +313,7 @@ class Fleet:
         ranks = dict(zip(names, itertools.count(1, each), strict=False))
         self._groups[rendezvous.name] = set(names)
         try:
-            joined: list[ReplicaState] = _all(await self._ask("join", rendezvous, ranks))
+            joined: list[ReplicaState] = answers.living(await self._ask("join", rendezvous, ranks))
             gone = set(names) - {state.replica for state in joined}
             if gone:
                 raise WeightError(
@@ -342,7 +365,7 @@ class Fleet:
         return self._handle
 
     async def _states(self) -> list[ReplicaState]:
-        return _all(await self._ask("state"))
+        return answers.living(await self._ask("state"))
 
     async def _ask(self, method: ReplicaMethod, *arguments: Any) -> list[Any]:
         """Each replica's answer, or what it raised."""
@@ -360,33 +383,6 @@ def _deployment(application: str) -> PolicyHandle:
 
     handle: PolicyHandle = serve.get_deployment_handle(DEPLOYMENT, application)
     return handle
-
-
-def _all(answers: list[Any]) -> list[Any]:
-    """The answers of the replicas that live.
-
-    Raises:
-        RolloutError: the first one among the answers.
-        ServiceError: another error is among them, or no replica lives.
-    """
-    living = [answer for answer in answers if not isinstance(answer, RayActorError)]
-    answers = living or answers  # a lost replica is being replaced, and its successor starts with what the others have
-    errors = [_cause(answer) for answer in answers if isinstance(answer, BaseException)]
-    if errors:
-        raise next((error for error in errors if isinstance(error, RolloutError)), None) or ServiceError(
-            f"{len(errors)} of {len(answers)} replicas failed; the first with: {_text(errors[0])}",
-            "See the replicas' logs.",
-        )
-    return answers
-
-
-def _cause(error: BaseException) -> BaseException:
-    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
-
-
-def _text(error: BaseException) -> str:
-    cause = _cause(error)
-    return f"{type(cause).__name__}: {last_cause(str(cause)) or '-'}"
 
 
 def _since(started: float) -> float:

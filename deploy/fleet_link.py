@@ -6,6 +6,7 @@ Invariant: a fleet that does not answer is the same as none; the replica decides
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _ANSWER_SECONDS = 60.0
 """How long the fleet may take to answer."""
+
+_POLL_SECONDS = 0.2
+"""Time between two calls of a fleet that is being started again."""
 
 
 def desired_state(config: RolloutConfig) -> DesiredState | None:
@@ -54,9 +58,15 @@ def receive_variables(config: RolloutConfig) -> None:
 
 def _ask(config: RolloutConfig, ask: Callable[[FleetHandle], Reference[T]]) -> T | None:
     service = config.service
-    try:
-        fleet: FleetHandle = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
-        answer: T = ray.get(ask(fleet), timeout=_ANSWER_SECONDS)
-        return answer
-    except (ValueError, ray.exceptions.RayError):
-        return None
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            fleet: FleetHandle = ray.get_actor(fleet_name(service.name), namespace=service.namespace)
+            answer: T = ray.get(ask(fleet), timeout=max(0.0, deadline - time.monotonic()))
+            return answer
+        except ray.exceptions.ActorUnavailableError:  # it is being started again
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_POLL_SECONDS)
+        except (ValueError, ray.exceptions.RayError):
+            return None

@@ -94,7 +94,7 @@ def _create_actors(config: RolloutConfig, application: str | None, owner: str | 
     made = ray.remote(Coordinator).options(name=coordinator_name(service.name), **options, **_restarts(config))
     with _name_may_be_taken(service.name):
         coordinator: CoordinatorHandle = made.remote(config, application, owner)
-    made = ray.remote(Fleet).options(name=fleet_name(service.name), **options)
+    made = ray.remote(Fleet).options(name=fleet_name(service.name), **options, **_restarts(config))
     fleet: FleetHandle = made.remote(config, application, coordinator)
     return Service(coordinator, fleet)
 
@@ -112,7 +112,8 @@ def _name_may_be_taken(name: str) -> Iterator[None]:
 
 
 def _restarts(config: RolloutConfig) -> dict[str, Any]:
-    """Options of a coordinator with a journal: Ray starts it again, on the node where its journal is if that lives."""
+    """Options of coordinator and fleet where there is a journal: Ray starts them again, on the journal's node if that
+    lives."""
     if config.service.journal is None:
         return {}
     here = ray.get_runtime_context().get_node_id()

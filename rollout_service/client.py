@@ -22,7 +22,7 @@ import rollout_service.config.arguments as arguments
 import rollout_service.config.secrets as secrets
 import rollout_service.embedded as embedded
 import rollout_service.twins as twins
-from rollout_service.cluster import answer, call
+from rollout_service.cluster import call, repeated
 from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.progress import CollectionProgress
@@ -233,7 +233,7 @@ class RolloutClient:
 
     async def astatus(self) -> dict[str, Any]:
         """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
-        return await answer(self._coordinator.status.remote())
+        return await repeated(self._coordinator.status.remote)
 
     status = twins.blocking(astatus)
 
@@ -306,13 +306,13 @@ class RolloutClient:
 
     async def aweight_version(self) -> int:
         """Version of the weights that the service was given last."""
-        return await answer(self._fleet.weight_version.remote(), "fleet")
+        return await repeated(self._fleet.weight_version.remote, "fleet")
 
     weight_version = twins.blocking(aweight_version)
 
     async def areplicas(self) -> list[ReplicaState]:
         """State of each policy replica: weight version, number of running turns, whether it is paused."""
-        return await answer(self._fleet.replicas.remote(), "fleet")
+        return await repeated(self._fleet.replicas.remote, "fleet")
 
     replicas = twins.blocking(areplicas)
 
@@ -328,13 +328,13 @@ class RolloutClient:
             WeightError: another mode.
         """
         check_mode(mode)
-        await answer(self._fleet.pause.remote(mode), "fleet")
+        await repeated(lambda: self._fleet.pause.remote(mode), "fleet")
 
     pause = twins.blocking(apause)
 
     async def aresume(self) -> None:
         """Go on sampling after `pause`."""
-        await answer(self._fleet.resume.remote(), "fleet")
+        await repeated(self._fleet.resume.remote, "fleet")
 
     resume = twins.blocking(aresume)
 

@@ -12,6 +12,7 @@ from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.fleet import FleetHandle
+from rollout_service.policy.replicas import FleetState
 
 
 class CoordinatorHandle(Protocol):
@@ -27,7 +28,8 @@ class CoordinatorHandle(Protocol):
     cancel_submitted: RemoteMethod[[Accepted], None]
     renew: RemoteMethod[[str], None]
     leave: RemoteMethod[[str], None]
-    policy_changed: RemoteMethod[[int, bool], None]
+    policy_changed: RemoteMethod[[FleetState], None]
+    fleet_state: RemoteMethod[[], FleetState | None]
     status: RemoteMethod[[], dict[str, Any]]
     stop: RemoteMethod[[], None]
 

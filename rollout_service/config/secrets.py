@@ -2,7 +2,8 @@
 
 Invariant: a secret stands in an environment variable, and the settings hold only the variable's name. The one
 exception is the name and password of a URL. A value goes from the process that starts the service to the processes that
-use it by a call between actors, which Ray neither logs nor stores, and to no others. Each of them tells `redaction`
+use it by a call between actors, which Ray neither logs nor stores, and to no others, apart from a coordinator with a
+journal, which keeps the replicas' for a fleet that is started again. Each of them tells `redaction`
 what it knows.
 """
 

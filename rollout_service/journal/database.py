@@ -19,7 +19,7 @@ from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Discarded, Ended, Entry, Stored, Weights
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Discarded, Ended, Entry, Stored
 from rollout_service.record.part import Part
 
 VERSION = 1
@@ -73,7 +73,6 @@ class Recovered:
 
     collections: list[OpenCollection] = field(default_factory=list)
     samplers: list[SamplerPosition] = field(default_factory=list)
-    weight_version: int = 0
 
 
 class Database:
@@ -156,8 +155,6 @@ class Database:
                 return self._forget(entry.collection_id)
             case Discarded():
                 return [entry.part]
-            case Weights():
-                self._set_fact("weight_version", entry.version)
         return []
 
     def _ask(self, asked: Asked) -> None:
@@ -234,7 +231,6 @@ class Database:
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
             [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
-            int(self._fact("weight_version", 0)),
         )
 
     def _collection(
@@ -279,9 +275,6 @@ class Database:
     def _fact(self, name: str, default: Any) -> Any:
         row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else row[0]
-
-    def _set_fact(self, name: str, value: Any) -> None:
-        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
 
 def _text(adapter: TypeAdapter[Any], value: Any) -> str:

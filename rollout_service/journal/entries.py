@@ -77,11 +77,4 @@ class Discarded:
     part: Part
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The trainer gave weights of this version."""
-
-    version: int
-
-
-Entry = Asked | Stored | Delivered | Acknowledged | Ended | Discarded | Weights
+Entry = Asked | Stored | Delivered | Acknowledged | Ended | Discarded

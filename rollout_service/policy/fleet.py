@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from rollout_service.cluster import RemoteMethod
-from rollout_service.policy.replicas import DesiredState, ReplicaState, UpdateReport
+from rollout_service.policy.replicas import DesiredState, FleetState, ReplicaState, UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 
 
@@ -13,7 +13,7 @@ class FleetHandle(Protocol):
     """Handle of the fleet actor. Each method is described there."""
 
     receive: RemoteMethod[[dict[str, str], dict[str, str]], None]
-    episode_variables: RemoteMethod[[], dict[str, str]]
+    state: RemoteMethod[[], FleetState]
     replica_variables: RemoteMethod[[], dict[str, str]]
     desired_state: RemoteMethod[[], DesiredState]
     replicas: RemoteMethod[[], list[ReplicaState]]

@@ -5,9 +5,10 @@ Invariant: messages only. Both sides can be asked again at any time, so each mes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from rollout_service.policy.weight_history import Names
+from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import UpdateMode, WeightUpdate
 
 
@@ -46,6 +47,22 @@ class DesiredState:
     """How turns were stopped, while the replicas are paused. None: they sample."""
     pauses: int = 0
     """How often the replicas were paused or resumed. Of two orders, the one with the larger number is the newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """All that the fleet must know to go on after its death, apart from process groups, which end with it.
+
+    Fleet and coordinator both have it. Whichever is started again gets it from the other."""
+
+    version: int
+    """Version of the weights that the trainer gave last."""
+    desired: DesiredState = DesiredState()
+    history: WeightHistory = field(default_factory=WeightHistory)
+    replica_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Environment variables with secrets that replicas need. Empty without a journal: no actor is started again."""
+    episode_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Those that episodes need, likewise."""
 
 
 @dataclass(frozen=True, slots=True)

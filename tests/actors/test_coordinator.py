@@ -24,6 +24,7 @@ from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
+from rollout_service.policy.replicas import DesiredState, FleetState
 from tests.support.episodes import settings
 
 Play = Callable[[EpisodeRequest], EpisodeSummary | Awaitable[EpisodeSummary]]
@@ -328,10 +329,10 @@ async def test_without_a_fleet_new_weights_of_an_endpoint_still_make_old_traject
 
 async def test_what_the_fleet_says_is_in_the_status(start):
     coordinator = await start(scored)
-    await coordinator.policy_changed(4, True)
+    await coordinator.policy_changed(FleetState(4, DesiredState(pause="drain")))
     status = await coordinator.status()
     assert (status["weight_version"], status["paused"]) == (4, True)
-    await coordinator.policy_changed(4, False)
+    await coordinator.policy_changed(FleetState(4))
     assert not (await coordinator.status())["paused"]
 
 

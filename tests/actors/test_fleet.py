@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,9 +13,11 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
+import actors.fleet as module
 from actors.fleet import Fleet
+from rollout_service.cluster import Call
 from rollout_service.errors import ServiceError, WeightError
-from rollout_service.policy.replicas import Fit, ReplicaState
+from rollout_service.policy.replicas import Fit, FleetState, ReplicaState
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -76,12 +79,17 @@ class Coordinator:
         self.replicas = replicas
         self.told: list[tuple[int, bool, list[str]]] = []
         self.policy_changed = SimpleNamespace(remote=self._policy_changed)
+        self.fleet_state = SimpleNamespace(remote=lambda: Call.of(self.state))
         self.gone = False
+        self.state: FleetState | None = None
 
-    async def _policy_changed(self, version: int, paused: bool) -> None:
+    async def _policy_changed(self, state: FleetState) -> None:
         if self.gone:
             raise RayActorError
-        self.told.append((version, paused, [method for method, *_ in self.replicas.asked]))
+        self.state = state
+        self.told.append(
+            (state.version, state.desired.pause is not None, [method for method, *_ in self.replicas.asked])
+        )
 
 
 def fleet(replicas: Replicas, coordinator: Coordinator | None = None) -> Fleet:
@@ -296,6 +304,34 @@ async def test_an_endpoint_s_newer_version_is_taken_over_and_told_once():
         await ours.observe(version)
     assert await ours.weight_version() == 3
     assert coordinator.told == [(3, False, [])]
+
+
+async def test_a_fleet_that_died_goes_on_with_what_the_coordinator_kept_of_it(monkeypatch):
+    replicas = Replicas(["a"])
+    coordinator = Coordinator(replicas)
+    replicas.covered = frozenset({"some"})
+    config = settings(service__journal="/a/journal")
+    ours = Fleet(config, "application", coordinator)
+    ours._handle = replicas
+    await ours.receive({"REPLICAS_KEY": "correct horse"}, {"USER_KEY": "battery staple"})
+    await ours.update_weights(UPDATE)
+    await ours.pause("drain")
+    assert "correct horse" not in repr(coordinator.state), "secrets are not shown"
+    monkeypatch.setattr(module, "is_restarted", lambda: True)
+    monkeypatch.delenv("REPLICAS_KEY")
+    again = await asyncio.to_thread(Fleet, config, "application", coordinator)
+    assert await again.state() == await ours.state()
+    assert again.desired.update == replace(UPDATE, after=None)
+    assert await again.replica_variables() == {"REPLICAS_KEY": "correct horse"}
+    assert (await again.state()).episode_variables == {"USER_KEY": "battery staple"}
+    assert os.environ["REPLICAS_KEY"] == "correct horse"
+    monkeypatch.delenv("REPLICAS_KEY")
+
+
+async def test_a_fleet_that_died_with_its_coordinator_does_not_guess_the_weights(monkeypatch):
+    monkeypatch.setattr(module, "is_restarted", lambda: True)
+    with pytest.raises(ServiceError, match="nobody knows the weights"):
+        await asyncio.to_thread(Fleet, settings(), "application", Coordinator(Replicas([])))
 
 
 async def test_without_a_coordinator_weights_are_still_updated():

@@ -18,7 +18,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import Fault, FaultKind, ServiceError
 from rollout_service.journal.database import Database, OpenCollection, Recovered
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Stored, Weights
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Stored
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS, check_file_system
 from rollout_service.record.part import Part, write_part
@@ -59,10 +59,10 @@ def fast_folder(tmp_path) -> Iterator[Path]:
 
 def test_what_was_committed_is_recovered_equal():
     database = Database(":memory:")
-    entries = [asked(), stored(0, a_part(0)), stored(1), stored(2, a_part(2)), Delivered("c", 0, (1,)), Weights(4)]
+    entries = [asked(), stored(0, a_part(0)), stored(1), stored(2, a_part(2)), Delivered("c", 0, (1,))]
     assert database.commit(entries) == []
     found = database.recover()
-    assert (found.samplers, found.weight_version) == ([SamplerPosition("mock", 1, 5)], 4)
+    assert found.samplers == [SamplerPosition("mock", 1, 5)]
     expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
 

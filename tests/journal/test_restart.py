@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import ray
 
 from tests.support.services import start
+
+
+def pid(actor: Any) -> int:
+    found: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+    return found
 
 
 def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_once(cluster, tmp_path):
@@ -15,7 +21,13 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
     with start("journaled", service__slots=4, service__journal=str(folder)) as client:
         stream = client.stream(24, group_size=2)
         groups = [next(stream) for _ in range(3)]
-        coordinator = ray.get(client._coordinator.__ray_call__.remote(lambda self: os.getpid()))
+        assert client.update_weights("/any/folder", version=7).version == 7
+        fleet = ray.get(client._fleet.state.remote())
+        os.kill(pid(client._fleet), signal.SIGKILL)
+        assert client.weight_version() == 7, "the fleet is back, and the call was made again"
+        assert ray.get(client._fleet.state.remote()) == fleet
+        assert client.update_weights("/any/folder", version=8).version == 8
+        coordinator = pid(client._coordinator)
         os.kill(coordinator, signal.SIGSTOP)
         asked = client.astream(2)  # the call is under way when the coordinator dies
         os.kill(coordinator, signal.SIGKILL)
@@ -23,7 +35,9 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         names = [trajectory.trajectory_id for group in groups for trajectory in group]
         assert len(names) == len(set(names)) == 24
         assert all(trajectory.reward is not None for group in groups for trajectory in group)
-        assert client.status()["journal"] == {"path": str(folder), "problem": None}
+        status = client.status()
+        assert status["journal"] == {"path": str(folder), "problem": None}
+        assert status["weight_version"] == 8, "the coordinator has it from the fleet"
         assert [len(group) for group in asked] == [1, 1], "the call was made again"
         assert client.status()["collections"] == {}, "it began one collection"
     assert list((folder / "parts").iterdir()) == []
