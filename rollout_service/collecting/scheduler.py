@@ -20,11 +20,16 @@ from rollout_service.errors import Fault
 class Assignment:
     """One attempt of an episode, and the actor that runs it."""
 
-    collection_id: str
+    collection: Collection
     episode: int
     """Index of the episode in its collection, see `Collection`."""
     attempt: int
     actor: str
+
+    @property
+    def collection_id(self) -> str:
+        """Id of the collection. One that is continued has the id of the one before, whose episodes may still end."""
+        return self.collection.collection_id
 
 
 class Scheduler:
@@ -32,7 +37,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._slots: dict[str, int] = {}
-        self._running: dict[str, set[tuple[str, int]]] = {}
+        self._running: dict[str, set[tuple[Collection, int]]] = {}
         self._collections: dict[str, Collection] = {}
         self._shares: dict[str, Share] = {}
         self._turn: deque[str] = deque()
@@ -111,8 +116,8 @@ class Scheduler:
                     self._turn.remove(collection_id)
                     self._turn.append(collection_id)
                     self._served = share.start(self._served, now)
-                    self._running[actor].add((collection_id, episode))
-                    return Assignment(collection_id, episode, collection.start(episode, now), actor)
+                    self._running[actor].add((collection, episode))
+                    return Assignment(collection, episode, collection.start(episode, now), actor)
         return None
 
     def updated(self, version: int) -> None:
@@ -146,12 +151,13 @@ class Scheduler:
 
     def _release(self, assignment: Assignment, now: float) -> Collection | None:
         """Free the assignment's slot. Returns its collection; None: it was dropped."""
-        self._running[assignment.actor].discard((assignment.collection_id, assignment.episode))
+        self._running[assignment.actor].discard((assignment.collection, assignment.episode))
         if assignment.actor not in self._slots and not self._running[assignment.actor]:
             del self._running[assignment.actor]
-        if assignment.collection_id in self._shares:
-            self._shares[assignment.collection_id].end(now)
-        return self._collections.get(assignment.collection_id)
+        if self._collections.get(assignment.collection_id) is not assignment.collection:
+            return None
+        self._shares[assignment.collection_id].end(now)
+        return assignment.collection
 
     def _place(self, collection: Collection, episode: int) -> str | None:
         """The actor with the largest share of free slots, or None.
@@ -168,5 +174,4 @@ class Scheduler:
         return min(free, key=lambda actor: len(self._running[actor]) / self._slots[actor], default=None)
 
     def _has_suspect(self, actor: str) -> bool:
-        running = ((self._collections.get(name), episode) for name, episode in self._running[actor])
-        return any(collection is not None and collection.is_suspect(episode) for collection, episode in running)
+        return any(collection.is_suspect(episode) for collection, episode in self._running[actor])

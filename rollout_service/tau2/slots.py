@@ -82,7 +82,8 @@ class Slots:
                 deadline.cancelled.set()
                 raise
             finally:
-                del self._deadlines[request.trajectory_id]
+                if self._deadlines.get(request.trajectory_id) is deadline:  # else the episode was begun once more here
+                    del self._deadlines[request.trajectory_id]
         finally:
             if thread is None or thread.done():
                 self._free.release()

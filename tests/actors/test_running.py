@@ -59,5 +59,6 @@ def test_a_collection_that_failed_is_held_back_by_nothing():
 
 @pytest.mark.parametrize(("maximum", "version", "least"), [(None, 7, 0), (2, 7, 5), (9, 7, 0)])
 def test_weights_that_would_make_an_episode_too_old_may_not_sample_for_it(maximum, version, least):
-    request = running(1, staleness=Staleness(maximum)).request_of(Assignment("c", 0, 3, "a"), version)
+    it = running(1, staleness=Staleness(maximum))
+    request = it.request_of(Assignment(it.collection, 0, 3, "a"), version)
     assert (request.min_version, request.attempt) == (least, 3)

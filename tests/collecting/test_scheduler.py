@@ -172,6 +172,21 @@ def test_an_episode_of_a_dropped_collection_ends_without_consequence():
     assert scheduler.running == 0
 
 
+def test_an_episode_of_a_collection_that_is_continued_ends_without_consequence_for_the_one_that_goes_on():
+    scheduler = scheduler_with({"a": 5}, Collection("c", 4, 1))
+    old = [scheduler.next() for _ in range(4)]
+    scheduler.drop("c")
+    again = Collection("c", 1, 1)
+    scheduler.add(again)
+    new = scheduler.next()
+    assert (new.collection_id, new.episode) == (old[0].collection_id, old[0].episode)
+    assert not any(scheduler.finish(assignment, FAULT) for assignment in old)
+    assert scheduler.running == 1
+    assert not again.state(0).done
+    assert scheduler.finish(new, None)
+    assert scheduler.running == 0
+
+
 def test_finishing_an_episode_twice_is_an_error():
     collection = Collection("c", 1, 1)
     collection.start(collection.offers()[0])

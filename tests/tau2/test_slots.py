@@ -21,6 +21,7 @@ class Runner:
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.most = 0
+        self.begun = 0
         self.let_go = threading.Event()
         self.left: dict[str, float] = {}
         """Seconds that each episode had when it began."""
@@ -30,6 +31,7 @@ class Runner:
     def run(self, request: Any, clock: Any) -> str:
         name = request.trajectory_id
         self.running.add(name)
+        self.begun += 1
         self.most = max(self.most, len(self.running))
         try:
             self.left[name] = clock.remaining()
@@ -98,6 +100,19 @@ def test_cancelled_episodes_end_and_the_others_go_on():
         return runner.ended_by
 
     assert asyncio.run(play()) == {"t-1": "cancelled", "t-0": "let go"}
+
+
+def test_an_episode_that_is_begun_again_before_it_has_ended_disturbs_neither_run():
+    async def play() -> list[Any]:
+        runner, slots = Runner(), Slots(2, wall_seconds=60)
+        tasks = [asyncio.ensure_future(slots.run(runner, request(0))) for _ in range(2)]
+        await until(lambda: runner.begun == 2)
+        runner.let_go.set()
+        ended = await asyncio.gather(*tasks)
+        assert not slots.places()
+        return ended
+
+    assert asyncio.run(play()) == [request(0).trajectory_id] * 2
 
 
 def test_an_episode_that_nobody_waits_for_any_more_ends():
