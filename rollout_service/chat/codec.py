@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rollout_service.chat.control_tokens import CUT, MARKS, POINT, ControlTokens, plain
+from rollout_service.chat.control_tokens import CUT, POINT, ControlTokens, plain
 from rollout_service.chat.learning import OPENING, PROBE_CONVERSATIONS, PROBE_TOOLS, learn
 from rollout_service.chat.message_form import ChatMessage
 from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
@@ -84,7 +83,8 @@ class ChatCodec:
         template = ChatTemplate(tokenizer, self.name, self.template_arguments)
         learned = learn(template, backend, self.control, self.decode, tool_parser)
         learned.template.check_arguments(PROBE_CONVERSATIONS, PROBE_TOOLS)
-        self._template, self._reader, self.closing = learned.template, learned.reader, learned.closing
+        self._template = learned.template.made_faster(PROBE_CONVERSATIONS, PROBE_TOOLS)
+        self._reader, self.closing = learned.reader, learned.closing
         self.learned = learned
         """What was learned of the template."""
         self.supports_reasoning = learned.thinks
@@ -202,10 +202,24 @@ class ChatCodec:
             CodecError: the template cannot render the conversation, or does not close the turn.
         """
         *history, turn = before
+        return self.after(self.shielded(history), turn, self.shielded(new_messages), tools)
+
+    def shielded(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """The messages as `after` takes them: without control tokens, also in what the policy sampled."""
+        shielded: list[ChatMessage] = self.control.shield(plain(self.writable(messages)))
+        return shielded
+
+    def after(
+        self,
+        history: Sequence[ChatMessage],
+        turn: ChatMessage,
+        new_messages: Sequence[ChatMessage],
+        tools: Sequence[ToolSchema],
+    ) -> list[int]:
+        """As `following`, with the messages before and after the turn shielded. A conversation that goes on shields
+        each of its messages once."""
         has_calls = bool(turn.get("tool_calls"))
-        shielded = self.control.shield(plain([*self.writable(history), *new_messages]))
-        marked = self._with_point(turn)
-        conversation = [*shielded[: len(history)], marked, *shielded[len(history) :]]
+        conversation = [*history, self._with_point(turn), *new_messages]
         text = self._text(conversation, tools, generation_prompt=True)
         point = text.find(POINT)
         end = self.closing.end(text, point, has_calls) if point >= 0 else None
@@ -232,17 +246,6 @@ class ChatCodec:
     def _ended_by(self, last_token: int, closing: int) -> bool:
         """Whether the token may stand in the place of `closing`. One that opens the next message stands for itself."""
         return self.closing.text.own or last_token == closing
-
-    def same_text_after(self, token_ids: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
-        """The end of `rendered`, if what stands before it reads as `token_ids` do, in other tokens. None: it does not,
-        or the two part inside of a text."""
-        text, whole = self.control.marked(token_ids), self.control.marked(rendered)
-        if not whole.startswith(text) or MARKS.match(text[-1:]) is None:
-            return None
-        count = len(MARKS.findall(text))
-        places = (place for place, number in enumerate(rendered) if self.control.has_mark(number))
-        last = next(itertools.islice(places, count - 1, None))
-        return list(rendered[last + 1 :])
 
     def _with_point(self, turn: ChatMessage) -> ChatMessage:
         """The turn with `POINT` in what stands last in it. What follows a turn depends on its calls' names and ids

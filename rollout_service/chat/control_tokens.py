@@ -15,6 +15,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 CUT = "\udfff"
 """Where a shielded text is cut."""
 
@@ -133,6 +136,35 @@ class ControlTokens:
         runs = [part for part in parts if isinstance(part, list)]
         texts = iter(self._backend.decode_batch(runs, skip_special_tokens=False) if runs else ())
         return "".join(part if isinstance(part, str) else next(texts) for part in parts)
+
+    def same_text_after(self, token_ids: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
+        """The end of `rendered`, if what stands before it reads as `token_ids` do, in other tokens. None: it does not,
+        or the two part inside of a text."""
+        ours, theirs = np.asarray(token_ids, np.int32), np.asarray(rendered, np.int32)
+        if not len(ours) or not self.has_mark(int(ours[-1])):
+            return None
+        while len(ours):
+            common = min(len(ours), len(theirs))
+            different = np.flatnonzero(ours[:common] != theirs[:common])
+            if not len(different):
+                return theirs[len(ours) :].tolist() if len(ours) <= len(theirs) else None
+            start = int(different[0])
+            while start and not self.has_mark(int(ours[start - 1])):
+                start -= 1
+            own, other = self._up_to_mark(ours[start:]), self._up_to_mark(theirs[start:])
+            if not other or self.marked(own) != self.marked(other):
+                return None
+            ours, theirs = ours[start + len(own) :], theirs[start + len(other) :]
+        return theirs.tolist()
+
+    def _up_to_mark(self, token_ids: npt.NDArray[np.int32]) -> list[int]:
+        """The tokens up to and with the first that has a mark; none if none has."""
+        found: list[int] = []
+        for number in map(int, token_ids):
+            found.append(number)
+            if self.has_mark(number):
+                return found
+        return []
 
     def unmark(self, marked: str) -> str:
         """The marked text as it reads. It remembers which of its characters were control tokens."""

@@ -288,7 +288,8 @@ def _note_losses(codec: ChatCodec, proof: Proof) -> None:
 
 def _reference(codec: ChatCodec, messages: Sequence[ChatMessage]) -> list[int]:
     """Token ids of the conversation from the tokenizer alone: its template, then its encoding of the whole text."""
-    return codec.encode_written(codec._text(messages, PROBE_TOOLS, generation_prompt=True))
+    template = codec._template.official
+    return codec.encode_written(template.text(messages, PROBE_TOOLS, generation_prompt=True))
 
 
 def _check_same(codec: ChatCodec, what: str, ours: list[int], template: list[int]) -> None:

@@ -5,11 +5,13 @@ Invariant: every rendering of a codec goes through here, with the same template 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rollout_service.chat.direct_rendering import DirectRendering
 from rollout_service.chat.message_form import ChatMessage, MessageForm
 from rollout_service.errors import CodecError
 
@@ -26,6 +28,8 @@ class ChatTemplate:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the template is given beside the messages and the tools, such as `enable_thinking`."""
     form: MessageForm = dataclasses.field(default_factory=MessageForm)
+    direct: DirectRendering | None = None
+    """Renders the same faster. None: nothing was found that does."""
 
     def __post_init__(self) -> None:
         for name in self.arguments:
@@ -44,6 +48,12 @@ class ChatTemplate:
         """The same template, given messages in another form."""
         return dataclasses.replace(self, form=form)
 
+    def made_faster(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> ChatTemplate:
+        """The same template, rendered directly if that gives the same text for these conversations."""
+        formed = [self.form.of(conversation) for conversation in conversations]
+        direct = DirectRendering.proved(self.tokenizer, self.arguments, self._official, formed, tools)
+        return dataclasses.replace(self, direct=direct)
+
     def text(
         self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = (), *, generation_prompt: bool = False
     ) -> str:
@@ -52,22 +62,34 @@ class ChatTemplate:
         Raises:
             CodecError: the template cannot render it.
         """
+        formed = self.form.of(messages)
+        if self.direct is not None:
+            with contextlib.suppress(Exception):  # the tokenizer's own rendering raises it again
+                return self.direct(formed, tools, generation_prompt)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    self.form.of(messages),
-                    tools=list(tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=generation_prompt,
-                    **self.arguments,
-                )
-            )
+            return self._official(formed, tools, generation_prompt)
         except Exception as error:
             roles = [m["role"] for m in messages]
             raise CodecError(
                 f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
                 "Use a template that renders user, assistant and tool messages, with tools and without.",
             ) from error
+
+    @property
+    def official(self) -> ChatTemplate:
+        """The same template, rendered by the tokenizer itself."""
+        return dataclasses.replace(self, direct=None)
+
+    def _official(self, formed: Sequence[ChatMessage], tools: Sequence[ToolSchema], generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                formed,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.arguments,
+            )
+        )
 
     def check_arguments(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> None:
         """Check that the template reads each of its arguments: it ignores others without a word.

@@ -35,8 +35,9 @@ class Transcript:
         self._tools = list(tools)
         self._history: History = history
         self._messages: list[ChatMessage] = []
-        self._answered: list[ChatMessage] = []
-        """The same messages, with malformed calls as calls that were answered."""
+        """Mode `template`: the conversation. Mode `append`: what stands before the newest turn, shielded."""
+        self._turn: ChatMessage = {}
+        """The newest turn."""
         self._ledgers: list[TokenLedger] = []
         self.newest_version = CONTEXT_VERSION
         """Newest weight version that sampled a token so far. Later turns may not be sampled with older weights."""
@@ -47,27 +48,33 @@ class Transcript:
         Returns:
             int32[n]: the token ids to send to the engine.
         """
-        before = list(self._answered)
-        self._messages.extend(new_messages)
-        self._answered.extend(new_messages)
-        if not self._ledgers:
-            self._ledgers.append(TokenLedger(self._codec.render(self._messages, self._tools)))
-        elif self._history == "append":
-            ledger = self._ledgers[-1]
-            following = self._codec.following(new_messages, before, self._tools)
-            ledger.append_context(self._codec.unsampled(following, ledger.last_token))
+        if self._history == "template":
+            self._follow_template(new_messages)
+        elif not self._ledgers:
+            self._messages = self._codec.shielded(new_messages)
+            self._ledgers.append(TokenLedger(self._codec.render(new_messages, self._tools)))
         else:
-            self._follow_template(self._ledgers[-1])
+            self._follow_turn(new_messages, self._ledgers[-1])
         return self._ledgers[-1].input_ids()
 
-    def _follow_template(self, ledger: TokenLedger) -> None:
+    def _follow_turn(self, new_messages: Sequence[ChatMessage], ledger: TokenLedger) -> None:
+        """Continue with what the template writes after the newest turn."""
+        new = self._codec.shielded(new_messages)
+        following = self._codec.after(self._messages, self._turn, new, self._tools)
+        ledger.append_context(self._codec.unsampled(following, ledger.last_token))
+        self._messages += [*self._codec.shielded([self._turn]), *new]
+
+    def _follow_template(self, new_messages: Sequence[ChatMessage]) -> None:
         """Continue with the template's own rendering, in a new segment where that rewrites what was sampled."""
-        messages = self._messages if self._codec.takes_answers_to_text else self._answered
-        rendered = self._codec.render(messages, self._tools)
-        if ledger.is_start_of(rendered):
+        self._messages += [*([self._turn] if self._turn else []), *new_messages]
+        rendered = self._codec.render(self._messages, self._tools)
+        ledger = self._ledgers[-1] if self._ledgers else None
+        if ledger is not None and ledger.is_start_of(rendered):
             ledger.append_context(rendered[len(ledger) :])
-        elif ledger.differs_in_turn(rendered) and (
-            following := self._codec.same_text_after(ledger.token_ids, rendered)
+        elif (
+            ledger is not None
+            and ledger.differs_in_turn(rendered)
+            and (following := self._codec.control.same_text_after(ledger.token_ids, rendered))
         ):
             ledger.append_context(following)
         else:
@@ -83,8 +90,8 @@ class Transcript:
         turn = self._codec.parse(sampled, self._tools)
         unknown = len(self._codec.unknown_ids(sampled))
         self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds, unknown)
-        self._messages.append(turn.as_message())
-        self._answered.append(turn.as_answered_message())
+        answered = self._history == "append" or not self._codec.takes_answers_to_text
+        self._turn = turn.as_answered_message() if answered else turn.as_message()
         self.newest_version = max(self.newest_version, int(generation.weight_versions.max()))
         return turn
 

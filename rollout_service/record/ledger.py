@@ -48,9 +48,10 @@ class TokenLedger:
 
     def differs_in_turn(self, token_ids: Sequence[int]) -> bool:
         """Whether the first token in which `token_ids` differs from the tokens so far was sampled."""
-        pairs = enumerate(zip(self._ids, token_ids, strict=False))
-        at = next((place for place, (own, other) in pairs if own != other), None)
-        return at is not None and self._mask[at] == 1
+        common = min(len(self._ids), len(token_ids))
+        own, other = np.array(self._ids[:common], np.int32), np.asarray(token_ids[:common], np.int32)
+        different = np.flatnonzero(own != other)
+        return len(different) > 0 and self._mask[int(different[0])] == 1
 
     @property
     def token_ids(self) -> array[int]:
@@ -122,11 +123,14 @@ class TokenLedger:
     def _append(
         self, token_ids: Sequence[int] | npt.NDArray[np.int32], mask: int, logprobs: Any, versions: Any
     ) -> None:
-        n = len(token_ids)
+        count = len(token_ids)
         for kept, values in (
             (self._ids, token_ids),
             (self._mask, mask),
             (self._logprobs, logprobs),
             (self._versions, versions),
         ):
-            kept.frombytes(np.broadcast_to(np.asarray(values, dtype=kept.typecode), n).tobytes())
+            if isinstance(values, int | float):
+                kept.frombytes(array(kept.typecode, [values]).tobytes() * count)
+            else:
+                kept.frombytes(np.asarray(values, dtype=kept.typecode).tobytes())

@@ -1,0 +1,94 @@
+"""DirectRendering: a chat template without the copies that transformers makes of what it renders.
+
+transformers rebuilds all messages and tools from plain types for each rendering, because its callers may pass images
+and arrays. This takes longer than the template itself. What a codec renders are plain JSON values already.
+
+Invariant: the compiled template is transformers' own, sandbox included. `proved` gives a rendering only if it agrees
+with the tokenizer's own on every conversation that it is shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rollout_service.chat.message_form import ChatMessage
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which transformers finds a message's reasoning."""
+
+Rendering = Callable[[Sequence[ChatMessage], Sequence[dict[str, Any]], bool], str]
+"""Gives the text of messages and tools, with the generation prompt or without."""
+
+
+class DirectRendering:
+    """Renders conversations of plain JSON values."""
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+        """
+        Args:
+            arguments: what the template is given beside the messages and the tools.
+
+        Raises:
+            Exception: this version of transformers compiles templates in another way, or cannot compile this one.
+        """
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        self._compiled = {
+            has_tools: _compile_jinja_template(tokenizer.get_chat_template(tools=[{}] if has_tools else None))
+            for has_tools in (True, False)
+        }
+        self._arguments = {"documents": None, **tokenizer.special_tokens_map, **arguments}
+
+    def __call__(
+        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], generation_prompt: bool
+    ) -> str:
+        """The conversation as text."""
+        return str(
+            self._compiled[bool(tools)].render(
+                messages=[_as_transformers_gives(message) for message in messages],
+                tools=tools or None,
+                add_generation_prompt=generation_prompt,
+                **self._arguments,
+            )
+        )
+
+    @classmethod
+    def proved(
+        cls,
+        tokenizer: Any,
+        arguments: Mapping[str, Any],
+        own: Rendering,
+        conversations: Sequence[Sequence[ChatMessage]],
+        tools: Sequence[dict[str, Any]],
+    ) -> DirectRendering | None:
+        """The rendering, if it agrees with the tokenizer's `own` on the conversations and on all that they begin with.
+        None: it does not."""
+        try:
+            direct = cls(tokenizer, arguments)
+        except Exception:  # whatever it is, the tokenizer's own rendering does without it
+            return None
+        beginnings = [talk[:end] for talk in conversations for end in range(1, len(talk) + 1)]
+        for messages, given, prompted in itertools.product(beginnings, (tools, ()), (True, False)):
+            if _text(direct, messages, given, prompted) != _text(own, messages, given, prompted):
+                return None
+        return direct
+
+
+def _text(
+    rendering: Rendering, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], prompted: bool
+) -> str | None:
+    """The text, or None if the template refuses the conversation."""
+    try:
+        return rendering(messages, tools, prompted)
+    except Exception:  # templates raise what they like
+        return None
+
+
+def _as_transformers_gives(message: ChatMessage) -> ChatMessage:
+    """The message as the template gets it from transformers: without keys that are null, and with its reasoning under
+    each name that templates use."""
+    given = {key: value for key, value in message.items() if value is not None}
+    said = next((given[key] for key in _REASONING if key in given), None)
+    return given if said is None else {"thinking": said, **given, "reasoning_content": said}
