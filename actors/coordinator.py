@@ -180,21 +180,22 @@ class Coordinator:
             running.is_parked = False
             self._take_on(running)
         running.acknowledge(acked, again)
+        reader = running.new_reader()
         while True:
+            running.check_reader(reader)
             group = running.next_group(self._version)
             self._pump()  # there is room for another group, or an episode of this one is made again
             if group is not None:
                 await running.journal.durable()
                 return group
             if running.error is not None:
-                if collection_id in self._collections:  # else it was cancelled, as its log line says
+                if self._forget(running):  # else it was cancelled, as its log line says
                     _log.warning("Collection %s failed %s: %s", collection_id, running.account, running.error)
-                running.end()
-                self._forget(collection_id)
+                    running.end()
                 raise running.error
             if running.collection.exhausted:
                 _log.info("Collection %s ended %s.", collection_id, running.account)
-                self._forget(collection_id)
+                self._forget(running)
                 running.check_whole()
                 return None
             running.changed.clear()
@@ -246,7 +247,7 @@ class Coordinator:
             _log.info("Collection %s was cancelled %s%s.", collection_id, running.account, why)
             self._end(running, ServiceError(f"The collection was cancelled{why}.", "Ask for it again."))
             running.end()
-            self._forget(collection_id)
+            self._forget(running)
         return running
 
     async def status(self) -> dict[str, Any]:
@@ -379,9 +380,12 @@ class Coordinator:
         self._pool.cancel([request.trajectory_id for request in running.requests])
         running.changed.set()
 
-    def _forget(self, collection_id: str) -> None:
-        self._scheduler.drop(collection_id)
-        forgotten = self._collections.pop(collection_id, None)
-        if forgotten is not None:
-            self._budgets.closed(forgotten)
-            self._late += forgotten.collection.late
+    def _forget(self, running: RunningCollection) -> bool:
+        """Returns whether it was still open. Another one of the same id, which continues it, stays."""
+        if self._collections.get(running.name) is not running:
+            return False
+        del self._collections[running.name]
+        self._scheduler.drop(running.name)
+        self._budgets.closed(running)
+        self._late += running.collection.late
+        return True

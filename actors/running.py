@@ -24,7 +24,7 @@ from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import NO_LIMIT, Budget
-from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError
+from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Stored
 from rollout_service.journal.journal import Journal, NoJournal
 from rollout_service.record.trajectory import Trajectory
@@ -89,6 +89,8 @@ class RunningCollection:
         """Those of them that are handed out once more, because the reader's connection was interrupted."""
         self._rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
+        self._reader = 0
+        """Number of the call that waits for the next group."""
         self._pauses = 0
         """Pauses of the current common fault that were logged."""
         self._since = time.monotonic()
@@ -182,6 +184,23 @@ class RunningCollection:
         for number in numbers:
             self._given.pop(number, None)
         self._again = deque(self._given if again else (number for number in self._again if number in self._given))
+
+    def new_reader(self) -> int:
+        """Number of a call that wants the next group. An earlier one that still waits ends: its reader lost it, and the
+        group that it would take would be lost as well."""
+        self._reader += 1
+        self.changed.set()
+        return self._reader
+
+    def check_reader(self, number: int) -> None:
+        """Check that no later call wants the next group.
+
+        Raises:
+            ServiceError: one does.
+        """
+        if number != self._reader:
+            text = f"The next group of collection {self.name} was asked for again."
+            raise ServiceError(text, "Have one reader at a time.")
 
     def end(self) -> None:
         """Note that nobody waits for it any more."""

@@ -20,6 +20,7 @@ from actors.clients import Clients
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from actors.pool import PoolUser
+from rollout_service.collecting.continuation import Continuation
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
@@ -373,3 +374,32 @@ async def test_a_task_that_kills_its_actors_is_given_up_and_named(start, caplog)
     faults = [trajectory.fault for group in groups for trajectory in group.trajectories if trajectory.attempt == 4]
     assert [(fault.error, fault.retryable) for fault in faults] == [(POISON_TASK, False)]
     assert "is quarantined: 4 attempts lost their environment actor" in said(caplog)
+
+
+async def test_a_reader_that_waits_while_its_collection_is_begun_again_does_not_end_the_new_one(start):
+    coordinator = await start(scored)
+    coordinator._pool.user.actor_left("actor-0")  # nothing runs, so the cancellation is over at once
+    first = await coordinator.submit(CollectionRequest(n=2, seed=0), "client")
+    waiting = asyncio.ensure_future(coordinator.next_group(first.collection_id))
+    await asyncio.sleep(0)
+    again = CollectionRequest(n=2, seed=0, continues=Continuation(0, first.collection_id))
+    await coordinator.submit(again, "another client")
+    with pytest.raises(ServiceError, match="was cancelled"):
+        await waiting
+    coordinator._pool.user.actor_joined("actor-1")
+    groups = [group async for group in until_none(lambda: coordinator.next_group(first.collection_id))]
+    assert len(groups) == 2
+
+
+async def test_a_reader_that_asks_again_gets_the_group_that_its_lost_call_waits_for(start):
+    coordinator, gate = await held(start)
+    accepted = await coordinator.submit(CollectionRequest(n=1), "client")
+    lost = asyncio.ensure_future(coordinator.next_group(accepted.collection_id))  # nobody gets its answer
+    await asyncio.sleep(0)
+    asked = asyncio.ensure_future(coordinator.next_group(accepted.collection_id, (), True))
+    await asyncio.sleep(0)
+    gate.set()
+    group = await asked
+    assert len(group.trajectories) == 1
+    with pytest.raises(ServiceError, match="asked for again"):
+        await lost
