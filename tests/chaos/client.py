@@ -36,7 +36,7 @@ def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
     stream = client.stream(
         schedule.episodes,
         group_size=schedule.group_size,
-        domain=schedule.domains,
+        domain=dict(schedule.domains),
         split="base",
         seed=schedule.selection,
         continues=Continuation(0, came[0].collection, done) if came else None,

@@ -11,16 +11,13 @@ import json
 import os
 import secrets
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.chaos.process import Process
 from tests.chaos.schedule import Schedule
 from tests.chaos.service import SETTINGS
 
@@ -40,9 +37,11 @@ _TITLES = {
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # the client shows the token that the cluster was started with
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # who lost the cluster waits 60 s for it otherwise
+    # On a machine with many cores, Ray would start an idle worker for each of them, in each lab.
+    "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4, "object_store_memory": 400_000_000}),
 }
-"""Of both processes. One that lost its cluster waits 60 s for it by default, which would be most of a run."""
+"""Of both processes."""
 
 
 class Lab:
@@ -56,8 +55,8 @@ class Lab:
         """
         self._folder = folder
         self._settings = SETTINGS | settings
-        self._service: _Process | None = None
-        self._client: _Process | None = None
+        self._service: Process | None = None
+        self._client: Process | None = None
         self.session = ""
         """Ray's session folder, with the logs."""
 
@@ -66,14 +65,16 @@ class Lab:
         if self._service is None or not self._service.runs:
             self._start()
         if self._client is None or not self._client.runs:
-            self._client = _Process("tests.chaos.client", self._folder, self._address)
+            self._client = Process("tests.chaos.client", self._folder, self._address, environment=_ENVIRONMENT)
             self._client.answer(_START_SECONDS)
         self._client.say({"schedule": schedule.to_json(), "log": str(log)})
 
     def _start(self) -> None:
         """Start the service. Ray gives a start up after 30 s, which a busy machine may need: then it is tried again."""
         for left in reversed(range(_STARTS)):
-            self._service = _Process("tests.chaos.service", self._folder, json.dumps(self._settings))
+            self._service = Process(
+                "tests.chaos.service", self._folder, json.dumps(self._settings), environment=_ENVIRONMENT
+            )
             try:
                 ready = self._service.answer(_START_SECONDS)
             except RuntimeError:
@@ -126,65 +127,6 @@ class Lab:
                 keeper = psutil.Process(self._service.pid)
                 yield from keeper.children(recursive=True)
                 yield keeper
-
-
-class _Process:
-    """A Python process that reads and writes lines of JSON."""
-
-    def __init__(self, module: str, folder: Path, *arguments: str) -> None:
-        self._errors = folder / f"{module.rpartition('.')[2]}.log"
-        command = [sys.executable, "-m", module, *arguments]
-        with open(self._errors, "ab") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=os.environ | _ENVIRONMENT
-            )
-        self.pid = self._process.pid
-        self._said: list[dict[str, Any]] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):  # what a library prints
-                self._said.append(json.loads(line))
-
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
-
-    def heard(self) -> dict[str, Any] | None:
-        """The next answer, if there is one."""
-        return self._said.pop(0) if self._said else None
-
-    def answer(self, seconds: float) -> dict[str, Any]:
-        """Wait for the next answer."""
-        deadline = time.monotonic() + seconds
-        while (said := self.heard()) is None:
-            if not self.runs or time.monotonic() > deadline:
-                said = self._errors.read_text()[-2000:]
-                raise RuntimeError(f"{self._process.args} did not come up:\n{said}")
-            time.sleep(0.05)
-        return said
-
-    def say(self, line: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it just died, as `runs` will say
-            self._process.stdin.write(json.dumps(line).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def end(self) -> None:
-        """End it in order: its standard input ends."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(30)
-        self._process.kill()
-        self.reap()
-
-    def reap(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.5)
 
 
 def _title(process: psutil.Process) -> str:

@@ -5,41 +5,25 @@ Invariant: whatever happens, a run ends with a result. What is left when its tim
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.checker import Verdict, Violation, check
+from tests.chaos.checker import Violation, check, lengths
 from tests.chaos.history import Delivery
 from tests.chaos.inject import Injected, Injector
 from tests.chaos.lab import Lab
+from tests.chaos.results import Result
 from tests.chaos.schedule import Schedule
 from tests.chaos.user import UserEndpoint
 
 _POLL_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one run showed."""
-
-    schedule: Schedule
-    verdict: Verdict
-    injected: int
-    missed: int
-    resumed: int
-    """How many times a new client went on."""
-    recovery: tuple[float, ...]
-    """For each fault of a process: seconds until the first delivery after it."""
-    pause: float
-    """Longest time in seconds between two deliveries."""
-    seconds: float
-
-
 class Runner:
-    """Runs schedules in a lab. Calm runs are kept, as one serves many schedules."""
+    """Runs schedules in a lab. Calm runs are kept in the folder, as one serves many schedules and all jobs."""
 
     def __init__(self, lab: Lab, user: UserEndpoint, folder: Path, patience: float) -> None:
         """
@@ -53,42 +37,49 @@ class Runner:
         self._patience = patience
 
     def run(self, schedule: Schedule) -> Result:
-        """Carry a schedule out and check it."""
-        calm = self.calm(schedule)
-        begun = time.monotonic()
-        came, injector, resumed, trouble = self._carry_out(schedule)
-        verdict = check(calm, came)
-        verdict = replace(verdict, violations=(*trouble, *verdict.violations))
-        seconds = time.monotonic() - begun
-        recovery = tuple(_recovery(injector.came, came))
-        return Result(
-            schedule, verdict, len(injector.came), injector.missed, resumed, recovery, _longest_pause(came), seconds
-        )
-
-    def log(self, schedule: Schedule) -> Path:
-        """Path of the schedule's delivery log."""
-        return self._folder / f"{schedule.name}.jsonl"
-
-    def calm(self, schedule: Schedule) -> list[Delivery]:
-        """The calm run of the schedule's collection.
+        """Carry a schedule out and check it. Its delivery log is kept if something was violated.
 
         Raises:
-            RuntimeError: it did not go well, so nothing can be compared with it.
+            RuntimeError: the calm run did not go well, so nothing can be compared with it.
         """
-        calm = schedule.calm
-        path = self._folder / f"calm-{calm.selection}-{calm.episodes}-{calm.group_size}.jsonl"
-        came = history.read(path)
-        if len(came) != calm.episodes:
-            path.unlink(missing_ok=True)
-            came, _, _, trouble = self._carry_out(calm, path)
-            if trouble or len(came) != calm.episodes:
-                raise RuntimeError(f"The calm run failed: {len(came)} of {calm.episodes} came. {trouble}")
+        calm = self._calm(schedule)
+        begun = time.monotonic()
+        log = self._folder / f"{schedule.name}.jsonl"
+        came, injector, resumed, trouble = self._carry_out(schedule, log)
+        verdict = check(calm, came)
+        violations = (*trouble, *verdict.violations)
+        if not violations:
+            log.unlink(missing_ok=True)
+        return Result(
+            schedule,
+            len(injector.came),
+            injector.missed,
+            resumed,
+            verdict.delivered,
+            verdict.reported,
+            verdict.probability,
+            violations,
+            tuple(lengths(came).tolist()),
+            tuple(_recovery(injector.came, came)),
+            _longest_pause(came),
+            time.monotonic() - begun,
+            self._lab.session,
+        )
+
+    def _calm(self, schedule: Schedule) -> list[Delivery]:
+        """The calm run of the schedule's collection. Only one job makes it; the others wait for that."""
+        path = calm_log(self._folder, schedule)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            came = history.read(path)
+            if len(came) != schedule.episodes:
+                path.unlink(missing_ok=True)
+                came, _, _, trouble = self._carry_out(schedule.calm, path)
+                if trouble or len(came) != schedule.episodes:
+                    raise RuntimeError(f"The calm run failed: {len(came)} of {schedule.episodes} came. {trouble}")
         return came
 
-    def _carry_out(
-        self, schedule: Schedule, path: Path | None = None
-    ) -> tuple[list[Delivery], Injector, int, list[Violation]]:
-        log = path or self.log(schedule)
+    def _carry_out(self, schedule: Schedule, log: Path) -> tuple[list[Delivery], Injector, int, list[Violation]]:
         log.unlink(missing_ok=True)
         self._user.begin(schedule)
         injector = Injector(schedule.faults, self._lab.processes, self._user.inject)
@@ -117,6 +108,11 @@ class Runner:
         if trouble:
             self._lab.kill("client", "cluster")  # the next run must not suffer from this one
         return history.read(log), injector, resumed, trouble
+
+
+def calm_log(folder: Path, schedule: Schedule) -> Path:
+    """Where the calm run of the schedule's collection is kept."""
+    return folder / f"calm-{schedule.selection}-{schedule.episodes}-{schedule.group_size}.jsonl"
 
 
 def _lines(log: Path) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 TARGETS = ("actor", "replica", "controller", "coordinator", "client", "cluster")
@@ -29,7 +29,8 @@ BEHAVIOURS = (
 )
 """What the user simulator's endpoint may do in place of answering, see `tests.chaos.user`."""
 
-DOMAINS = {"mock": 1.0, "retail": 1.0}
+DOMAINS = (("mock", 1.0), ("retail", 1.0))
+"""What is played: domains and their weights."""
 
 _LEASE = 15.0
 """Seconds that a client may sleep without losing its collection, with a margin; `service.lease_seconds` is 20."""
@@ -74,7 +75,7 @@ class Schedule:
     noise: float = 0.0
     """Share of the user simulator's requests that fail, drawn by their number."""
     faults: tuple[Fault, ...] = ()
-    domains: dict[str, float] = field(default_factory=lambda: dict(DOMAINS))
+    domains: tuple[tuple[str, float], ...] = DOMAINS
 
     @property
     def interrupts(self) -> bool:
@@ -102,8 +103,13 @@ class Schedule:
     @classmethod
     def from_json(cls, text: str) -> Schedule:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        return cls(**values | {"faults": tuple(Fault(**fault) for fault in values["faults"])})
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Schedule:
+        """The inverse of `dataclasses.asdict`."""
+        faults = tuple(Fault(**fault) for fault in values["faults"])
+        return cls(**values | {"faults": faults, "domains": tuple(map(tuple, values["domains"]))})
 
 
 def make(kind: str, seed: int, episodes: int = 100, group_size: int = 2) -> Schedule:

@@ -71,7 +71,7 @@ def main() -> None:
         episodes, rewards = 0, set()
         try:
             while time.monotonic() - begun < 60 * arguments.minutes:
-                for group in client.stream(arguments.episodes, group_size=2, domain=DOMAINS, split="base"):
+                for group in client.stream(arguments.episodes, group_size=2, domain=dict(DOMAINS), split="base"):
                     episodes += len(group)
                     rewards |= {trajectory.reward for trajectory in group}
         finally:

@@ -35,7 +35,7 @@ class UserEndpoint:
     """Plays the user of every task of `DOMAINS`, and fails as the schedule of the moment says."""
 
     def __init__(self) -> None:
-        played = [tasks.get(task) for domain in DOMAINS for task in tasks.references(domain, "base")]
+        played = [tasks.get(task) for domain, _ in DOMAINS for task in tasks.references(domain, "base")]
         # Tasks that differ in the agent's part only: the user plays the same in them, having no actions of its own.
         by_scenario = {str(task.user_scenario): task for task in played}
         self._server = OpenAIServer(server.gold_user(list(by_scenario.values())), self._choose)
