@@ -21,7 +21,7 @@ from tests.benchmarks.measure import Row, show
 from tests.support.episodes import settings
 
 IN_FLIGHT = 64
-_LATENCY = {"distribution": "uniform", "mean": 1.0, "spread": 0.5}
+LATENCY = {"distribution": "uniform", "mean": 1.0, "spread": 0.5}
 _EPISODES = {"retail": 600, "airline": 800, "telecom": 800}
 _WARM_UP = 8.0
 """Seconds at the start that do not count."""
@@ -70,7 +70,7 @@ def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
     """Run that many episodes of a domain and look at the time when all slots were busy."""
     config = settings(
         tasks__domain=name,
-        policy__script={"latency": _LATENCY},
+        policy__script={"latency": LATENCY},
         service__actors=actors,
         service__slots=IN_FLIGHT // actors,
         service__max_buffered_groups=episodes,
@@ -89,7 +89,7 @@ def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
 
 def _calls(trajectory: Trajectory) -> list[tuple[float, float, float]]:
     """Of each turn: when it ended, how long the scripted policy took, how long the episode waited. All in seconds."""
-    latency = Latency(**_LATENCY)
+    latency = Latency(**LATENCY)
     found = []
     for number, turn in enumerate(trajectory.turns):
         took = gold.waiting_time(latency, random.Random(f"latency:{trajectory.seed}:{number}"))

@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.chaos import real_engine
 from tests.chaos.campaign import Campaign
 from tests.chaos.results import Result, ResultsFile
-from tests.chaos.schedule import KINDS, Schedule, make
+from tests.chaos.schedule import KINDS, KINDS_OF_ENGINE, Schedule, make
 from tests.chaos.table import show
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as after Ctrl-C, what was seen by then is shown
     schedules = list(_schedules(arguments))
     with contextlib.ExitStack() as stack:
-        folder: Path = arguments.results.resolve()
+        folder: Path = (arguments.results / arguments.engine).resolve()
         if arguments.repeat:  # a schedule that is repeated is carried out whatever was seen before
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         file = ResultsFile(folder / "results.jsonl")
@@ -36,8 +37,11 @@ def main() -> None:
         if finished:
             print(f"{len(finished)} of {len(schedules)} are finished already, see {folder}.", flush=True)
         failed = 0
-        campaign = stack.enter_context(Campaign(folder, arguments.jobs, str(arguments.patience)))
-        with contextlib.suppress(KeyboardInterrupt):
+        before = real_engine.gpu_memory()
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Campaign(folder, arguments.jobs, str(arguments.patience), arguments.engine) as campaign,
+        ):
             left = [schedule for schedule in schedules if schedule not in finished]
             for number, (schedule, result) in enumerate(campaign.run(left), len(finished) + 1):
                 said = f"{number}/{len(schedules)} {time.strftime('%H:%M:%S')} {schedule.name}"
@@ -51,9 +55,10 @@ def main() -> None:
                 if result.violations:
                     _keep(folder, result)
         show(results, folder)
+        is_free = real_engine.memory_is_free(before)
     violated = sum(bool(result.violations) for result in results)
     print(f"{len(results)} of {len(schedules)} carried out, {violated} with violations, {failed} could not be.")
-    sys.exit(bool(violated or failed))
+    sys.exit(bool(violated or failed or not is_free))
 
 
 def _arguments() -> argparse.Namespace:
@@ -62,13 +67,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=500, help="episodes of each collection")
     parser.add_argument("--group-size", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
-    parser.add_argument("--only", default=",".join(KINDS), help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--only", help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--engine", choices=KINDS_OF_ENGINE, default="scripted", help="sglang: the real one")
     parser.add_argument("--jobs", type=int, default=1, help="schedules at a time, each with a cluster of its own")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds without a delivery: stuck")
     parser.add_argument("--results", type=Path, default=Path("chaos-results"), help="folder of results and logs")
     parser.add_argument("--repeat", type=Path, action="append", help="a schedule's file, in place of new schedules")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.only.split(",")) - set(KINDS))
+    arguments.kinds = arguments.only.split(",") if arguments.only else KINDS_OF_ENGINE[arguments.engine]
+    unknown = sorted(set(arguments.kinds) - set(KINDS))
     if unknown:
         parser.error(f"--only: there is no kind {', '.join(unknown)}; choose from {', '.join(KINDS)}")
     return arguments
@@ -78,7 +85,7 @@ def _schedules(arguments: argparse.Namespace) -> Iterator[Schedule]:
     if arguments.repeat:
         yield from (Schedule.from_json(path.read_text()) for path in arguments.repeat)
         return
-    kinds = arguments.only.split(",")
+    kinds = arguments.kinds
     for number in range(arguments.schedules):
         seed, kind = divmod(number, len(kinds))
         yield make(kinds[kind], arguments.seed + seed, arguments.episodes, arguments.group_size)

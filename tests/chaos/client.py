@@ -13,13 +13,14 @@ from pathlib import Path
 
 from rollout_service.client import RolloutClient
 from rollout_service.collecting.continuation import Continuation
-from rollout_service.errors import RolloutError
+from rollout_service.errors import RolloutError, ServiceError
 from tests.chaos import history
 from tests.chaos.schedule import Schedule
 from tests.chaos.service import NAME
 from tests.support.episodes import settings
 
-_ACTORS_SECONDS = 30.0
+_WHOLE_SECONDS = 150.0
+"""How long the service may take to replace what was killed; an engine on a GPU takes a minute or two."""
 
 
 def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
@@ -45,11 +46,26 @@ def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
         history.append(log, group)
 
 
-def _wait_for_actors(client: RolloutClient) -> None:
-    """Wait for the actors that the last run's faults took, so that a schedule finds the same service every time."""
-    deadline = time.monotonic() + _ACTORS_SECONDS
-    while client.status()["actors"] < (client.config.service.actors or 1) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def _wait_until_whole(client: RolloutClient) -> None:
+    """Wait until what the last run's faults took is replaced, so that a schedule finds the same service every time.
+
+    Raises:
+        ServiceError: something is still missing.
+    """
+    deadline = time.monotonic() + _WHOLE_SECONDS
+    wanted = client.config.service.actors, client.config.policy.replicas
+    while (found := _there(client)) != wanted:
+        if time.monotonic() > deadline:
+            raise ServiceError(f"Actors and replicas are {found} in place of {wanted}.", "See the service's log.")
+        time.sleep(0.2)
+
+
+def _there(client: RolloutClient) -> tuple[int, int]:
+    """Number of actors and of replicas that answer."""
+    try:
+        return client.status()["actors"], len(client.replicas())
+    except ServiceError:  # no replica is left, or Serve's controller is on its way
+        return 0, 0
 
 
 def main() -> None:
@@ -60,7 +76,7 @@ def main() -> None:
             order = json.loads(line)
             ended = ""
             try:
-                _wait_for_actors(client)
+                _wait_until_whole(client)
                 take(client, Schedule.from_json(order["schedule"]), Path(order["log"]))
             except RolloutError as error:
                 ended = f"{type(error).__name__}: {error}"

@@ -95,6 +95,11 @@ def read(path: Path) -> list[Delivery]:
     return [Delivery(**json.loads(line)) for line in path.read_bytes().splitlines(keepends=True) if _whole(line)]
 
 
+def count(path: Path) -> int:
+    """Number of whole lines."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def repair(path: Path) -> None:
     """Take a torn last line off, so that more can be appended."""
     if path.exists():

@@ -1,5 +1,5 @@
 """A job: carries out schedules, one after the other, in a lab of its own. `python -m tests.chaos.job FOLDER NUMBER
-PATIENCE`.
+PATIENCE ENGINE`.
 
 Invariant: each line of standard input is a schedule, and is answered by one line: its result, or why it could not be
 carried out. When standard input ends, or after Ctrl-C, the job ends with all that it started.
@@ -15,22 +15,25 @@ import signal
 import sys
 from pathlib import Path
 
+from tests.chaos import real_engine
 from tests.chaos.lab import Lab
 from tests.chaos.run import Runner
 from tests.chaos.schedule import Schedule
+from tests.chaos.service import SCRIPTED
 from tests.chaos.user import UserEndpoint
 
 
 def main() -> None:
     """Serve orders until standard input ends."""
-    folder, number, patience = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    folder, number, patience, engine = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # killed processes leave connections half open
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = folder / f"job-{number}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     with UserEndpoint() as user, contextlib.suppress(KeyboardInterrupt):
-        lab = Lab(place, user__base_url=user.url, service__journal=str(place / "journal"))
+        policy = SCRIPTED if engine == "scripted" else real_engine.settings(folder)
+        lab = Lab(place, user__base_url=user.url, service__journal=str(place / "journal"), **policy)
         runner = Runner(lab, user, folder, patience)
         try:
             for line in sys.stdin:

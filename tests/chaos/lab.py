@@ -27,6 +27,7 @@ _STARTS = 3
 _TITLES = {
     "actor": "ray::EnvironmentActor",
     "replica": "ray::ServeReplica",
+    "engine": "sglang::",
     "controller": "ray::ServeController",
     "coordinator": "ray::Coordinator",
     "fleet": "ray::Fleet",
@@ -51,7 +52,7 @@ class Lab:
         """
         Args:
             folder: where the processes' own output goes.
-            settings: what the service has beside, or in place of, `SETTINGS`.
+            settings: what the service has beside `SETTINGS`.
         """
         self._folder = folder
         self._settings = SETTINGS | settings

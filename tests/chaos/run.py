@@ -88,7 +88,7 @@ class Runner:
         delivered, moved = 0, time.monotonic()
         while True:
             time.sleep(_POLL_SECONDS)
-            if (count := _lines(log)) != delivered:
+            if (count := history.count(log)) != delivered:
                 delivered, moved = count, time.monotonic()
             injector.step(delivered, time.time())
             ended = self._lab.ended()
@@ -113,10 +113,6 @@ class Runner:
 def calm_log(folder: Path, schedule: Schedule) -> Path:
     """Where the calm run of the schedule's collection is kept."""
     return folder / f"calm-{schedule.selection}-{schedule.episodes}-{schedule.group_size}.jsonl"
-
-
-def _lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _longest_pause(came: list[Delivery]) -> float:

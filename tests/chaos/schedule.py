@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-TARGETS = ("actor", "replica", "controller", "coordinator", "client", "cluster")
+TARGETS = ("actor", "replica", "engine", "controller", "coordinator", "client", "cluster")
 """What can be killed."""
 
 BEHAVIOURS = (
@@ -194,5 +194,12 @@ KINDS = {
     "asleep": _asleep,
     "coordinator": _coordinator,
     "cluster": lambda rng, episodes: _few_kills("cluster", rng, episodes),
+    "engine": lambda rng, episodes: _kills("engine", rng, episodes),
 }
 """Kinds of schedules: each makes the faults of one."""
+
+KINDS_OF_ENGINE = {
+    "scripted": [kind for kind in KINDS if kind != "engine"],
+    "sglang": ["replica", "engine"],
+}
+"""The kinds that take turns where none are named: a scripted policy has no processes of an engine's own."""

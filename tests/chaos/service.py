@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+import rollout_service.cluster as cluster
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
 
@@ -24,6 +25,15 @@ SETTINGS: dict[str, Any] = {
     "service__log_level": "INFO",
     "tasks__domain": "mock",
     "policy__replicas": 2,
+    "user__model": "openai/local",
+    "user__timeout_seconds": 4.0,
+    "user__retries": 4,
+    "user__max_retry_wait_seconds": 0.5,
+    "limits__wall_seconds": 120.0,
+}
+"""The service of all schedules."""
+
+SCRIPTED: dict[str, Any] = {
     "policy__script": {
         "latency": {"distribution": "exponential", "mean": 0.05},
         "wrong_argument": 0.1,
@@ -31,18 +41,15 @@ SETTINGS: dict[str, Any] = {
         "early_stop": 0.03,
         "chatter": 0.1,
     },
-    "user__model": "openai/local",
-    "user__timeout_seconds": 4.0,
-    "user__retries": 4,
-    "user__max_retry_wait_seconds": 0.5,
-    "limits__wall_seconds": 120.0,
 }
-"""The service of all schedules: a scripted policy that dawdles and errs, drawn from each episode's seed."""
+"""Its policy where no engine is named: it dawdles and errs, drawn from each episode's seed."""
 
 
 def main() -> None:
     """Keep a service until standard input ends."""
-    with RolloutClient(config=settings(**json.loads(sys.argv[1]))):
+    config = settings(**json.loads(sys.argv[1]))
+    cluster.connect(None, config.service.namespace)
+    with RolloutClient(config=config):
         context = ray.get_runtime_context()
         ready = {"address": context.gcs_address, "session": f"/tmp/ray/{context.get_session_name()}"}
         print(json.dumps(ready), flush=True)

@@ -1,12 +1,17 @@
-"""A service on the shared cluster under a few faults: its history passes the checker. `make chaos` runs many more."""
+"""Twenty schedules of faults on one service: each history passes the checker. `make chaos` runs many more, and kills
+what tests share, such as Serve's controller and the cluster."""
 
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import ray
 
 from rollout_service.client import RolloutClient
@@ -14,15 +19,42 @@ from tests.chaos import history
 from tests.chaos.checker import check
 from tests.chaos.client import take
 from tests.chaos.inject import Injector
-from tests.chaos.schedule import Fault, Schedule
-from tests.chaos.service import SETTINGS
+from tests.chaos.schedule import Fault, Schedule, make
+from tests.chaos.service import SCRIPTED, SETTINGS
 from tests.chaos.user import UserEndpoint
 from tests.support.services import start
 
 NAME = "under-fire"
 
-PROCESSES = {"actor": f"{NAME}-environment-", "replica": f"SERVE_REPLICA::{NAME}-policy#"}
+PROCESSES = {
+    "actor": f"{NAME}-environment-",
+    "replica": f"SERVE_REPLICA::{NAME}-policy#",
+    "coordinator": f"{NAME}-coordinator",
+}
 """How the names of a target's actors begin."""
+
+EPISODES = 12
+
+HALTS = [f"{target} halted" for target in PROCESSES for _ in range(2)]
+FAULTS = ["user"] * 9 + ["actor", "coordinator", "replica"] + HALTS
+"""What happens in each schedule but the last two. A kill costs seconds of imports, so there are few."""
+
+
+def schedules() -> Iterator[Schedule]:
+    """Twenty: those of `FAULTS`, and two with faults of several kinds."""
+    rng = random.Random("suite")
+    for seed, kind in enumerate(FAULTS):
+        target, _, is_halted = kind.partition(" ")
+        own = Fault(target, rng.randint(1, 8), how="STOP", seconds=rng.choice((0.3, 1.0)))
+        faults = (own if is_halted else Fault(target, own.after),)
+        if target == "user":
+            bursts = make("user", seed, EPISODES).faults
+            faults = tuple(replace(fault, requests=min(fault.requests, 8)) for fault in bursts)
+        yield Schedule(kind, seed, EPISODES, 2, seed % 2, 0.05, faults)
+    burst = Fault("user", 4, how="status 503", requests=4)
+    halted = [Fault(target, 6, how="STOP", seconds=0.5) for target in ("replica", "actor")]
+    yield Schedule("mixed", 0, EPISODES, 2, 0, 0.05, (Fault("actor", 2), burst, halted[0]))
+    yield Schedule("mixed", 1, EPISODES, 2, 1, 0.05, (burst, *halted))
 
 
 def processes(target: str) -> list[int]:
@@ -41,31 +73,31 @@ def carry_out(service: RolloutClient, user: UserEndpoint, schedule: Schedule, lo
     client = threading.Thread(target=take, args=(service, schedule, log))
     client.start()
     while client.is_alive():
-        injector.step(len(history.read(log)), time.time())
+        injector.step(history.count(log), time.time())
         client.join(0.02)
     injector.finish()
     assert (len(injector.came), injector.missed) == (len(schedule.faults), 0)
     return history.read(log)
 
 
-def test_a_collection_under_faults_delivers_each_episode_once_and_as_in_a_calm_run(cluster, tmp_path):
-    faults = (
-        Fault("user", 2, how="truncated", requests=3),
-        Fault("actor", 4),
-        Fault("user", 6, how="status 503", requests=4),
-        Fault("replica", 8),
-        Fault("actor", 10, how="STOP", seconds=0.5, pick=1),
-    )
-    schedule = Schedule("suite", 0, episodes=24, group_size=2, selection=1, noise=0.05, faults=faults)
-    with UserEndpoint() as user:
-        one = {"service__actors": 1, "policy__replicas": 1}  # fewer processes that import for seconds
-        overrides = SETTINGS | one | {"service__name": NAME, "user__base_url": user.url}
-        with start(overrides.pop("service__name"), **overrides) as service:
-            calm = carry_out(service, user, schedule.calm, tmp_path / "calm.jsonl")
-            came = carry_out(service, user, schedule, tmp_path / "deliveries.jsonl")
-    verdict = check(calm, came)
-    assert verdict.violations == ()
-    assert verdict.delivered + verdict.reported == schedule.episodes
-    assert len({delivery.reward for delivery in calm}) == 2, "a reward that is lost or mixed up would show"
-    assert len({delivery.tokens for delivery in calm}) > 6
-    assert user.failed >= 7
+@pytest.mark.timeout(400)
+def test_twenty_schedules_of_faults_deliver_each_episode_once_and_as_in_a_calm_run(cluster, tmp_path):
+    overrides = SETTINGS | SCRIPTED | {"service__actors": 1, "policy__replicas": 1, "user__timeout_seconds": 1.0}
+    overrides |= {"service__journal": str(tmp_path / "journal")}
+    del overrides["service__name"]
+    calm: dict[int, list[history.Delivery]] = {}
+    failed = 0
+    with UserEndpoint() as user, start(NAME, **overrides, user__base_url=user.url) as service:
+        for number, schedule in enumerate(schedules(), 1):
+            collection = schedule.selection
+            if collection not in calm:
+                calm[collection] = carry_out(service, user, schedule.calm, tmp_path / f"calm-{collection}.jsonl")
+            verdict = check(calm[collection], carry_out(service, user, schedule, tmp_path / f"{number}.jsonl"))
+            assert verdict.violations == (), schedule
+            assert verdict.delivered + verdict.reported == EPISODES
+            failed += user.failed
+    assert number == 20
+    deliveries = [delivery for run in calm.values() for delivery in run]
+    assert len({delivery.reward for delivery in deliveries}) == 2, "a reward that is lost or mixed up would show"
+    assert len({delivery.tokens for delivery in deliveries}) > 6
+    assert failed > 40
