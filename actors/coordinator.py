@@ -96,6 +96,8 @@ class Coordinator:
         """
         self._fleet = fleet
         secrets.receive(variables)
+        if self._books.is_restarted:  # before the journal is opened, which removes what they stored for nobody
+            await self._pool.adopt(self._config)
         for running in await self._books.open(self._version):
             self._take_on(running)
         planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)

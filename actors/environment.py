@@ -57,6 +57,13 @@ class EnvironmentActor:
         self._slots = Slots(config.service.slots, config.limits.wall_seconds, config.limits.stuck_seconds)
         self._parts = PartWriter(config.service.journal)
         self._runner: EpisodeRunner | None = None
+        self._data: dict[str, str] | None = None
+        """What `setup` returned."""
+        self._active = 0
+        """Episodes that run or are being stored."""
+        self._idle = asyncio.Event()
+        """Set while there are none."""
+        self._idle.set()
 
     async def setup(self, variables: dict[str, str]) -> dict[str, str]:
         """Import τ², read its data, load and prove the codec, connect to the policy. Call it once, before any episode.
@@ -75,7 +82,25 @@ class EnvironmentActor:
         fingerprints = await self._slots.do(functools.partial(self._make_runner, asyncio.get_running_loop()))
         domains, seconds = ", ".join(fingerprints), time.monotonic() - begun
         _log.info("Ready for episodes of %s after %.1f s; slots: %d.", domains, seconds, self._config.service.slots)
+        self._data = fingerprints
         return fingerprints
+
+    async def adopt(self, seconds: float) -> dict[str, str] | None:
+        """Work for another coordinator from now on: the one before it died, and nobody waits for its episodes.
+
+        Args:
+            seconds: how long they may take to end, with what they store.
+
+        Returns:
+            What `setup` returned; None: it was not set up, or an episode did not end.
+        """
+        self._slots.cancel(list(self._slots.places()))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return None
+        return self._data
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
         import rollout_service.policy as policy
@@ -100,12 +125,18 @@ class EnvironmentActor:
             RolloutError: the request is impossible; another attempt would fail in the same way.
         """
         assert self._runner is not None, "setup comes first"
+        self._active += 1
+        self._idle.clear()
         try:
             trajectory = await self._slots.run(self._runner, request)
+            return replace(EpisodeSummary.of(trajectory), part=await self._parts.write(trajectory)), trajectory
         except Exception as error:
             attach_origin(error)
             raise
-        return replace(EpisodeSummary.of(trajectory), part=await self._parts.write(trajectory)), trajectory
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
 
     async def beat(self) -> Pulse:
         """A sign of life."""
@@ -146,6 +177,7 @@ class EnvironmentHandle(Protocol):
     """Handle of an `EnvironmentActor`. Each method is described there."""
 
     setup: RemoteMethod[[dict[str, str]], dict[str, str]]
+    adopt: RemoteMethod[[float], dict[str, str] | None]
     run_episode: _RunEpisode
     beat: RemoteMethod[[], Pulse]
     places: RemoteMethod[[], dict[str, tuple[float, str]]]

@@ -17,7 +17,9 @@ from typing import Protocol
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+import rollout_service.cluster as cluster
 import rollout_service.logs as logs
+import rollout_service.services as services
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
@@ -26,7 +28,7 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.config import RolloutConfig
 from rollout_service.config.service import Service
-from rollout_service.errors import RolloutError, ServiceError, last_cause
+from rollout_service.errors import RolloutError, ServiceError, Tau2Error, last_cause
 
 _log = logs.logger(__name__)
 
@@ -40,6 +42,9 @@ _START_TRIES = 6
 
 _START_SECONDS = 180.0
 """How long the first actor may take to be placed and set up."""
+
+_ADOPT_SECONDS = 6.0
+"""How long an actor that is taken over may take to answer; half of it for its episodes to end."""
 
 _ALONE_SECONDS = 10.0
 """How long the other actors wait for the policy's replicas, which may share the node's cores with them."""
@@ -140,6 +145,31 @@ class ActorPool:
             "Free a CPU, or check the node's logs.",
         )
 
+    async def adopt(self, config: RolloutConfig) -> None:
+        """Take over the actors of a coordinator that died, before `start`: new ones would take seconds to import. No
+        episode of its runs any more when this returns, and nothing of one is being stored."""
+        service = config.service
+        found = await asyncio.to_thread(services.find_actors, service.name, service.namespace)
+        names = [name for name in found if name.startswith(_prefix(service))]
+        self._numbers = itertools.count(1 + max((int(name.rpartition("-")[2]) for name in names), default=-1))
+        await asyncio.gather(*(self._adopt(name, config) for name in names))
+
+    async def _adopt(self, name: str, config: RolloutConfig) -> None:
+        """Take over one of them. It is ended if it cannot go on at once."""
+        actor: EnvironmentHandle | None = await asyncio.to_thread(cluster.find, name, config.service.namespace)
+        if actor is None:
+            return
+        try:
+            async with asyncio.timeout(_ADOPT_SECONDS):
+                data = await actor.adopt.remote(_ADOPT_SECONDS / 2)
+            if data is not None:
+                _log.info("Environment actor %s goes on with a new coordinator.", name)
+                self._join(name, actor, data, config)
+        except (RayError, TimeoutError, Tau2Error) as error:
+            _log.warning("Environment actor %s does not go on: %s", name, last_cause(str(error)))
+        if name not in self._actors:
+            ray.kill(actor)
+
     def complete(self) -> None:
         """The policy's replicas can sample: start the other actors. Called by itself when that takes long."""
         self._alone = False
@@ -178,19 +208,14 @@ class ActorPool:
         self.fill_up()
 
     async def _add(self, config: RolloutConfig) -> None:
-        name = f"{config.service.name}-environment-{next(self._numbers)}"
+        name = f"{_prefix(config.service)}{next(self._numbers)}"
+        actor: EnvironmentHandle | None = None
         try:
             actor = self._create(name, config)
             data = await actor.setup.remote(self._variables)
-            self._data = self._data or data
-            check_same_data(self._data, data)
             if self._config is None:  # stopped meanwhile
                 return
-            self._actors[name] = actor
-            self._failed_starts, self._failing_since = 0, None
-            self._user.actor_joined(name)
-            slots = len(self) * config.service.slots
-            _log.info("Environment actor %s started: %d actors, %d slots.", name, len(self), slots)
+            self._join(name, actor, data, config)
         except Exception as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             self._failed_starts += 1
@@ -199,18 +224,36 @@ class ActorPool:
             _log.warning("Environment actor could not be started: %s", self.start_error)
         finally:
             self._starting -= 1
+            if name not in self._actors and actor is not None:
+                ray.kill(actor)
         if name not in self._actors:
             self._start_failed(config)
             return
-        self._settled.set()
         if self._alone:
             asyncio.get_running_loop().call_later(_ALONE_SECONDS, self.complete)
 
+    def _join(self, name: str, actor: EnvironmentHandle, data: dict[str, str], config: RolloutConfig) -> None:
+        """Use an actor that is set up.
+
+        Raises:
+            Tau2Error: it read other data than the first one.
+        """
+        self._data = self._data or data
+        check_same_data(self._data, data)
+        self._actors[name] = actor
+        self._failed_starts, self._failing_since = 0, None
+        self._user.actor_joined(name)
+        slots = len(self) * config.service.slots
+        _log.info("Environment actor %s started: %d actors, %d slots.", name, len(self), slots)
+        self._settled.set()
+
     def _create(self, name: str, config: RolloutConfig) -> EnvironmentHandle:
         service = config.service
+        outlives = {} if service.journal is None else {"lifetime": "detached"}  # the coordinator comes back
         handle: EnvironmentHandle = (
             ray.remote(EnvironmentActor)
             .options(
+                **outlives,
                 name=name,
                 namespace=service.namespace,
                 num_cpus=1,
@@ -336,6 +379,11 @@ async def _places(actor: EnvironmentHandle) -> dict[str, tuple[float, str]]:
         return await actor.places.remote()
     except RayError:
         return {}
+
+
+def _prefix(service: Service) -> str:
+    """How the names of a service's environment actors begin; a number follows."""
+    return f"{service.name}-environment-"
 
 
 def _start_failure(error: BaseException) -> ServiceError:

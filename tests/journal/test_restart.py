@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+import rollout_service.services as services
 from tests.support.services import start
 
 
@@ -16,9 +17,17 @@ def pid(actor: Any) -> int:
     return found
 
 
+def environment_actors() -> dict[str, int]:
+    """Process ids of the service's environment actors, by name."""
+    names = services.find_actors("journaled", "rollout_service")
+    found = {name: ray.get_actor(name, namespace="rollout_service") for name in names if "-environment-" in name}
+    return {name: pid(actor) for name, actor in found.items()}
+
+
 def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_once(cluster, tmp_path):
     folder = tmp_path / "journal"
     with start("journaled", service__slots=4, service__journal=str(folder)) as client:
+        before = environment_actors()
         stream = client.stream(24, group_size=2)
         groups = [next(stream) for _ in range(3)]
         assert client.update_weights("/any/folder", version=7).version == 7
@@ -35,9 +44,11 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         names = [trajectory.trajectory_id for group in groups for trajectory in group]
         assert len(names) == len(set(names)) == 24
         assert all(trajectory.reward is not None for group in groups for trajectory in group)
+        assert environment_actors() == before, "they go on, so that no episode waits for the imports of new ones"
         status = client.status()
         assert status["journal"] == {"path": str(folder), "problem": None}
         assert status["weight_version"] == 8, "the coordinator has it from the fleet"
         assert [len(group) for group in asked] == [1, 1], "the call was made again"
         assert client.status()["collections"] == {}, "it began one collection"
     assert list((folder / "parts").iterdir()) == []
+    assert services.find_actors("journaled", "rollout_service") == [], "nothing outlives the service"
