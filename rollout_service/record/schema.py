@@ -24,6 +24,9 @@ import numpy.typing as npt
 ADDED: Mapping[str, Any] = types.MappingProxyType({"added": True})
 """Metadata of a field that older records lack. They are read with its default. Every other field must be present."""
 
+_AS_THEY_ARE = frozenset({str, int, float, bool, dict, type(None)})
+"""Types of values that are plain already: most values of a record, so `to_plain` looks for them first."""
+
 _SCALARS = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
 
 
@@ -55,14 +58,22 @@ def or_none(hint: Any) -> tuple[Any, bool]:
     return chosen[0], True
 
 
+@functools.cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(cls))
+
+
 def to_plain(value: Any) -> Any:
     """A dataclass as a dict of plain JSON values; arrays become lists."""
-    if is_dataclass(value):
-        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    kind: Any = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
     if isinstance(value, list):
         return [to_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: to_plain(getattr(value, name)) for name in _names(kind)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return str(value) if isinstance(value, StrEnum) else value
 
 

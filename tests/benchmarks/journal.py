@@ -20,8 +20,8 @@ from tests.benchmarks.starvation import IN_FLIGHT, LATENCY
 from tests.support.episodes import settings
 
 _DOMAIN = "retail"
-_ROUNDS = 8
-_LATENCIES = {"no latency": (None, 400, 1.02), "policy latency 0.5 to 1.5 s": (LATENCY, 128, 1.01)}
+_ROUNDS = 5
+_LATENCIES = {"no latency": (None, 300, 1.02), "policy latency 0.5 to 1.5 s": (LATENCY, 128, 1.01)}
 """Latency of the policy, episodes of a collection, and how dear the journal may make an episode."""
 
 

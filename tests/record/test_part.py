@@ -6,6 +6,7 @@ import errno
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -23,6 +24,36 @@ def test_a_part_is_read_back_equal(trajectory, tmp_path_factory):
     assert found.to_dict() == trajectory.to_dict()
     assert [segment.logprobs.dtype for segment in found.segments] == [s.logprobs.dtype for s in trajectory.segments]
     discard_parts(folder, [part])
+
+
+def test_a_long_prompt_is_stored_as_its_token_ids_and_little_else(tmp_path):
+    segment = make_segment()
+    prompt, blank = np.arange(10_000, dtype=np.int32), np.zeros(10_000)
+    long = replace(
+        segment,
+        token_ids=np.concatenate([prompt, segment.token_ids]),
+        loss_mask=np.concatenate([blank, segment.loss_mask]).astype(np.uint8),
+        logprobs=np.concatenate([blank, segment.logprobs]).astype(np.float32),
+        weight_versions=np.concatenate([blank - 1, segment.weight_versions]).astype(np.int32),
+    )
+    sizes = []
+    for segments in ([segment], [long]):
+        trajectory = make_trajectory(segments=segments)
+        part = write_part(tmp_path, trajectory, "node")
+        assert read_part(tmp_path, part).to_dict() == trajectory.to_dict()
+        sizes.append((tmp_path / part.name).stat().st_size)
+    assert sizes[1] - sizes[0] < len(prompt) * 4.2
+
+
+def test_arrays_that_say_more_than_they_should_are_stored_as_they_are(tmp_path):
+    segment = make_segment()
+    context = int(np.flatnonzero(segment.loss_mask == 0)[0])
+    for name, value in (("logprobs", -0.25), ("logprobs", np.nan), ("weight_versions", 3), ("loss_mask", 2)):
+        odd = getattr(segment, name).copy()
+        odd[context] = value
+        trajectory = make_trajectory(segments=[replace(segment, **{name: odd})])
+        (found,) = read_part(tmp_path, write_part(tmp_path, trajectory, "node")).segments
+        np.testing.assert_array_equal(getattr(found, name), odd)
 
 
 def test_a_part_that_was_changed_or_removed_is_refused(tmp_path):
