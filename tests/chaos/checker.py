@@ -27,7 +27,7 @@ class Violation:
     """Something that must not be."""
 
     kind: str
-    """`lost`, `twice`, `unasked`, `reward`, `length`, `biased`; the runner adds `broken` and `stuck`."""
+    """`lost`, `twice`, `unasked`, `reward`, `length`, `biased`; the runner adds `broken`, `stuck` and `given up`."""
     text: str
 
     def __str__(self) -> str:

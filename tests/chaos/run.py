@@ -48,6 +48,8 @@ class Runner:
         came, injector, resumed, trouble = self._carry_out(schedule, log)
         verdict = check(calm, came)
         violations = (*trouble, *verdict.violations)
+        if schedule.gives_up_none:
+            violations += tuple(Violation("given up", f"{d.fault}: {d.identity}") for d in came if d.reported)
         if not violations:
             log.unlink(missing_ok=True)
         return Result(

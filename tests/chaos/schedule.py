@@ -57,9 +57,9 @@ class Fault:
     pick: int = 0
     """Which one of several processes: its position among them, modulo their number."""
     seconds: float | None = None
-    """With `STOP`: when the process goes on. None: never."""
+    """With `STOP`: when the process goes on; None: never. For the user simulator: how long all requests fare so."""
     requests: int = 0
-    """For the user simulator: number of requests that fare so."""
+    """For the user simulator: number of requests that fare so; 0: see `seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,11 @@ class Schedule:
             or (fault.target == "client" and (fault.seconds is None or fault.seconds > _LEASE))
             for fault in self.faults
         )
+
+    @property
+    def gives_up_none(self) -> bool:
+        """Whether even a failure that is reported would be wrong: each episode can be played in the end."""
+        return self.kind in ("storm", "outage")
 
     @property
     def name(self) -> str:
@@ -183,6 +188,17 @@ def _mixed(rng: random.Random, episodes: int) -> Iterator[Fault]:
         yield from KINDS[kind](rng, episodes)
 
 
+def _storm(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """An environment actor is killed every 5 s for a minute, the oldest first."""
+    yield from (Fault("actor", 1, delay=5.0 * turn) for turn in range(12))
+
+
+def _outage(rng: random.Random, episodes: int) -> Iterator[Fault]:
+    """The user simulator's endpoint is down for a minute."""
+    how = rng.choice(("status 503", "status 500", "rate limited", "web_page"))
+    yield Fault("user", _moment(rng, episodes // 2), how=how, seconds=60.0)
+
+
 KINDS = {
     "actor": lambda rng, episodes: _kills("actor", rng, episodes),
     "replica": lambda rng, episodes: _kills("replica", rng, episodes),
@@ -194,12 +210,14 @@ KINDS = {
     "asleep": _asleep,
     "coordinator": _coordinator,
     "cluster": lambda rng, episodes: _few_kills("cluster", rng, episodes),
+    "storm": _storm,
+    "outage": _outage,
     "engine": lambda rng, episodes: _kills("engine", rng, episodes),
 }
 """Kinds of schedules: each makes the faults of one."""
 
 KINDS_OF_ENGINE = {
-    "scripted": [kind for kind in KINDS if kind != "engine"],
+    "scripted": [kind for kind in KINDS if kind not in ("storm", "outage", "engine")],
     "sglang": ["replica", "engine"],
 }
-"""The kinds that take turns where none are named: a scripted policy has no processes of an engine's own."""
+"""The kinds that take turns where none are named: those that take no minutes, and whose processes the engine has."""

@@ -19,10 +19,10 @@ def test_a_schedule_follows_from_its_seed_and_survives_json(kind, seed, groups):
     for fault in schedule.faults:
         assert 0 <= fault.after <= schedule.episodes * 0.8, "it comes while the collection runs"
         assert (fault.target in TARGETS) is (fault.how in ("KILL", "STOP"))
-        assert fault.target in TARGETS or (fault.how in BEHAVIOURS and fault.requests > 0)
+        assert fault.target in TARGETS or (fault.how in BEHAVIOURS and (fault.requests > 0 or fault.seconds))
     assert (schedule.calm.faults, schedule.calm.noise, schedule.calm.selection) == ((), 0.0, schedule.selection)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "storm"])
 def test_seeds_make_different_schedules(kind):
     assert len({make(kind, seed).faults for seed in range(20)}) > 5

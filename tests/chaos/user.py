@@ -7,6 +7,7 @@ can tell from a user's words are given, so an episode that ends plays the calm r
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 
 from rollout_service.tau2 import tasks
@@ -41,6 +42,7 @@ class UserEndpoint:
         self._server = OpenAIServer(server.gold_user(list(by_scenario.values())), self._choose)
         self._noise, self._seed = 0.0, ""
         self._burst: deque[Behaviour] = deque()
+        self._outage, self._until = server.ok, 0.0
         self.failed = 0
         """Requests that failed since `begin`."""
 
@@ -60,14 +62,20 @@ class UserEndpoint:
         """Fail from now on as this schedule says."""
         self._noise, self._seed, self.failed = schedule.noise, schedule.name, 0
         self._burst.clear()
+        self._until = 0.0
         self._server.requests.clear()
 
     def inject(self, fault: Fault) -> None:
-        """Let the next requests fail."""
+        """Let the next requests fail, or all for some time."""
+        if fault.seconds is not None:
+            self._outage, self._until = _BEHAVIOURS[fault.how], time.monotonic() + fault.seconds
         self._burst.extend([_BEHAVIOURS[fault.how]] * fault.requests)
 
     def _choose(self, request: Request) -> Behaviour:
         rng = random.Random(f"user:{self._seed}:{request.number}")
+        if time.monotonic() < self._until:
+            self.failed += 1
+            return self._outage
         if self._burst:
             self.failed += 1
             return self._burst.popleft()
