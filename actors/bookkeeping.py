@@ -28,7 +28,7 @@ from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
 from rollout_service.journal.entries import Acknowledged, Asked
-from rollout_service.journal.journal import Journal, NoJournal
+from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part
 
@@ -119,7 +119,7 @@ class Bookkeeping:
         """Wait until it is known what the journal holds.
 
         Raises:
-            ServiceError: it cannot be used.
+            ServiceError: it cannot be used, or the service is ending.
         """
         await self._read.wait()
         if self._error is not None:
@@ -168,7 +168,9 @@ class Bookkeeping:
         return None if path is None else {"path": path, "problem": self._journal.problem}
 
     async def close(self) -> None:
-        """Give the journal up. The collections stay in it, for the next service."""
+        """Give the journal up. The collections stay in it, for the next service; nothing more is handed out or taken,
+        because it would not be noted."""
+        self.give_up(ENDING)
         await asyncio.to_thread(self._journal.close)
         self._journal = NoJournal()
 

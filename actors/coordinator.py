@@ -128,9 +128,8 @@ class Coordinator:
         Raises:
             TaskError: unknown tasks, n not divisible by the group size, tasks unfit for the agent.
             BudgetReached: the service's budget is spent.
+            ServiceError: the service is ending.
         """
-        if self._state == "ending":
-            raise ServiceError("The service is ending.", "Start it again.")
         await self._books.until_read()
         async with self._planning:
             if submission is not None and (known := self._submitted(submission)) is not None:

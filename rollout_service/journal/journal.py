@@ -29,6 +29,9 @@ _DATABASE = "journal.sqlite"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds until a transaction that failed is tried again; the time doubles."""
 
+ENDING = ServiceError("The service is ending.", "Start it again.")
+"""What was not safe before a service ends never will be."""
+
 
 class NoJournal:
     """Stands for the journal of a service that has none."""
@@ -100,11 +103,14 @@ class Journal:
         """Wait until everything that was recorded before is safe, however long the disk takes.
 
         Raises:
-            ServiceError: it never will be: another service took the journal over, or the database is damaged.
+            ServiceError: it never will be: another service took the journal over, the database is damaged, or the
+                service ends.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         with self._changed:
+            if self._closing:
+                raise ENDING
             self._waiting.append((loop, done))
             self._changed.notify()
         await done
@@ -149,6 +155,7 @@ class Journal:
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closing, pause):
                         _log.error("The service ends, and %d entries of its journal are lost.", len(entries))
+                        self._failure = ENDING
                         return
                 pause = min(2 * pause, _LONGEST_PAUSE)
             except Exception as error:  # this thread must not die unseen: everybody would wait for ever

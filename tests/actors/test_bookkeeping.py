@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 from collections import Counter
 from pathlib import Path
@@ -227,6 +228,20 @@ async def test_after_a_new_start_a_collection_waits_for_its_reader(service):
     service.die()
     await service.live()
     assert service.coordinator._collections == {}, "a collection that was cancelled does not come back"
+
+
+async def test_a_service_that_ends_takes_no_acknowledgement_and_hands_out_nothing(service):
+    stream = service.stream("manual")
+    group = await anext(stream)
+    waiting = asyncio.ensure_future(anext(stream))
+    await service.coordinator.stop()
+    with pytest.raises(ServiceError, match="is ending"):
+        await stream.aack(group)
+    with contextlib.suppress(ServiceError):  # it may have come before
+        await waiting
+    await service.live()
+    [again] = service.coordinator._collections.values()
+    assert 0 in again.journal.recovered.collections[0].delivered
 
 
 async def test_an_episode_whose_part_is_gone_is_played_again(service):

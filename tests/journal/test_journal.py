@@ -180,6 +180,28 @@ async def test_a_service_whose_journal_another_one_took_over_hands_out_nothing_m
     journal.close()
 
 
+async def test_what_comes_after_the_end_is_refused_and_not_waited_for(tmp_path):
+    journal = Journal(tmp_path, "rollout")
+    journal.close()
+    journal.record(asked())
+    with pytest.raises(ServiceError, match="is ending"):
+        await journal.durable()
+
+
+async def test_what_a_full_disk_kept_from_the_journal_until_the_end_does_not_count_as_safe(tmp_path, monkeypatch):
+    def fill(entries: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    journal = Journal(tmp_path, "rollout")
+    monkeypatch.setattr(journal._database, "commit", fill)
+    journal.record(asked())
+    waiting = asyncio.ensure_future(journal.durable())
+    await until(lambda: journal.problem is not None)
+    await asyncio.to_thread(journal.close)
+    with pytest.raises(ServiceError, match="is ending"):
+        await waiting
+
+
 def test_a_second_service_on_the_same_journal_is_refused_until_the_first_one_ends(tmp_path):
     first = Journal(tmp_path, "rollout")
     with pytest.raises(ServiceError, match=r"belongs to service rollout \(process \d+ on .*\), which runs"):
