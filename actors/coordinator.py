@@ -110,9 +110,12 @@ class Coordinator:
         actors, and log with what the service is up."""
         assert self._fleet is not None
         self._state = "running"
-        policy = self._config.policy
-        has_replicas = self._application is not None
-        replicas = len(await self._fleet.replicas.remote()) if has_replicas else f"those behind {policy.url}"
+        policy, replicas = self._config.policy, f"those behind {self._config.policy.url}"
+        if self._application is not None:
+            try:
+                replicas = str(len(await self._fleet.replicas.remote()))
+            except RayError:  # Serve replaces them
+                replicas = "none that answers"
         name, actors, slots = self._config.service.name, len(self._pool), len(self._pool) * self._config.service.slots
         text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
         _log.info(text, name, seconds, policy.serves, replicas, actors, slots)

@@ -149,6 +149,19 @@ async def test_a_lost_actor_is_replaced_and_its_episode_played_again_with_a_line
     assert "ended after 0 s: 2 of 2 episodes done, 0 failed, 1 retries." in lines
 
 
+async def test_a_coordinator_is_up_also_while_its_replicas_are_replaced(start, caplog):
+    async def no_replica() -> None:
+        raise RayTaskError("replicas", "Traceback", ServiceError("1 of 1 replicas failed."))
+
+    coordinator = await start(scored)
+    coordinator._fleet = SimpleNamespace(replicas=SimpleNamespace(remote=no_replica))
+    coordinator._pool.complete = lambda: None
+    with caplog.at_level("INFO"):
+        await coordinator.ready(1.0)
+    assert "is up after 1.0 s; policy: scripted, replicas: none that answers" in said(caplog)
+    assert len(await taken(coordinator)) == 2
+
+
 async def test_an_impossible_request_ends_its_collection_with_the_reason(start, caplog):
     def play(request: EpisodeRequest) -> EpisodeSummary:
         raise RayTaskError("run_episode", "Traceback", ConfigError("the key is not set."))
