@@ -359,3 +359,29 @@ async def test_an_actor_whose_node_is_drained_ends_its_episodes_and_hands_back_t
     assert "s-environment-0" in pool.actors()
     assert pool.lose("s-environment-1", ActorDiedError())
     assert pool.lost == 0
+
+
+async def test_actors_of_a_coordinator_that_died_are_taken_over_and_those_that_cannot_go_on_are_ended(
+    killed, monkeypatch
+):
+    answers = {3: DATA, 4: None, 7: ActorDiedError(), 9: {"mock": "other data"}}
+
+    def handle(answer: Any) -> Any:
+        async def adopt(seconds: float) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return SimpleNamespace(adopt=SimpleNamespace(remote=adopt))
+
+    handles = {f"s-environment-{number}": handle(answer) for number, answer in answers.items()}
+    names = ["s-coordinator", "s-fleet", "s-environment-8", *handles]  # the eighth is gone when it is looked for
+    monkeypatch.setattr(module.services, "find_actors", lambda name, namespace: names)
+    monkeypatch.setattr(module.cluster, "find", lambda name, namespace: handles.get(name))
+    pool = Pool(DATA)
+    await pool.adopt(settings(service__name="s"))
+    assert pool.ready == ["s-environment-3"]
+    assert sorted(map(id, killed)) == sorted(id(handles[f"s-environment-{number}"]) for number in (4, 7, 9))
+    await pool.begin(2)
+    await settled()
+    assert pool.ready == ["s-environment-3", "s-environment-10"], "a new one has a name of its own"
