@@ -13,6 +13,21 @@ def is_url(address: object) -> bool:
     return isinstance(address, str) and address.strip().lower().startswith(("http://", "https://"))
 
 
+def check_free(host: str, port: int) -> None:
+    """Check that a server could listen here, on this machine.
+
+    Raises:
+        OSError: another one does, or the address is not this machine's.
+    """
+    if not port:  # any free one
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections that end do not count
+        probe.bind((host, port))
+        probe.listen()
+
+
 def check_listening(address: str) -> None:
     """Connect once to a URL or to `host:port`; nothing is sent. Without a port it is 80, or 443 for https.
 

@@ -40,6 +40,7 @@ def nothing_starts(monkeypatch):
     ("arguments", "message"),
     [
         (["-n", "0"], "n=0 is not a positive multiple"),
+        (["--weight", "0"], "weight is 0"),
         (["--group-size", "0"], "group_size is 0"),
         (["-n", "2000000"], "more episodes than one collection takes"),
         (["--domain", "mock", "--task", "no_such_task"], "mock/base has no task 'no_such_task'"),

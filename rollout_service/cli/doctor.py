@@ -10,28 +10,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 
+import rollout_service.cli.door as door
 import rollout_service.policy.engine_check as engine_check
 import rollout_service.preflight as preflight
+from rollout_service.cli.finding import Finding, NotChecked, finding
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
-from rollout_service.redaction import redact
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check."""
-
-    what: str
-    ok: bool | None
-    """None: it was not checked."""
-    text: str
-
-
-class NotChecked(Exception):
-    """What cannot be told from here. The text says how it can be found out."""
 
 
 def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
@@ -54,22 +40,15 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
         ("keys", lambda: _on_nodes(_keys, config, address)),
+        ("gateway", lambda: door.served_at(config)),
+        ("gateway's port", lambda: door.port(config, address)),
+        ("gateway's tokens", lambda: _on_nodes(door.tokens, config, address)),
+        ("gateway's certificate", lambda: _on_nodes(door.certificate, config, address)),
         ("memory", lambda: _memory(config)),
         ("cluster", lambda: _cluster(address)),
     ]
-    findings = [_finding(what, check) for what, check in checks]
+    findings = [finding(what, check) for what, check in checks]
     return findings + [Finding("requests", None, text) for text in _unasked(config)]
-
-
-def _finding(what: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(what, True, redact(check()))
-    except NotChecked as reason:
-        return Finding(what, None, redact(str(reason)))
-    except RolloutError as error:
-        return Finding(what, False, str(error))
-    except Exception as error:
-        return Finding(what, False, redact(f"{type(error).__name__}: {error}"))
 
 
 def _python() -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout_service.audit.verify import Violation
-from rollout_service.cli.doctor import Finding
+from rollout_service.cli.finding import Finding
 from rollout_service.errors import FaultKind
 from rollout_service.record.statistics import Summary
 

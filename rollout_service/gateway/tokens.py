@@ -79,6 +79,10 @@ class Holder:
     digest: bytes = field(default=b"", repr=False)
     """SHA-256 of the token."""
 
+    def is_expired(self, now: datetime) -> bool:
+        """Whether the token is no longer let in."""
+        return self.expires is not None and self.expires <= now
+
     def check_scope(self, scope: Scope) -> None:
         """Raise `Refusal` unless the token allows `scope`."""
         if scope not in self.scopes:
@@ -173,6 +177,11 @@ class Tokens:
         self._holders = holders
         self._now = now
 
+    @property
+    def holders(self) -> list[Holder]:
+        """Who holds a token, as it was read last."""
+        return list(self._holders)
+
     def holder(self, authorization: str | None) -> Holder:
         """Who sent a request with this `Authorization` header.
 
@@ -188,7 +197,7 @@ class Tokens:
         found = self._match(hashlib.sha256(token.encode()).digest())
         if found is None:
             raise Refusal(401, "The token is not known here: it was revoked, or it is another service's.")
-        if found.expires is not None and found.expires <= self._now():
+        if found.expires is not None and found.is_expired(self._now()):
             raise Refusal(
                 401, f"The token of {found.name} expired on {found.expires:%Y-%m-%d %H:%M} UTC: ask for a new one."
             )

@@ -109,7 +109,7 @@ def test_a_collection_that_was_cut_off_is_resumed_then_appended_to(client, tmp_p
 def test_a_budget_ends_a_collection_early_and_the_table_says_which_limit(client, tmp_path):
     path = tmp_path / "out.jsonl"
     chosen = ["-n", "12", "--group-size", "2", "--domain", "mock", "-o", path, *running(client)]
-    ended = command("collect", "--budget", "episodes=3", *chosen)
+    ended = command("collect", "--budget", "episodes=3", "--weight", "2", *chosen)
     assert ended.returncode == 1, ended.stderr
     assert "The collection's budget is spent: episodes: 3 of 3 are used" in ended.stdout
     assert len(storage.read(path)) == 4, "the group that had begun is completed"

@@ -36,6 +36,9 @@ def collect(
         list[str] | None,
         typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
     ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Share of the slots, relative to other collections' weights. Default: 1.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
     ] = None,
@@ -58,11 +61,11 @@ def collect(
         raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
     loaded = read_settings(config, settings, tokenizer, domain, split, task)
     file = None if output is None else Output(output, mode)
-    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget)}
+    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
     if address is None:
         _asked(file, loaded, loaded, chosen)  # refused here, before a service is started
     else:  # that service's settings are not known yet
-        CollectionRequest(n=n, group_size=1 if group_size is None else group_size, seed=seed)
+        CollectionRequest(n=n, group_size=1 if group_size is None else group_size, seed=seed, weight=weight)
     if file is not None and file.is_complete:
         say(f"{output} has all {file.stored} episodes of its collection already.")
         return 0
@@ -121,7 +124,7 @@ def _asked(file: Any, own: RolloutConfig, running: RolloutConfig, chosen: Mappin
     import rollout_service.preflight as preflight
 
     asked = {**chosen, "group_size": 1 if chosen["group_size"] is None else chosen["group_size"]}
-    selection = {"seed": asked["seed"], "budget": asked["budget"]}
+    selection = {name: asked[name] for name in ("seed", "budget", "weight")}
     request = attaching.collection_request(own, running, selection, n=asked["n"], group_size=asked["group_size"])
     if request.budget is not None:
         preflight.check_price(running, request.budget)
