@@ -29,8 +29,8 @@ service's samplers use it, and as an argument of a collection it would start the
 
 _ADDRESS = ("service.name", "service.namespace")
 
-_FILLED_IN = ("policy.context_length",)
-"""Settings that the service fills in where they are null, here with what the endpoint says."""
+_FILLED_IN = ("policy.context_length", "policy.date")
+"""Settings that the service fills in where they are null: with what the endpoint says, and the day of its start."""
 
 
 Start = Literal["detached"] | bool | None

@@ -33,7 +33,8 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
         here: whether all of the service will run on this machine, with this Python and these environment variables.
 
     Returns:
-        The configuration, with the context length that the policy's endpoint says where the settings leave it open.
+        The configuration, with the context length that the policy's endpoint says and the date that the chat template
+        shall write, where the settings leave them open.
 
     Raises:
         RolloutError: names what cannot be used, and what to do.
@@ -49,7 +50,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     check_agent(config)
     check_judge(config)
     if config.policy.tokenizer_name is not None or config.policy.tool_parser != "auto":
-        load_codec(config)  # with the defaults it is the one that ships with this package
+        config = with_date(config, load_codec(config))  # with the defaults it is the one that ships with this package
     return with_context_length(config)
 
 
@@ -188,6 +189,13 @@ def check_tasks(config: RolloutConfig) -> list[TaskRef]:
     from rollout_service.tau2.tasks import TaskSampler
 
     return TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids).whole
+
+
+def with_date(config: RolloutConfig, codec: ChatCodec) -> RolloutConfig:
+    """The configuration, with today's date if the chat template writes one, so that all actors write the same."""
+    if config.policy.date == (codec.date or None):
+        return config
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"date": codec.date})})
 
 
 def with_context_length(config: RolloutConfig, retry_seconds: float | None = None) -> RolloutConfig:

@@ -199,8 +199,9 @@ def check_prefix(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 
 @functools.lru_cache(maxsize=4)
-def _codec(source: str | None, tool_parser: str = "auto", arguments: str = "{}") -> ChatCodec:
-    return ChatCodec.load(source, tool_parser=tool_parser, template_arguments=json.loads(arguments))
+def _codec(source: str | None, tool_parser: str = "auto", arguments: str = "{}", date: str = "") -> ChatCodec:
+    given = json.loads(arguments)
+    return ChatCodec.load(source, tool_parser=tool_parser, template_arguments=given, date=date or None)
 
 
 def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
@@ -211,7 +212,7 @@ def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
     """
     made = trajectory.provenance
     folder = os.path.abspath(os.path.expanduser(made.tokenizer))
-    how = made.tool_parser, json.dumps(made.template_arguments, sort_keys=True)
+    how = made.tool_parser, json.dumps(made.template_arguments, sort_keys=True), made.template_date
     if named is not None:
         codec = _codec(named, *how)
     elif made.tokenizer == "embedded":

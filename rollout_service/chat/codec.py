@@ -24,6 +24,7 @@ from rollout_service.chat.message_form import ChatMessage
 from rollout_service.chat.parsed_turn import ParsedTurn, tool_call
 from rollout_service.chat.proof import Proof, prove
 from rollout_service.chat.template import ChatTemplate, ToolSchema
+from rollout_service.chat.template_date import today
 from rollout_service.chat.text_cache import TextCache
 from rollout_service.chat.tokenizer_files import EMBEDDED_TOKENIZER, load_tokenizer
 from rollout_service.config.policy import PolicyConfig
@@ -47,6 +48,7 @@ class ChatCodec:
         name: str = "",
         tool_parser: str = "auto",
         template_arguments: Mapping[str, Any] | None = None,
+        date: str | None = None,
     ) -> None:
         """Learn the tokenizer's chat template, and prove what was learned.
 
@@ -56,6 +58,7 @@ class ChatCodec:
             tool_parser: what reads tool calls: `learned`, or the name of a `renderers` parser; `auto`: the first one
                 that reads back what the template writes.
             template_arguments: what the template is given beside the messages and tools, such as `enable_thinking`.
+            date: what the template writes where it asks for today's date, as 2026-01-31. None: today's.
 
         Raises:
             CodecError: the tokenizer has no chat template, is not a fast one, or the codec could not be proved.
@@ -69,10 +72,9 @@ class ChatCodec:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise CodecError(f"The tokenizer {self.name!r} has no fast version.", "Save it with a tokenizer.json.")
-        self._tokenizer = tokenizer
-        self._backend = backend
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._tokenizer, self._backend = tokenizer, backend
+        backend.no_truncation()
+        backend.no_padding()
         self._encode_plain = TextCache(self._encode_uncached, _CACHE_BYTES)
         self.control = ControlTokens(backend, str(tokenizer.chat_template))
         self.template_arguments = dict(template_arguments or {})
@@ -80,14 +82,13 @@ class ChatCodec:
         self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
         self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         """One past the largest id. The model's output layer may have more rows, and not every id below has a token."""
-        template = ChatTemplate(tokenizer, self.name, self.template_arguments)
-        learned = learn(template, backend, self.control, self.decode, tool_parser)
-        learned.template.check_arguments(PROBE_CONVERSATIONS, PROBE_TOOLS)
-        self._template = learned.template.made_faster(PROBE_CONVERSATIONS, PROBE_TOOLS)
-        self._reader, self.closing = learned.reader, learned.closing
-        self.learned = learned
+        template = ChatTemplate(tokenizer, self.name, self.template_arguments, date=date or today())
+        self.learned = learned = learn(template, backend, self.control, self.decode, tool_parser)
         """What was learned of the template."""
-        self.supports_reasoning = learned.thinks
+        self.date = learned.template.date_written(PROBE_CONVERSATIONS, PROBE_TOOLS, asked=date)
+        """The date in the prompts, as 2026-01-31; empty: there is none."""
+        self._template = learned.template.made_faster(PROBE_CONVERSATIONS, PROBE_TOOLS)
+        self._reader, self.closing, self.supports_reasoning = learned.reader, learned.closing, learned.thinks
         """Whether the template has a place for thoughts."""
         self.end_of_turn = self.closing.text.sampled
         """Text of the control token that ends a turn without calls."""
@@ -133,6 +134,7 @@ class ChatCodec:
         *,
         tool_parser: str = "auto",
         template_arguments: Mapping[str, Any] | None = None,
+        date: str | None = None,
     ) -> ChatCodec:
         """Load a tokenizer from a folder, or by a hub name that `transformers` can find. None: the embedded one.
 
@@ -145,6 +147,7 @@ class ChatCodec:
             name="embedded" if path is None else source,
             tool_parser=tool_parser,
             template_arguments=template_arguments,
+            date=date,
         )
 
     @classmethod
@@ -154,9 +157,8 @@ class ChatCodec:
         Raises:
             CodecError: the tokenizer cannot be loaded, or the codec cannot be proved.
         """
-        return cls.load(
-            policy.tokenizer_name, tool_parser=policy.tool_parser, template_arguments=policy.template_arguments
-        )
+        name, arguments = policy.tokenizer_name, policy.template_arguments
+        return cls.load(name, tool_parser=policy.tool_parser, template_arguments=arguments, date=policy.date)
 
     # Context ---------------------------------------------------------------------------------------------------------
 

@@ -25,9 +25,10 @@ Rendering = Callable[[Sequence[ChatMessage], Sequence[dict[str, Any]], bool], st
 class DirectRendering:
     """Renders conversations of plain JSON values."""
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, source: str | None, arguments: Mapping[str, Any]) -> None:
         """
         Args:
+            source: the chat template; None: the tokenizer's own.
             arguments: what the template is given beside the messages and the tools.
 
         Raises:
@@ -36,7 +37,7 @@ class DirectRendering:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._compiled = {
-            has_tools: _compile_jinja_template(tokenizer.get_chat_template(tools=[{}] if has_tools else None))
+            has_tools: _compile_jinja_template(tokenizer.get_chat_template(source, [{}] if has_tools else None))
             for has_tools in (True, False)
         }
         self._arguments = {"documents": None, **tokenizer.special_tokens_map, **arguments}
@@ -58,6 +59,7 @@ class DirectRendering:
     def proved(
         cls,
         tokenizer: Any,
+        source: str | None,
         arguments: Mapping[str, Any],
         own: Rendering,
         conversations: Sequence[Sequence[ChatMessage]],
@@ -66,7 +68,7 @@ class DirectRendering:
         """The rendering, if it agrees with the tokenizer's `own` on the conversations and on all that they begin with.
         None: it does not."""
         try:
-            direct = cls(tokenizer, arguments)
+            direct = cls(tokenizer, source, arguments)
         except Exception:  # whatever it is, the tokenizer's own rendering does without it
             return None
         beginnings = [talk[:end] for talk in conversations for end in range(1, len(talk) + 1)]

@@ -145,24 +145,28 @@ def learn(
     """Find the form in which the template takes messages, and what reads its turns.
 
     Raises:
-        CodecError: `tool_parser` is unknown, or there is no form in which turns can be read back; says what failed in
-            the usual form, or in the first one that the template renders.
+        CodecError: `tool_parser` is unknown, the template does not read one of its arguments, or there is no form in
+            which turns can be read back; says what failed in the usual form, or in the first that the template renders.
     """
     if tool_parser != "auto" and tool_parser not in PARSERS:
         raise CodecError(
             f"policy.tool_parser: {tool_parser!r} is not a parser.", f"Choose auto or one of {', '.join(PARSERS)}."
         )
+    template.check_repeatable(PROBE_CONVERSATIONS, PROBE_TOOLS)
     wanted = _AUTO if tool_parser == "auto" else (tool_parser,)
     tokenizer = _Tokenizer(backend, control, decode)
     refusals: list[CodecError] = []
     for form in MessageForm.all():
         try:
-            return _learn(template.with_form(form), tokenizer, wanted)
+            learned = _learn(template.with_form(form), tokenizer, wanted)
         except CodecError as error:
             refusals.append(error)
         except NotLearned as error:
             problem = f"The chat template of {template.name!r} cannot be followed: {error}."
             refusals.append(CodecError(problem, "Use a template whose generation prompt is the start of its turns."))
+        else:
+            learned.template.check_arguments(PROBE_CONVERSATIONS, PROBE_TOOLS)
+            return learned
     rendered = [error for error in refusals if "cannot render" not in error.problem]  # they say more
     raise (rendered or refusals)[0]
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollout_service.chat.direct_rendering import DirectRendering
 from rollout_service.chat.message_form import ChatMessage, MessageForm
+from rollout_service.chat.template_date import CLOCK, asks_for_date, dated, today
+from rollout_service.config.calendar_date import check_date
 from rollout_service.errors import CodecError
 
 ToolSchema = dict[str, Any]
@@ -28,10 +31,16 @@ class ChatTemplate:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the template is given beside the messages and the tools, such as `enable_thinking`."""
     form: MessageForm = dataclasses.field(default_factory=MessageForm)
+    date: str = dataclasses.field(default_factory=today)
+    """What the template writes where it asks for today's date, as 2026-01-31."""
     direct: DirectRendering | None = None
     """Renders the same faster. None: nothing was found that does."""
 
     def __post_init__(self) -> None:
+        try:
+            check_date(self.date)
+        except ValueError as error:
+            raise CodecError(f"The date of the chat template: {error}.", "Set policy.date to one.") from error
         for name in self.arguments:
             if name in self._own:
                 raise CodecError(
@@ -51,7 +60,7 @@ class ChatTemplate:
     def made_faster(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> ChatTemplate:
         """The same template, rendered directly if that gives the same text for these conversations."""
         formed = [self.form.of(conversation) for conversation in conversations]
-        direct = DirectRendering.proved(self.tokenizer, self.arguments, self._official, formed, tools)
+        direct = DirectRendering.proved(self.tokenizer, self._dated, self.arguments, self._official, formed, tools)
         return dataclasses.replace(self, direct=direct)
 
     def text(
@@ -85,11 +94,58 @@ class ChatTemplate:
             self.tokenizer.apply_chat_template(
                 formed,
                 tools=list(tools) or None,
+                chat_template=self._dated,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.arguments,
             )
         )
+
+    @functools.cached_property
+    def _dated(self) -> str | None:
+        """The template with its date; None: the tokenizer's own, which asks for none."""
+        source = self.tokenizer.chat_template
+        return dated(source, self.date) if isinstance(source, str) and asks_for_date(source) else None
+
+    def date_written(
+        self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema], asked: str | None
+    ) -> str:
+        """The date that stands in the conversations; empty: none does.
+
+        Args:
+            asked: the date that the settings ask for, if they do.
+
+        Raises:
+            CodecError: they ask for one, and the template writes none.
+        """
+        other = dataclasses.replace(self, date="1999-12-31" if self.date != "1999-12-31" else "1998-11-30")
+        if self._dated is not None and any(
+            self._text_or_none(conversation, tools, True) != other._text_or_none(conversation, tools, True)
+            for conversation in conversations
+        ):
+            return self.date
+        if asked is not None:
+            raise CodecError(
+                f"policy.date is {asked}, but the chat template of {self.name!r} writes no date.", "Leave it out."
+            )
+        return ""
+
+    def check_repeatable(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> None:
+        """Check that the template renders each of the conversations twice alike.
+
+        Raises:
+            CodecError: it does not.
+        """
+        for conversation in conversations:
+            first, again = (self._text_or_none(conversation, tools, True) for _ in range(2))
+            if first is not None and again is not None and first != again:
+                at = next((i for i, (a, b) in enumerate(zip(first, again, strict=False)) if a != b), 0)
+                shown = slice(max(0, at - 40), at + 20)
+                raise CodecError(
+                    f"The chat template of {self.name!r} renders the same conversation otherwise each time: "
+                    f"{first[shown]!r}, then {again[shown]!r}.",
+                    "Take out of it what draws at random or counts its renderings.",
+                )
 
     def check_arguments(self, conversations: Sequence[Sequence[ChatMessage]], tools: Sequence[ToolSchema]) -> None:
         """Check that the template reads each of its arguments: it ignores others without a word.
@@ -142,5 +198,5 @@ def _variables(template: str) -> set[str]:
         parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except jinja2.TemplateError:
         return set()
-    functions = {"raise_exception", "strftime_now", "namespace", "bos_token", "eos_token", "unk_token", "pad_token"}
+    functions = {"raise_exception", CLOCK, "namespace", "bos_token", "eos_token", "unk_token", "pad_token"}
     return set(jinja2.meta.find_undeclared_variables(parsed)).difference(functions)

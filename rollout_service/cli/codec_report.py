@@ -38,6 +38,7 @@ def _learned(codec: ChatCodec) -> Table:
         "thoughts": f"in {form.reasoning}" if codec.supports_reasoning else "the template has no place for them",
         "a greeting by the assistant": {"kept": "is kept", "left_out": "is left out of the prompt"}[form.greeting],
         "earlier turns": "are rewritten: history mode template" if codec.rewrites_history else "stay as sampled",
+        "the date in prompts": codec.date or "none",
         "template arguments": ", ".join(f"{k}={v}" for k, v in codec.template_arguments.items()) or "none",
         "tokenizer, template": f"{codec.tokenizer_fingerprint}, {codec.template_fingerprint}",
     }

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rollout_service.config.calendar_date import CalendarDate
 from rollout_service.config.refusal import Refused
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.script import Script
@@ -79,6 +80,11 @@ class PolicyConfig(Section):
     template_arguments: TemplateArguments = Field(
         default_factory=dict,
         description="Arguments of the chat template, such as enable_thinking, preserve_thinking or reasoning_effort.",
+    )
+    date: CalendarDate | None = Field(
+        None,
+        description="Date that the chat template writes where it asks for today's, such as 2026-01-31; null: that of "
+        "the start. Refused where the template writes none.",
     )
     accepted_losses: tuple[Literal["tools", "text_beside_calls"], ...] = Field(
         (),

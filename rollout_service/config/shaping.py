@@ -38,7 +38,7 @@ PLACE_AND_PACE = (
 )
 """Beginnings of the names of settings in those sections that shape nothing."""
 
-UNKNOWN_UNTIL_STARTED = ("policy.context_length",)
+UNKNOWN_UNTIL_STARTED = ("policy.context_length", "policy.date")
 """Settings that are filled in at a start where they are null."""
 
 

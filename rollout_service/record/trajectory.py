@@ -178,6 +178,8 @@ class Provenance:
     """What read the tool calls: `learned`, or the name of a `renderers` parser; `auto`: found by trying."""
     template_arguments: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
     """What the chat template was given beside messages and tools, such as `enable_thinking`."""
+    template_date: str = field(default="", metadata=schema.ADDED)
+    """The date that the chat template wrote where it asked for today's, as 2026-01-31; empty: none, or not recorded."""
     greeting: str = field(default="kept", metadata=schema.ADDED)
     """`kept`, or `left_out` where the chat template has no place for an assistant that speaks first: the messages then
     begin with a greeting that the prompts lack."""

@@ -112,6 +112,7 @@ class EpisodeRunner:
             history=config.policy.history,
             tool_parser=codec.tool_parser,
             template_arguments=dict(codec.template_arguments),
+            template_date=codec.date,
             greeting=codec.greeting,
             sampling=sampling.model_dump(),
             agent=config.agent,
