@@ -47,7 +47,7 @@ SERVE_ENVIRONMENT = {
 sets. Each side of a call saves a hop between threads and its share of Ray's task machinery, so a call takes half of the
 CPU time. In return, nothing may block the event loops."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds until a call that an actor's death cut off is made again; the time doubles."""
 
 _POLL_SECONDS = 0.05
