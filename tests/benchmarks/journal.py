@@ -38,9 +38,11 @@ class Turns:
 def run() -> bool:
     """Measure with both latencies."""
     rows = []
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     for name, (latency, episodes, most) in _LATENCIES.items():
         without, with_journal = _by_turns(latency, episodes)
         ratio = median(map(_over, with_journal.cpu, without.cpu))
+        print(f"{name}: CPU seconds of an episode without {without.cpu}, with {with_journal.cpu}", flush=True)
         rows.append(
             Row(
                 f"{_DOMAIN}, {name}: CPU per episode, {_ROUNDS} turns of {episodes}",
@@ -55,6 +57,7 @@ def run() -> bool:
         faster = 1 / median(map(_over, with_journal.wall, without.wall))
         shown = f"{rate[0]:.1f}/s", f"{rate[1]:.1f}/s", f"{faster:.3f}"
         rows.append(Row(f"{_DOMAIN}, {name}: episodes per second", *shown, "", True))
+    ray.shutdown()
     return show("With a journal against without one", rows)
 
 
@@ -66,8 +69,6 @@ def _by_turns(latency: dict[str, object] | None, episodes: int) -> tuple[Turns, 
     """Collections without and with a journal, by turns; the first of each only warms up."""
     without, with_journal = Turns(), Turns()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-        stack.callback(ray.shutdown)
         both = [
             (without, stack.enter_context(_service("without", latency, None))),
             (with_journal, stack.enter_context(_service("with-journal", latency, Path(folder)))),
