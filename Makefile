@@ -22,6 +22,8 @@ WORKERS ?= 2
 
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export RAY_USAGE_STATS_ENABLED := 0
+# A test run starts many processes that import the same modules: they compile them once.
+test: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint types docs parity fuzz chaos families families-episodes bench slime-contract tokenizer clean
 

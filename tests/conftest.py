@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ pytest_plugins = ["tests.support.services"]
 # A busy machine must not fail a test: an example may take as long as it takes.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+gc.disable()  # until everything is imported, which makes objects by the million and no garbage
 
 SLOW = (
     "deploy/test_sglang_serving",
@@ -51,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     assert all((folder / f"{name}.py").exists() for name in SLOW), "a module of SLOW was moved"
     items.sort(key=lambda item: rank.get(str(item.path.relative_to(folder).with_suffix("")), len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """From now on garbage is collected, but what the imports made is not looked through each time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
