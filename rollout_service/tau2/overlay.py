@@ -10,6 +10,7 @@ A τ² database has megabytes, and an episode touches a few of its records. An o
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from datetime import date, datetime, time, timedelta
@@ -52,12 +53,22 @@ class FrozenList(list[Any]):
     reverse = sort = _forbid
 
 
+_FROZEN: set[type] = set()
+"""The classes of frozen models. A search in it is quicker than pydantic's own `isinstance`."""
+
+_FLAT: set[type] = set()
+"""Those of models in which every value is immutable."""
+
+
 @functools.cache
-def _frozen_class(kind: type[BaseModel]) -> type[BaseModel]:
+def _frozen_class(kind: type[BaseModel], is_flat: bool) -> type[BaseModel]:
     body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     frozen: type[BaseModel] = types.new_class(
         kind.__name__, (kind,), exec_body=lambda names: names.update(body, __setattr__=_forbid, __delattr__=_forbid)
     )
+    _FROZEN.add(frozen)
+    if is_flat:
+        _FLAT.add(frozen)
     return frozen
 
 
@@ -85,7 +96,8 @@ def _freeze(value: Any, seen: set[int]) -> Any:
     if isinstance(value, BaseModel) and value.__pydantic_extra__ is None and value.__pydantic_private__ is None:
         for name, item in value.__dict__.items():
             value.__dict__[name] = _freeze(item, seen)
-        _set(value, "__class__", _frozen_class(type(value)))
+        is_flat = all(type(item) in _IMMUTABLE for item in value.__dict__.values())
+        _set(value, "__class__", _frozen_class(type(value), is_flat))
         return value
     raise TypeError(f"a {type(value).__name__} cannot be shared")
 
@@ -98,9 +110,14 @@ def overlay(shared: M) -> M:
     kind = cast("type[M]", type(shared).__base__)
     view = kind.__new__(kind)
     # The same as pydantic's own __copy__ sets. The test is inline because a search through a table makes hundreds.
-    values = shared.__dict__.items()
-    _set(view, "__dict__", {name: value if type(value) in _IMMUTABLE else _private(value) for name, value in values})
-    _set(view, "__pydantic_fields_set__", shared.__pydantic_fields_set__.copy())
+    values = shared.__dict__
+    if type(shared) in _FLAT:
+        own = values.copy()
+    else:
+        own = {name: value if type(value) in _IMMUTABLE else _private(value) for name, value in values.items()}
+    _set(view, "__dict__", own)
+    given = shared.__pydantic_fields_set__  # it only grows, so one that is full can be shared
+    _set(view, "__pydantic_fields_set__", given if len(given) == len(kind.__pydantic_fields__) else given.copy())
     _set(view, "__pydantic_extra__", None)
     _set(view, "__pydantic_private__", None)
     return view
@@ -115,7 +132,11 @@ def _private(value: Any) -> Any:
         return [item if type(item) in _IMMUTABLE else _private(item) for item in value]
     if kind is FrozenDict:
         return dict(value) if all(map(_is_immutable, value.values())) else OverlayDict(value)
-    return overlay(value) if isinstance(value, BaseModel) else value
+    return overlay(value) if kind in _FROZEN else value
+
+
+_UNTOUCHED: frozenset[Any] = frozenset()
+"""The keys that were reached in a new view. A set of its own for each view of thousands would take time and memory."""
 
 
 class OverlayDict(dict[Any, Any]):
@@ -131,7 +152,7 @@ class OverlayDict(dict[Any, Any]):
         super().__init__(shared)
         self.shared = shared
         """The frozen dict behind this view."""
-        self.touched: set[Any] = set()
+        self.touched: set[Any] | frozenset[Any] = _UNTOUCHED
         """Keys that were reached, written or removed. Every other value is the shared one."""
 
     def changed(self) -> list[Any]:
@@ -143,21 +164,26 @@ class OverlayDict(dict[Any, Any]):
             if key not in self or key not in shared or not is_unchanged(own(self, key), shared[key])
         ]
 
+    def _touch(self, key: Any) -> None:
+        if isinstance(self.touched, frozenset):
+            self.touched = set()
+        self.touched.add(key)
+
     def __getitem__(self, key: Any) -> Any:
         value = dict.__getitem__(self, key)
         if key not in self.touched:
             value = _private(value)
             dict.__setitem__(self, key, value)
-            self.touched.add(key)
+            self._touch(key)
         return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)
-        self.touched.add(key)
+        self._touch(key)
 
     def __delitem__(self, key: Any) -> None:
         super().__delitem__(key)
-        self.touched.add(key)
+        self._touch(key)
 
     def __iter__(self) -> Iterator[Any]:  # defined here, so that dict(view) and {**view} use __getitem__
         return super().__iter__()
@@ -194,7 +220,7 @@ class OverlayDict(dict[Any, Any]):
             self[key] = value
 
     def clear(self) -> None:
-        self.touched.update(self)
+        self.touched = {*self.touched, *self}
         super().clear()
 
     def copy(self) -> dict[Any, Any]:
@@ -224,22 +250,26 @@ def is_unchanged(value: Any, shared: Any) -> bool:
     return False for a part that was replaced by an equal one."""
     if value is shared:
         return True
-    if isinstance(value, BaseModel):
+    if type(shared) in _FROZEN:
         return type(value) is type(shared).__base__ and _are_unchanged(value.__dict__, shared.__dict__)
     if isinstance(value, OverlayDict) and value.shared is shared:
         return not value.changed()
     if isinstance(value, dict):
         return isinstance(shared, dict) and _are_unchanged(value, shared)
     if isinstance(value, list):
-        return isinstance(shared, list) and len(value) == len(shared) and all(map(is_unchanged, value, shared))
+        if not isinstance(shared, list) or len(value) != len(shared):
+            return False
+        return all(map(operator.is_, value, shared)) or all(map(is_unchanged, value, shared))
     return type(value) is type(shared) and repr(value) == repr(shared)  # 1, 1.0 and True are equal, -0.0 and 0.0 too
 
 
 def _are_unchanged(values: Mapping[Any, Any], shared: Mapping[Any, Any]) -> bool:
     if values.keys() != shared.keys():
         return False
-    for name, value in values.items():
-        other = shared[name]
+    if all(map(operator.is_, map(values.get, shared), shared.values())):  # as most are, and a loop in C
+        return True
+    for name, other in shared.items():
+        value = values[name]
         if value is not other and not is_unchanged(value, other):
             return False
     return True
