@@ -69,5 +69,8 @@ def test_whatever_is_accepted_gives_a_token_of_the_vocabulary_with_a_finite_log_
     tokens, logprobs = packed.sample(logits.clone(), [Sampling(**accepted)] * 3)
     assert all(0 <= token < 50 for token in tokens)
     assert all(math.isfinite(logprob) for logprob in logprobs)
-    if accepted.get("top_k") == 1 or accepted.get("top_p") == 1e-6 or accepted.get("temperature") == 0:
+    if accepted.get("temperature") == 0:
         assert tokens == logits.argmax(-1).tolist()
+    elif accepted.get("top_k") == 1 or accepted.get("top_p") == 1e-6:  # a high temperature makes tokens equally likely
+        likeliest = (logits / accepted.get("temperature", 1.0)).log_softmax(-1).amax(-1).tolist()
+        assert logprobs == pytest.approx(likeliest, abs=1e-5)
