@@ -1,23 +1,33 @@
-"""What the journal costs: the same collections with and without it, by turns, in one cluster.
+"""What the journal costs: an episode's part and entries, written on their own; and the same collections with and
+without it, by turns, in one cluster.
 
-CPU seconds are those of all processes, so other work on the machine hardly moves them.
+CPU seconds are those of all processes. Other work on the machine still moves them by a tenth, which is more than the
+journal costs: there the first figure is the one to read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import ray
 
 from rollout_service.client import RolloutClient
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Stored
+from rollout_service.journal.journal import Journal
+from rollout_service.journal.place import PARTS
+from rollout_service.record.part import write_part
 from tests.benchmarks.measure import Row, family_cpu_seconds, show
 from tests.benchmarks.starvation import IN_FLIGHT, LATENCY
-from tests.support.episodes import settings
+from tests.support.episodes import request, settings
+from tests.support.episodes import run as play
 
 _DOMAIN = "retail"
 _ROUNDS = 5
@@ -36,8 +46,9 @@ class Turns:
 
 
 def run() -> bool:
-    """Measure with both latencies."""
+    """Measure the writing alone, and collections with both latencies."""
     rows = []
+    part, entries = asyncio.run(_alone(400))
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     for name, (latency, episodes, most) in _LATENCIES.items():
         without, with_journal = _by_turns(latency, episodes)
@@ -57,8 +68,39 @@ def run() -> bool:
         faster = 1 / median(map(_over, with_journal.wall, without.wall))
         shown = f"{rate[0]:.1f}/s", f"{rate[1]:.1f}/s", f"{faster:.3f}"
         rows.append(Row(f"{_DOMAIN}, {name}: episodes per second", *shown, "", True))
+        if latency is None:
+            share = (part + entries) / median(without.cpu)
+            shown = f"{part * 1e3:.2f} + {entries * 1e3:.2f} ms", f"{median(without.cpu) * 1e3:.2f} ms", f"{share:.3f}"
+            rows.append(Row("part and entries alone: share of an episode's CPU", *shown, "≤ 0.02", share <= 0.02))
     ray.shutdown()
     return show("With a journal against without one", rows)
+
+
+async def _alone(episodes: int) -> tuple[float, float]:
+    """CPU seconds of an episode's part and of its entries, in groups of one that a reader takes at once."""
+    trajectory = play(_DOMAIN, 3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        journal = Journal(folder, "benchmark")
+        requests = [request(trajectory.task, number) for number in range(episodes)]
+        journal.record(Asked("c", "client", CollectionRequest(n=episodes), requests, (), 0, None))
+        await journal.durable()
+        begun = time.process_time()
+        parts = []
+        for number in range(episodes):
+            trajectory.trajectory_id = f"t-{number}"
+            parts.append(write_part(folder / PARTS, trajectory, "n" * 56))
+        written = time.process_time()
+        summary = EpisodeSummary.of(trajectory)
+        for number, part in enumerate(parts):
+            journal.record(Stored("c", number, 1, replace(summary, part=part)))
+            journal.record(Delivered("c", number))
+            await journal.durable()
+            journal.record(Acknowledged("c", (number,)))
+        await journal.durable()
+        ended = time.process_time()
+        journal.close()
+    return (written - begun) / episodes, (ended - written) / episodes
 
 
 def _over(first: float, second: float) -> float:
