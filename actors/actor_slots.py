@@ -54,10 +54,11 @@ class ActorSlots:
         return self._scheduler.demand
 
     def has_work(self) -> bool:
-        """Whether there is a collection."""
-        return bool(self._collections)
+        """Whether there is a collection that somebody reads."""
+        return any(not running.is_parked for running in self._collections.values())
 
     def pool_gave_up(self, error: RolloutError) -> None:
-        """No environment actor is left: no collection can go on."""
+        """No environment actor is left: no collection can go on. One that nobody reads may later."""
         for running in list(self._collections.values()):
-            self._end(running, error)
+            if not running.is_parked:
+                self._end(running, error)

@@ -105,7 +105,7 @@ class Bookkeeping:
             str(folder),
             asked.submission,
         )
-        running.restore({episode: it.summary for episode, it in stored.items()})
+        running.restore({episode: it.summary for episode, it in stored.items()}, found.acknowledged)
         running.is_parked = not self.is_restarted
         _log.info("Collection %s goes on: %s.", asked.collection_id, running.account)
         return running
@@ -124,6 +124,20 @@ class Bookkeeping:
         await self._read.wait()
         if self._error is not None:
             raise self._error
+
+    async def found(self, collections: Mapping[str, RunningCollection], collection_id: str) -> RunningCollection:
+        """The collection of this id among those that are open.
+
+        Raises:
+            ServiceError: there is none.
+        """
+        await self.until_read()
+        if collection_id not in collections:
+            raise ServiceError(
+                f"There is no collection {collection_id!r}.",
+                "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
+            )
+        return collections[collection_id]
 
     async def begin(self, running: RunningCollection, request: CollectionRequest) -> None:
         """Note a collection that was asked for. Returns when that is safe."""
@@ -173,14 +187,6 @@ class Bookkeeping:
         self.give_up(ENDING)
         await asyncio.to_thread(self._journal.close)
         self._journal = NoJournal()
-
-
-def no_collection(collection_id: str) -> ServiceError:
-    """The error about a collection that the coordinator does not know."""
-    return ServiceError(
-        f"There is no collection {collection_id!r}.",
-        "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
-    )
 
 
 async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:

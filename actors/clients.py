@@ -1,7 +1,7 @@
 """Clients: who uses a service, and who of them fell silent.
 
-Invariant: a client that leaves or falls silent is reported once. The `rollout_service.collecting.lease`
-module decides who is silent.
+Invariant: a client that falls silent is reported once. The `rollout_service.collecting.lease` module decides who is
+silent.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ class Clients:
         self._leases.renew(client, time.monotonic())
 
     def left(self, client: str) -> None:
-        """Note that the client left by itself."""
+        """Note that the client left by itself. That is not reported."""
         self._leases.give_up(client)
-        self._gone(client, "its client was closed")
 
     def silences(self) -> dict[str, float]:
         """Seconds since each client was heard last."""

@@ -20,11 +20,12 @@ import rollout_service.logs as logs
 import rollout_service.services as services
 from actors.actor_slots import ActorSlots
 from actors.attempt import Ending, play
-from actors.bookkeeping import Bookkeeping, go_on, no_collection
+from actors.bookkeeping import Bookkeeping, go_on
 from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
-from actors.running import RunningCollection, by_collection
+from actors.running import RunningCollection, begun_by
+from actors.status import report
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import owned_applications
@@ -34,7 +35,6 @@ from rollout_service.collecting.request import Accepted, CollectionRequest, Epis
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.tally import Tally
-from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.policy.fleet import FleetHandle
@@ -43,6 +43,9 @@ from rollout_service.redaction import remember
 from rollout_service.tau2.task_source import Tau2TaskSource
 
 _log = logs.logger(__name__)
+
+_LEASES = 1.5
+"""How many times a lease's length a reader that is gone is waited for."""
 
 _END_SECONDS = 5.0
 """How long a cancellation waits for running episodes. An episode that waits for the policy or the user notices within a
@@ -135,7 +138,7 @@ class Coordinator:
         """
         await self._books.until_read()
         async with self._planning:
-            if submission is not None and (known := self._submitted(submission)) is not None:
+            if (known := begun_by(submission, self._collections.values())) is not None:
                 self._clients.heard(client)
                 return known.accepted
             self._budgets.check_open()
@@ -143,18 +146,12 @@ class Coordinator:
             running = RunningCollection(*planned, client, submission=submission)
             await self.cancel(running.name)
             await self._books.begin(running, request)
-            collection = running.collection
-            collection.updated(self._version)  # an update may have come while it was planned
+            running.collection.updated(self._version)  # an update may have come while it was planned
             self._take_on(running)
-        size, members = collection.size, collection.group_size
-        _log.info("Collection %s begun: %d episodes in groups of %d.", running.name, size, members)
+        running.log_beginning()
         self._pool.fill_up()
         self._pump()
         return running.accepted
-
-    def _submitted(self, submission: str) -> RunningCollection | None:
-        """The collection that this submission began."""
-        return next((running for running in self._collections.values() if running.submission == submission), None)
 
     def _take_on(self, running: RunningCollection) -> None:
         self._collections[running.name] = running
@@ -162,6 +159,26 @@ class Coordinator:
             self._clients.heard(running.client)
             self._scheduler.add(running.collection, time.monotonic())
             self._budgets.opened(running)
+
+    async def reopen(self, collection_id: str, client: str) -> Accepted:
+        """Have this client read a collection, as soon as no other one does. The answer has the number of episodes that
+        are not acknowledged.
+
+        Raises:
+            ServiceError: unknown collection, or another client reads it for longer than a lease lasts.
+        """
+        running = await self._books.found(self._collections, collection_id)
+        accepted = await running.reopen(client, _LEASES * self._config.service.lease_seconds)
+        self._hear(running)
+        await self._books.durable()
+        return accepted
+
+    def _hear(self, running: RunningCollection) -> None:
+        self._clients.heard(running.client)
+        if running.is_parked:
+            running.is_parked = False
+            self._take_on(running)
+            self._pool.fill_up()
 
     async def next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
         """The next finished group, waiting for it; None when the collection has no more.
@@ -175,14 +192,8 @@ class Coordinator:
                 cancelled, a budget is spent. Every group that was finished by then was given before.
             ServiceError: unknown collection.
         """
-        await self._books.until_read()
-        running = self._collections.get(collection_id)
-        if running is None:
-            raise no_collection(collection_id)
-        self._clients.heard(running.client)
-        if running.is_parked:
-            running.is_parked = False
-            self._take_on(running)
+        running = await self._books.found(self._collections, collection_id)
+        self._hear(running)
         running.acknowledge(acked, again)
         reader = running.new_reader()
         while True:
@@ -232,10 +243,18 @@ class Coordinator:
     async def leave(self, client: str) -> None:
         """End the client's lease, and cancel what is left of its collections."""
         self._clients.left(client)
+        self._client_is_gone(client, "its client was closed", has_left=True)
 
-    def _client_is_gone(self, client: str, why: str) -> None:
-        for collection_id in [name for name, running in self._collections.items() if running.client == client]:
-            self._drop(collection_id, f": {why}")
+    def _client_is_gone(self, client: str, why: str, has_left: bool = False) -> None:
+        """Cancel its collections. Those that a journal has wait for a reader instead, if it did not leave by itself."""
+        for running in [each for each in self._collections.values() if each.client == client]:
+            if has_left or running.parts is None:
+                self._drop(running.name, f": {why}")
+            elif not running.is_parked:
+                running.park()
+                self._scheduler.park(running.name)
+                self._budgets.closed(running)
+                _log.warning("Collection %s waits for its reader %s: %s.", running.name, running.account, why)
         if client == self._owner and self._state != "ending":
             self._tasks.start(self._end_service(why), "ending the service")
 
@@ -255,34 +274,20 @@ class Coordinator:
         return running
 
     async def status(self) -> dict[str, Any]:
-        """Counts of what the service holds and does.
+        """Counts of what the service holds and does, as docs/operations.md describes them.
 
-        A mean is over the `scored` episodes only, which may be few of those that are done. `last_faults` has a text for
-        each kind of fault. What a collection waits for is in `running`, `places`, `to_be_tried_again` and `held_back`,
-        and in words in `waits_for`.
+        A mean is over the `scored` episodes only, which may be few of those that are done.
         """
-        places = by_collection(await self._pool.places())
-        status: dict[str, Any] = {
+        own = {
             "state": self._state,
             "owner": self._owner,
-            "actors": len(self._pool),
-            "lost_actors": self._pool.lost,
-            "start_error": None if self._pool.start_error is None else str(self._pool.start_error),
-            "slots": self._scheduler.slots,
-            "running": self._scheduler.running,
-            **self._tally.status(),
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
             "weight_version": self._version,
             "paused": self._fleet_state is not None and self._fleet_state.desired.pause is not None,
             "journal": self._books.status(),
             "clients": self._clients.silences(),
-            "collections": {
-                name: running.progress(places.get(name, [])) for name, running in self._collections.items()
-            },
         }
-        for name, collection in status["collections"].items():
-            collection["waits_for"] = waits_for(status, name)
-        return status
+        return await report(own, self._pool, self._scheduler, self._tally, self._collections)
 
     async def stop(self) -> None:
         """End every collection and the environment actors, and take no more. The journal keeps the collections."""

@@ -6,9 +6,10 @@ Invariant: each episode that is done has a result here until its group is handed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
-from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Stored
+from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Reopened, Stored
 from rollout_service.journal.journal import Journal, NoJournal
 from rollout_service.record.trajectory import Trajectory
 
@@ -81,10 +82,12 @@ class RunningCollection:
         self.error: RolloutError | None = None
         """Why the collection cannot go on."""
         self.is_parked = False
-        """Whether nothing of it runs until its reader comes back."""
+        """Whether nothing of it begins until its reader comes back, or another one opens it again."""
         self._results: dict[int, Result] = {}
-        self._given: dict[int, Group] = {}
-        """Groups that were handed out and are not acknowledged."""
+        self._given: dict[int, dict[int, Result]] = {}
+        """Results of the groups that were handed out and are not acknowledged, by episode."""
+        self._acknowledged: set[int] = set()
+        """Groups that the reader has for good."""
         self._again: deque[int] = deque()
         """Those of them that are handed out once more, because the reader's connection was interrupted."""
         self._rewards: dict[int, float] = {}
@@ -143,7 +146,7 @@ class RunningCollection:
     def keep(self, episode: int, attempt: int, result: Result) -> None:
         """Note the result of an episode that is done."""
         self.journal.record(Stored(self.name, episode, attempt, result[0]))
-        self._keep(episode, result)
+        self._keep(episode, _on_disk(result) if self.is_parked else result)
         self.changed.set()
 
     def _keep(self, episode: int, result: Result) -> None:
@@ -158,8 +161,9 @@ class RunningCollection:
         if ending.result is not None and ending.result[0].part is not None:
             self.journal.record(Discarded(ending.result[0].part))
 
-    def restore(self, summaries: Mapping[int, EpisodeSummary]) -> None:
-        """Take the results that an earlier coordinator had."""
+    def restore(self, summaries: Mapping[int, EpisodeSummary], acknowledged: Sequence[int]) -> None:
+        """Take the results that an earlier coordinator had, and the groups that the reader has for good."""
+        self._acknowledged.update(acknowledged)
         for episode, summary in summaries.items():
             self._keep(episode, (summary, None))
             self.spending.begin()
@@ -168,7 +172,7 @@ class RunningCollection:
     def next_group(self, version: int) -> Group | None:
         """The next finished group, with the trainer at weight version `version`; None: none is finished."""
         if self._again:
-            return self._given[self._again.popleft()]
+            return self._made(self._again.popleft())
         handout = self.collection.take()
         return None if handout is None else self._group(handout, version)
 
@@ -182,7 +186,8 @@ class RunningCollection:
             self.journal.record(Acknowledged(self.name, tuple(numbers)))
             self.collection.acknowledge(numbers)
         for number in numbers:
-            self._given.pop(number, None)
+            if self._given.pop(number, None) is not None:
+                self._acknowledged.add(number)
         self._again = deque(self._given if again else (number for number in self._again if number in self._given))
 
     def new_reader(self) -> int:
@@ -202,6 +207,42 @@ class RunningCollection:
             text = f"The next group of collection {self.name} was asked for again."
             raise ServiceError(text, "Have one reader at a time.")
 
+    def park(self) -> None:
+        """Begin nothing more until its reader comes back. What is stored takes no memory meanwhile."""
+        self.is_parked = True
+        self._results = {episode: _on_disk(result) for episode, result in self._results.items()}
+        for results in self._given.values():
+            results.update({episode: _on_disk(result) for episode, result in results.items()})
+        self.changed.set()
+
+    async def reopen(self, client: str, seconds: float) -> Accepted:
+        """Become this client's, as soon as no other one reads it. All that is not acknowledged is handed out, also what
+        was handed out before.
+
+        Raises:
+            ServiceError: another one still reads it after so many seconds, or it ended.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not (self.is_parked or self.client == client or self.error is not None):
+                    self.changed.clear()
+                    await self.changed.wait()
+        if self.error is not None:
+            raise self.error
+        if not self.is_parked and self.client != client:
+            raise ServiceError(f"Collection {self.name} is read by client {self.client}.", "Close that client first.")
+        if client != self.client:
+            self.journal.record(Reopened(self.name, client))
+        self.client = client
+        self.acknowledge((), again=True)
+        over = sum(len(self._played(group)) for group in self._acknowledged)
+        return Accepted(self.name, self.asked - over, self.first_draw)
+
+    def _played(self, group: int) -> list[int]:
+        """The group's episodes, without those that were done before."""
+        size = self.collection.group_size
+        return [episode for episode in range(group * size, (group + 1) * size) if episode not in self.collection.before]
+
     def end(self) -> None:
         """Note that nobody waits for it any more."""
         self.journal.record(Ended(self.name))
@@ -219,24 +260,22 @@ class RunningCollection:
 
     def _group(self, handout: Handout, version: int) -> Group:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
-        size = self.collection.group_size
         for episode in handout.expired:
             self._results[episode] = self._expired(episode, version)
             self._rewards.pop(episode, None)
-        members = range(handout.group * size, (handout.group + 1) * size)
-        played = [episode for episode in members if episode not in self.collection.before]
         self.journal.record(Delivered(self.name, handout.group, handout.expired))
-        group = Group(
-            requests=[self.requests[episode] for episode in played],
-            trajectories=[self._reference(episode) for episode in played],
-            number=handout.group,
-        )
-        self._given[handout.group] = group
-        return group
+        self._given[handout.group] = {episode: self._results.pop(episode) for episode in self._played(handout.group)}
+        return self._made(handout.group)
 
-    def _reference(self, episode: int) -> Reference[Trajectory]:
-        """The reference of an episode's trajectory, whose result is needed no more."""
-        summary, reference = self._results.pop(episode)
+    def _made(self, number: int) -> Group:
+        """A group that was handed out and is not acknowledged."""
+        results = self._given[number]
+        requests = [self.requests[episode] for episode in results]
+        return Group(requests, [self._reference(*result) for result in results.items()], number)
+
+    def _reference(self, episode: int, result: Result) -> Reference[Trajectory]:
+        """The reference of an episode's trajectory."""
+        summary, reference = result
         if reference is not None:
             return reference
         if summary.part is not None and self.parts is not None:
@@ -300,6 +339,11 @@ class RunningCollection:
             _log.info("Collection %s goes on: an episode ended without the fault.", ident)
         self._pauses = breaker.pauses
 
+    def log_beginning(self) -> None:
+        """Log that it has begun."""
+        size, members = self.collection.size, self.collection.group_size
+        _log.info("Collection %s begun: %d episodes in groups of %d.", self.name, size, members)
+
     @property
     def account(self) -> str:
         """How far it came, for log lines."""
@@ -318,6 +362,7 @@ class RunningCollection:
         rewards = [reward for episode, reward in self._rewards.items() if collection.is_done(episode)]
         return {
             "client": self.client,
+            "parked": self.is_parked,
             "episodes": self.asked,
             "done": collection.done,
             "scored": len(rewards),
@@ -337,9 +382,11 @@ class RunningCollection:
         }
 
 
-def by_collection(places: Mapping[str, tuple[float, str]]) -> dict[str, list[tuple[float, str]]]:
-    """Age in seconds and place of the running episodes of each collection, from those of each trajectory."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for trajectory_id, place in places.items():
-        found.setdefault(trajectory_id.partition("-")[0], []).append(place)
-    return found
+def begun_by(submission: str | None, collections: Iterable[RunningCollection]) -> RunningCollection | None:
+    """The one of the collections that this submission began; None: there is none."""
+    return next((each for each in collections if submission is not None and each.submission == submission), None)
+
+
+def _on_disk(result: Result) -> Result:
+    """The result without the copy of the trajectory that is in memory, where it is stored."""
+    return (result[0], None) if result[0].part is not None else result

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import rollout_service.cluster as cluster
 import rollout_service.config.arguments as arguments
+from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.request import OF_SERVICE, SELECTION, CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
+from rollout_service.config.service import Service as ServiceSettings
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
 from rollout_service.redaction import shown
 from rollout_service.tcp import is_url
@@ -26,6 +29,9 @@ _OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", 
 }
 """Settings that each collection may choose for itself, and its fields for them. `tasks.seed` is not among them: the
 service's samplers use it, and as an argument of a collection it would start the epoch again."""
+
+_FLEET_SECONDS = 10.0
+"""Longest wait for the fleet actor, which is created right after the coordinator, when a service is starting."""
 
 _ADDRESS = ("service.name", "service.namespace")
 
@@ -77,6 +83,21 @@ def through_gateway(address: str | None, token_var: str | None, service: str) ->
     from rollout_service.gateway import remote  # it needs an HTTP client
 
     return remote.connect(address, token_var, service)
+
+
+def running(place: ServiceSettings) -> Service | None:
+    """The service of this name on the cluster that this process is connected to; None: its coordinator is not there.
+
+    Raises:
+        ServiceError: its fleet is gone.
+    """
+    coordinator = cluster.find(cluster.coordinator_name(place.name), place.namespace)
+    if coordinator is None:
+        return None
+    fleet = cluster.find(cluster.fleet_name(place.name), place.namespace, _FLEET_SECONDS)
+    if fleet is None:
+        raise cluster.gone("fleet")
+    return Service(coordinator, fleet)
 
 
 def chosen(own: RolloutConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import rollout_service.attaching as attaching
@@ -22,24 +22,21 @@ import rollout_service.config.arguments as arguments
 import rollout_service.config.secrets as secrets
 import rollout_service.embedded as embedded
 import rollout_service.twins as twins
-from rollout_service.cluster import call, repeated
+from rollout_service.cluster import Reference, call, repeated
 from rollout_service.collecting.coordinator import Service
+from rollout_service.collecting.gathering import gathered
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
-from rollout_service.collecting.progress import CollectionProgress
+from rollout_service.collecting.request import Accepted
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.errors import ServiceError, WeightError
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
-from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
-from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.batch import TrajectoryBatch
 
 if TYPE_CHECKING:  # it needs torch
     from rollout_service.policy.weight_group import WeightGroup
-
-_FLEET_SECONDS = 10.0
-"""Longest wait for the fleet actor, which is created right after the coordinator, when a service is starting."""
 
 _MOST_SECONDS = 1e8
 """Longest timeout that can be set. Timers overflow at some length."""
@@ -91,7 +88,8 @@ class RolloutClient:
             if self._remote is not None:
                 self._service: Service = self._remote
             else:
-                self._service = self._start() if address is None else self._attach() or self._start_there(config, start)
+                there = None if address is None else attaching.running(self._settings.service)
+                self._service = there or (self._start() if address is None else self._start_there(config, start))
             self._coordinator, self._fleet = self._service.coordinator, self._service.fleet
             self.config: RolloutConfig = call(self._coordinator.configuration.remote())
             attaching.check_settings(self._settings, self.config)
@@ -125,16 +123,6 @@ class RolloutClient:
         except asyncio.CancelledError:
             made.add_done_callback(_abandon)
             raise
-
-    def _attach(self) -> Service | None:
-        service = self._settings.service
-        coordinator = cluster.find(cluster.coordinator_name(service.name), service.namespace)
-        if coordinator is None:
-            return None
-        fleet = cluster.find(cluster.fleet_name(service.name), service.namespace, _FLEET_SECONDS)
-        if fleet is None:
-            raise cluster.gone("fleet")
-        return Service(coordinator, fleet)
 
     def _start_there(self, config: RolloutConfig | None, start: attaching.Start) -> Service:
         if not ((config is not None) if start is None else start):
@@ -216,20 +204,35 @@ class RolloutClient:
         self, n: int | None, group_size: int, progress: bool, selection: dict[str, Any]
     ) -> TrajectoryBatch:
         arguments.truth("progress", progress)
-        came: list[Trajectory] = []
         with contextlib.closing(self.astream(n, group_size=group_size, **selection)) as stream:
-            await stream.aopen()
-            with CollectionProgress(stream.episodes, enabled=progress) as bar:
-                try:
-                    async for group in stream:
-                        came.extend(group)
-                        bar.add(group)
-                except RolloutError as error:
-                    raise IncompleteCollection.of(came, stream.episodes, str(error)) from error
-        whole = IncompleteCollection.of(came, stream.episodes)
-        if whole.failures or whole.missing:
-            raise whole
-        return whole.batch
+            return await gathered(stream, progress)
+
+    def reopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
+        """The groups of an open collection that were not acknowledged, also those that another client was given.
+
+        For a collection that the service's journal has, whose client died or whose service was started again; see
+        `collections`. A client that died and whose lease has not lapsed is waited for.
+
+        Args:
+            ack: as for `stream`.
+
+        Raises:
+            ServiceError: there is no such collection, or another client reads it.
+        """
+        stream = self.areopen(collection_id, ack=ack)
+        stream.open()
+        return stream
+
+    def areopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
+        """`reopen` for an event loop: errors of the service raise with the first group."""
+        arguments.text("collection_id", collection_id, "3f9c1a7be02d", ServiceError)
+        return self._stream(functools.partial(self._coordinator.reopen.remote, collection_id, self._id), ack)
+
+    async def acollections(self) -> dict[str, dict[str, Any]]:
+        """The open collections that nobody reads, by id, each with its progress as in `status`; see `reopen`."""
+        return {name: it for name, it in (await self.astatus())["collections"].items() if it["parked"]}
+
+    collections = twins.blocking(acollections)
 
     async def astatus(self) -> dict[str, Any]:
         """Counts: actors, slots, running and finished episodes, faults by kind, and each open collection's progress."""
@@ -377,13 +380,17 @@ class RolloutClient:
     def _submit(
         self, n: int | None, group_size: int, selection: dict[str, Any], groups_per_update: int | None = None
     ) -> GroupStream:
-        ack = arguments.choice("ack", selection.pop("ack", "auto"), ACKNOWLEDGING)
+        ack = selection.pop("ack", "auto")
         request = attaching.collection_request(
             self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
         )
+        submission = uuid.uuid4().hex
+        return self._stream(functools.partial(self._coordinator.submit.remote, request, self._id, submission), ack)
+
+    def _stream(self, submit: Callable[[], Reference[Accepted]], ack: str) -> GroupStream:
+        ack = arguments.choice("ack", ack, ACKNOWLEDGING)
         if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        submit = functools.partial(self._coordinator.submit.remote, request, self._id, uuid.uuid4().hex)
         return GroupStream(self._coordinator, submit, ack)
 
 

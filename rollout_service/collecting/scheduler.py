@@ -67,7 +67,11 @@ class Scheduler:
 
     def drop(self, collection_id: str) -> None:
         """Forget a collection."""
+        self.park(collection_id)
         self._collections.pop(collection_id, None)
+
+    def park(self, collection_id: str) -> None:
+        """Start nothing more of a collection until it is added again. The ends of episodes that run are recorded."""
         self._shares.pop(collection_id, None)
         if collection_id in self._turn:
             self._turn.remove(collection_id)
@@ -94,11 +98,11 @@ class Scheduler:
     @property
     def demand(self) -> int:
         """Number of episodes that run or could run now, if there were slots enough."""
-        return self.running + sum(collection.startable for collection in self._collections.values())
+        return self.running + sum(self._collections[name].startable for name in self._turn)
 
     def wakes_at(self, now: float) -> float:
         """When `next` may find an episode by the passing of time alone; infinity: never."""
-        return min((collection.wakes_at(now) for collection in self._collections.values()), default=math.inf)
+        return min((self._collections[name].wakes_at(now) for name in self._turn), default=math.inf)
 
     def next(self, now: float = math.inf) -> Assignment | None:
         """Start the next episode on the least loaded actor; None when no episode can start.

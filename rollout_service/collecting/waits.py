@@ -14,6 +14,8 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     collection = status["collections"].get(collection_id)
     if collection is None:
         return "the service's answer: it does not know the collection (yet, or any more)"
+    if collection["parked"]:
+        return f"its reader, which is gone: client.reopen({collection_id!r}) reads on"
     parts = []
     if status["actors"] == 0:
         error = status["start_error"]

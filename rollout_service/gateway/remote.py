@@ -25,7 +25,7 @@ from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.gateway import is_loopback
-from rollout_service.errors import ConfigError, WeightError
+from rollout_service.errors import ConfigError, ServiceError, WeightError
 from rollout_service.gateway.delivery import CursorError, Missing
 from rollout_service.gateway.link import WAIT_SECONDS, Ask, Link
 from rollout_service.gateway.messages import to_body
@@ -146,6 +146,7 @@ class RemoteCoordinator:
         self._cursors: dict[str, _Cursor] = {}
         self.configuration = _Method(link, self._configuration)
         self.submit = _Method(link, self._submit)
+        self.reopen = _Method(link, self._reopen)
         self.next_group = _Method(link, self._next_group)
         self.acknowledge = _Method(link, self._acknowledge)
         self.cancel = _Method(link, self._cancel)
@@ -162,6 +163,9 @@ class RemoteCoordinator:
         headers = {"idempotency-key": submission, "rollout-client": client}
         found = await self._link.ask(Ask("POST", "/v1/collections", to_body(request), headers=headers), json.loads)
         return Accepted(**found)
+
+    async def _reopen(self, collection_id: str, client: str) -> Accepted:
+        raise ServiceError("No collection is reopened through a gateway.", "Run the trainer in the cluster.")
 
     async def _next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
         cursor = self._cursors.setdefault(collection_id, _Cursor())

@@ -19,7 +19,16 @@ from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Discarded, Ended, Entry, Stored
+from rollout_service.journal.entries import (
+    Acknowledged,
+    Asked,
+    Delivered,
+    Discarded,
+    Ended,
+    Entry,
+    Reopened,
+    Stored,
+)
 from rollout_service.record.part import Part
 
 VERSION = 1
@@ -155,6 +164,8 @@ class Database:
                 return self._forget(entry.collection_id)
             case Discarded():
                 return [entry.part]
+            case Reopened():
+                self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
         return []
 
     def _ask(self, asked: Asked) -> None:

@@ -33,6 +33,15 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopened:
+    """Another client reads the collection from now on."""
+
+    collection_id: str
+    client: str
+    """Id of the client, whose lease keeps the collection alive."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """An episode has its result, which replaces an earlier one that became too old."""
 
@@ -77,4 +86,4 @@ class Discarded:
     part: Part
 
 
-Entry = Asked | Stored | Delivered | Acknowledged | Ended | Discarded
+Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded

@@ -244,6 +244,68 @@ async def test_a_service_that_ends_takes_no_acknowledgement_and_hands_out_nothin
     assert 0 in again.journal.recovered.collections[0].delivered
 
 
+def reopened(service: Service, stream: GroupStream, client: str = "another") -> GroupStream:
+    return GroupStream(service, functools.partial(service.reopen.remote, stream.collection_id, client))
+
+
+@pytest.mark.parametrize("is_new_start", [False, True])
+async def test_another_client_goes_on_with_a_collection_whose_client_is_gone(service, is_new_start):
+    stream = service.stream("manual")
+    came = [await anext(stream) for _ in range(3)]
+    await stream.aack(came[1])
+    if is_new_start:
+        await service.coordinator.stop()
+        await service.live()
+    else:
+        service.coordinator._client_is_gone("client", "it was silent")
+    status = await service.coordinator.status()
+    assert status["collections"][stream.collection_id]["parked"]
+    assert "client.reopen" in status["collections"][stream.collection_id]["waits_for"]
+    again = reopened(service, stream)
+    await again.aopen()
+    assert again.episodes == EPISODES - SIZE
+    first = await anext(again)
+    service.die()  # the journal knows the new reader
+    await service.live()
+    assert service.coordinator._collections[stream.collection_id].client == "another"
+    groups = [first] + [group async for group in again]
+    assert sorted(ids(groups)) == sorted(set(plays) - set(ids([came[1]])))
+    assert all(trajectory.reward == 1.0 for group in groups for trajectory in group)
+    assert set(plays.values()) == {1}, "nothing that was stored is played again"
+    await service.coordinator.stop()
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "the reader has everything"
+
+
+async def test_a_collection_that_nobody_reads_begins_nothing_and_keeps_what_ends(service):
+    stream = service.stream()
+    first = await anext(stream)
+    running = service.coordinator._collections[stream.collection_id]
+    assert any(reference is not None for _, reference in running._results.values())
+    service.coordinator._client_is_gone("client", "it was silent")
+    begun = plays.total()
+    while running.active:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    service.coordinator._pump()
+    assert plays.total() == begun
+    assert all(reference is None for _, reference in running._results.values()), "it takes no memory"
+    groups = [first] + [group async for group in stream]
+    assert len(set(ids(groups))) == EPISODES, "its own reader, which was merely silent, goes on as well"
+    assert set(plays.values()) == {1}
+
+
+async def test_a_collection_that_a_client_reads_is_not_given_to_another(service, monkeypatch):
+    monkeypatch.setattr(module, "_LEASES", 0.01)
+    stream = service.stream()
+    await anext(stream)
+    with pytest.raises(ServiceError, match=r"is read by client client\. Close that client first"):
+        await reopened(service, stream).aopen()
+    with pytest.raises(ServiceError, match="There is no collection 'none'"):
+        await service.coordinator.reopen("none", "another")
+    await service.coordinator.leave("client")
+    with pytest.raises(ServiceError, match="There is no collection"):
+        await reopened(service, stream).aopen()
+
+
 async def test_an_episode_whose_part_is_gone_is_played_again(service):
     stream = service.stream()
     await anext(stream)

@@ -11,7 +11,7 @@ from rollout_service.collecting.waits import waits_for
 
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
-    idle["paused_by"] = None
+    idle |= {"paused_by": None, "parked": False}
     status = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "collections": {"c": idle | collection}}
     return waits_for(status | (service or {}), "c")
 
@@ -39,6 +39,7 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
             {"waiting": 8},
             "an environment actor to come up, the last one failed: no memory",
         ),
+        ({}, {"parked": True, "waiting": 8}, "its reader, which is gone: client.reopen('c') reads on"),
         ({}, {}, "the next group to be handed over"),
         ({"collections": {}}, {}, "the service's answer"),
     ],

@@ -18,7 +18,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import Fault, FaultKind, ServiceError
 from rollout_service.journal.database import Database, OpenCollection, Recovered
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Stored
+from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Reopened, Stored
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS, check_file_system
 from rollout_service.record.part import Part, write_part
@@ -75,6 +75,12 @@ def test_a_submission_is_known_until_its_collection_ends():
         assert [found.asked for found in database.recover().collections] == [replace(entry, sampler=None)]
     database.commit([Ended("c"), asked()])
     assert [found.asked.submission for found in database.recover().collections] == [None]
+
+
+def test_a_collection_belongs_to_the_client_that_opened_it_last():
+    database = Database(":memory:")
+    database.commit([asked(), Reopened("c", "another"), Reopened("unknown", "another")])
+    assert [found.asked.client for found in database.recover().collections] == ["another"]
 
 
 def test_a_journal_from_before_submissions_is_read(tmp_path):

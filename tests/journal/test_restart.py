@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 import rollout_service.services as services
+from rollout_service.collecting.request import CollectionRequest
 from tests.support.services import start
 
 
@@ -26,7 +27,7 @@ def environment_actors() -> dict[str, int]:
 
 def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_once(cluster, tmp_path):
     folder = tmp_path / "journal"
-    with start("journaled", service__slots=4, service__journal=str(folder)) as client:
+    with start("journaled", service__slots=4, service__journal=str(folder), service__lease_seconds=5.0) as client:
         before = environment_actors()
         stream = client.stream(24, group_size=2)
         groups = [next(stream) for _ in range(3)]
@@ -49,6 +50,11 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         assert status["journal"] == {"path": str(folder), "problem": None}
         assert status["weight_version"] == 8, "the coordinator has it from the fleet"
         assert [len(group) for group in asked] == [1, 1], "the call was made again"
-        assert client.status()["collections"] == {}, "it began one collection"
+        request = CollectionRequest(n=6, group_size=2)
+        accepted = ray.get(client._coordinator.submit.remote(request, "a trainer that died", None))
+        left = client.reopen(accepted.collection_id)
+        assert client.collections() == {}, "somebody reads it now"
+        assert [len(group) for group in left] == [2, 2, 2], "it waited for the trainer's lease to lapse"
+        assert client.status()["collections"] == {}, "nothing was begun twice"
     assert list((folder / "parts").iterdir()) == []
     assert services.find_actors("journaled", "rollout_service") == [], "nothing outlives the service"
