@@ -93,8 +93,8 @@ class Service(Section):
     lease_seconds: Seconds = Field(
         20.0,
         description="Silence after which a client counts as gone: its collections are cancelled, or wait for a reader "
-        "if there is a journal, and a service that it started for itself ends. Clients renew their leases four times as "
-        "often.",
+        "if there is a journal, and a service that it started for itself ends. Clients renew their leases four times "
+        "as often.",
     )
     journal: str | None = Field(
         None,
