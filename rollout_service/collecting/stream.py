@@ -70,6 +70,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         """Numbers of groups to be acknowledged with the next call."""
         self._interruptions = 0
         """Calls in a row that the coordinator's death cut off."""
+        self._read_again: int | None = None
+        """Number of the group that was asked for once more because its trajectories were lost."""
         self._pending: Reference[Group | None] | None = None
         self._finished = False
         self._waiting_since = time.monotonic()
@@ -146,6 +148,11 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 self._over(group.number)
                 continue
             found = await fetched(group.trajectories)
+            if self._read_again != group.number and any(isinstance(each, LostObject) for each in found):
+                self._read_again = group.number  # a coordinator with a journal that died meanwhile has them on a disk
+                self._interruptions += 1
+                self._pending = None
+                continue
             return group, [given(*item) for item in zip(group.requests, found, strict=True)]
         return None
 

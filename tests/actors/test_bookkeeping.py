@@ -18,10 +18,11 @@ import actors.attempt as attempt
 import actors.bookkeeping as bookkeeping
 import actors.coordinator as module
 import actors.running as running
+import rollout_service.collecting.stream as stream_module
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from actors.pool import PoolUser
-from rollout_service.cluster import Call
+from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.collecting.summary import EpisodeSummary
@@ -181,6 +182,32 @@ async def test_a_collection_that_is_asked_for_while_its_coordinator_dies_is_begu
     groups = [group async for group in stream]
     assert len(set(ids(groups))) == EPISODES
     assert set(ids(groups)) == set(plays), "no other collection was played"
+
+
+async def test_a_group_whose_objects_went_with_the_coordinator_is_read_from_the_journal(service, monkeypatch):
+    dies = iter([True])
+
+    async def fetched(references: list[Any]) -> list[Any]:
+        if next(dies, False):  # the coordinator owns the objects, and dies after its answer
+            service.die()
+            await service.live()
+            return [LostObject(RuntimeError())] * len(references)
+        return [await reference for reference in references]
+
+    monkeypatch.setattr(stream_module, "fetched", fetched)
+    groups = [group async for group in service.stream()]
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES
+    assert all(trajectory.reward == 1.0 for group in groups for trajectory in group)
+
+
+async def test_a_group_whose_objects_are_lost_for_good_is_given_as_such(service, monkeypatch):
+    async def fetched(references: list[Any]) -> list[Any]:
+        return [LostObject(RuntimeError())] * len(references)
+
+    monkeypatch.setattr(stream_module, "fetched", fetched)
+    groups = [group async for group in service.stream()]
+    assert len(set(ids(groups))) == EPISODES
+    assert all(trajectory.fault.retryable for group in groups for trajectory in group)
 
 
 async def test_only_what_was_acknowledged_is_forgotten(service):
