@@ -27,7 +27,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
-from rollout_service.journal.entries import Acknowledged, Asked
+from rollout_service.journal.entries import Acknowledged, Asked, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part
@@ -87,7 +87,7 @@ class Bookkeeping:
         collection = self._planner.collection(
             asked.collection_id, asked.request, len(asked.episodes), asked.before, version
         )
-        stored = {episode: it for episode, it in found.stored.items() if _is_there(it.summary.part, folder)}
+        stored = _readable(found.stored, folder)
         kept = {
             episode: Kept(
                 it.attempt, it.summary.versions[0] if it.summary.versions else None, it.summary.fault is not None
@@ -208,11 +208,16 @@ async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeep
         raise
 
 
-def _is_there(part: Part | None, folder: Path) -> bool:
-    """Whether the part can still be read, as far as that is known here. Its episode is played again if not."""
-    if part is None:
-        return True
-    here = str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else part.node
-    if part.node == here:
-        return (folder / PARTS / part.name).exists()
-    return any(node["NodeID"] == part.node and node["Alive"] for node in ray.nodes())
+def _readable(stored: Mapping[int, Stored], folder: Path) -> dict[int, Stored]:
+    """Those of the episodes whose part can still be read, as far as that is known here. The others are played again."""
+    here, alive = None, set()
+    if ray.is_initialized():
+        here = str(ray.get_runtime_context().get_node_id())
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def is_there(part: Part | None) -> bool:
+        if part is None:
+            return True
+        return (folder / PARTS / part.name).exists() if here in (None, part.node) else part.node in alive
+
+    return {episode: it for episode, it in stored.items() if is_there(it.summary.part)}

@@ -50,13 +50,11 @@ class Scheduler:
         self._slots[actor] = slots
         self._running[actor] = set()
 
-    def remove_actor(self, actor: str) -> bool:
-        """Stop using an actor's slots. Episodes that run there still have to be reported with `finish`.
-
-        Returns:
-            False if the actor was removed before.
-        """
-        return self._slots.pop(actor, None) is not None
+    def remove_actor(self, actor: str) -> None:
+        """Stop using an actor's slots. Episodes that run there still have to be reported with `finish`."""
+        self._slots.pop(actor, None)
+        if not self.running_on(actor):
+            self._running.pop(actor, None)
 
     def add(self, collection: Collection, now: float = 0.0) -> None:
         """Take on a collection. It begins with as much use as the one that had the least of those that run."""

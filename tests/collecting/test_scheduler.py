@@ -208,3 +208,16 @@ def test_a_restored_collection_plays_what_is_unfinished_and_hands_out_again_what
     assert started == [7, 8, 9]
     assert [collection.take(), collection.take()] == [Handout(3), Handout(4)]
     assert collection.exhausted
+
+
+def test_an_actor_that_leaves_is_forgotten_when_its_episodes_have_ended():
+    scheduler = Scheduler()
+    scheduler.add(Collection("c", 1, 1))
+    for name in ("idle", "busy"):
+        scheduler.add_actor(name, 1)
+    running = scheduler.next()
+    for name in ("idle", "busy"):
+        scheduler.remove_actor(name)
+    assert list(scheduler._running) == [running.actor]
+    scheduler.finish(running, None)
+    assert not scheduler._running, "a service that lives long starts many actors"
