@@ -19,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from deploy.gateway_door import Door, Json, Scopes, error
+from deploy.gateway_evaluations import Evaluations
 from deploy.gateway_streams import Streams
 from rollout_service.cluster import answer
 from rollout_service.collecting.coordinator import Service
@@ -74,6 +75,7 @@ def api(service: Callable[[], Service], config: RolloutConfig, guard: Guard) -> 
     scopes: Scopes = {}
     streams = Streams(lambda: service().coordinator, config)
     _add_collections(app, scopes, streams, config)
+    _add_evaluations(app, scopes, streams, config)
     _add_clients(app, scopes, streams)
     _add_looks(app, scopes, service, config)
     _add_weights(app, scopes, service, streams)
@@ -149,6 +151,42 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
     async def cancel(request: Request, collection_id: _Id) -> Response:
         """End a collection. Answers when nothing of it reaches the policy any more."""
         await streams.cancel(await streams.find(collection_id, _owner(request)))
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: RolloutConfig) -> None:
+    collect = _needs(scopes, "collect")
+    evaluations = Evaluations(streams)
+
+    @app.post("/v1/evaluations", status_code=HTTPStatus.CREATED)
+    @collect
+    async def evaluate(
+        request: Request, body: messages.EvaluationBody, rollout_client: _Client = None, idempotency_key: _Key = None
+    ) -> dict[str, Any]:
+        """Play every task of a selection several times, and keep only the numbers. It goes on while somebody asks for
+        its report."""
+        owner, asked = _owner(request), body.request(config.policy.sampling)
+        known = rollout_client or uuid.uuid4().hex
+        key = None if idempotency_key is None else f"evaluation:{idempotency_key}"
+        accepted = await streams.once(owner, key, evaluations.begin(asked, owner, known, key))
+        return {"evaluation_id": accepted.collection_id, "episodes": accepted.episodes}
+
+    @app.get("/v1/evaluations/{evaluation_id}")
+    @collect
+    async def report(
+        request: Request,
+        evaluation_id: _Id,
+        wait: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS, description="Seconds to wait for its end.")] = 60.0,
+    ) -> dict[str, Any]:
+        """How an evaluation goes on (`open`, `ended` or `failed`), and its numbers so far: pass^k with 95% intervals
+        over the tasks, and rewards by domain."""
+        return await evaluations.report(evaluation_id, _owner(request), wait)
+
+    @app.delete("/v1/evaluations/{evaluation_id}", status_code=HTTPStatus.NO_CONTENT)
+    @collect
+    async def end(request: Request, evaluation_id: _Id) -> Response:
+        """End an evaluation. Answers when nothing of it reaches the policy any more."""
+        await streams.cancel(await streams.find(evaluation_id, _owner(request)))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -186,6 +186,20 @@ class Streams:
         stream.heard = time.monotonic()
         return stream
 
+    def has(self, collection_id: str) -> bool:
+        """Whether the gateway holds this collection."""
+        return collection_id in self._streams
+
+    @contextlib.contextmanager
+    def reading(self, stream: Stream) -> Iterator[None]:
+        """Note that somebody reads the stream meanwhile."""
+        stream.readers += 1
+        try:
+            yield
+        finally:
+            stream.readers -= 1
+            stream.heard = time.monotonic()
+
     async def groups(
         self, stream: Stream, after: int, limit: int | None, wait: float, writer: Writer
     ) -> AsyncIterator[bytes]:
@@ -196,8 +210,7 @@ class Streams:
             wait: seconds without a group until it ends.
         """
         number, end = after, End("open")
-        stream.readers += 1
-        try:
+        with self.reading(stream):
             while limit is None or number - after < limit:
                 try:
                     group = await asyncio.wait_for(stream.delivery.group(number + 1), wait)
@@ -216,9 +229,6 @@ class Streams:
                 for place in range(0, len(data), _PIECE):
                     yield data[place : place + _PIECE]
             yield writer.end(end)
-        finally:
-            stream.readers -= 1
-            stream.heard = time.monotonic()
 
     async def cancel(self, stream: Stream) -> None:
         """End the collection. Returns when nothing of it reaches the policy any more."""

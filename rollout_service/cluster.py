@@ -53,6 +53,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _POLL_SECONDS = 0.05
 """Time between two looks for an actor."""
 
+_OWN_RAY = {"task_events_report_interval_ms": 0}
+"""Settings of a Ray that this process starts for itself. Its head would keep the last 100,000 tasks in memory, for a
+dashboard that is not there."""
+
 
 def coordinator_name(service: str) -> str:
     """Name of the coordinator actor of a service."""
@@ -319,7 +323,8 @@ def connect(address: str | None, namespace: str) -> None:
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            _in_a_thread_that_stays(lambda: ray.init("local", include_dashboard=False, **quiet))
+            started = {"include_dashboard": False, "_system_config": _OWN_RAY}
+            _in_a_thread_that_stays(lambda: ray.init("local", **started, **quiet))
         else:
             host, _, port = address.rpartition(":")
             if host and port.isdigit():  # Ray itself would try for minutes, then end the process

@@ -59,7 +59,11 @@ def read_limits(given: list[str] | None) -> dict[str, Any] | None:
     Raises:
         ConfigError: one is no such pair.
     """
-    return _pairs("--budget", given, "usd=5") or None
+    limits = _pairs("--budget", given, "usd=5")
+    for name, value in limits.items():
+        if value is None:
+            raise ConfigError(f"--budget {name}= has no value.", f"Write --budget {name}=5, or leave it out.")
+    return limits or None
 
 
 def read_template_arguments(given: list[str] | None) -> dict[str, Any]:

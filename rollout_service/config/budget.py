@@ -5,8 +5,12 @@ Invariant: a budget only ends a collection early. It never changes an episode.
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
 
+from pydantic import Field, model_validator
+
+from rollout_service.config.refusal import Refused
 from rollout_service.config.section import Seconds, Section
 
 
@@ -23,6 +27,15 @@ class Budget(Section):
     policy_tokens: int | None = Field(None, ge=1, description="Tokens that the policy samples.")
     episodes: int | None = Field(None, ge=1, description="Episodes that begin; the last group is completed.")
     wall_seconds: Seconds | None = Field(None, description="Seconds since the collection, or the service, began.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_something_may_begin(cls, limits: Any) -> Any:
+        for name, value in limits.items() if isinstance(limits, Mapping) else ():
+            if not isinstance(value, bool) and value == 0:
+                why, remedy = f"is {value}: nothing would ever begin.", "Set more, or leave it out for no limit."
+                raise Refused(why, remedy, str(name))
+        return limits
 
     @property
     def is_set(self) -> bool:

@@ -71,9 +71,21 @@ def _problem(
             f"{dotted} is {shown(first['input'], dotted)}{source}, but it is a section.",
             f"Set what is in it: {below}.",
         )
+    value = f"{dotted or 'config'} is {shown(first['input'], dotted)}{source}"
+    if first["type"] in _BOUNDS:
+        bound = next(iter(first["ctx"].values()))
+        return f"{value}, out of its range.", f"Set it to {_BOUNDS[first['type']]} {bound}."
     message = str(first["msg"]).removeprefix("Value error, ")
-    value = f" is {shown(first['input'], dotted)}{source}:"
-    return f"{dotted or 'config'}{value} {message}.", "Set it to a valid value."
+    return f"{value}: {message}.", "Set it to a valid value."
+
+
+_BOUNDS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+"""What pydantic calls a bound that was passed, and how a person says it."""
 
 
 def _near(dotted: str, path: list[str], model: type[BaseModel]) -> str:

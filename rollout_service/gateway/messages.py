@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
 
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
+from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.weights import UpdateMode
 
@@ -31,6 +32,30 @@ class CollectionBody(CollectionRequest):
             given = {name: getattr(self.sampling, name) for name in self.sampling.model_fields_set}
             fields["sampling"] = sampling.model_copy(update=given)
         return CollectionRequest(**fields)
+
+
+@with_config(_STRICT)
+@dataclasses.dataclass(frozen=True)
+class EvaluationBody:
+    """A request for an evaluation. A field that is left out takes the service's own setting."""
+
+    trials: Annotated[int, Field(ge=1, le=1000, description="Episodes of each task; pass^k is given up to this k.")] = 1
+    tasks: Annotated[int | None, Field(ge=1, description="Only so many tasks; null: every task.")] = None
+    domain: str | dict[str, float] | None = None
+    split: str | None = None
+    ids: list[str] | None = None
+    seed: Annotated[int, Field(description="The same seed gives the same tasks and episode seeds.")] = 0
+    sampling: Sampling | None = None
+    max_attempts: int | None = None
+    weight: float | None = None
+    budget: Budget | None = None
+
+    def request(self, sampling: Sampling) -> CollectionRequest:
+        """The request for its episodes, see `CollectionBody.request`."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        trials, tasks = fields.pop("trials"), fields.pop("tasks")
+        n = None if tasks is None else tasks * trials
+        return CollectionBody(n=n, group_size=trials, **fields).request(sampling)
 
 
 _REQUEST = TypeAdapter(CollectionRequest)

@@ -151,7 +151,8 @@ def test_a_refused_collection_costs_neither_the_old_file_nor_the_name_of_a_new_o
         (["collect", "--append"], "--append is given, but no --output"),
         (["collect", "-o", "x.jsonl", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
         (["collect", "--start"], "--start goes with --address"),
-        (["collect", "--budget", "episodes=0"], "budget.episodes is 0"),
+        (["collect", "--budget", "episodes=0"], "budget.episodes is 0: nothing would ever begin"),
+        (["collect", "--budget", "episodes="], "--budget episodes= has no value"),
         (["collect", "--budget", "5"], "--budget 5: there is no '='"),
         (["collect", "--budget", "dollars=5"], "budget.dollars"),
         (

@@ -118,10 +118,10 @@ def test_a_limit_before_the_first_episode_leaves_nothing():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"usd": 0}, r"budget\.usd is 0"),
-        ({"user_tokens": -1}, r"budget\.user_tokens is -1"),
-        ({"episodes": 0}, r"budget\.episodes is 0"),
-        ({"wall_seconds": 0.0}, r"budget\.wall_seconds is 0"),
+        ({"usd": 0}, r"budget\.usd .*is 0: nothing would ever begin\. Set more, or leave it out for no limit"),
+        ({"user_tokens": -1}, r"budget\.user_tokens is -1 .*out of its range\. Set it to at least 1"),
+        ({"episodes": 0}, r"budget\.episodes .*is 0: nothing"),
+        ({"wall_seconds": 0.0}, r"budget\.wall_seconds .*is 0\.0: nothing"),
         ({"policy_tokens": True}, r"budget\.policy_tokens is True"),
         ({"dollars": 3}, r"budget\.dollars"),
         ({"usd": 1.0}, r"budget\.usd .*is set, but has no effect: no language model plays the user"),

@@ -60,7 +60,7 @@ def test_a_mix_of_domains_can_come_from_yaml_and_environment(tmp_path):
     [
         ({"limits.max_turn": 3}, r"limits\.max_turn: no such setting.*Did you mean limits\.max_turns\?"),
         ({"limit.max_turns": 3}, r"limit: no such setting"),
-        ({"limits.max_turns": 0}, r"limits\.max_turns is 0 .*greater than or equal to 1"),
+        ({"limits.max_turns": 0}, r"limits\.max_turns is 0 .*out of its range\. Set it to at least 1\."),
         ({"limits.max_turns": "many"}, r"limits\.max_turns is 'many'"),
         ({"service.lease_seconds": 1}, r"service\.lease_seconds .*is 1: a lease so short would lapse.*Set at least 4"),
         ({"policy.engine": "vllm"}, r"policy\.engine is 'vllm'.*'scripted'"),
