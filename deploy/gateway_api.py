@@ -96,6 +96,11 @@ def _owner(request: Request) -> str:
     return holder.name
 
 
+def _of_route(route: str, key: str | None) -> str | None:
+    """The key of a request to another route than that of collections: a caller may use one key for both."""
+    return None if key is None else f"{route}:{key}"
+
+
 def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: RolloutConfig) -> None:
     collect = _needs(scopes, "collect")
 
@@ -167,7 +172,7 @@ def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         its report."""
         owner, asked = _owner(request), body.request(config.policy.sampling)
         known = rollout_client or uuid.uuid4().hex
-        key = None if idempotency_key is None else f"evaluation:{idempotency_key}"
+        key = _of_route("evaluations", idempotency_key)
         accepted = await streams.once(owner, key, evaluations.begin(asked, owner, known, key))
         return {"evaluation_id": accepted.collection_id, "episodes": accepted.episodes}
 
@@ -251,7 +256,8 @@ def _add_weights(app: FastAPI, scopes: Scopes, service: Callable[[], Service], s
     @weights
     async def update(request: Request, body: messages.WeightsBody, idempotency_key: _Key = None) -> UpdateReport:
         """Give every policy replica new weights, while episodes run. Answers when the replicas serve them."""
-        return await streams.once(_owner(request), idempotency_key, _updated(service(), body))
+        key = _of_route("weights", idempotency_key)
+        return await streams.once(_owner(request), key, _updated(service(), body))
 
     @app.post("/v1/pause")
     @weights

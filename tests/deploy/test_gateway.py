@@ -175,6 +175,8 @@ def test_a_request_that_is_sent_again_with_its_key_begins_one_collection(http, c
     first = ask("a")
     assert ask("a") == first
     assert ask("b") != first
+    refused = http.post("/v1/weights", json={"path": "ckpt/step_40"}, headers={"idempotency-key": "a"})
+    assert refused.status_code == 409, "a key is of one route"
     assert http.post("/v1/collections", json={"n": 1}, headers=bearer("other") | {"idempotency-key": "a"}).json()[
         "collection_id"
     ] not in (first, None)
