@@ -289,7 +289,7 @@ def operations(openapi, url) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_nothing_that_the_description_allows_or_forbids_breaks_a_route(operations, http, mode):
     @given(data=st.data())
-    @settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def try_routes(data: st.DataObject) -> None:
         operation = operations[data.draw(st.sampled_from(sorted(operations)))]
         case = data.draw(operation.as_strategy(mode))
