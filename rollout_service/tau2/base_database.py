@@ -7,6 +7,7 @@ again. Pydantic and `json` would serialize the whole database, which takes 40 to
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 import json
@@ -19,6 +20,9 @@ from pydantic import BaseModel
 from rollout_service.tau2 import overlay
 
 _REMOVED = object()
+
+_BLOCK = 32
+"""Records between two places from which a hash can go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,32 @@ class BaseDatabase:
             self._whole[name] = _json(value)
             if isinstance(value, dict) and value and all(type(key) is str for key in value):
                 self._records[name] = {key: _entry(key, value[key]) for key in sorted(value)}
-        self._digest = hashlib.sha256(whole).hexdigest()
-        tables = {name: self._table(name, {}, Changes({name: {}}, {})) for name in self._records}
-        if self._assemble(tables) != self._digest:
+        self._before: dict[str, Any] = {}
+        """SHA-256 of what stands before each field."""
+        self._within: dict[str, list[Any]] = {}
+        """SHA-256 up to the start of each block of a table's records."""
+        self._digest = self._hash_all().hexdigest()
+        if self._digest != hashlib.sha256(whole).hexdigest():
             raise TypeError("the JSON of its records does not make up the JSON of the whole")
+
+    def _hash_all(self) -> Any:
+        """SHA-256 of the database, made of its records. Notes what `_before` and `_within` hold."""
+        sha = hashlib.sha256(b"{")
+        for place, name in enumerate(sorted(self._whole)):
+            sha.update(_next_key(name, place > 0))
+            self._before[name] = sha.copy()
+            if name not in self._records:
+                sha.update(self._whole[name])
+                continue
+            sha.update(b"{")
+            self._within[name] = [sha.copy()]
+            for number, record in enumerate(self._records[name].values(), 1):
+                sha.update(b", " + record if number > 1 else record)
+                if not number % _BLOCK:
+                    self._within[name].append(sha.copy())
+            sha.update(b"}")
+        sha.update(b"}")
+        return sha
 
     def overlay(self) -> Any:
         """A private database for one episode."""
@@ -89,27 +115,46 @@ class BaseDatabase:
         for name, records in changes.tables.items():
             draft.__dict__[name] = {key: record for key, record in records.items() if record is not _REMOVED}
         dumped = draft.model_dump(include={*changes.tables, *changes.fields})
-        fields = {name: _json(dumped[name]) for name in changes.fields}
-        tables = {name: self._table(name, dumped[name], changes) for name in changes.tables}
-        return self._assemble(fields | tables)
+        first = min(dumped)
+        sha = self._before[first].copy()
+        for name in sorted(name for name in self._whole if name >= first):
+            if name != first:
+                sha.update(_next_key(name))
+            if name not in dumped:
+                sha.update(self._whole[name])
+            elif name in changes.fields:
+                sha.update(_json(dumped[name]))
+            else:
+                entries = self._changed_records(name, dumped[name], changes)
+                unchanged = 0
+                if name == first:  # all before the first change is hashed already
+                    unchanged = bisect.bisect_left(list(self._records[name]), min(changes.tables[name])) // _BLOCK
+                    sha = self._within[name][unchanged].copy()
+                else:
+                    sha.update(b"{")
+                rest = entries[unchanged * _BLOCK :]
+                sha.update(b", " if unchanged and rest else b"")
+                sha.update(b", ".join(rest) + b"}")
+        sha.update(b"}")
+        return str(sha.hexdigest())
 
-    def _table(self, name: str, dumped: Mapping[str, Any], changes: Changes) -> bytes:
+    def _changed_records(self, name: str, dumped: Mapping[str, Any], changes: Changes) -> list[bytes]:
+        """JSON of the table's records, in the order of the keys."""
         records = self._records[name] | {key: _entry(key, value) for key, value in dumped.items()}
         for key, record in changes.tables[name].items():
             if record is _REMOVED:
                 records.pop(key, None)
         if not dumped.keys() <= self._records[name].keys():
-            records = {key: records[key] for key in sorted(records)}
-        return b"{" + b", ".join(records.values()) + b"}"
+            return [records[key] for key in sorted(records)]
+        return list(records.values())
 
-    def _assemble(self, fields: dict[str, bytes]) -> str:
-        """The hash of the database, with these fields replaced by the given JSON."""
-        texts = self._whole | fields
-        return hashlib.sha256(b"{" + b", ".join(_entry(name, texts[name]) for name in sorted(texts)) + b"}").hexdigest()
+
+def _next_key(name: str, comma: bool = True) -> bytes:
+    return (b", " if comma else b"") + json.dumps(name).encode() + b": "
 
 
 def _entry(key: str, value: Any) -> bytes:
-    return json.dumps(key).encode() + b": " + (value if isinstance(value, bytes) else _json(value))
+    return json.dumps(key).encode() + b": " + _json(value)
 
 
 def _json(value: Any) -> bytes:
