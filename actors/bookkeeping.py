@@ -159,11 +159,14 @@ class Bookkeeping:
 
     async def acknowledge(
         self, collections: Mapping[str, RunningCollection], collection_id: str, numbers: Sequence[int]
-    ) -> None:
+    ) -> RunningCollection | None:
         """Note that the reader has these groups for good. Returns when that is safe.
 
         Args:
-            collections: those of which not all groups were handed out.
+            collections: those that are open.
+
+        Returns:
+            The collection, if it is open.
         """
         await self.until_read()
         if (running := collections.get(collection_id)) is not None:
@@ -171,6 +174,7 @@ class Bookkeeping:
         else:
             self._journal.record(Acknowledged(collection_id, tuple(numbers)))
         await self._journal.durable()
+        return running
 
     async def durable(self) -> None:
         """Wait until what was noted before is safe."""

@@ -21,6 +21,9 @@ _log = logs.logger(__name__)
 _LOOKS = 20
 """Looks for lapsed leases in the time that a lease lasts."""
 
+_NOTICED = 1.5
+"""Time until a lapsed lease is noticed on a busy machine, as a multiple of the lease."""
+
 
 class Clients:
     """The clients of one service. Make and use it on one event loop."""
@@ -34,6 +37,8 @@ class Clients:
                 once that job is over. None: the service was started for nobody.
         """
         self._lease_seconds = lease_seconds
+        self.noticed_seconds = _NOTICED * lease_seconds
+        """Within so many seconds it is noticed that a client is gone."""
         self._gone = gone
         self._leases = Leases(lease_seconds, time.monotonic())
         self._owner = owner

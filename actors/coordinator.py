@@ -44,9 +44,6 @@ from rollout_service.tau2.task_source import Tau2TaskSource
 
 _log = logs.logger(__name__)
 
-_LEASES = 1.5
-"""How many times a lease's length a reader that is gone is waited for."""
-
 _END_SECONDS = 5.0
 """How long a cancellation waits for running episodes. An episode that waits for the policy or the user notices within a
 second; one that is being evaluated may take longer, but calls the policy no more."""
@@ -168,7 +165,7 @@ class Coordinator:
             ServiceError: unknown collection, or another client reads it for longer than a lease lasts.
         """
         running = await self._books.found(self._collections, collection_id)
-        accepted = await running.reopen(client, _LEASES * self._config.service.lease_seconds)
+        accepted = await running.reopen(client, self._clients.noticed_seconds)
         self._hear(running)
         await self._books.durable()
         return accepted
@@ -210,7 +207,8 @@ class Coordinator:
                 raise running.error
             if running.collection.exhausted:
                 _log.info("Collection %s ended %s.", collection_id, running.account)
-                self._forget(running)
+                if running.is_over or running.limit is not None:
+                    self._forget(running)
                 running.check_whole()
                 return None
             running.changed.clear()
@@ -218,7 +216,9 @@ class Coordinator:
 
     async def acknowledge(self, collection_id: str, numbers: Sequence[int]) -> None:
         """Take that the reader has these groups for good. Returns when that is safe: they do not come again."""
-        await self._books.acknowledge(self._collections, collection_id, numbers)
+        running = await self._books.acknowledge(self._collections, collection_id, numbers)
+        if running is not None and running.is_over:
+            self._forget(running)
 
     async def cancel(self, collection_id: str) -> None:
         """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the

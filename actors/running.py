@@ -243,6 +243,11 @@ class RunningCollection:
         size = self.collection.group_size
         return [episode for episode in range(group * size, (group + 1) * size) if episode not in self.collection.before]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is left. A journal keeps what was handed out until it is acknowledged."""
+        return self.collection.exhausted and (self.parts is None or not self._given)
+
     def end(self) -> None:
         """Note that nobody waits for it any more."""
         self.journal.record(Ended(self.name))

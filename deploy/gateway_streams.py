@@ -221,6 +221,8 @@ class Streams:
                     break
                 if group is None:
                     end = End("ended")
+                    with contextlib.suppress(RolloutError):  # it is told again, or the client's end says it
+                        await stream.source.tell()
                     break
                 number += 1
                 found = await fetched(group.trajectories)
@@ -233,10 +235,8 @@ class Streams:
     async def cancel(self, stream: Stream) -> None:
         """End the collection. Returns when nothing of it reaches the policy any more."""
         self._streams.pop(stream.collection_id, None)
-        ended = stream.delivery.ended
         stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
-        if not ended:
-            await answer(self._coordinator().cancel.remote(stream.collection_id))
+        await answer(self._coordinator().cancel.remote(stream.collection_id))
 
     def heard(self, owner: str, client: str) -> None:
         """Note that the client is there."""

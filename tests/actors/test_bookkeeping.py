@@ -303,6 +303,32 @@ async def test_another_client_goes_on_with_a_collection_whose_client_is_gone(ser
     assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "the reader has everything"
 
 
+@pytest.mark.parametrize("acknowledges", [False, True])
+async def test_a_collection_that_was_given_whole_is_kept_until_it_is_acknowledged(service, acknowledges):
+    stream = service.stream("manual")
+    groups = [group async for group in stream]
+    if acknowledges:
+        for group in groups:
+            await stream.aack(group)
+        assert service.coordinator._collections == {}
+        return
+    service.coordinator._client_is_gone("client", "it was silent")
+    again = reopened(service, stream)
+    assert sorted(ids([group async for group in again])) == sorted(ids(groups))
+    assert service.coordinator._collections == {}, "this stream acknowledged by itself"
+    assert set(plays.values()) == {1}
+
+
+async def test_what_a_client_that_leaves_has_not_acknowledged_is_thrown_away(service):
+    stream = service.stream("manual")
+    assert len([group async for group in stream]) == EPISODES // SIZE
+    await service.coordinator.leave("client")
+    await service.coordinator.stop()
+    await service.live()
+    assert service.coordinator._collections == {}, "it does not come back"
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == []
+
+
 async def test_a_collection_that_nobody_reads_begins_nothing_and_keeps_what_ends(service):
     stream = service.stream()
     first = await anext(stream)
@@ -321,7 +347,7 @@ async def test_a_collection_that_nobody_reads_begins_nothing_and_keeps_what_ends
 
 
 async def test_a_collection_that_a_client_reads_is_not_given_to_another(service, monkeypatch):
-    monkeypatch.setattr(module, "_LEASES", 0.01)
+    monkeypatch.setattr(service.coordinator._clients, "noticed_seconds", 0.1)
     stream = service.stream()
     await anext(stream)
     with pytest.raises(ServiceError, match=r"is read by client client\. Close that client first"):
