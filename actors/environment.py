@@ -21,7 +21,7 @@ from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Tau2Error, attach_origin
+from rollout_service.errors import ServiceError, Tau2Error, attach_origin
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2.slots import Slots
 
@@ -34,6 +34,10 @@ _GC_THRESHOLDS = 10_000, 10, 10
 """Allocations between two collections of the youngest generation (Python's default of 700 is for small programs), and
 how many of them there are to one of the next generation. An episode leaves 25 KB in cycles that only a collection of
 the oldest generation frees, so that must not be rare: this makes it one in about 1,000 episodes."""
+
+
+_SETUP_SECONDS = 180.0
+"""How long an actor whose process runs may take to be set up."""
 
 
 class Pulse(NamedTuple):
@@ -184,3 +188,20 @@ class EnvironmentHandle(Protocol):
     beat: RemoteMethod[[], Pulse]
     places: RemoteMethod[[], dict[str, tuple[float, str]]]
     cancel: RemoteMethod[[list[str]], None]
+
+
+async def set_up(actor: EnvironmentHandle, variables: dict[str, str]) -> dict[str, str]:
+    """Set the actor up, see `EnvironmentActor.setup`. One that waits for a free CPU may do so for long.
+
+    Raises:
+        ServiceError: it hangs.
+    """
+    await actor.beat.remote()
+    try:
+        async with asyncio.timeout(_SETUP_SECONDS):
+            return await actor.setup.remote(variables)
+    except TimeoutError:
+        raise ServiceError(
+            f"An environment actor was not ready {_SETUP_SECONDS:g} s after its process had begun.",
+            "See its log; its node may be short of memory or CPU time.",
+        ) from None

@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
 import rollout_service.services as services
-from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data
+from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data, set_up
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.collecting.actor_count import ActorCount
@@ -212,7 +212,7 @@ class ActorPool:
         actor: EnvironmentHandle | None = None
         try:
             actor = self._create(name, config)
-            data = await actor.setup.remote(self._variables)
+            data = await set_up(actor, self._variables)
             if self._config is None:  # stopped meanwhile
                 return
             self._join(name, actor, data, config)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+import actors.environment as environment
 import actors.pool as module
 from actors.environment import Pulse
 from actors.pool import ActorPool
@@ -19,6 +20,17 @@ from rollout_service.errors import ConfigError, RolloutError, ServiceError, Tau2
 from tests.support.episodes import settings
 
 DATA = {"mock": "fingerprint"}
+
+HANGS = {"": "never comes"}
+
+
+def handle(setup: Callable[[dict[str, str]], Awaitable[dict[str, str]]]) -> SimpleNamespace:
+    """The handle of an actor whose process runs."""
+
+    async def beat() -> Pulse:
+        return Pulse(0, "node")
+
+    return SimpleNamespace(beat=SimpleNamespace(remote=beat), setup=SimpleNamespace(remote=setup))
 
 
 class Pool(ActorPool):
@@ -59,9 +71,11 @@ class Pool(ActorPool):
             said = self.setups[0] if len(self.setups) == 1 else self.setups.popleft()
             if isinstance(said, Exception):
                 raise said
+            if said == HANGS:
+                await asyncio.Event().wait()
             return said
 
-        return SimpleNamespace(setup=SimpleNamespace(remote=setup))
+        return handle(setup)
 
     async def begin(self, actors: int) -> None:
         await self.start(settings(service__actors=actors, service__name="s"), {})
@@ -99,6 +113,14 @@ async def test_a_start_that_fails_is_tried_again():
     assert "no memory" in str(pool.start_error)
 
 
+async def test_an_actor_that_hangs_during_its_start_is_replaced(killed, monkeypatch):
+    monkeypatch.setattr(environment, "_SETUP_SECONDS", 0.01)
+    pool = Pool(HANGS, DATA)
+    await pool.begin(1)
+    assert (pool.ready, len(killed)) == (["s-environment-1"], 1)
+    assert "was not ready 0.01 s after its process had begun" in str(pool.start_error)
+
+
 async def test_the_pool_gives_up_with_the_last_reason_when_start_after_start_fails():
     pool = Pool(OSError("no memory"))
     with pytest.raises(ServiceError, match="No environment actor comes up; the last one failed with: no memory"):
@@ -134,7 +156,7 @@ async def test_the_first_actor_starts_alone_and_the_others_when_the_replicas_can
                 await first_is_ready.wait()
                 return DATA
 
-            return SimpleNamespace(setup=SimpleNamespace(remote=setup))
+            return handle(setup)
 
     pool = Slow(DATA)
     start = asyncio.ensure_future(pool.start(settings(service__actors=3, service__name="s"), {}))
