@@ -55,8 +55,8 @@ class ChatCodec:
         Args:
             tokenizer: a fast Hugging Face tokenizer (`PreTrainedTokenizerFast`) with a chat template.
             name: the tokenizer's name in trajectories.
-            tool_parser: what reads tool calls: `learned`, or the name of a `renderers` parser; `auto`: the first one
-                that reads back what the template writes.
+            tool_parser: what reads tool calls: `learned`, `harmony`, or the name of a `renderers` parser; `auto`: the
+                first one that reads back what the template writes.
             template_arguments: what the template is given beside the messages and tools, such as `enable_thinking`.
             date: what the template writes where it asks for today's date, as 2026-01-31. None: today's.
 
@@ -114,7 +114,7 @@ class ChatCodec:
 
     @property
     def tool_parser(self) -> str:
-        """What reads tool calls: `learned`, or the name of a `renderers` parser."""
+        """What reads tool calls: `learned`, `harmony`, or the name of a `renderers` parser."""
         return str(self._reader.name)
 
     @property

@@ -99,11 +99,6 @@ class Grammar:
         """Whether the template has a place for thoughts."""
         return bool(self.thought_close)
 
-    @property
-    def typed_by_schema(self) -> bool:
-        """Whether the types of arguments come from the tools' schemas."""
-        return isinstance(self.call, NameThenParameters)
-
 
 def learn_grammar(written: Written) -> Grammar:
     """Learn how the template writes turns.

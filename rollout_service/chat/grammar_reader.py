@@ -222,10 +222,8 @@ class GrammarReader:
         opened = opening != "" and before.rfind(opening) > before.rfind(closing)
         closes = after.find(closing)
         closed = closes >= 0 and not 0 <= after.find(opening) < closes if opening else closes >= 0
-        if call.status != OK or not (opened or closed):
-            return (
-                call if not (opened or closed) else malformed(call.arguments["malformed_arguments"], "inside_thinking")
-            )
+        if not (opened or closed):
+            return call
         return malformed(plain(self._control.unmark(text[start:end].strip())), "inside_thinking")
 
     # Units -----------------------------------------------------------------------------------------------------------

@@ -28,10 +28,10 @@ class HarmonyReader:
     def __init__(self, control: ControlTokens) -> None:
         self._control = control
         self._start, channel, self._message, self._end = map(control.mark, _TOKENS)
-        constrain = control.mark("<|constrain|>")
+        constrain = re.escape(control.mark("<|constrain|>"))  # ordinary text where the tokenizer lacks it
         self._header = re.compile(
             rf"\s*assistant(?:\s+to=(?P<before>[^\s{channel}]+))?\s*{channel}\s*(?P<channel>analysis|commentary|final)"
-            rf"(?:\s+to=(?P<after>[^\s{constrain}]+))?\s*(?:{constrain})?\s*(?:json)?\s*"
+            rf"(?:\s+to=(?P<after>(?:(?!{constrain})\S)+))?\s*(?:{constrain})?\s*(?:json)?\s*"
         )
 
     @classmethod

@@ -81,8 +81,7 @@ class Proof:
     losses: dict[str, str] = field(default_factory=dict)
     """What the template leaves out of what it is given, and where that shows."""
     rewrites_history: bool = False
-    rewrites_prompts: bool = False
-    """Whether a turn changes how the messages before it are written."""
+    """Whether the template writes earlier turns, or the prompt before them, otherwise once more messages follow."""
 
 
 def prove(codec: ChatCodec) -> Proof:
@@ -165,7 +164,7 @@ def _sampled(
         sampled = codec.encode_message(message, OPENING, PROBE_TOOLS)
     except CodecError as error:
         return None, error.problem
-    proof.rewrites_history = proof.rewrites_prompts = True
+    proof.rewrites_history = True
     return sampled, ""
 
 

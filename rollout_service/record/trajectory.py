@@ -173,9 +173,9 @@ class Provenance:
     template_fingerprint: str = ""
     """Hash of the chat template."""
     history: str = "append"
-    """`append` or `template`, see `rollout_service.chat.codec`."""
+    """`append` or `template`, see `rollout_service.chat.transcript`."""
     tool_parser: str = field(default="auto", metadata=schema.ADDED)
-    """What read the tool calls: `learned`, or the name of a `renderers` parser; `auto`: found by trying."""
+    """What read the tool calls: `learned`, `harmony`, or the name of a `renderers` parser; `auto`: found by trying."""
     template_arguments: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
     """What the chat template was given beside messages and tools, such as `enable_thinking`."""
     template_date: str = field(default="", metadata=schema.ADDED)

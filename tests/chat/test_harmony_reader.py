@@ -12,18 +12,31 @@ from tests.support.family_templates import tokenizer
 THOUGHT = "<|channel|>analysis<|message|>A thought.<|end|><|start|>assistant"
 
 
-@pytest.fixture(scope="module")
-def harmony() -> ChatCodec:
-    made = tokenizer("channels")
-    made.chat_template = made.chat_template.replace(
+def made(*, constrain: bool) -> ChatCodec:
+    own = tokenizer("channels")
+    own.chat_template = own.chat_template.replace(
         "{%- if message.tool_calls | length > 1 -%}",
         "{%- if message.content and message.reasoning_content -%}{{- raise_exception('not both') -}}{%- endif -%}"
         "{%- if message.tool_calls | length > 1 -%}",
     )
-    made.add_special_tokens({"additional_special_tokens": ["<|constrain|>"]}, replace_extra_special_tokens=False)
-    codec = ChatCodec(made, name="harmony")
+    if constrain:
+        own.add_special_tokens({"additional_special_tokens": ["<|constrain|>"]}, replace_extra_special_tokens=False)
+    codec = ChatCodec(own, name="harmony")
     assert codec.tool_parser == "harmony"
     return codec
+
+
+@pytest.fixture(scope="module")
+def harmony() -> ChatCodec:
+    return made(constrain=True)
+
+
+def test_a_call_is_read_where_the_tokenizer_has_no_token_for_the_type_of_its_arguments() -> None:
+    plain = made(constrain=False)
+    for type_ in ("", " json", " <|constrain|>json"):
+        header = f"<|channel|>commentary to=functions.look_up{type_}"
+        turn = plain.parse(plain.encode_written(f'{header}<|message|>{{"id": "1"}}<|call|>'))
+        assert [(call.name, call.arguments, call.status) for call in turn.calls] == [("look_up", {"id": "1"}, "ok")]
 
 
 @pytest.mark.parametrize(
