@@ -49,6 +49,12 @@ class Parts:
         """Whether they are leftovers: no client can use a service without its coordinator."""
         return coordinator_name(self.name) not in self.actors
 
+    @property
+    def stop_command(self) -> str:
+        """What ends it on the command line."""
+        elsewhere = self.namespace not in ("", Service().namespace)
+        return f"rollout-service service stop {self.name}{f' --namespace {self.namespace}' if elsewhere else ''}"
+
     def __str__(self) -> str:
         counted = [f"{len(self.actors)} actors"] if self.actors else []
         return ", ".join(counted + [f"Serve application {name}" for name in self.applications])
@@ -58,7 +64,7 @@ def leftovers(parts: Parts) -> ServiceError:
     """The error for a name under which there is a dead service."""
     return ServiceError(
         f"A dead service named {parts.name!r} left something on this cluster: {parts}.",
-        f"Remove it with `rollout-service service stop {parts.name}`, or choose another service.name.",
+        f"Remove it with `{parts.stop_command}`, or choose another service.name.",
     )
 
 

@@ -38,3 +38,9 @@ def test_every_service_is_found_with_its_own_parts_and_is_dead_without_a_coordin
             assert found[name].is_dead == ("coordinator" not in parts)
             assert services.find(name, "here") == found[name]
             assert sorted(services.find_actors(name, "here")) == sorted(found[name].actors)
+
+
+def test_the_command_that_ends_a_service_names_the_namespace_where_it_is_not_the_usual_one():
+    named = {place: services.Parts("left", place).stop_command for place in ("", "rollout_service", "mine")}
+    usual = "rollout-service service stop left"
+    assert named == {"": usual, "rollout_service": usual, "mine": f"{usual} --namespace mine"}

@@ -330,7 +330,8 @@ class IncompleteCollection(RolloutError):
         if missing:
             parts.append(f"{missing} of {total} episodes never came{': ' + reason if reason else '.'}")
         kinds = sorted({t.fault.kind for t in failures if t.fault is not None})
-        remedy = " ".join([*(kind.remedy for kind in kinds), "What came is in .batch; .failures has each fault."])
+        where = "What came is in .batch; .failures has each fault." if failures else "What came is in .batch."
+        remedy = " ".join([*(kind.remedy for kind in kinds), where])
         super().__init__(" ".join(parts[not failures :]), remedy)
         self.batch = batch
         self.failures = failures

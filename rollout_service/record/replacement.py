@@ -1,7 +1,8 @@
 """Replacement: a new file beside an old one, whose place it takes later.
 
 Invariant: until then the old file is as it was, and so is its manifest. A process that is killed leaves the old file or
-the new one under the name, never half of one.
+the new one under the name, never half of one. A folder alone, killed between two renamings, may leave none: then the
+old one is beside it as `.old-NAME`, and the new one as `.new-NAME`.
 """
 
 from __future__ import annotations

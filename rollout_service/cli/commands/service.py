@@ -40,15 +40,17 @@ def start(
     loaded = read_settings(config, settings, tokenizer)
     secrets.know(loaded)
     prepared = embedded.prepared(loaded)
-    name = prepared.service.name
+    name, namespace = prepared.service.name, prepared.service.namespace
     _connect(address)
     say(f"Starting service {name} …")
     status = cluster.call(embedded.start(prepared, owner=None).coordinator.status.remote())
-    named = "" if name == _DEFAULTS.name else f" --set service.name={name}"
+    own = {"name": name, "namespace": namespace}
+    chosen = "".join(f" --set service.{key}={value}" for key, value in own.items() if value != getattr(_DEFAULTS, key))
+    there = _at(address) + ("" if namespace == _DEFAULTS.namespace else f" --namespace {namespace}")
     print(f"Service {name} is ready; environment actors: {status['actors']}, slots: {status['slots']}.")
-    print(f"Collect:  rollout-service collect --address {address}{named} …")
-    print(f"Watch it: rollout-service service status {name}")
-    print(f"Stop it:  rollout-service service stop {name}")
+    print(f"Collect:  rollout-service collect --address {address}{chosen} …")
+    print(f"Watch it: rollout-service service status {name}{there}")
+    print(f"Stop it:  rollout-service service stop {name}{there}")
 
 
 @service.command()
@@ -62,7 +64,7 @@ def status(name: Name = _DEFAULTS.name, address: Address = "auto", namespace: Na
     found = _found(name, address, namespace)
     report = services.report(found)
     table = Table(show_header=False, title=f"Service {name}")
-    for key, text in _rows(found, report):
+    for key, text in _rows(found, report, address):
         table.add_row(key, text)
     Console().print(table)
     return 0 if report["state"] == "running" else 1
@@ -97,7 +99,12 @@ def list_all(address: Address = "auto") -> None:
         dead += [parts] if report["state"] == "dead" else []
     Console().print(table)
     for parts in dead:
-        say(f"Service {parts.name} is dead and left {parts}. Remove it with: rollout-service service stop {parts.name}")
+        say(f"Service {parts.name} is dead and left {parts}. Remove it with: {parts.stop_command}{_at(address)}")
+
+
+def _at(address: str) -> str:
+    """The option with which a further command finds the same cluster."""
+    return "" if address == "auto" else f" --address {address}"
 
 
 def _connect(address: str) -> None:
@@ -132,11 +139,11 @@ def _ends(report: dict[str, Any]) -> str:
     return "when it is stopped" if report["owner"] is None else f"with its client {report['owner']}"
 
 
-def _rows(found: Parts, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(found: Parts, report: dict[str, Any], address: str) -> Iterator[tuple[str, str]]:
     yield "state", report["state"]
     yield "parts", str(found)
     if found.is_dead:
-        yield "remedy", f"rollout-service service stop {found.name}"
+        yield "remedy", f"{found.stop_command}{_at(address)}"
     if "owner" not in report:
         return
     yield "ends", _ends(report)
