@@ -27,7 +27,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
-from rollout_service.journal.entries import Acknowledged, Asked, Stored
+from rollout_service.journal.entries import Acknowledged, Asked, Spent, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part
@@ -50,6 +50,8 @@ class Bookkeeping:
         self._journal: Journal | NoJournal = NoJournal()
         self._read = asyncio.Event()
         self._error: RolloutError | None = None
+        self.spent: Spent | None = None
+        """What the service has spent before this coordinator; known when the journal is open."""
         self.is_restarted = config.service.journal is not None and is_restarted()
         """Whether Ray started this coordinator again after its death."""
 
@@ -80,6 +82,7 @@ class Bookkeeping:
         if self.is_restarted and self._journal.is_new:
             _log.error("There is no journal in %s on this node: the collections that were open are lost.", folder)
         self._planner.restore(found.samplers)
+        self.spent = found.spent if self.is_restarted else None
         return [self._made_again(collection, folder, version) for collection in found.collections]
 
     def _made_again(self, found: OpenCollection, folder: Path, version: int) -> RunningCollection:
@@ -105,7 +108,7 @@ class Bookkeeping:
             str(folder),
             asked.submission,
         )
-        running.restore({episode: it.summary for episode, it in stored.items()}, found.acknowledged)
+        running.restore({episode: it.summary for episode, it in stored.items()}, found.acknowledged, found.spent)
         running.is_parked = not self.is_restarted
         _log.info("Collection %s goes on: %s.", asked.collection_id, running.account)
         return running

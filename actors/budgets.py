@@ -1,6 +1,7 @@
 """Budgets: ends collections early when the service's budget, or their own, is spent.
 
-Invariant: a collection that ends early says which limit it was. One of which every group has begun is not cut.
+Invariant: a collection that ends early says which limit it was. One of which every group has begun is not cut. What is
+spent against a limit is journaled, so that a coordinator that is started again does not spend it once more.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import rollout_service.logs as logs
 from actors.running import RunningCollection
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
-from rollout_service.config.budget import Budget
+from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import BudgetReached
+from rollout_service.journal.entries import SERVICE, Spent
 
 _log = logs.logger(__name__)
 
@@ -37,6 +40,12 @@ class Budgets:
         limit = self.spending.limit(time.monotonic() - self._since)
         return None if limit is None else f"The service's budget is spent: {limit}."
 
+    def restore(self, spent: Spent | None) -> None:
+        """Go on from what the service has spent before."""
+        if spent is not None:
+            self.spending = replace(spent.spending, budget=self.spending.budget)
+            self._since -= spent.seconds
+
     def check_open(self) -> None:
         """Check that another collection may begin.
 
@@ -47,13 +56,14 @@ class Budgets:
             raise BudgetReached(limit, "Start a service with a larger budget.")
 
     def opened(self, running: RunningCollection) -> None:
-        """Look at a collection again when its time is over, or the service's."""
+        """Look at a collection, and again when its time is over, or the service's."""
         own, service = running.spending.budget.wall_seconds, self.spending.budget.wall_seconds
         left = [] if own is None else [own]
         if service is not None:
             left.append(self._since + service - time.monotonic())
         if left:
             running.timer = asyncio.get_running_loop().call_later(max(0.0, min(left)), self._check, running)
+        self._check(running)
 
     def closed(self, running: RunningCollection) -> None:
         """Forget a collection."""
@@ -65,12 +75,18 @@ class Budgets:
         if attempt == 1:
             self.spending.begin()
             running.spending.begin()
-            self._check(running)
+            self._changed(running)
 
     def spent(self, running: RunningCollection, summary: EpisodeSummary) -> None:
         """Count what an attempt spent."""
         self.spending.add(summary)
         running.spending.add(summary)
+        self._changed(running)
+
+    def _changed(self, running: RunningCollection) -> None:
+        for spent in (running.spent, Spent(SERVICE, replace(self.spending), time.monotonic() - self._since)):
+            if spent.spending.budget != NO_LIMIT:
+                running.journal.record(spent)
         self._check(running)
 
     def _check(self, running: RunningCollection) -> None:

@@ -25,7 +25,7 @@ from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
 from actors.running import RunningCollection, begun_by
-from actors.status import report
+from actors.status import living_replicas, report
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import owned_applications
@@ -78,8 +78,7 @@ class Coordinator:
         self._owner, self._state = owner, "starting"
         self._tasks = BackgroundTasks()
         self._books = Bookkeeping(config, self._planner)
-        self._tally = Tally()
-        self._late = 0
+        self._tally, self._late = Tally(), 0
         if self._books.is_restarted:
             self._tasks.start(go_on(self, config, self._books), "going on after a restart")
 
@@ -98,7 +97,9 @@ class Coordinator:
         secrets.receive(variables)
         if self._books.is_restarted:  # before the journal is opened, which removes what they stored for nobody
             await self._pool.adopt(self._config)
-        for running in await self._books.open(self._version):
+        collections = await self._books.open(self._version)
+        self._budgets.restore(self._books.spent)
+        for running in collections:
             self._take_on(running)
         planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
         await self._pool.start(self._config, variables)
@@ -110,15 +111,10 @@ class Coordinator:
         actors, and log with what the service is up."""
         assert self._fleet is not None
         self._state = "running"
-        policy, replicas = self._config.policy, f"those behind {self._config.policy.url}"
-        if self._application is not None:
-            try:
-                replicas = str(len(await self._fleet.replicas.remote()))
-            except RayError:  # Serve replaces them
-                replicas = "none that answers"
-        name, actors, slots = self._config.service.name, len(self._pool), len(self._pool) * self._config.service.slots
+        policy, service, actors = self._config.policy, self._config.service, len(self._pool)
+        replicas = f"those behind {policy.url}" if self._application is None else await living_replicas(self._fleet)
         text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
-        _log.info(text, name, seconds, policy.serves, replicas, actors, slots)
+        _log.info(text, service.name, seconds, policy.serves, replicas, actors, actors * service.slots)
         self._pool.complete()
 
     async def submit(self, request: CollectionRequest, client: str, submission: str | None = None) -> Accepted:

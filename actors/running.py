@@ -26,7 +26,7 @@ from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
-from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Reopened, Stored
+from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Reopened, Spent, Stored
 from rollout_service.journal.journal import Journal, NoJournal
 from rollout_service.record.trajectory import Trajectory
 
@@ -109,6 +109,11 @@ class RunningCollection:
         )
 
     @property
+    def spent(self) -> Spent:
+        """What it has spent so far."""
+        return Spent(self.name, replace(self.spending), time.monotonic() - self._since)
+
+    @property
     def reached(self) -> str | None:
         """The limit of its own budget that is reached."""
         limit = self.spending.limit(time.monotonic() - self._since)
@@ -161,13 +166,16 @@ class RunningCollection:
         if ending.result is not None and ending.result[0].part is not None:
             self.journal.record(Discarded(ending.result[0].part))
 
-    def restore(self, summaries: Mapping[int, EpisodeSummary], acknowledged: Sequence[int]) -> None:
-        """Take the results that an earlier coordinator had, and the groups that the reader has for good."""
+    def restore(
+        self, summaries: Mapping[int, EpisodeSummary], acknowledged: Sequence[int], spent: Spent | None = None
+    ) -> None:
+        """Take the results that an earlier coordinator had, the groups that the reader has for good, and the spend."""
         self._acknowledged.update(acknowledged)
         for episode, summary in summaries.items():
             self._keep(episode, (summary, None))
-            self.spending.begin()
-            self.spending.add(summary)
+        if spent is not None:
+            self.spending = replace(spent.spending, episodes=self.collection.done)  # what ran begins again
+            self._since -= spent.seconds
 
     def next_group(self, version: int) -> Group | None:
         """The next finished group, with the trainer at weight version `version`; None: none is finished."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ray.exceptions import RayError
+
 from actors.pool import ActorPool
 from actors.running import RunningCollection
 from rollout_service.collecting.scheduler import Scheduler
 from rollout_service.collecting.tally import Tally
 from rollout_service.collecting.waits import waits_for
+from rollout_service.policy.fleet import FleetHandle
 
 
 async def report(
@@ -41,6 +44,14 @@ async def report(
     for name, collection in status["collections"].items():
         collection["waits_for"] = waits_for(status, name)
     return status
+
+
+async def living_replicas(fleet: FleetHandle) -> str:
+    """How many replicas there are, for a log line."""
+    try:
+        return str(len(await fleet.replicas.remote()))
+    except RayError:  # Serve replaces them
+        return "none that answers"
 
 
 def _by_collection(places: Mapping[str, tuple[float, str]]) -> dict[str, list[tuple[float, str]]]:

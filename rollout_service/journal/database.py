@@ -17,9 +17,11 @@ from pydantic import TypeAdapter
 
 from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
 from rollout_service.journal.entries import (
+    SERVICE,
     Acknowledged,
     Asked,
     Delivered,
@@ -27,6 +29,7 @@ from rollout_service.journal.entries import (
     Ended,
     Entry,
     Reopened,
+    Spent,
     Stored,
 )
 from rollout_service.record.part import Part
@@ -44,6 +47,7 @@ CREATE TABLE IF NOT EXISTS collections (
   id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
 );
 CREATE TABLE IF NOT EXISTS submissions (collection TEXT PRIMARY KEY, id TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (collection TEXT PRIMARY KEY, spending TEXT, seconds REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS episodes (
   collection TEXT, episode INTEGER, attempt INTEGER, summary TEXT, PRIMARY KEY (collection, episode)
 ) WITHOUT ROWID;
@@ -57,6 +61,7 @@ acknowledged are removed with their parts."""
 _REQUEST: TypeAdapter[CollectionRequest] = TypeAdapter(CollectionRequest)
 _PLAN: TypeAdapter[list[EpisodeRequest]] = TypeAdapter(list[EpisodeRequest])
 _SUMMARY: TypeAdapter[EpisodeSummary] = TypeAdapter(EpisodeSummary)
+_SPENDING: TypeAdapter[Spending] = TypeAdapter(Spending)
 _NUMBERS: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[int, ...])
 
 
@@ -74,6 +79,8 @@ class OpenCollection:
     delivered: dict[int, tuple[int, ...]]
     """By group that was handed out and not acknowledged: its episodes that were too old."""
     acknowledged: list[int]
+    spent: Spent | None = None
+    """None: it has no budget, or has spent nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,8 @@ class Recovered:
 
     collections: list[OpenCollection] = field(default_factory=list)
     samplers: list[SamplerPosition] = field(default_factory=list)
+    spent: Spent | None = None
+    """What the service has spent; None: it has no budget, or has spent nothing."""
 
 
 class Database:
@@ -166,6 +175,12 @@ class Database:
                 return [entry.part]
             case Reopened():
                 self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
+            case Spent():
+                self._execute(
+                    "INSERT OR REPLACE INTO spent SELECT ?1, ?2, ?3 WHERE ?1 = ?4 OR EXISTS "
+                    "(SELECT 1 FROM collections WHERE id = ?1)",
+                    (entry.collection_id, _text(_SPENDING, entry.spending), entry.seconds, SERVICE),
+                )
         return []
 
     def _ask(self, asked: Asked) -> None:
@@ -226,7 +241,7 @@ class Database:
 
     def _forget(self, collection_id: str) -> list[Part]:
         parts = self._parts("collection = ?", (collection_id,))
-        for table in ("episodes", "deliveries", "submissions"):
+        for table in ("episodes", "deliveries", "submissions", "spent"):
             self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))
         self._execute("DELETE FROM collections WHERE id = ?", (collection_id,))
         return parts
@@ -242,7 +257,12 @@ class Database:
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
             [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
+            self._spent(SERVICE),
         )
+
+    def _spent(self, collection_id: str) -> Spent | None:
+        found = self._execute("SELECT spending, seconds FROM spent WHERE collection = ?", (collection_id,)).fetchone()
+        return None if found is None else Spent(collection_id, _SPENDING.validate_json(found[0]), found[1])
 
     def _collection(
         self,
@@ -274,6 +294,7 @@ class Database:
             {row[0]: Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
             {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},
             [number for number, _, is_over in groups if is_over],
+            self._spent(collection_id),
         )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.record.part import Part
 
@@ -86,4 +87,19 @@ class Discarded:
     part: Part
 
 
-Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded
+SERVICE = ""
+"""Stands for the service in `Spent`, in the place of a collection's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a collection with a budget has spent, or the service with all its collections."""
+
+    collection_id: str
+    spending: Spending
+    """A copy, because it grows."""
+    seconds: float
+    """Time since it began."""
+
+
+Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent

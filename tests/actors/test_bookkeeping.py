@@ -26,7 +26,8 @@ from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.collecting.summary import EpisodeSummary
-from rollout_service.errors import Interrupted, ServiceError
+from rollout_service.config.budget import Budget
+from rollout_service.errors import BudgetReached, Interrupted, ServiceError
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part, read_part, write_part
 from rollout_service.record.trajectory import Trajectory
@@ -82,7 +83,8 @@ class Service:
     """The handle of a coordinator that dies and comes back."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = settings(tasks__domain="mock", service__slots=2, service__journal=str(folder))
+        self.overrides = {"tasks__domain": "mock", "service__slots": 2, "service__journal": str(folder)}
+        self.config = settings(**self.overrides)
         self._calls: list[concurrent.futures.Future[Any]] = []
         self.is_mute = False
         """Whether no answer arrives."""
@@ -114,8 +116,8 @@ class Service:
 
         return SimpleNamespace(remote=remote)
 
-    def stream(self, ack: str = "auto") -> GroupStream:
-        request = CollectionRequest(n=EPISODES, group_size=SIZE)
+    def stream(self, ack: str = "auto", budget: Budget | None = None) -> GroupStream:
+        request = CollectionRequest(n=EPISODES, group_size=SIZE, budget=budget)
         return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack)
 
 
@@ -357,6 +359,29 @@ async def test_a_collection_that_a_client_reads_is_not_given_to_another(service,
     await service.coordinator.leave("client")
     with pytest.raises(ServiceError, match="There is no collection"):
         await reopened(service, stream).aopen()
+
+
+@pytest.mark.parametrize("whose", ["collection", "service"])
+async def test_a_budget_is_spent_once_whatever_the_number_of_coordinators(service, monkeypatch, whose):
+    limit = {"episodes": 6}
+    if whose == "service":
+        service.config = settings(**service.overrides, budget=limit)
+        await service.coordinator.stop()
+        await service.live()
+    stream = service.stream("manual", budget=Budget(**limit) if whose == "collection" else None)
+    groups = [await anext(stream) for _ in range(2)]
+    for group in groups:
+        await stream.aack(group)
+    monkeypatch.setattr(bookkeeping, "is_restarted", lambda: True)
+    monkeypatch.setattr(module, "go_on", _nothing)
+    service.die()
+    await service.live()
+    with pytest.raises(BudgetReached, match=f"The {whose}'s budget is spent: episodes: 6 of 6 are used"):
+        groups += [group async for group in stream]
+    assert len(plays) == plays.total() == 6
+
+
+async def _nothing(*_: Any) -> None: ...
 
 
 async def test_an_episode_whose_part_is_gone_is_played_again(service):

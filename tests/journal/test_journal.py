@@ -14,11 +14,13 @@ import pytest
 
 from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
+from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import Fault, FaultKind, ServiceError
 from rollout_service.journal.database import Database, OpenCollection, Recovered
-from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Ended, Reopened, Stored
+from rollout_service.journal.entries import SERVICE, Acknowledged, Asked, Delivered, Ended, Reopened, Spent, Stored
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS, check_file_system
 from rollout_service.record.part import Part, write_part
@@ -65,6 +67,20 @@ def test_what_was_committed_is_recovered_equal():
     assert found.samplers == [SamplerPosition("mock", 1, 5)]
     expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
+
+
+def test_what_was_spent_is_known_as_long_as_its_collection_is_open():
+    database = Database(":memory:")
+    budget = Budget(usd=5.0, episodes=9)
+    of_service, of_collection = (
+        Spent(name, Spending(budget, usd, 3, 4, 5, is_priced=False), 6.0) for name, usd in ((SERVICE, 0.5), ("c", 0.25))
+    )
+    for _ in range(2):
+        database.commit([asked(), of_service, of_collection])
+        found = database.recover()
+        assert (found.spent, found.collections[0].spent) == (of_service, of_collection)
+    database.commit([Ended("c"), of_collection, asked()])
+    assert database.recover().collections[0].spent is None
 
 
 def test_a_submission_is_known_until_its_collection_ends():
