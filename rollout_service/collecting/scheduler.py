@@ -57,20 +57,24 @@ class Scheduler:
             self._running.pop(actor, None)
 
     def add(self, collection: Collection, now: float = 0.0) -> None:
-        """Take on a collection. It begins with as much use as the one that had the least of those that run."""
-        had = (share.used(now) for share in self._shares.values() if share.is_running)
-        self._collections[collection.collection_id] = collection
-        self._shares[collection.collection_id] = Share(collection.weight, min(had, default=0.0))
-        self._turn.append(collection.collection_id)
+        """Take on a collection, or one that was parked once more. A new one begins with as much use as the one that had
+        the least of those that run."""
+        name = collection.collection_id
+        if self._collections.get(name) is not collection:
+            had = (share.used(now) for share in self._shares.values() if share.is_running)
+            self._collections[name] = collection
+            self._shares[name] = Share(collection.weight, min(had, default=0.0))
+        if name not in self._turn:
+            self._turn.append(name)
 
     def drop(self, collection_id: str) -> None:
         """Forget a collection."""
         self.park(collection_id)
+        self._shares.pop(collection_id, None)
         self._collections.pop(collection_id, None)
 
     def park(self, collection_id: str) -> None:
         """Start nothing more of a collection until it is added again. The ends of episodes that run are recorded."""
-        self._shares.pop(collection_id, None)
         if collection_id in self._turn:
             self._turn.remove(collection_id)
 

@@ -172,6 +172,31 @@ def test_an_episode_of_a_dropped_collection_ends_without_consequence():
     assert scheduler.running == 0
 
 
+@given(parks=st.lists(st.booleans(), min_size=1, max_size=60))
+def test_a_parked_collection_starts_nothing_and_keeps_what_ends(parks):
+    collection, other = Collection("c", 6, 1), Collection("other", 40, 1)
+    scheduler = scheduler_with({"a": 2}, collection, other)
+    running, done = [], []
+    is_parked = False
+    for now, parks_it in enumerate(parks):
+        scheduler.park("c") if parks_it else scheduler.add(collection, now)
+        is_parked = parks_it
+        while (assignment := scheduler.next(now)) is not None:
+            assert not (is_parked and assignment.collection is collection)
+            running.append(assignment)
+        ended = running.pop(0)
+        assert scheduler.finish(ended, None, now=now)
+        done += [ended.episode] if ended.collection is collection else []
+    assert is_parked or scheduler.demand >= collection.startable
+    scheduler.add(collection)
+    scheduler.drop("other")
+    while running or (assignment := scheduler.next()) is not None:
+        running += [] if running else [assignment]
+        ended = running.pop(0)
+        done += [ended.episode] if scheduler.finish(ended, None) else []
+    assert sorted(done) == list(range(6))
+
+
 def test_an_episode_of_a_collection_that_is_continued_ends_without_consequence_for_the_one_that_goes_on():
     scheduler = scheduler_with({"a": 5}, Collection("c", 4, 1))
     old = [scheduler.next() for _ in range(4)]
