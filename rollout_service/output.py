@@ -94,6 +94,14 @@ class Output:
         """Whether nothing is left to resume."""
         return self._last is not None and self.stored == self._last.episodes
 
+    def dated(self, own: RolloutConfig) -> RolloutConfig:
+        """The settings for a service that is started to resume the file: with the date that the file's prompts have,
+        unless `own` sets one. Without it, a file could be resumed only on the day on which it was begun."""
+        date = None if self._last is None else self._last.settings.get("policy.date")
+        if date is None or own.policy.date is not None:
+            return own
+        return own.model_copy(update={"policy": own.policy.model_copy(update={"date": date})})
+
     def ask(
         self,
         own: RolloutConfig,

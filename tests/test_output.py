@@ -153,6 +153,18 @@ def test_place_and_pace_may_differ_and_what_a_start_fills_in(tmp_path):
     assert len(set(drawn(path))) == 4
 
 
+def test_a_file_is_resumed_with_the_date_that_its_prompts_have(tmp_path):
+    path = tmp_path / "x.jsonl"
+    collect(path, "new", groups=1, config=episodes.settings(tasks__domain="mock", policy__date="2026-11-26"), n=4)
+    output, today = Output(path, "resume"), episodes.settings(tasks__domain="mock", policy__date="2026-11-27")
+    with pytest.raises(StorageError, match=r"policy\.date was '2026-11-26' and is '2026-11-27'"):
+        output.ask(CONFIG, today)
+    dated = output.dated(CONFIG)
+    assert (dated.policy.date, output.dated(today)) == ("2026-11-26", today)
+    assert output.ask(dated, dated)["n"] == 4
+    assert Output(path, "append").dated(CONFIG) == CONFIG
+
+
 def test_every_setting_of_place_and_pace_exists_and_all_others_are_compared():
     names = field_names()
     for beginning in PLACE_AND_PACE:

@@ -61,6 +61,8 @@ def collect(
         raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
     loaded = read_settings(config, settings, tokenizer, domain, split, task)
     file = None if output is None else Output(output, mode)
+    if file is not None and (address is None or start):
+        loaded = file.dated(loaded)
     chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
     if address is None:
         _asked(file, loaded, loaded, chosen)  # refused here, before a service is started
