@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,6 +194,11 @@ class Bookkeeping:
         self.give_up(ENDING)
         await asyncio.to_thread(self._journal.close)
         self._journal = NoJournal()
+
+
+def begun_by(submission: str | None, collections: Iterable[RunningCollection]) -> RunningCollection | None:
+    """The one of the collections that this submission began; None: there is none."""
+    return next((each for each in collections if submission is not None and each.submission == submission), None)
 
 
 async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:

@@ -20,11 +20,11 @@ import rollout_service.logs as logs
 import rollout_service.services as services
 from actors.actor_slots import ActorSlots
 from actors.attempt import Ending, play
-from actors.bookkeeping import Bookkeeping, go_on
+from actors.bookkeeping import Bookkeeping, begun_by, go_on
 from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.pool import ActorPool
-from actors.running import RunningCollection, begun_by
+from actors.running import RunningCollection
 from actors.status import living_replicas, report
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -393,11 +393,6 @@ class RunningCollection:
             "failed": collection.failed,
             "late": collection.late,
         }
-
-
-def begun_by(submission: str | None, collections: Iterable[RunningCollection]) -> RunningCollection | None:
-    """The one of the collections that this submission began; None: there is none."""
-    return next((each for each in collections if submission is not None and each.submission == submission), None)
 
 
 def _on_disk(result: Result) -> Result:
