@@ -202,7 +202,7 @@ def _add_clients(app: FastAPI, scopes: Scopes, streams: Streams) -> None:
     @collect
     async def renew(request: Request, body: messages.ClientBody) -> Response:
         """Say that a client is there, while it reads nothing."""
-        streams.heard(_owner(request), body.client)
+        await streams.heard(_owner(request), body.client)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @app.post("/v1/clients/leave", status_code=HTTPStatus.NO_CONTENT)

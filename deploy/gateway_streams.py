@@ -213,7 +213,8 @@ class Streams:
         with self.reading(stream):
             while limit is None or number - after < limit:
                 try:
-                    group = await asyncio.wait_for(stream.delivery.group(number + 1), wait)
+                    async with asyncio.timeout(wait):  # wait_for would not even look when there is no time
+                        group = await stream.delivery.group(number + 1)
                 except TimeoutError:
                     break
                 except RolloutError as error:
@@ -238,10 +239,14 @@ class Streams:
         stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
         await answer(self._coordinator().cancel.remote(stream.collection_id))
 
-    def heard(self, owner: str, client: str) -> None:
-        """Note that the client is there."""
-        for stream in self._of(owner, client):
-            stream.heard = time.monotonic()
+    async def heard(self, owner: str, client: str) -> None:
+        """Note that the client is there. Its collections that an earlier gateway began go on as well."""
+        streams = self._of(owner, client)
+        for stream in streams:
+            if not stream.delivery.is_over:
+                stream.heard = time.monotonic()
+        if not streams:
+            await self._renew(f"{owner}:{client}")
 
     async def leave(self, owner: str, client: str) -> None:
         """End the client's collections."""
@@ -261,11 +266,15 @@ class Streams:
     async def _look(self, oldest: float) -> None:
         silent = [each for each in self._streams.values() if not each.readers and each.heard < oldest]
         for stream in silent:
-            _log.warning(
-                "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g.",
-                stream.collection_id,
-                self._config.gateway.idle_seconds,
-            )
-            await self.cancel(stream)
-        for client in {stream.client for stream in self._streams.values()}:
-            await answer(self._coordinator().renew.remote(client))
+            del self._streams[stream.collection_id]
+            if not stream.delivery.is_over:
+                _log.warning(
+                    "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g.",
+                    stream.collection_id,
+                    self._config.gateway.idle_seconds,
+                )
+        renewals = [self._renew(client) for client in {stream.client for stream in self._streams.values()}]
+        await asyncio.gather(*renewals, *(self.cancel(stream) for stream in silent))
+
+    async def _renew(self, client: str) -> None:
+        await answer(self._coordinator().renew.remote(client))

@@ -54,6 +54,11 @@ class Delivery(Generic[T]):
         """Whether the service has no more groups of the collection, be it that it failed."""
         return self._ended or self._error is not None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the reader has every group of the collection for good."""
+        return self.ended and not self._held
+
     async def group(self, number: int) -> T | None:
         """The group of this number, waiting for it; None: the collection has no more. An interrupted wait loses none.
 

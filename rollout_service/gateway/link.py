@@ -68,20 +68,23 @@ class Link:
         self.url = url
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
+        self._closing = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-gateway", daemon=True)
         self._thread.start()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Call[T]:
-        """Run it on the link's loop.
+        """Run it on the link's loop. Whoever waits for it when the link is closed gets a `ServiceError`.
 
         Raises:
             ServiceError: the link is closed.
         """
-        if self._loop.is_closed() or not self._thread.is_alive():
-            work.close()
-            raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return Call(asyncio.run_coroutine_threadsafe(work, self._loop))
+        with self._closing:
+            if self._closed:
+                work.close()
+                raise _closed()
+            return Call(asyncio.run_coroutine_threadsafe(_until_closed(work), self._loop))
 
     async def ask(self, ask: Ask, read: Callable[[bytes], T]) -> T:
         """Send the request, again if need be; returns what `read` makes of the answer's body. `read` runs in another
@@ -137,10 +140,16 @@ class Link:
 
     def close(self) -> None:
         """End every request and connection. Closing again does nothing."""
-        if not self._thread.is_alive():
-            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
 
         async def end() -> None:
+            requests = asyncio.all_tasks() - {asyncio.current_task()}
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
             if self._session is not None:
                 await self._session.close()
 
@@ -148,6 +157,17 @@ class Link:
             asyncio.run_coroutine_threadsafe(end(), self._loop).result(_CONNECT_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CONNECT_SECONDS)
+
+
+def _closed() -> ServiceError:
+    return ServiceError("This client is closed.", "Make another RolloutClient.")
+
+
+async def _until_closed(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    except asyncio.CancelledError:  # by `close`: an interrupted wait does not end a call
+        raise _closed() from None
 
 
 class _Lost(Exception):

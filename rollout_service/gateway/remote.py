@@ -41,7 +41,7 @@ R = TypeVar("R")
 _log = logs.logger(__name__)
 
 _UPDATE_SECONDS = 3600.0
-"""How long a weight update may take, over all lost connections."""
+"""How long a weight update, or a pause that lets turns finish, may take, over all lost connections."""
 
 _GROUP_SECONDS = 300.0
 """How long a reader tries to reach a gateway that gives no answer."""
@@ -118,6 +118,13 @@ class _Cursor:
     """The trainer has all groups up to this gateway's number for good."""
     acknowledged: set[int] = field(default_factory=set)
     """Our numbers of the groups that the trainer has for good."""
+    has_ended: bool = False
+    """Whether there are no more groups."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trainer has every group for good."""
+        return self.has_ended and self.settled == self.last
 
     def came(self, number: int, group_id: str) -> bool:
         """Note a group, by the gateway's number. Returns whether it is a new one."""
@@ -185,7 +192,8 @@ class RemoteCoordinator:
                 if cursor.came(number, trajectories[0].group_id):
                     return _group(trajectories, cursor.theirs[number])
             if not groups and end.state != "open":
-                self._cursors.pop(collection_id, None)
+                cursor.has_ended = True
+                self._forget_if_over(collection_id, cursor)
                 _check_not_failed(end)
                 return None
 
@@ -196,6 +204,11 @@ class RemoteCoordinator:
             await self._link.ask(
                 Ask("POST", f"{_path(collection_id)}/acknowledge", {"number": cursor.settled}), _nothing
             )
+            self._forget_if_over(collection_id, cursor)
+
+    def _forget_if_over(self, collection_id: str, cursor: _Cursor) -> None:
+        if cursor.is_over:
+            self._cursors.pop(collection_id, None)
 
     async def _cancel(self, collection_id: str) -> None:
         self._cursors.pop(collection_id, None)
@@ -243,7 +256,8 @@ class RemoteFleet:
         return await self._link.ask(Ask("GET", "/v1/replicas"), _REPLICAS.validate_json)
 
     async def _pause(self, mode: UpdateMode) -> list[ReplicaState]:
-        return await self._link.ask(Ask("POST", "/v1/pause", {"mode": mode}), _REPLICAS.validate_json)
+        ask = Ask("POST", "/v1/pause", {"mode": mode}, patience=_UPDATE_SECONDS)
+        return await self._link.ask(ask, _REPLICAS.validate_json)
 
     async def _resume(self) -> list[ReplicaState]:
         return await self._link.ask(Ask("POST", "/v1/resume"), _REPLICAS.validate_json)

@@ -379,6 +379,7 @@ async def test_a_budget_is_spent_once_whatever_the_number_of_coordinators(servic
     with pytest.raises(BudgetReached, match=f"The {whose}'s budget is spent: episodes: 6 of 6 are used"):
         groups += [group async for group in stream]
     assert len(plays) == plays.total() == 6
+    await stream.aclose()
 
 
 async def _nothing(*_: Any) -> None: ...

@@ -1,0 +1,125 @@
+"""The gateway's streams in front of a coordinator in this process: who is held to be there, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deploy.gateway_streams import Streams
+from rollout_service.cluster import Call
+from rollout_service.collecting.group import Group
+from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.gateway.wire import NdjsonWriter
+from rollout_service.record.trajectory import TaskRef
+from tests.support.trajectories import make_trajectory
+
+CONFIG = RolloutConfig.load(overrides={"gateway": {"port": 0, "idle_seconds": 60.0}}, environ={})
+
+
+class Coordinator:
+    """Has collections of one group each."""
+
+    def __init__(self) -> None:
+        self.renewed: Counter[str] = Counter()
+        self.given: set[str] = set()
+        self.cancelled: list[str] = []
+        self.cancels = asyncio.Event()
+        self.cancels.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: started(getattr(self, f"on_{name}")(*arguments)))
+
+    async def on_submit(self, request: CollectionRequest, client: str, submission: str) -> Accepted:
+        return Accepted(submission.partition(":")[2], 1, 0)
+
+    async def on_next_group(self, collection: str, acked: tuple[int, ...], again: bool) -> Group | None:
+        if collection in self.given:
+            return None
+        self.given.add(collection)
+        request = EpisodeRequest(f"{collection}-0", collection, collection, 0, TaskRef("mock", "base", "1", 0), 1)
+        return Group([request], [Call.of(make_trajectory(**request.identity()))], 0)
+
+    async def on_renew(self, client: str) -> None:
+        self.renewed[client] += 1
+
+    async def on_acknowledge(self, collection: str, numbers: tuple[int, ...]) -> None: ...
+
+    async def on_cancel(self, collection: str) -> None:
+        await self.cancels.wait()
+        self.cancelled.append(collection)
+
+    async def on_status(self) -> dict[str, Any]:
+        return {"collections": {}}
+
+
+def started(work: Any) -> Any:
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda task: future.set_result(task.result()))
+    return Call(future)
+
+
+@pytest.fixture
+async def coordinator() -> Coordinator:
+    return Coordinator()
+
+
+@pytest.fixture
+async def streams(coordinator) -> Streams:
+    return Streams(lambda: coordinator, CONFIG)
+
+
+async def begun(streams: Streams, name: str, client: str = "client") -> Any:
+    await streams.begin(CollectionRequest(n=1), "owner", client, name)
+    return await streams.find(name, "owner")
+
+
+async def read(streams: Streams, stream: Any, after: int = 0, wait: float = 60.0) -> list[bytes]:
+    written = b"".join([piece async for piece in streams.groups(stream, after, None, wait, NdjsonWriter())])
+    return written.splitlines()
+
+
+async def test_a_reader_that_does_not_wait_gets_what_is_there(streams):
+    stream = await begun(streams, "a")
+    assert await read(streams, stream, wait=0.0) == [b'{"state":"open"}']
+    await stream.delivery.group(1)
+    assert len(await read(streams, stream, wait=0.0)) == 2
+
+
+async def test_a_client_that_an_earlier_gateway_knew_keeps_its_lease_before_it_reads_again(streams, coordinator):
+    await streams.heard("owner", "client")
+    assert coordinator.renewed == {"owner:client": 1}
+
+
+async def test_a_collection_that_is_over_is_forgotten_though_its_client_stays(streams, coordinator):
+    stream = await begun(streams, "a")
+    assert len(await read(streams, stream)) == 2
+    for is_acknowledged in (False, True):
+        if is_acknowledged:
+            stream.delivery.acknowledge(1)
+        stream.heard -= 100.0
+        await streams.heard("owner", "client")
+        await streams._look(time.monotonic() - 60.0)
+        assert ("a" in streams._streams) is not is_acknowledged
+    assert coordinator.cancelled == ["a"], "the service need not wait for an acknowledgement that was not told"
+
+
+async def test_ends_that_take_long_keep_no_other_client_from_its_lease(streams, coordinator):
+    for number in range(3):
+        silent = await begun(streams, f"{number}", "gone")
+    kept = await begun(streams, "kept", "there")
+    coordinator.cancels.clear()
+    kept.heard = silent.heard + 100.0
+    looking = asyncio.ensure_future(streams._look(silent.heard + 1.0))
+    await asyncio.sleep(0.1)
+    assert coordinator.renewed["owner:there"] == 1
+    coordinator.cancels.set()
+    await looking
+    assert sorted(coordinator.cancelled) == ["0", "1", "2"]
