@@ -299,7 +299,8 @@ def test_nothing_that_the_description_allows_or_forbids_breaks_a_route(operation
         if response.status_code == 201:
             began = response.json()
             kind = "collection" if "collection_id" in began else "evaluation"
-            assert http.delete(f"/v1/{kind}s/{began[f'{kind}_id']}").status_code == 204
+            ended = http.delete(f"/v1/{kind}s/{began[f'{kind}_id']}").status_code
+            assert ended in (204, 404), "a key that was drawn before names a collection that has ended"
 
     assert len(operations) > 12
     try_routes()
