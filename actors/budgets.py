@@ -58,7 +58,7 @@ class Budgets:
     def opened(self, running: RunningCollection) -> None:
         """Look at a collection, and again when its time is over, or the service's."""
         own, service = running.spending.budget.wall_seconds, self.spending.budget.wall_seconds
-        left = [] if own is None else [own]
+        left = [] if own is None else [own - running.spent.seconds]
         if service is not None:
             left.append(self._since + service - time.monotonic())
         if left:

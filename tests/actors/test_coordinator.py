@@ -294,6 +294,16 @@ async def test_time_that_is_over_ends_a_collection_that_waits(start):
     assert (await asked)[0] in ([1], [1, 1]), "what ran is delivered; a slow machine begins only one of two"
 
 
+async def test_a_collection_that_goes_on_has_what_is_left_of_its_time(start):
+    coordinator, _ = await held(start)
+    accepted = await coordinator.submit(CollectionRequest(n=9, budget=Budget(wall_seconds=1000.0)), "client")
+    running = coordinator._collections[accepted.collection_id]
+    coordinator._budgets.closed(running)
+    running.restore({}, (), dataclasses.replace(running.spent, seconds=900.0))
+    coordinator._budgets.opened(running)
+    assert running.timer.when() - asyncio.get_running_loop().time() <= 100.0
+
+
 async def test_the_service_s_budget_ends_all_collections_and_refuses_the_next(start):
     coordinator = await start(scored, budget__episodes=4)
     first, second = [await coordinator.submit(CollectionRequest(n=9), "client") for _ in range(2)]
