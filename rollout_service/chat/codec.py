@@ -32,8 +32,6 @@ from rollout_service.errors import CodecError
 
 __all__ = ["EMBEDDED_TOKENIZER", "ChatCodec"]
 
-_MARKER = "probe-9f41c7"
-
 _CACHE_BYTES = 32 << 20
 """Size of the cache of texts and their tokens. A domain's system prompt takes 50 to 150 KB."""
 
@@ -177,20 +175,6 @@ class ChatCodec:
             return list(messages)
         return [{**message, "content": ""} if message.get("tool_calls") else message for message in messages]
 
-    def bridge(
-        self,
-        new_messages: Sequence[ChatMessage],
-        before: Sequence[ChatMessage] = (),
-        tools: Sequence[ToolSchema] = (),
-    ) -> list[int]:
-        """Token ids of `new_messages` as the template writes them, from the token that ended a turn to the next turn.
-
-        Args:
-            before: the conversation up to and with that turn. Without it, a turn is made up.
-        """
-        context = self.following(new_messages, before or self._made_up(new_messages), tools or PROBE_TOOLS)
-        return context[1:]
-
     def following(
         self, new_messages: Sequence[ChatMessage], before: Sequence[ChatMessage], tools: Sequence[ToolSchema]
     ) -> list[int]:
@@ -259,14 +243,6 @@ class ChatCodec:
         last = named[-1]["function"]
         last["name"] = f"{last['name'][:1]}{POINT}{last['name'][1:]}"
         return {"role": "assistant", "content": "", "tool_calls": named}
-
-    def _made_up(self, new_messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """A conversation that these messages may follow."""
-        ids = [message.get("tool_call_id", "call_0") for message in new_messages if message["role"] == "tool"]
-        turn: ChatMessage = {"role": "assistant", "content": _MARKER}
-        if ids:
-            turn["tool_calls"] = [tool_call(_MARKER, {}, call_id) for call_id in ids]
-        return [*OPENING, turn]
 
     def encode_turn(
         self, content: str = "", calls: Sequence[tuple[str, dict[str, Any]]] = (), reasoning: str | None = None

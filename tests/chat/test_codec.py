@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import rollout_service.chat.codec as chat
-from rollout_service.chat.codec import _MARKER, EMBEDDED_TOKENIZER, ChatCodec
+from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 from rollout_service.chat.parsed_turn import (
     INVALID_CALL_NAME,
     MALFORMED_ARGUMENT,
@@ -27,6 +27,7 @@ from rollout_service.chat.parsed_turn import (
     ParsedTurn,
     tool_call,
 )
+from tests.support.bridge import bridge
 
 some = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -328,7 +329,7 @@ def test_text_in_a_message_never_becomes_a_control_token(codec: ChatCodec, data:
     assert codec.decode(ids) == codec.decode(expected).replace(harmless, hostile)
 
     message = {"role": "tool", "content": hostile}
-    bridged, expected = codec.bridge([message]), codec.bridge([{**message, "content": harmless}])
+    bridged, expected = bridge(codec, [message]), bridge(codec, [{**message, "content": harmless}])
     assert [i for i in bridged if i in codec.control_ids] == [i for i in expected if i in codec.control_ids]
     assert codec.decode(bridged) == codec.decode(expected).replace(harmless, hostile)
 
@@ -349,9 +350,9 @@ def test_overlapping_control_tokens_are_all_cut() -> None:
     tokenizer.add_tokens(["<<do>>", "<do>", "y<"])
     codec = ChatCodec(tokenizer)
     for text in ("<<do>>", "<do>", "y<do>", "yy<<do>>", "y<<|im_end|>"):
-        ids = codec.bridge([user(text)])
+        ids = bridge(codec, [user(text)])
         assert [i for i in ids if i in codec.control_ids] == [
-            i for i in codec.bridge([user("x")]) if i in codec.control_ids
+            i for i in bridge(codec, [user("x")]) if i in codec.control_ids
         ]
         assert text in codec.decode(ids)
 
@@ -372,7 +373,7 @@ def test_private_characters_of_the_tools_are_kept(embedded: ChatCodec) -> None:
 
 def test_every_private_character_may_stand_in_one_message(embedded: ChatCodec) -> None:
     text = "".join(map(chr, range(0xE000, 0xF900))) + "<|im_end|>"
-    assert text in embedded.decode(embedded.bridge([user(text)]))
+    assert text in embedded.decode(bridge(embedded, [user(text)]))
 
 
 # Context -------------------------------------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ ODD_TEXTS = {
     "empty": "",
     "white space": " \n\t ",
     "white space at its ends": "\n\n  text \n\n",
-    "the codec's own probe": _MARKER,
+    "the codec's own probe": "xyx",
     "a template's own words": "assistant\nuser\nYou are a helpful assistant.",
     "template code": "{{ messages }} {% raw %} {#",
     "a long text": "An order #W0123, 漢字. " * 1000,
@@ -397,7 +398,7 @@ def test_what_follows_a_turn_is_the_end_of_the_template(codec: ChatCodec, text: 
         (call, [{"role": "tool", "tool_call_id": "call_0", "content": text}]),
         (call, [{"role": "tool", "tool_call_id": "call_0", "content": text}, user(text)]),
     ):
-        whole, bridged = template_ids(codec, [user("hi"), turn, *replies], TOOLS), codec.bridge(replies)
+        whole, bridged = template_ids(codec, [user("hi"), turn, *replies], TOOLS), bridge(codec, replies)
         assert whole[-len(bridged) :] == bridged
         assert whole[-len(bridged) - 1] == codec.end_of_turn_id
         assert bridged.count(codec.end_of_turn_id) == rendered_text(codec, replies).count(codec.end_of_turn) - (
@@ -413,7 +414,7 @@ def test_an_opening_prompt_is_the_template(codec: ChatCodec, text: str) -> None:
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark(codec: ChatCodec) -> None:
-    ids = codec.bridge([{"role": "tool", "content": "a\ud83d<|im_end|>\udc00b"}])
+    ids = bridge(codec, [{"role": "tool", "content": "a\ud83d<|im_end|>\udc00b"}])
     assert "a?<|im_end|>?b" in codec.decode(ids)
     assert "a?b" in codec.decode(codec.render([user("a\ud83db")]))
     turn = codec.parse(codec.encode_turn("a\ud83db", [("look_up", {"x": "\udc00"})]))
@@ -468,7 +469,7 @@ def test_a_huge_tool_result_is_tokenized_and_read_while_other_threads_run(embedd
     other.start()
     try:
         message = {"role": "tool", "tool_call_id": "call_0", "content": LARGE_RESULT}
-        assert longest_pause(lambda: embedded.bridge([message])) < 0.5
+        assert longest_pause(lambda: bridge(embedded, [message])) < 0.5
         ids = embedded.encode_written(LARGE_RESULT)
         assert longest_pause(lambda: embedded.decode(ids)) < 0.5
     finally:
@@ -481,7 +482,7 @@ def test_large_texts_do_not_pile_up_in_the_memory_of_the_codec(monkeypatch: pyte
     codec = ChatCodec.load()
     for number in range(20):
         content = f"{number}{LARGE_RESULT[:20_000]}"
-        codec.bridge([{"role": "tool", "tool_call_id": "call_0", "content": content}])
+        bridge(codec, [{"role": "tool", "tool_call_id": "call_0", "content": content}])
         assert codec._encode_plain.size <= 200_000
 
 
@@ -496,7 +497,7 @@ def test_many_threads_get_what_one_gets() -> None:
         sampled = codec.encode_turn(text, [("look_up", {"id": text})])
         return (
             codec.render([user(text)], TOOLS),
-            codec.bridge([{"role": "tool", "content": text}]),
+            bridge(codec, [{"role": "tool", "content": text}]),
             codec.parse(sampled),
             codec.parse(sampled[:-4]),
         )

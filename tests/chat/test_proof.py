@@ -13,6 +13,7 @@ import transformers
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
 from rollout_service.chat.parsed_turn import tool_call
 from rollout_service.errors import CodecError
+from tests.support.bridge import bridge
 
 GENERATION_PROMPT = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
 TURN = "{{- '<|im_start|>' -}}{{- message.role -}}{{- '\\n' -}}{{- message.content or '' -}}"
@@ -93,7 +94,7 @@ def test_what_follows_a_turn_is_that_of_the_real_conversation(edits: dict[str, s
             (text, {"role": "user", "content": "Yes."}),
             (call, {"role": "tool", "tool_call_id": "call_0", "content": "{}"}),
         ):
-            bridged = codec.bridge([reply], [*history, turn])
+            bridged = bridge(codec, [reply], [*history, turn])
             history += [turn, reply]
             assert codec.render(history)[-len(bridged) :] == bridged
             assert codec.render(history)[-len(bridged) - 1] == codec.end_of_turn_id

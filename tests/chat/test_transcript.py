@@ -16,6 +16,7 @@ from rollout_service.chat.parsed_turn import OK, ChatMessage
 from rollout_service.chat.transcript import History, Transcript
 from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import TokenSegment
+from tests.support.bridge import bridge
 
 LoadCodec = Callable[[str], ChatCodec]
 
@@ -191,7 +192,7 @@ def test_a_turn_cut_by_length_is_closed_by_context(codec: ChatCodec) -> None:
     prompt = transcript.prompt([user("Hello.")]).tolist()
     transcript.record(generation(whole[:-2], finish_reason="length"))
     following = transcript.prompt([user("Go on.")]).tolist()
-    assert following == prompt + whole[:-2] + [codec.end_of_turn_id] + codec.bridge([user("Go on.")])
+    assert following == prompt + whole[:-2] + [codec.end_of_turn_id] + bridge(codec, [user("Go on.")])
     transcript.record(generation(whole))
     (segment,) = transcript.segments()
     assert segment.token_ids[len(prompt) + len(whole) - 2] == codec.end_of_turn_id
@@ -202,7 +203,7 @@ def test_a_cut_right_behind_the_end_of_turn_is_not_closed_twice(embedded: ChatCo
     transcript = Transcript(embedded, TOOLS)
     prompt, sampled = transcript.prompt([user("Hello.")]).tolist(), embedded.encode_turn("Yes.")
     transcript.record(generation(sampled, finish_reason="length"))
-    assert transcript.prompt([user("Go on.")]).tolist() == prompt + sampled + embedded.bridge([user("Go on.")])
+    assert transcript.prompt([user("Go on.")]).tolist() == prompt + sampled + bridge(embedded, [user("Go on.")])
 
 
 @pytest.mark.parametrize("history", ["append", "template"])
@@ -215,7 +216,7 @@ def test_a_malformed_call_is_kept_as_sampled_and_answered(embedded: ChatCodec, h
     following = transcript.prompt([answer]).tolist()
     assert [(call.name, call.status) for call in turn.calls] == [("look_up", "invalid_json")]
     assert transcript.turns[0].tool_calls == ["invalid_json"]
-    assert following == prompt + sampled + embedded.bridge([answer])
+    assert following == prompt + sampled + bridge(embedded, [answer])
     transcript.record(generation(embedded.encode_turn("Sorry.")))
     assert len(transcript.segments()) == 1
 
@@ -239,8 +240,8 @@ def test_control_tokens_that_the_policy_sampled_stay_control_tokens(
     results = [{"role": "tool", "tool_call_id": "call_0", "content": "<think>"} for _ in turn.calls]
     new = results or [user("Go on with <tool_call>.")]
     following = transcript.prompt(new).tolist()
-    assert following == prompt + sampled + embedded.bridge(new)
-    controls = [number for number in embedded.bridge(new) if number in embedded.control_ids]
+    assert following == prompt + sampled + bridge(embedded, new)
+    controls = [number for number in bridge(embedded, new) if number in embedded.control_ids]
     assert embedded.encode_written("<think>")[0] not in controls
     assert embedded.encode_written("<tool_call>")[0] not in controls
 
@@ -253,7 +254,7 @@ def test_what_was_sampled_in_other_tokens_than_the_tokenizer_s_stays_as_it_was(e
         transcript = Transcript(embedded, TOOLS, history)
         prompt = transcript.prompt([user("Hello.")]).tolist()
         transcript.record(generation(sampled))
-        assert transcript.prompt([user("Go on.")]).tolist() == prompt + sampled + embedded.bridge([user("Go on.")])
+        assert transcript.prompt([user("Go on.")]).tolist() == prompt + sampled + bridge(embedded, [user("Go on.")])
 
 
 # Template mode -------------------------------------------------------------------------------------------------------

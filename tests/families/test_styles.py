@@ -10,6 +10,7 @@ from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.chat.transcript import History, Transcript
 from tests.families.mutations import MUTATIONS, check
 from tests.families.play import generation, play
+from tests.support.bridge import bridge
 from tests.support.family_templates import STYLES, codec, tokenizer
 
 
@@ -94,7 +95,7 @@ def test_a_malformed_call_stays_as_sampled_and_is_answered(style: str, history: 
     assert [call.status == "ok" for call in turn.calls] == [False]
     answer = {"role": "tool", "tool_call_id": "call_0", "content": "Error: malformed"}
     following = transcript.prompt([answer]).tolist()
-    tail = made.bridge([answer], [*opening, turn.as_answered_message()], TOOLS)
+    tail = bridge(made, [answer], [*opening, turn.as_answered_message()], TOOLS)
     assert following[-len(tail) :] == tail
     if history == "append":
         assert following[: len(prompt) + len(sampled)] == prompt + sampled
