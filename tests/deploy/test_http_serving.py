@@ -43,6 +43,7 @@ def server(model, tmp_path_factory):
     """URL of a bare SGLang server."""
     port = free_port()
     flags = ["--model-path", model, "--port", str(port), "--skip-tokenizer-init"]
+    flags += ["--sleep-on-idle"]  # else its scheduler keeps a core busy while it waits for the tests
     for name, value in sglang.ENGINE_ARGUMENTS.items():
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     with open(tmp_path_factory.mktemp("log") / "server.log", "wb") as log:

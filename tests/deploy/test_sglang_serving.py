@@ -66,7 +66,7 @@ def service(cluster, models):
         yield client
 
 
-def collect_while(client: RolloutClient, act, n: int = 24):
+def collect_while(client: RolloutClient, act, n: int = 12):
     """Trajectories of a collection in the midst of which `act` is called: turns are being sampled then."""
     stream = client.stream(n)
     deadline = time.monotonic() + 120
@@ -101,7 +101,7 @@ def spans(trajectory) -> list[int]:
 
 
 def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_replicas_cache(service, models):
-    trajectories = service.collect(16, progress=False)
+    trajectories = service.collect(8, progress=False)
     see_that_all_is_exact(trajectories, {0: Reference(str(models["first"]))})
     assert {len(t.turns) for t in trajectories} == {TURNS}
     for trajectory in trajectories:
@@ -272,7 +272,7 @@ def test_updates_that_follow_one_another_lose_no_replica_and_no_turn(service, mo
     def update() -> list:
         return [service.update_weights(folders[i % 2], version=version + i) for i in range(1, 5)]
 
-    reports, trajectories = collect_while(service, update, n=32)
+    reports, trajectories = collect_while(service, update, n=16)
     assert [report.lost for report in reports] == [[]] * 4
     see_that_all_is_exact(trajectories, served)
 
@@ -292,4 +292,4 @@ def test_an_engine_that_is_killed_in_mid_turn_costs_no_episode_and_its_successor
         assert time.monotonic() < deadline, "the replica was not replaced"
         time.sleep(0.5)
     assert [state.version for state in service.replicas()] == [version] * 2
-    see_that_all_is_exact(service.collect(8, progress=False), {version: reference})
+    see_that_all_is_exact(service.collect(4, progress=False), {version: reference})
