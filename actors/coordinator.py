@@ -233,8 +233,12 @@ class Coordinator:
         await self.cancel(submission.collection_id)
 
     async def renew(self, client: str) -> None:
-        """Renew the client's lease. Without it for `service.lease_seconds`, the client loses its collections."""
+        """Renew the client's lease. Without it for `service.lease_seconds`, the client loses its collections; those
+        that wait for it go on."""
         self._clients.heard(client)
+        for running in [each for each in self._collections.values() if each.is_parked and each.client == client]:
+            self._hear(running)
+            self._pump()
 
     async def leave(self, client: str) -> None:
         """End the client's lease, and cancel what is left of its collections."""

@@ -26,6 +26,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
 from rollout_service.policy.replicas import DesiredState, FleetState
+from rollout_service.record.trajectory import Outcome
 from tests.support.episodes import settings
 
 Play = Callable[[EpisodeRequest], EpisodeSummary | Awaitable[EpisodeSummary]]
@@ -94,7 +95,7 @@ class Pool:
 
 
 def scored(request: EpisodeRequest, versions: tuple[int, int] | None = None) -> EpisodeSummary:
-    return EpisodeSummary(request.trajectory_id, "completed", "user_stop", 1.0, None, versions)
+    return EpisodeSummary(request.trajectory_id, Outcome.COMPLETED, "user_stop", 1.0, None, versions)
 
 
 @pytest.fixture
@@ -240,6 +241,27 @@ async def test_a_client_that_leaves_or_falls_silent_loses_its_own_collections_on
         await coordinator.next_group(silent)
     gate.set()
     assert await coordinator.next_group(kept) is not None, "asking for a group renews the lease as well"
+
+
+async def test_a_client_that_was_silent_while_it_waited_gets_its_group_once_it_beats_again(start, tmp_path):
+    gate = asyncio.Event()
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        await gate.wait()
+        return scored(request)
+
+    coordinator = await start(play, service__journal=str(tmp_path))
+    accepted = await coordinator.submit(CollectionRequest(n=4, group_size=4), "client")
+    waiting = asyncio.ensure_future(coordinator.next_group(accepted.collection_id))
+    await asyncio.sleep(0)
+    coordinator._client_is_gone("client", "it was silent")
+    gate.set()
+    while coordinator._scheduler.running:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not waiting.done(), "two of four episodes have not begun"
+    await coordinator.renew("client")
+    assert len((await waiting).trajectories) == 4
+    await coordinator.stop()
 
 
 async def given(coordinator: Coordinator, collection: str) -> tuple[list[int], str]:
