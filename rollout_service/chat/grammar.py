@@ -86,8 +86,9 @@ class Grammar:
     thought_close: str
     """Empty: the template writes no thoughts."""
     after_thought: Openings | None
+    """What opens the rest of a turn that thought; None: the template writes no thoughts."""
     bare: Openings | None
-    """Of turns without a thought; None: every turn thinks."""
+    """What opens a turn without a thought; None: every turn thinks."""
     text_close: str
     call: CallForm
     between: str | None

@@ -165,7 +165,8 @@ class GrammarReader:
         return [self._outside(text, found, place) for place in range(len(found))]
 
     def _call(self, text: str, start: int, at: int | None, types: SchemaTypes) -> tuple[ParsedCall, int, _Unit | None]:
-        """The call whose unit stands at `at`, where it ends, and its unit. Of a malformed one the status counts."""
+        """The call that has its unit at `at`, where it ends, and the unit. A malformed call has only a status; `_calls`
+        adds its text."""
         name = ""
         try:
             if at is None:

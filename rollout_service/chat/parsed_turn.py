@@ -39,9 +39,9 @@ class ParsedCall:
     """One tool call as the policy wrote it."""
 
     name: str
-    """The tool's name. Of a malformed call: the name that can be read in it, or `INVALID_CALL_NAME`."""
+    """The tool's name. A malformed call has the name that can be read in it, or `INVALID_CALL_NAME`."""
     arguments: dict[str, Any]
-    """The arguments. Of a malformed call: `{MALFORMED_ARGUMENT: text}`."""
+    """The arguments. A malformed call has `{MALFORMED_ARGUMENT: text}`."""
     status: str = OK
     """`ok`, or what is wrong. Some of these words are the `renderers` parser's (`invalid_json`, `unclosed_block`, …).
     The others are ours (`missing_arguments`, `unknown_key`, `duplicate_key`, `malformed_structure`,
