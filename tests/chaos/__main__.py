@@ -104,7 +104,8 @@ def _keep(folder: Path, result: Result) -> None:
     kept.mkdir(exist_ok=True)
     path = kept / f"{result.schedule.name}.json"
     path.write_text(result.schedule.to_json())
-    shutil.move(folder / f"{result.schedule.name}.jsonl", path.with_suffix(".jsonl"))
+    with contextlib.suppress(FileNotFoundError):  # nothing came
+        shutil.move(folder / f"{result.schedule.name}.jsonl", path.with_suffix(".jsonl"))
     path.with_suffix(".txt").write_text("\n".join(map(str, result.violations)) + "\n")
     print(f"    Ray's logs: {result.session}/logs; the delivery log: {path}l", flush=True)
     print(f'    repeat: make chaos ARGS="--repeat {path}"', flush=True)

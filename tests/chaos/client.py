@@ -19,7 +19,7 @@ from tests.chaos.schedule import Schedule
 from tests.chaos.service import NAME
 from tests.support.episodes import settings
 
-_WHOLE_SECONDS = 150.0
+_ACTORS_SECONDS, _WHOLE_SECONDS = 30.0, 150.0
 """How long the service may take to replace what was killed; an engine on a GPU takes a minute or two."""
 
 
@@ -46,17 +46,25 @@ def take(client: RolloutClient, schedule: Schedule, log: Path) -> None:
         history.append(log, group)
 
 
+class Unready(Exception):
+    """The service is not as the last run found it, so no schedule can begin."""
+
+
 def _wait_until_whole(client: RolloutClient) -> None:
-    """Wait until what the last run's faults took is replaced, so that a schedule finds the same service every time.
+    """Wait until what the last run's faults took is replaced, so that a schedule finds the same service every time. An
+    actor whose start failed is started again when there is work, so actors are not waited for as long as replicas.
 
     Raises:
-        ServiceError: something is still missing.
+        Unready: no actor is there, or a replica is missing.
     """
-    deadline = time.monotonic() + _WHOLE_SECONDS
-    wanted = client.config.service.actors, client.config.policy.replicas
-    while (found := _there(client)) != wanted:
-        if time.monotonic() > deadline:
-            raise ServiceError(f"Actors and replicas are {found} in place of {wanted}.", "See the service's log.")
+    begun = time.monotonic()
+    actors, replicas = client.config.service.actors, client.config.policy.replicas
+    while (found := _there(client)) != (actors, replicas):
+        waited = time.monotonic() - begun
+        if found[0] and found[1] == replicas and waited > _ACTORS_SECONDS:
+            return
+        if waited > _WHOLE_SECONDS:
+            raise Unready(f"actors and replicas are {found} in place of {(actors, replicas)}")
         time.sleep(0.2)
 
 
@@ -74,13 +82,15 @@ def main() -> None:
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             order = json.loads(line)
-            ended = ""
+            ended, is_unready = "", False
             try:
                 _wait_until_whole(client)
                 take(client, Schedule.from_json(order["schedule"]), Path(order["log"]))
             except RolloutError as error:
                 ended = f"{type(error).__name__}: {error}"
-            print(json.dumps({"ended": ended}), flush=True)
+            except Unready as error:
+                ended, is_unready = str(error), True
+            print(json.dumps({"ended": ended, "unready": is_unready}), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,15 @@ class Lab:
             return
 
     def ended(self) -> str | None:
-        """How the order ended: "" well, else with this error; None: it has not ended."""
+        """How the order ended: "" well, else with this error; None: it has not ended.
+
+        Raises:
+            RuntimeError: it could not begin, as the service is not whole.
+        """
         assert self._client is not None
         if (said := self._client.heard()) is not None:
+            if said["unready"]:
+                raise RuntimeError(said["ended"])
             return str(said["ended"])
         return None if self._client.runs else "the client's process ended"
 

@@ -42,11 +42,11 @@ class Runner:
         Raises:
             RuntimeError: the calm run did not go well, so nothing can be compared with it.
         """
-        calm = self._calm(schedule)
         begun = time.monotonic()
         log = self._folder / f"{schedule.name}.jsonl"
         came, injector, resumed, trouble = self._carry_out(schedule, log)
-        verdict = check(calm, came)
+        seconds = time.monotonic() - begun
+        verdict = check(self._calm(schedule), came)
         violations = (*trouble, *verdict.violations)
         if schedule.gives_up_none:
             violations += tuple(Violation("given up", f"{d.fault}: {d.identity}") for d in came if d.reported)
@@ -64,7 +64,7 @@ class Runner:
             tuple(lengths(came).tolist()),
             tuple(_recovery(injector.came, came)),
             _longest_pause(came),
-            time.monotonic() - begun,
+            seconds,
             self._lab.session,
         )
 
