@@ -3,7 +3,7 @@
 transformers rebuilds all messages and tools from plain types for each rendering, because its callers may pass images
 and arrays. This takes longer than the template itself. What a codec renders are plain JSON values already.
 
-Invariant: the compiled template is transformers' own, sandbox included. `proved` gives a rendering only if it agrees
+Invariant: the template is compiled as transformers does, with its sandbox. `proved` gives a rendering only if it agrees
 with the tokenizer's own on every conversation that it is shown.
 """
 
@@ -37,7 +37,9 @@ class DirectRendering:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._compiled = {
-            has_tools: _compile_jinja_template(tokenizer.get_chat_template(source, [{}] if has_tools else None))
+            has_tools: _made_faster(
+                _compile_jinja_template, tokenizer.get_chat_template(source, [{}] if has_tools else None)
+            )
             for has_tools in (True, False)
         }
         self._arguments = {"documents": None, **tokenizer.special_tokens_map, **arguments}
@@ -76,6 +78,23 @@ class DirectRendering:
             if _text(direct, messages, given, prompted) != _text(own, messages, given, prompted):
                 return None
         return direct
+
+
+def _made_faster(compile_template: Callable[[str], Any], source: str) -> Any:
+    """The compiled template. Its sandbox remembers which attributes of a type are safe: to find that out takes longer
+    than most of what a template does."""
+    environment = compile_template(source).environment.overlay()
+    find_out = environment.is_safe_attribute
+    known: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(holder: Any, name: str, value: Any) -> bool:
+        key = type(holder), name
+        if key not in known:
+            known[key] = find_out(holder, name, value)
+        return bool(known[key])
+
+    environment.is_safe_attribute = is_safe_attribute
+    return environment.from_string(source)
 
 
 def _text(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 
 from rollout_service.chat.codec import ChatCodec
+from rollout_service.chat.direct_rendering import DirectRendering
 from rollout_service.chat.learning import OPENING, PROBE_TOOLS
 from rollout_service.chat.message_form import ChatMessage
 from rollout_service.chat.parsed_turn import tool_call
@@ -54,6 +56,15 @@ def test_a_version_of_transformers_that_compiles_in_another_way_is_asked_itself(
     template = ChatTemplate(load_tokenizer(None)[0], "x").made_faster([OPENING], PROBE_TOOLS)
     assert template.direct is None
     assert template.text(OPENING) == "rendered"
+
+
+def test_the_sandbox_refuses_what_is_not_safe_also_the_second_time() -> None:
+    tokenizer = load_tokenizer(None)[0]
+    tokenizer.chat_template = "{{ messages[0].content.__class__.__mro__ }}"
+    direct = DirectRendering(tokenizer, None, {})
+    for _ in range(2):
+        with pytest.raises(jinja2.exceptions.SecurityError):
+            direct(OPENING, [], True)
 
 
 def test_what_is_no_plain_json_is_left_to_the_tokenizer(embedded: ChatCodec) -> None:
