@@ -116,7 +116,8 @@ def _without_closing(
         raise CodecError(
             f"The chat template of {template.name!r} ends an assistant turn with {text[0][:40]!r}, which holds no "
             "added token.",
-            "Use a template that closes each turn with a special token.",
+            "Use a template that closes each turn with a special token. If the model samples this text as one token, "
+            "add it to the tokenizer: tokenizer.add_special_tokens({'additional_special_tokens': [...]}).",
         )
     endings = []
     for end, then in (text, call):

@@ -199,8 +199,9 @@ def _learn(template: ChatTemplate, tokenizer: _Tokenizer, wanted: Sequence[str])
         last = turn
     raise CodecError(
         f"No tool-call parser ({', '.join(wanted)}) reads back what the chat template of {template.name!r} writes"
-        f"{reason}; the last one read {last[:300]}.",
-        "Use a model whose tool calls hold their name and arguments in a form that can be told from text.",
+        f"{reason}; with the last one, {last}.",
+        "Use a template that writes a call's name and every argument in a form that can be told from text: JSON, or a "
+        "tag for each argument with lists and mappings as JSON.",
     )
 
 
@@ -238,8 +239,17 @@ def _read_back(
         ids = tokenizer.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         read = reader.read(ids, PROBE_TOOLS)
         if [(c.name, c.arguments, c.status) for c in read.calls] != [("look_up", ARGUMENTS, "ok")]:
-            return f"{read.calls or read.raw!r}"
+            return _difference(read)
     return None
+
+
+def _difference(read: ParsedTurn) -> str:
+    """Where a turn that was read differs from the call that was written."""
+    if [(call.name, call.status) for call in read.calls] != [("look_up", "ok")]:
+        return f"it reads {read.calls or read.raw!r}"[:300]
+    made = read.calls[0].arguments
+    key = next(key for key in [*ARGUMENTS, *made] if repr(made.get(key)) != repr(ARGUMENTS.get(key)))
+    return f"the argument {ARGUMENTS.get(key)!r} is read as {made.get(key)!r}"
 
 
 def _written(template: ChatTemplate, closing: Closing, control: ControlTokens, prompt: str, turn: ChatMessage) -> str:

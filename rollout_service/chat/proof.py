@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # a codec proves itself when it is made, so it imports this m
     from rollout_service.chat.codec import ChatCodec
 
 _BEGINNING: list[ChatMessage] = [SYSTEM, GREETING, {"role": "user", "content": "My order, please.\n"}]
-_THOUGHT = "A thought."
+_THOUGHT = 'A "thought" \\ <b>é</b>.'
+_TEXT = 'Which "one"? C:\\n <b>é</b> & it\'s {"a": 1}\nOr both?'
+"""Holds what escaping would change."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class _Probe:
 
 _ONE = {"zip": "1", "count": 3}
 _TURNS = (
-    _Probe("a text turn", "Which one?", replies=("The last one.",)),
+    _Probe("a text turn", _TEXT, replies=("The last one.",)),
     _Probe("a text turn without a thought", "This one?", replies=("Yes.\n",), thinks=False),
     _Probe("a tool call", calls=(("look_up", ARGUMENTS),), replies=("{}",)),
     _Probe("a tool call without a thought", calls=(("look_up", _ONE),), replies=("",), thinks=False),

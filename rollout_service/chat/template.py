@@ -78,11 +78,28 @@ class ChatTemplate:
         try:
             return self._official(formed, tools, generation_prompt)
         except Exception as error:
-            roles = [m["role"] for m in messages]
-            raise CodecError(
-                f"The chat template of {self.name!r} cannot render a conversation of {roles}: {error}",
-                "Use a template that renders user, assistant and tool messages, with tools and without.",
-            ) from error
+            raise self._refusal(error, messages, tools) from error
+
+    def _refusal(self, error: Exception, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema]) -> CodecError:
+        """What a template that raised is told to its user."""
+        import jinja2
+
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            return CodecError(
+                f"The chat template of {self.name!r} is no valid template: line {error.lineno}: {error}.",
+                "Save the tokenizer with a template that Jinja can read.",
+            )
+        roles = [message["role"] for message in messages]
+        if tools and self.official._text_or_none(messages, (), False) is not None:
+            return CodecError(
+                f"The chat template of {self.name!r} renders a conversation of {roles}, but not with tools. It says: "
+                f"{error}",
+                "Use a model that was trained to call tools, with the chat template that came with it.",
+            )
+        return CodecError(
+            f"The chat template of {self.name!r} cannot render a conversation of {roles}. It says: {error}",
+            "Use a template that renders user, assistant and tool messages, with tools.",
+        )
 
     @property
     def official(self) -> ChatTemplate:

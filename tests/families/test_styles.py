@@ -100,3 +100,11 @@ def test_a_malformed_call_stays_as_sampled_and_is_answered(style: str, history: 
     if history == "append":
         assert following[: len(prompt) + len(sampled)] == prompt + sampled
     assert len(transcript.turns) == 1
+
+
+def test_a_template_that_escapes_what_the_policy_says_is_refused() -> None:
+    made = tokenizer("parameters")
+    plain = "{{- message.content or '' -}}"
+    assert plain in made.chat_template
+    made.chat_template = made.chat_template.replace(plain, "{{- message.content | tojson -}}")
+    assert check(made, made.chat_template, 1)[0] == "refused"
