@@ -41,15 +41,15 @@ def load_tokenizer(path: str | None) -> tuple[Any, str]:
         said = str(error)
         if "trust_remote_code" in said or "custom code" in said:
             raise CodecError(
-                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: it is made by Python code of its own, which "
-                "this service does not run.",
+                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: it is made by Python code of its own, "
+                "which this service does not run.",
                 "Convert it once: load it with trust_remote_code=True where you trust it, save a tokenizer.json with "
                 "its vocabulary and its chat template (transformers.PreTrainedTokenizerFast), and name that folder.",
             ) from error
         if "backend tokenizer" in said:
             raise CodecError(
-                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: it has no tokenizer.json, and none can be "
-                "made of the files there.",
+                f"policy.tokenizer: no tokenizer can be loaded from {source!r}: it has no tokenizer.json, and none can "
+                "be made of the files there.",
                 "Save the tokenizer with its fast form: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
             ) from error
         raise CodecError(
