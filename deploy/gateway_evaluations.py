@@ -13,9 +13,7 @@ from typing import Any
 
 from deploy.gateway_streams import Stream, Streams
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import fetched
 from rollout_service.collecting.request import Accepted, CollectionRequest
-from rollout_service.collecting.stream import given
 from rollout_service.errors import RolloutError
 from rollout_service.gateway.delivery import Missing
 from rollout_service.gateway.wire import End, of_error
@@ -80,8 +78,7 @@ class Evaluations:
         try:
             while (group := await delivery.group(number + 1)) is not None:
                 number += 1
-                found = await fetched(group.trajectories)
-                running.counted.add(given(*item) for item in zip(group.requests, found, strict=True))
+                running.counted.add(await running.stream.source.read(group))
                 delivery.acknowledge(number)
             await running.stream.source.tell()
             running.end = End("ended")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import rollout_service.logs as logs
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import answer, fetched, pause, repeated
+from rollout_service.cluster import LostObject, answer, fetched, pause, repeated
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.lease import renewal_seconds
@@ -27,6 +27,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import Interrupted, RolloutError, ServiceError
 from rollout_service.gateway.delivery import Delivery, Missing
 from rollout_service.gateway.wire import End, Writer, of_error
+from rollout_service.record.trajectory import Trajectory
 
 T = TypeVar("T")
 
@@ -52,13 +53,29 @@ class Source:
         self._again = again
         self._given: set[int] = set()
         """Numbers of the groups that were given, as the coordinator numbers them."""
-        self._held: set[int] = set()
+        self._held: dict[int, Group] = {}
         """Those of them that the reader does not have for good."""
+        self._ahead: list[Group | None] = []
+        """What came when a held group was asked for once more."""
         self._untold: list[int] = []
         """Numbers of groups that the reader has for good, of which the coordinator was not told."""
+        self._asking = asyncio.Lock()
 
     async def take(self) -> Group | None:
         """The next group; None: there is no more."""
+        async with self._asking:
+            while True:
+                group = self._ahead.pop() if self._ahead else await self._asked()
+                if group is None:
+                    return None
+                if group.number not in self._given:
+                    self._given.add(group.number)
+                    self._held[group.number] = group
+                    return group
+                self._came_again(group)
+
+    async def _asked(self) -> Group | None:
+        """The coordinator's answer, which may be a group that was given before."""
         interruptions = 0
         while True:
             told = tuple(self._untold)
@@ -71,17 +88,38 @@ class Source:
                 continue
             self._again = False
             self._untold = [number for number in self._untold if number not in told]
-            if group is None or group.number not in self._given:
-                if group is not None:
-                    self._given.add(group.number)
-                    self._held.add(group.number)
-                return group
-            if group.number not in self._held:  # the coordinator's death lost the acknowledgement
-                self._untold.append(group.number)
+            return group
+
+    def _came_again(self, group: Group) -> None:
+        if (held := self._held.get(group.number)) is not None:
+            held.trajectories[:] = group.trajectories  # the former ones went with a coordinator that died
+        else:  # its death lost the acknowledgement
+            self._untold.append(group.number)
+
+    async def read(self, group: Group) -> list[Trajectory]:
+        """The group's trajectories. If they went with the coordinator that owned them, its journal has them."""
+        found = await fetched(group.trajectories)
+        if any(isinstance(each, LostObject) for each in found) and not self._asking.locked():
+            with contextlib.suppress(RolloutError):  # it ended: they are lost for good
+                await self._ask_again_for(group)
+            found = await fetched(group.trajectories)
+        return [given(*item) for item in zip(group.requests, found, strict=True)]
+
+    async def _ask_again_for(self, group: Group) -> None:
+        async with self._asking:
+            self._again = True
+            while group.number in self._held:
+                again = await self._asked()
+                if again is None or again.number not in self._given:
+                    self._ahead.append(again)
+                    return
+                self._came_again(again)
+                if again.number == group.number:
+                    return
 
     def release(self, group: Group) -> None:
         """Note that the reader has the group for good."""
-        self._held.discard(group.number)
+        self._held.pop(group.number, None)
         self._untold.append(group.number)
 
     async def tell(self) -> None:
@@ -226,8 +264,7 @@ class Streams:
                         await stream.source.tell()
                     break
                 number += 1
-                found = await fetched(group.trajectories)
-                trajectories = [given(*item) for item in zip(group.requests, found, strict=True)]
+                trajectories = await stream.source.read(group)
                 data = await asyncio.to_thread(writer.group, number, trajectories)
                 for place in range(0, len(data), _PIECE):
                     yield data[place : place + _PIECE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+import deploy.gateway_streams as gateway_streams
 from deploy.gateway_streams import Streams
-from rollout_service.cluster import Call
+from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
@@ -123,3 +125,29 @@ async def test_ends_that_take_long_keep_no_other_client_from_its_lease(streams, 
     coordinator.cancels.set()
     await looking
     assert sorted(coordinator.cancelled) == ["0", "1", "2"]
+
+
+async def test_a_group_whose_objects_went_with_their_owner_is_asked_for_once_more(streams, coordinator, monkeypatch):
+    stream = await begun(streams, "a")
+    lost = iter([True])
+
+    async def fetched(references: list[Any]) -> list[Any]:
+        if next(lost, False):
+            coordinator.given.clear()  # another one, which has the group in its journal
+            return [LostObject(RuntimeError())] * len(references)
+        return [await reference for reference in references]
+
+    monkeypatch.setattr(gateway_streams, "fetched", fetched)
+    group, mark = map(json.loads, await read(streams, stream))
+    assert mark == {"state": "ended"}
+    assert [each["outcome"] for each in group["trajectories"]] == ["completed"]
+
+
+async def test_a_group_whose_objects_are_lost_for_good_is_told_as_such(streams, monkeypatch):
+    async def fetched(references: list[Any]) -> list[Any]:
+        return [LostObject(RuntimeError())] * len(references)
+
+    monkeypatch.setattr(gateway_streams, "fetched", fetched)
+    group, mark = map(json.loads, await read(streams, await begun(streams, "a")))
+    assert mark == {"state": "ended"}
+    assert [each["fault"]["retryable"] for each in group["trajectories"]] == [True]
