@@ -68,6 +68,7 @@ _TURNS = (
         replies=("1", "", "[3]"),
     ),
     _Probe("text beside a tool call", "One moment.", (("look_up", _ONE),), ("Found.",)),
+    _Probe("text beside a tool call without a thought", "One moment.", (("look_up", _ONE),), ("Found.",), thinks=False),
     _Probe("the last text turn", "Done. 🙂", replies=("Thanks!",)),
 )
 
@@ -111,6 +112,8 @@ def _check_turn(codec: ChatCodec, proof: Proof, history: list[ChatMessage], prob
     what = probe.what
     if not (probe.thinks or codec.supports_reasoning):
         return history
+    if probe.content and probe.calls and "text beside a tool call" in proof.impossible:
+        return history  # the codec leaves such texts out
     message, replies = probe.message(codec), probe.answers()
     sampled, problem = _sampled(codec, proof, message, history)
     if sampled is None:
@@ -122,7 +125,7 @@ def _check_turn(codec: ChatCodec, proof: Proof, history: list[ChatMessage], prob
     said = message.get("reasoning_content")
     expected = ParsedTurn(probe.content, said, [ParsedCall(*call) for call in probe.calls], turn.raw)
     if _essence(turn) != _essence(expected):
-        if what == "text beside a tool call" and _made(turn) == _made(expected):
+        if what.startswith("text beside a tool call") and _made(turn) == _made(expected):
             proof.losses["text beside calls"] = "the template leaves out what the assistant says beside a tool call"
             return history
         if what in ("two tool calls in one turn", "three tool calls in one turn") and _drops_calls(
