@@ -1,7 +1,8 @@
 """No way in which a client's process can end leaves anything of it on the cluster: no collection, and of a service that
 it started no actor, process, application or CPU.
 
-All processes are started, and then ended, at once. Only one service has a policy replica, which costs most of a start.
+The guests of a service, and then the owners of services, are ended at once. No more than two services start at a time,
+because six together starve on two cores. Only one service has a policy replica, which costs most of a start.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import pytest
@@ -65,18 +66,23 @@ def left(cluster: None) -> Iterator[Left]:
     before = _processes()
     guests = {f"{HOST}:{way}:guest": way for way in WAYS}
     owners = {f"{service}:{way}:owner": way for way, service in OWNED.items() if service != HOST}
-    owners[f"{STARTING}:stopped:starter"] = "stopped"
-    host = f"{HOST}:stopped:host"
-    with _program(address, [host, *owners, *guests]) as pids:
+    host, starter = f"{HOST}:stopped:host", f"{STARTING}:stopped:starter"
+    with _program(address) as begin:
+        pids = begin([host, starter, *guests])
         with RolloutClient(address, config=settings(service__name=HOST)) as client:
 
             def running() -> set[str]:
                 ids = [collection["client"] for collection in client.status()["collections"].values()]
                 return {way for job, way in guests.items() if any(f"-{pids[job]}-" in name for name in ids)}
 
-            wait_until(lambda: len(_actors()) == len(owners) + 1 and min(_actors().values()) == 3, 200.0)
+            _until_up(HOST, STARTING)
             assert running() == set(WAYS)
-            for job, way in (guests | owners).items():
+            for job, way in [*guests.items(), (starter, "stopped")]:
+                os.kill(pids[job], WAYS[way])
+            for pair in (list(owners)[:2], list(owners)[2:]):
+                pids |= begin(pair)
+                _until_up(*(job.split(":")[0] for job in pair))
+            for job, way in owners.items():
                 os.kill(pids[job], WAYS[way])
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: not running() and set(_actors()) == {HOST}, 60.0)
@@ -90,23 +96,36 @@ def left(cluster: None) -> Iterator[Left]:
 
 
 @contextlib.contextmanager
-def _program(address: str, jobs: list[str]) -> Iterator[dict[str, int]]:
-    """Runs `tests.support.clients`. Gives the process of each job, once it has begun."""
+def _program(address: str) -> Iterator[Callable[[Iterable[str]], dict[str, int]]]:
+    """Runs `tests.support.clients`. Gives what begins jobs, and gives the process of each once it has begun."""
     told, telling = os.pipe()  # Ray prints warnings of its own on stdout
-    command = [sys.executable, "-m", "tests.support.clients", str(telling), address, *jobs]
-    pids: dict[str, int] = {}
+    command = [sys.executable, "-m", "tests.support.clients", str(telling), address]
     options: dict[str, Any] = {"pass_fds": [telling], "stdout": subprocess.DEVNULL, "start_new_session": True}
-    with subprocess.Popen(command, env=environment(), **options) as program:
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, text=True, **options) as program:
         os.close(telling)
         try:
             with open(told) as lines:
-                while len(pids) < len(jobs):
-                    job, pid = lines.readline().split()
-                    assert int(pid), f"{job} failed"
-                    pids[job] = int(pid)
-            yield pids
+                yield lambda jobs: _begun(program, lines, list(jobs))
         finally:
             os.killpg(program.pid, signal.SIGKILL)
+
+
+def _begun(program: subprocess.Popen[str], lines: TextIO, jobs: list[str]) -> dict[str, int]:
+    """Begins the jobs. Returns when all have."""
+    assert program.stdin is not None
+    program.stdin.writelines(f"{job}\n" for job in jobs)
+    program.stdin.flush()
+    pids: dict[str, int] = {}
+    while len(pids) < len(jobs):
+        job, pid = lines.readline().split()
+        assert int(pid), f"{job} failed"
+        pids[job] = int(pid)
+    return pids
+
+
+def _until_up(*names: str) -> None:
+    """Waits until each of the services has its three actors."""
+    wait_until(lambda: all(_actors().get(name) == 3 for name in names), 200.0)
 
 
 def _actors() -> dict[str, int]:

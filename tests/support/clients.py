@@ -1,10 +1,10 @@
-"""A program whose clients can be ended in every way: `python -m tests.support.clients PIPE ADDRESS JOB…`.
+"""A program whose clients can be ended in every way: `python -m tests.support.clients PIPE ADDRESS`.
 
-A job is `NAME:WAY:ROLE`. Each has a process of its own, forked so that all share what was imported. A `host` starts a
-service NAME with a policy replica. An `owner` starts one without, and opens a collection there. A `starter` is an owner
-that is told of before its service is up. A `guest` attaches to the service NAME and opens a collection. Each writes
-`JOB PID` into the PIPE once it has begun, or `JOB 0` when it has failed. On SIGUSR1 it ends: in the way `normal` its
-main thread returns, in any other it raises.
+It begins a job for each line of its input. A job is `NAME:WAY:ROLE`. Each has a process of its own, forked so that
+all share what was imported. A `host` starts a service NAME with a policy replica. An `owner` starts one without, and
+opens a collection there. A `starter` is an owner that is told of before its service is up. A `guest` attaches to the
+service NAME and opens a collection. Each writes `JOB PID` into the PIPE once it has begun, or `JOB 0` when it has
+failed. On SIGUSR1 it ends: in the way `normal` its main thread returns, in any other it raises.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.episodes import settings
 
 _ATTACH_SECONDS = 100.0
 
-_LEASE_SECONDS = 5.0
+_LEASE_SECONDS = 8.0
 
 _REPLICA = {"policy__cpus_per_replica": 0.25, "policy__script": {"latency": {"mean": 1.0}}}
 """A policy whose episodes take long."""
@@ -89,13 +89,11 @@ def work(pipe: int, address: str, job: str) -> None:
 
 
 def main() -> None:
-    pipe, address, *jobs = sys.argv[1:]
-    for job in jobs:
+    pipe, address = sys.argv[1:]
+    for job in sys.stdin:
         if os.fork() == 0:
-            work(int(pipe), address, job)
+            work(int(pipe), address, job.strip())
             return
-    for _ in jobs:
-        os.wait()
 
 
 if __name__ == "__main__":
