@@ -48,8 +48,8 @@ def schedules() -> Iterator[Schedule]:
         own = Fault(target, rng.randint(1, 3), how="STOP", seconds=rng.choice((0.3, 1.0)))
         faults = (own if is_halted else Fault(target, own.after),)
         if target == "user":
-            bursts = make("user", seed, EPISODES).faults
-            faults = tuple(replace(fault, requests=min(fault.requests, 6)) for fault in bursts)
+            bursts = make("user", seed, EPISODES).faults  # short ones: the pauses before retries grow
+            faults = tuple(replace(fault, requests=min(fault.requests, 2)) for fault in bursts)
         yield Schedule(kind, seed, EPISODES, 2, seed % 2, 0.05, faults)
     burst = Fault("user", 4, how="status 503", requests=4)
     halted = [Fault(target, 3, how="STOP", seconds=0.5) for target in ("replica", "actor")]
@@ -101,4 +101,4 @@ def test_twenty_schedules_of_faults_deliver_each_episode_once_and_as_in_a_calm_r
     deliveries = [delivery for run in calm.values() for delivery in run]
     assert len({delivery.reward for delivery in deliveries}) == 2, "a reward that is lost or mixed up would show"
     assert len({delivery.tokens for delivery in deliveries}) > 4
-    assert failed > 25
+    assert failed > 20
