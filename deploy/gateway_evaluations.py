@@ -14,7 +14,7 @@ from typing import Any
 from deploy.gateway_streams import Stream, Streams
 from rollout_service.background import BackgroundTasks
 from rollout_service.collecting.request import Accepted, CollectionRequest
-from rollout_service.errors import RolloutError
+from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.gateway.delivery import Missing
 from rollout_service.gateway.wire import End, of_error
 from rollout_service.record.evaluation import Evaluation
@@ -84,5 +84,9 @@ class Evaluations:
             running.end = End("ended")
         except RolloutError as error:
             running.end = End("failed", of_error(error))
+        except Exception as error:  # whoever asks for the report must not wait for an end that never comes
+            problem = f"The gateway could not count the evaluation: {last_cause(str(error)) or type(error).__name__}."
+            running.end = End("failed", of_error(ServiceError(problem, "See the gateway's log.")))
+            raise
         finally:
             running.over.set()

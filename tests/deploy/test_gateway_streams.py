@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 import deploy.gateway_streams as gateway_streams
+from deploy.gateway_evaluations import Evaluations
 from deploy.gateway_streams import Streams
 from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.gateway.wire import NdjsonWriter
+from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import TaskRef
 from tests.support.trajectories import make_trajectory
 
@@ -151,3 +153,12 @@ async def test_a_group_whose_objects_are_lost_for_good_is_told_as_such(streams, 
     group, mark = map(json.loads, await read(streams, await begun(streams, "a")))
     assert mark == {"state": "ended"}
     assert [each["fault"]["retryable"] for each in group["trajectories"]] == [True]
+
+
+async def test_an_evaluation_that_cannot_be_counted_has_failed(streams, monkeypatch):
+    monkeypatch.setattr(Evaluation, "add", lambda self, group: 1 / 0)
+    evaluations = Evaluations(streams)
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
+    report = await evaluations.report(accepted.collection_id, "us", 10.0)
+    assert report["state"] == "failed"
+    assert "division by zero" in report["error"]["problem"]
