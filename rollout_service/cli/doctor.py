@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-import rollout_service.cli.door as door
+import rollout_service.cli.gateway_checks as gateway_checks
 import rollout_service.policy.engine_check as engine_check
 import rollout_service.preflight as preflight
 from rollout_service.cli.finding import Finding, NotChecked, finding
@@ -40,10 +40,10 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
         ("keys", lambda: _on_nodes(_keys, config, address)),
-        ("gateway", lambda: door.served_at(config)),
-        ("gateway's port", lambda: door.port(config, address)),
-        ("gateway's tokens", lambda: _on_nodes(door.tokens, config, address)),
-        ("gateway's certificate", lambda: _on_nodes(door.certificate, config, address)),
+        ("gateway", lambda: gateway_checks.served_at(config)),
+        ("gateway's port", lambda: gateway_checks.port(config, address)),
+        ("gateway's tokens", lambda: _on_nodes(gateway_checks.tokens, config, address)),
+        ("gateway's certificate", lambda: _on_nodes(gateway_checks.certificate, config, address)),
         ("memory", lambda: _memory(config)),
         ("cluster", lambda: _cluster(address)),
     ]
