@@ -130,13 +130,13 @@ async def test_an_infrastructure_fault_is_a_placeholder_that_is_not_trained_on(a
 
 
 async def test_an_episode_ends_soon_after_slime_has_enough(args, router, stop):
-    router.seconds = lambda prompt: 30.0
+    router.seconds = lambda prompt: 300.0
     running = asyncio.ensure_future(one(args))
     await sampling(router)
     stop.aborted = True
     began = time.monotonic()
     sample = await running
-    assert time.monotonic() - began < 20.0, "slime waits for it, and not for the 30 s of the turn"
+    assert time.monotonic() - began < 200.0, "slime waits for it, and not for the 300 s of the turn"
     assert (sample.status, sample.remove_sample) == (slime.status("aborted"), True)
     assert await asyncio.to_thread(router.settled), "slime puts its engines to sleep now"
     await idle()

@@ -54,10 +54,10 @@ async def test_a_lost_turn_is_asked_for_again_until_it_comes_and_the_log_says_wh
 async def test_it_gives_up_with_the_last_cause_when_the_time_is_over():
     ask, start = Flaky(float("inf")), time.monotonic()
     with pytest.raises(ConnectionError) as raised:
-        await Patience(0.02).retry_lost_turn(ask)
+        await Patience(0.2).retry_lost_turn(ask)
     assert ask.asked > 1
     assert str(raised.value) == f"loss {ask.asked}"
-    assert 0.01 < time.monotonic() - start < 1
+    assert time.monotonic() - start > 0.1
 
 
 async def test_it_asks_once_when_no_time_is_given():

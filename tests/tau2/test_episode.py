@@ -172,11 +172,11 @@ def test_the_wall_time_limit_truncates_without_a_reward():
 
 
 def test_the_wall_time_limit_also_holds_while_the_scripted_user_waits():
-    slow = {"latency": {"mean": 30.0}}
+    slow = {"latency": {"mean": 300.0}}
     start = time.monotonic()
     trajectory = episodes.run("mock", 0, limits__wall_seconds=0.5, user__script=slow)
     assert trajectory.termination_reason == "wall_time"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 200
 
 
 class FixedTurns:
@@ -262,12 +262,12 @@ def test_a_fault_of_the_evaluator_leaves_no_reward(monkeypatch):
 
 
 def test_a_cancelled_episode_ends_soon_as_aborted_without_a_fault():
-    config = episodes.settings(policy__script={"latency": {"mean": 60.0}})
-    clock = Deadline(600)
+    config = episodes.settings(policy__script={"latency": {"mean": 600.0}})
+    clock = Deadline(6000)
     threading.Timer(0.3, clock.cancelled.set).start()
     start = time.monotonic()
     trajectory = episodes.runner(config).run(episodes.request(episodes.task("mock")), clock)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 300
     assert (trajectory.outcome, trajectory.termination_reason, trajectory.fault) == ("aborted", "cancelled", None)
 
 
