@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -73,27 +73,34 @@ class TrajectoryDataset(IterableDataset):  # type: ignore[misc]  # torch's class
             yield from stream
 
 
+class Admission(TypedDict, total=False):
+    """What a batch must satisfy: keyword arguments that both kinds of batch take."""
+
+    group_size: int | None
+    """See `checks.check_groups`. None, the default: groups may be of any size."""
+    unscored: Unscored
+    """What to do with a trajectory without a reward; `refuse` by default."""
+    tokenizer_fingerprint: str | None
+    """Of the trainer, see `checks.tokenizer_fingerprint`. None, the default: not compared."""
+    vocabulary_size: int | None
+    """Rows of the trained model's embedding. None, the default: as many as the tokenizer has ids."""
+
+
 def collate_padded(
     items: Iterable[Trajectory | Sequence[Trajectory]],
     pad_token_id: int,
     max_length: int | None = None,
     *,
-    group_size: int | None = None,
     scale: bool = True,
-    unscored: Unscored = "refuse",
-    tokenizer_fingerprint: str | None = None,
-    vocabulary_size: int | None = None,
+    **admission: Unpack[Admission],
 ) -> dict[str, torch.Tensor]:
     """Trajectories as rectangular tensors, one row per segment, padded on the right to L, the longest row.
 
     Args:
         items: trajectories, or groups of them.
         max_length: longest row that the trainer accepts. A longer one is an error; nothing is cut.
-        group_size: see `check_groups`.
         scale: divide advantages by their group's deviation, see `TrajectoryBatch.advantages`.
-        unscored: what to do with a trajectory without a reward.
-        tokenizer_fingerprint: of the trainer's tokenizer, see `checks.tokenizer_fingerprint`.
-        vocabulary_size: rows of the trained model's embedding; None: as many as the tokenizer has ids.
+        admission: see `Admission`.
 
     Returns:
         CPU tensors by name, all writable.
@@ -113,7 +120,7 @@ def collate_padded(
             which the model has no row, or sampling without importance ratios, see `checks.check_sampling`.
         ConfigError: a segment is longer than `max_length`, or torch is not installed.
     """
-    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
+    batch = _admitted(items, **admission)
     arrays = batch.padded(pad_token_id, max_length)
     scored = ~np.isnan(arrays.rewards)[:, None]
     return _tensors(batch, arrays, scale) | {
@@ -126,11 +133,8 @@ def collate_packed(
     items: Iterable[Trajectory | Sequence[Trajectory]],
     max_length: int | None = None,
     *,
-    group_size: int | None = None,
     scale: bool = True,
-    unscored: Unscored = "refuse",
-    tokenizer_fingerprint: str | None = None,
-    vocabulary_size: int | None = None,
+    **admission: Unpack[Admission],
 ) -> dict[str, torch.Tensor]:
     """Trajectories end to end, without padding. Arguments and errors are those of `collate_padded`.
 
@@ -140,7 +144,7 @@ def collate_packed(
         * `cu_seqlens`: int32[rows + 1], start of each row, then the total, as variable-length attention expects it
         * `row_index`: int64[total], the row of each token; `advantages[row_index]` is per token
     """
-    batch = _admitted(items, group_size, unscored, tokenizer_fingerprint, vocabulary_size)
+    batch = _admitted(items, **admission)
     arrays = batch.packed(max_length)
     rows = np.repeat(np.arange(len(arrays.lengths)), arrays.lengths)
     scored = ~np.isnan(arrays.rewards)[rows]
@@ -153,10 +157,11 @@ def collate_packed(
 
 def _admitted(
     items: Iterable[Trajectory | Sequence[Trajectory]],
-    group_size: int | None,
-    unscored: Unscored,
-    fingerprint: str | None,
-    vocabulary_size: int | None,
+    *,
+    group_size: int | None = None,
+    unscored: Unscored = "refuse",
+    tokenizer_fingerprint: str | None = None,
+    vocabulary_size: int | None = None,
 ) -> TrajectoryBatch:
     if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
         raise ConfigError(f"items is {shown(items)}.", "Give trajectories, or groups of them.")
@@ -164,7 +169,7 @@ def _admitted(
     batch = TrajectoryBatch(trajectory for group in groups for trajectory in group)
     checks.check_rewards(batch, unscored)
     checks.check_groups(batch, group_size)
-    checks.check_tokenizers(batch, fingerprint)
+    checks.check_tokenizers(batch, tokenizer_fingerprint)
     checks.check_vocabulary(batch, vocabulary_size)
     checks.check_logprobs(batch)
     checks.check_sampling(batch)
