@@ -81,7 +81,7 @@ class Admission(TypedDict, total=False):
     unscored: Unscored
     """What to do with a trajectory without a reward; `refuse` by default."""
     tokenizer_fingerprint: str | None
-    """Of the trainer, see `checks.tokenizer_fingerprint`. None, the default: not compared."""
+    """Fingerprint of the trainer's tokenizer, see `checks.tokenizer_fingerprint`. None, the default: not compared."""
     vocabulary_size: int | None
     """Rows of the trained model's embedding. None, the default: as many as the tokenizer has ids."""
 
