@@ -86,15 +86,19 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
     return _gold[key][1]
 
 
-def play_gold(world: compat.Environment, task: compat.Task) -> compat.Environment:
-    """Play the task's gold actions in a new environment, as the official evaluator does, and return it."""
+def play_gold(world: compat.Environment, task: compat.Task, *, actions: bool = True) -> compat.Environment:
+    """Play the task's gold actions in a new environment, as the official evaluator does, and return it.
+
+    Args:
+        actions: False: stop before them, in the task's initial state.
+    """
     initial = task.initial_state
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,
         initialization_actions=initial.initialization_actions if initial else None,
         message_history=(initial.message_history or []) if initial else [],
     )
-    for action in (task.evaluation_criteria.actions or []) if task.evaluation_criteria else []:
+    for action in (task.evaluation_criteria.actions or []) if actions and task.evaluation_criteria else []:
         try:
             world.make_tool_call(tool_name=action.name, requestor=action.requestor, **action.arguments)
         except Exception:  # an action that fails changes nothing, as in the official evaluator

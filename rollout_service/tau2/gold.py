@@ -17,6 +17,9 @@ from rollout_service.tau2 import compat
 CHATTER = "One moment, please: I am looking into it."
 """The policy's idle remark. The scripted user answers it without moving on."""
 
+GOODBYE = "I am sorry, there is nothing that I can do for you. Goodbye."
+"""The words of a policy that does nothing."""
+
 CALLS = "calls"
 SAY = "say"
 BROKEN = "broken"

@@ -7,6 +7,7 @@ give the same endless sequence, epoch by epoch, with every task of a split once 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -87,6 +88,19 @@ def get(reference: TaskRef) -> compat.Task:
     """
     references(reference.domain, reference.split, [reference.task_id])
     return _task_set(reference.domain, reference.split)[reference.task_id]
+
+
+_REMARKS = {"description", "issues", "annotations"}
+"""Fields of a task that shape neither its conversation nor its score."""
+
+
+def content_hash(task: compat.Task) -> str:
+    """16 hexadecimal digits of the SHA-256 of what the task asks for and of how it is scored.
+
+    Fields that are not set are left out, so a task has the same hash in releases that know more fields.
+    """
+    content = task.model_dump(mode="json", exclude=_REMARKS, exclude_none=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class TaskSampler:
