@@ -71,7 +71,7 @@ def _audit(domain: str | None, split: str, as_json: bool, against: Path | None, 
     """Audit the tasks of the domain, or of all that have such a split. Returns 1 if one could not be scored."""
     import rollout_service.tau2.tasks as tau2_tasks
     from rollout_service.audit import task_audit
-    from rollout_service.cli import audit_report
+    from rollout_service.cli.audit_report import print_audits, print_differences
 
     other = None if against is None else _read(against)
     names = [domain] if domain else [name for name in tau2_tasks.domains() if split in tau2_tasks.splits(name)]
@@ -83,9 +83,9 @@ def _audit(domain: str | None, split: str, as_json: bool, against: Path | None, 
     if as_json:
         print(json.dumps(report, indent=1))
     elif other is not None:
-        audit_report.print_differences(report, other, task_audit.differences(report, other))
+        print_differences(report, other, task_audit.differences(report, other))
     else:
-        audit_report.print_audits(audits, report)
+        print_audits(audits, report)
     return 1 if any(row.problem for row in audits) else 0
 
 
