@@ -80,8 +80,7 @@ def test_no_text_breaks_the_reading_of_a_time(text):
 def test_a_header_that_makes_no_sense_is_ignored_with_one_log_line(name, text, caplog):
     caplog.set_level(logging.WARNING, "rollout_service")
     found = [advice.read(OPENAI | {name: text}) for _ in range(3)][-1]
-    assert [budget.unit for budget in found.budgets] == (
-        ["requests", "tokens"] if name == "retry-after" else ["tokens"]
-    )
+    units = ["requests", "tokens"] if name == "retry-after" else ["tokens"]
+    assert [budget.unit for budget in found.budgets] == units
     assert found.retry_after is None
     assert len([line for line in caplog.messages if "is ignored" in line]) == 1
