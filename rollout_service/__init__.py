@@ -11,6 +11,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
 from rollout_service.moved import MovedModules
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
+from rollout_service.record.evaluation import Evaluation, IncompleteEvaluation
 from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Trajectory, Turn
 from rollout_service.version import __version__
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from rollout_service.client import RolloutClient
 
 __all__ = [
+    "Evaluation",
     "IncompleteCollection",
+    "IncompleteEvaluation",
     "Outcome",
     "RolloutClient",
     "RolloutConfig",

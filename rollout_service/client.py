@@ -10,11 +10,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import rollout_service.attaching as attaching
 import rollout_service.cluster as cluster
@@ -24,25 +23,20 @@ import rollout_service.embedded as embedded
 import rollout_service.twins as twins
 from rollout_service.cluster import Reference, call, repeated
 from rollout_service.collecting.coordinator import Service
+from rollout_service.collecting.evaluating import asked_for, counted
 from rollout_service.collecting.gathering import gathered
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.request import Accepted
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ServiceError, WeightError
+from rollout_service.errors import ServiceError
 from rollout_service.policy.engine_check import check_gpus
-from rollout_service.policy.replicas import ReplicaState, UpdateReport
-from rollout_service.policy.weights import UpdateMode, check_mode, requested_update
 from rollout_service.record.batch import TrajectoryBatch
-
-if TYPE_CHECKING:  # it needs torch
-    from rollout_service.policy.weight_group import WeightGroup
-
-_MOST_SECONDS = 1e8
-"""Longest timeout that can be set. Timers overflow at some length."""
+from rollout_service.record.evaluation import Evaluation
+from rollout_service.weights_client import WeightsClient
 
 
-class RolloutClient:
+class RolloutClient(WeightsClient):
     """Starts a service, or attaches to one, and collects trajectories from it."""
 
     def __init__(
@@ -207,6 +201,36 @@ class RolloutClient:
         with contextlib.closing(self.astream(n, group_size=group_size, **selection)) as stream:
             return await gathered(stream, progress)
 
+    def evaluate(
+        self, *, trials: int = 1, tasks: int | None = None, progress: bool = True, **selection: Any
+    ) -> Evaluation:
+        """Play every task of a selection several times, and count: pass^1 to pass^`trials` with 95% intervals, and
+        rewards by domain. No trajectory is kept. An episode that a fault stopped counts among the faults, and is never
+        taken for a failure of the policy.
+
+        Args:
+            trials: episodes of each task, from 1 to 1000.
+            tasks: only so many tasks. None: every task of the selection.
+            progress: show progress on stderr.
+            selection: as for `stream`: `domain`, `split`, `ids`, `seed`, `sampling`, `max_attempts`, `weight` and
+                `budget`. Without a `seed` it is 0, so that the same call plays the same episodes.
+
+        Raises:
+            IncompleteEvaluation: the service was lost on the way, or a budget ended it early. It holds what was
+                counted.
+            TaskError, ConfigError: as `stream` raises them.
+        """
+        return twins.run(self._evaluate(trials, tasks, progress, selection))
+
+    async def aevaluate(self, *, trials: int = 1, tasks: int | None = None, **selection: Any) -> Evaluation:
+        """`evaluate` for an event loop, without progress."""
+        return await self._evaluate(trials, tasks, False, selection)
+
+    async def _evaluate(self, trials: int, tasks: int | None, progress: bool, selection: dict[str, Any]) -> Evaluation:
+        arguments.truth("progress", progress)
+        with contextlib.closing(self.astream(**asked_for(trials, tasks, selection))) as stream:
+            return await counted(stream, trials, progress)
+
     def reopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
         """The groups of an open collection that were not acknowledged, also those that another client was given.
 
@@ -239,107 +263,6 @@ class RolloutClient:
         return await repeated(self._coordinator.status.remote)
 
     status = twins.blocking(astatus)
-
-    # Weights ---------------------------------------------------------------------------------------------------------
-
-    def update_weights(
-        self,
-        weights: str | os.PathLike[str] | Mapping[str, Any],
-        *,
-        version: int | None = None,
-        mode: UpdateMode = "abort_and_resume",
-        group: WeightGroup | None = None,
-    ) -> UpdateReport:
-        """Give every policy replica new weights, while episodes run. Returns when the replicas serve them.
-
-        Args:
-            weights: a checkpoint folder in Hugging Face format that the replicas' nodes can read; or torch tensors (on
-                any device) or numpy arrays by their names in the model's checkpoint. Parameters that are left out keep
-                their values.
-            version: version of the new weights, larger than all before. None: the next one.
-            mode: what running turns do: `drain` (finish first), `abort_and_resume` (stop, then continue from their
-                tokens), `in_place` (continue without a stop, on the old weights' cache).
-            group: send the tensors through this process group. None: through Ray's object store, where they stay for
-                replicas that start later, as long as this process lives.
-
-        Raises:
-            WeightError: the weights are another model's, the version does not grow, another update is running, or a
-                replica is outside the group: nothing was changed. Or the group broke during the update and is closed:
-                replicas that had begun to load are replaced, and `weight_version` says what is served.
-            ServiceError: no replica could load them.
-        """
-        version = self.weight_version() + 1 if version is None else version
-        update = requested_update(weights, version, mode, group, self._service.put)
-        if group is None or isinstance(weights, (str, os.PathLike)):
-            return call(self._fleet.update_weights.remote(update), "fleet")
-        group.check_open()
-        call(self._fleet.check_update.remote(update), "fleet")  # a refusal must come before anything is sent
-        return group.update(weights.values(), update)
-
-    aupdate_weights = twins.in_thread(update_weights)
-
-    def weight_group(
-        self,
-        backend: Literal["nccl", "gloo"] = "nccl",
-        address: str | None = None,
-        timeout_seconds: float = 600.0,
-    ) -> WeightGroup:
-        """Make a process group of this process (rank 0) and every replica's GPUs, for `update_weights`.
-
-        It holds the replicas that run now: close it and make another when replicas come or go. With `nccl`,
-        NCCL_CUMEM_ENABLE must have the same value here as in the replicas (0 with SGLang); this sets it where it can.
-
-        Args:
-            backend: `nccl` for GPUs, `gloo` for CPUs.
-            address: address of this machine, as the replicas reach it. None: the one that Ray uses.
-            timeout_seconds: longest wait for the other ranks, to join and in an update. The first tensor of an update
-                also waits until the turns have stopped. A replica that dies is noticed in seconds.
-
-        Raises:
-            WeightError: the group could not be formed, or NCCL could not work in it.
-        """
-        from rollout_service.policy.weight_group import WeightGroup
-
-        if backend not in ("nccl", "gloo"):
-            raise WeightError(f"backend is {backend!r}.", "Choose nccl for GPUs, or gloo for CPUs.")
-        arguments.optional(arguments.text, "address", address, "10.0.0.7", WeightError)
-        arguments.number("timeout_seconds", timeout_seconds, 1e-3, _MOST_SECONDS, WeightError)
-        terms = call(self._fleet.group_terms.remote(), "fleet")
-        return WeightGroup.meet(address or cluster.own_address(), backend, terms, self._fleet, timeout_seconds)
-
-    async def aweight_version(self) -> int:
-        """Version of the weights that the service was given last."""
-        return await repeated(self._fleet.weight_version.remote, "fleet")
-
-    weight_version = twins.blocking(aweight_version)
-
-    async def areplicas(self) -> list[ReplicaState]:
-        """State of each policy replica: weight version, number of running turns, whether it is paused."""
-        return await repeated(self._fleet.replicas.remote, "fleet")
-
-    replicas = twins.blocking(areplicas)
-
-    async def apause(self, mode: UpdateMode = "abort_and_resume") -> None:
-        """Stop sampling in every replica until `resume`. Returns when they have stopped: then the trainer can use the
-        GPUs.
-
-        Args:
-            mode: what happens to running turns, see `update_weights`. The time that a turn waits counts towards
-                `policy.timeout_seconds`.
-
-        Raises:
-            WeightError: another mode.
-        """
-        check_mode(mode)
-        await repeated(lambda: self._fleet.pause.remote(mode), "fleet")
-
-    pause = twins.blocking(apause)
-
-    async def aresume(self) -> None:
-        """Go on sampling after `pause`."""
-        await repeated(self._fleet.resume.remote, "fleet")
-
-    resume = twins.blocking(aresume)
 
     # Life ------------------------------------------------------------------------------------------------------------
 

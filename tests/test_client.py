@@ -16,7 +16,7 @@ import ray
 import rollout_service.collecting.stream as streams
 import rollout_service.logs as logs
 import rollout_service.services as services
-from rollout_service import IncompleteCollection, RolloutClient, RolloutConfig
+from rollout_service import IncompleteCollection, IncompleteEvaluation, RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
 from rollout_service.errors import ConfigError, FaultKind, RolloutError, ServiceError, TaskError
 from rollout_service.tau2 import tasks
@@ -70,6 +70,24 @@ def test_a_budget_that_ends_a_collection_leaves_its_batch(client):
     assert (len(caught.value.batch), caught.value.missing) == (4, 16)
     with pytest.raises(ConfigError, match=r"budget\.episodes is 0"):
         client.stream(2, budget={"episodes": 0})
+
+
+def test_an_evaluation_plays_each_task_several_times_and_gives_the_same_again(client):
+    found = client.evaluate(trials=3, tasks=2, progress=False)
+    assert [(rate.k, rate.value, rate.tasks) for rate in found.pass_rates] == [(1, 1.0, 2), (2, 1.0, 2), (3, 1.0, 2)]
+    again = asyncio.run(client.aevaluate(trials=3, tasks=2))
+    assert again.solved == found.solved == dict.fromkeys(found.solved, (3, 3))
+    assert (len(found.solved), found.summary.faults) == (2, {})
+
+
+def test_an_evaluation_that_a_budget_ends_keeps_what_was_counted(client):
+    with pytest.raises(IncompleteEvaluation, match="episodes: 1 of 1 are used") as caught:
+        client.evaluate(trials=1, tasks=4, budget={"episodes": 1}, progress=False)
+    assert caught.value.evaluation.summary.episodes + caught.value.missing == 4
+    assert caught.value.evaluation.summary.scored >= 1
+    for wrong, text in [({"trials": 0}, "trials is 0"), ({"tasks": -1}, "tasks is -1"), ({"late": "drop"}, "late")]:
+        with pytest.raises(RolloutError, match=text):
+            client.evaluate(**wrong)
 
 
 def test_without_a_seed_collections_go_on_through_the_epoch(client):

@@ -68,7 +68,8 @@ def test_what_only_a_loop_can_wait_for_is_an_error_and_no_endless_wait():
 
 
 @pytest.mark.parametrize(
-    "name", ["status", "weight_version", "replicas", "pause", "resume", "update_weights", "close", "collect"]
+    "name",
+    ["status", "weight_version", "replicas", "pause", "resume", "update_weights", "close", "collect", "evaluate"],
 )
 def test_the_client_s_twins_have_one_docstring_and_their_own_names(name):
     blocking, waiting = getattr(RolloutClient, name), getattr(RolloutClient, f"a{name}")
@@ -77,5 +78,5 @@ def test_the_client_s_twins_have_one_docstring_and_their_own_names(name):
     assert waiting.__doc__
     assert inspect.iscoroutinefunction(waiting)
     assert not inspect.iscoroutinefunction(blocking)
-    if name != "collect":  # which alone shows progress
+    if name not in ("collect", "evaluate"):  # which show progress
         assert inspect.signature(blocking) == inspect.signature(waiting)

@@ -29,54 +29,55 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
         where: file in which the trajectories were stored, if any.
         limit: what ended the collection early, if anything did.
     """
-    console = Console()
+    console, numbers = Console(), summary.to_dict()
     table = Table("domain", "episodes", "scored", "reward", "95% interval", "outcomes", title="Episodes")
-    for domain in summary.domains.values():
-        reward = "–" if domain.mean_reward is None else f"{domain.mean_reward:.3f}"
-        interval = "–" if domain.interval is None else "{:.3f} to {:.3f}".format(*domain.interval)
-        counts = str(domain.episodes), str(domain.scored)
-        table.add_row(domain.domain, *counts, reward, interval, _counts(domain.outcomes))
+    for name, domain in numbers["domains"].items():
+        reward = "–" if domain["mean_reward"] is None else f"{domain['mean_reward']:.3f}"
+        interval = "–" if domain["interval"] is None else "{:.3f} to {:.3f}".format(*domain["interval"])
+        table.add_row(
+            name, str(domain["episodes"]), str(domain["scored"]), reward, interval, _counts(domain["outcomes"])
+        )
     console.print(table)
     totals = Table(show_header=False, title="Totals")
-    for name, value in _totals(summary, seconds):
+    for name, value in _totals(numbers, seconds):
         totals.add_row(name, value)
     if limit:
         totals.add_row("ended early", limit)
     if where is not None:
         totals.add_row("stored in", str(where))
     console.print(totals)
-    for kind, count in sorted(summary.faults.items(), key=lambda item: -item[1]):
-        text = f"{count} aborted by {kind}, the first with: {summary.fault_texts[kind]} {FaultKind(kind).remedy}"
+    for kind, fault in sorted(numbers["faults"].items(), key=lambda item: -item[1]["episodes"]):
+        text = f"{fault['episodes']} aborted by {kind}, the first with: {fault['first']} {FaultKind(kind).remedy}"
         console.print(Text(" ".join(text.split())), soft_wrap=True)
-    if poison := +summary.poison_tasks:
+    if poison := numbers["poison_tasks"]:
         text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
         console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
 
 
-def _totals(summary: Summary, seconds: float) -> Iterable[tuple[str, str]]:
-    timing = summary.timing
-    spent = {
-        "policy": timing.policy_seconds,
-        "user": timing.user_seconds,
-        "environment": timing.environment_seconds,
-        "evaluation": timing.evaluation_seconds,
-    }
+def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, str]]:
+    """Names and values of the totals.
+
+    Args:
+        numbers: as `Summary.to_dict` gives them.
+    """
+    spent = {name: numbers["timing"][f"{name}_seconds"] for name in ("policy", "user", "environment", "evaluation")}
     whole = sum(spent.values()) or 1.0
-    cost = "not known" if summary.user_cost_usd is None else f"${summary.user_cost_usd:.4f}"
+    cost = "not known" if numbers["user_cost_usd"] is None else f"${numbers['user_cost_usd']:.4f}"
     yield "wall time", f"{seconds:.1f} s"
-    yield "rate", f"{summary.episodes / max(seconds, 1e-9) * 60:.1f} episodes/min"
-    yield "ended by", _counts(summary.termination_reasons)
-    yield "turns", f"{summary.turns} ({summary.malformed_calls} malformed tool calls)"
-    unknown = f", {summary.unknown_tokens:,} of them no token of the tokenizer's" if summary.unknown_tokens else ""
-    yield "policy tokens", f"{summary.policy_tokens:,} sampled{unknown}"
-    share = summary.cached_tokens / max(summary.prompt_tokens, 1)
-    yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {share:.0%} of them from the prefix cache"
+    yield "rate", f"{numbers['episodes'] / max(seconds, 1e-9) * 60:.1f} episodes/min"
+    yield "ended by", _counts(numbers["termination_reasons"])
+    yield "turns", f"{numbers['turns']} ({numbers['malformed_calls']} malformed tool calls)"
+    unknown = numbers["unknown_tokens"]
+    unknown = f", {unknown:,} of them no token of the tokenizer's" if unknown else ""
+    yield "policy tokens", f"{numbers['policy_tokens']:,} sampled{unknown}"
+    share = numbers["cached_tokens"] / max(numbers["prompt_tokens"], 1)
+    yield "prompt tokens", f"{numbers['prompt_tokens']:,} sent, {share:.0%} of them from the prefix cache"
     yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
     yield "user simulator", cost
-    if summary.retries:
-        yield "attempts made again", str(summary.retries)
-    if summary.faults:
-        yield "aborted by", _counts(summary.faults)
+    if numbers["retries"]:
+        yield "attempts made again", str(numbers["retries"])
+    if numbers["faults"]:
+        yield "aborted by", _counts({kind: fault["episodes"] for kind, fault in numbers["faults"].items()})
 
 
 def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[str], show: int) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
 
+from rollout_service.collecting.evaluating import MOST_TRIALS, SEED, SELECTION, asked_for
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
@@ -39,12 +40,14 @@ class CollectionBody(CollectionRequest):
 class EvaluationBody:
     """A request for an evaluation. A field that is left out takes the service's own setting."""
 
-    trials: Annotated[int, Field(ge=1, le=1000, description="Episodes of each task; pass^k is given up to this k.")] = 1
+    trials: Annotated[
+        int, Field(ge=1, le=MOST_TRIALS, description="Episodes of each task; pass^k is given up to this k.")
+    ] = 1
     tasks: Annotated[int | None, Field(ge=1, description="Only so many tasks; null: every task.")] = None
     domain: str | dict[str, float] | None = None
     split: str | None = None
     ids: list[str] | None = None
-    seed: Annotated[int, Field(description="The same seed gives the same tasks and episode seeds.")] = 0
+    seed: Annotated[int, Field(description="The same seed gives the same tasks and episode seeds.")] = SEED
     sampling: Sampling | None = None
     max_attempts: int | None = None
     weight: float | None = None
@@ -52,10 +55,8 @@ class EvaluationBody:
 
     def request(self, sampling: Sampling) -> CollectionRequest:
         """The request for its episodes, see `CollectionBody.request`."""
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        trials, tasks = fields.pop("trials"), fields.pop("tasks")
-        n = None if tasks is None else tasks * trials
-        return CollectionBody(n=n, group_size=trials, **fields).request(sampling)
+        selection = {name: getattr(self, name) for name in SELECTION}
+        return CollectionBody(**asked_for(self.trials, self.tasks, selection)).request(sampling)
 
 
 _REQUEST = TypeAdapter(CollectionRequest)

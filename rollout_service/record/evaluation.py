@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollout_service.errors import RolloutError
 from rollout_service.record.statistics import Summary, pass_hat_k, wilson_interval
 from rollout_service.record.trajectory import Trajectory
 
@@ -59,29 +60,26 @@ class Evaluation:
         return rates
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON values."""
-        whole = self.summary
-        domains = {
-            name: {
-                "episodes": found.episodes,
-                "scored": found.scored,
-                "mean_reward": found.mean_reward,
-                "interval": None if found.interval is None else list(found.interval),
-                "outcomes": dict(found.outcomes),
-            }
-            for name, found in whole.domains.items()
-        }
-        return {
-            "trials": self.trials,
-            "tasks": len(self.solved),
-            "pass": [
-                {"k": rate.k, "value": rate.value, "interval": list(rate.interval), "tasks": rate.tasks}
-                for rate in self.pass_rates
-            ],
-            "episodes": whole.episodes,
-            "scored": whole.scored,
-            "domains": domains,
-            "faults": {kind: {"episodes": n, "first": whole.fault_texts[kind]} for kind, n in whole.faults.items()},
-            "policy_tokens": whole.policy_tokens,
-            "user_cost_usd": whole.user_cost_usd,
-        }
+        """The numbers as JSON values: those of the `Summary`, and pass^k."""
+        rates = [
+            {"k": rate.k, "value": rate.value, "interval": list(rate.interval), "tasks": rate.tasks}
+            for rate in self.pass_rates
+        ]
+        return {"trials": self.trials, "tasks": len(self.solved), "pass": rates} | self.summary.to_dict()
+
+
+class IncompleteEvaluation(RolloutError):
+    """An evaluation ended early. `evaluation` holds what was counted by then, and `missing` is the number of episodes
+    that never came."""
+
+    def __init__(self, evaluation: Evaluation, missing: int, reason: str) -> None:
+        total = evaluation.summary.episodes + missing
+        super().__init__(
+            f"{missing} of {total} episodes never came: {reason}", "What was counted by then is in .evaluation."
+        )
+        self.evaluation = evaluation
+        self.missing = missing
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.evaluation, self.missing, self.reason)

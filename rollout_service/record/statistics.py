@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from rollout_service.errors import POISON_TASK, ConfigError
 from rollout_service.record.trajectory import Timing, Trajectory
@@ -43,6 +44,16 @@ class DomainSummary:
         for claims about tasks that were not tried.
         """
         return wilson_interval(self.reward_sum / self.scored, self.scored) if self.scored else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        return {
+            "episodes": self.episodes,
+            "scored": self.scored,
+            "mean_reward": self.mean_reward,
+            "interval": None if self.interval is None else list(self.interval),
+            "outcomes": dict(self.outcomes),
+        }
 
 
 @dataclass(slots=True)
@@ -106,6 +117,18 @@ class Summary:
             setattr(self.timing, item.name, total)
         cost = trajectory.user_usage.cost_usd
         self.user_cost_usd = None if cost is None or self.user_cost_usd is None else self.user_cost_usd + cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number, as JSON values by name. `faults` has the episodes and the first text of each kind."""
+        numbers = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "fault_texts"}
+        return numbers | {
+            "scored": self.scored,
+            "domains": {name: domain.to_dict() for name, domain in self.domains.items()},
+            "termination_reasons": dict(self.termination_reasons),
+            "faults": {kind: {"episodes": n, "first": self.fault_texts[kind]} for kind, n in self.faults.items()},
+            "poison_tasks": dict(+self.poison_tasks),
+            "timing": asdict(self.timing),
+        }
 
     def _add_to_domain(self, trajectory: Trajectory) -> None:
         name = trajectory.task.domain

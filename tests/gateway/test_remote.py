@@ -51,6 +51,9 @@ def test_over_https_a_client_does_what_it_does_within_the_cluster(client, certif
         def essence(found):
             return sorted((t.task, t.seed, t.segments[0].token_ids.tobytes(), t.reward) for t in found)
 
+        asked = {"trials": 2, "tasks": 2, "progress": False}
+        near, far = client.evaluate(**asked).to_dict(), remote.evaluate(**asked).to_dict()
+        assert near | {"timing": None} == far | {"timing": None}
         assert essence(batch) == essence(client.collect(8, group_size=2, seed=3, progress=False))
         assert remote.status().keys() == client.status().keys()
         assert remote.weight_version() == client.weight_version()

@@ -1,6 +1,8 @@
 """Summaries count what happened and keep nothing of it; estimates agree with their definitions."""
 
+import dataclasses
 import itertools
+import json
 import pickle
 
 import pytest
@@ -131,3 +133,11 @@ def test_pass_hat_k_decides_between_luck_and_reliability() -> None:
 def test_pass_hat_k_refuses_what_it_cannot_estimate(successes: list[tuple[int, int]], k: int, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         pass_hat_k(successes, k)
+
+
+def test_a_summary_as_json_has_every_number_that_it_counts():
+    summary = summarize([make_trajectory(reward=1.0)])
+    said = json.loads(json.dumps(summary.to_dict()))
+    assert {item.name for item in dataclasses.fields(summary)} - {"fault_texts"} <= said.keys()
+    assert (said["episodes"], said["scored"], said["domains"]["retail"]["mean_reward"]) == (1, 1, 1.0)
+    assert said["timing"].keys() == {item.name for item in dataclasses.fields(summary.timing)}
