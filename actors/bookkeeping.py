@@ -30,7 +30,7 @@ from rollout_service.journal.database import OpenCollection
 from rollout_service.journal.entries import Acknowledged, Asked, Spent, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
-from rollout_service.record.part import Part
+from rollout_service.record.part import Part, is_there
 
 if TYPE_CHECKING:  # it imports this module
     from actors.coordinator import Coordinator
@@ -227,9 +227,9 @@ def _readable(stored: Mapping[int, Stored], folder: Path) -> dict[int, Stored]:
         here = str(ray.get_runtime_context().get_node_id())
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
-    def is_there(part: Part | None) -> bool:
+    def can_be_read(part: Part | None) -> bool:
         if part is None:
             return True
-        return (folder / PARTS / part.name).exists() if here in (None, part.node) else part.node in alive
+        return is_there(folder / PARTS, part) if here in (None, part.node) else part.node in alive
 
-    return {episode: it for episode, it in stored.items() if is_there(it.summary.part)}
+    return {episode: it for episode, it in stored.items() if can_be_read(it.summary.part)}

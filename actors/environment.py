@@ -22,10 +22,12 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError, Tau2Error, attach_origin
+from rollout_service.record.part import Part
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2.slots import Slots
 
-if TYPE_CHECKING:  # it needs τ², which `setup` imports in a thread
+if TYPE_CHECKING:  # they need τ², which `setup` imports in a thread
+    from rollout_service.tau2.deadline import Deadline
     from rollout_service.tau2.episode import EpisodeRunner
 
 _log = logs.logger(__name__)
@@ -106,6 +108,7 @@ class EnvironmentActor:
                 await self._idle.wait()
         except TimeoutError:
             return None
+        self._parts.begin_another_file()
         return self._data
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
@@ -134,8 +137,10 @@ class EnvironmentActor:
         self._active += 1
         self._idle.clear()
         try:
-            trajectory = await self._slots.run(self._runner, request)
-            return replace(EpisodeSummary.of(trajectory), part=await self._parts.write(trajectory)), trajectory
+            played = _Played(self._runner, self._parts)
+            trajectory = await self._slots.run(played, request)
+            part = played.part or await self._parts.write(trajectory)
+            return replace(EpisodeSummary.of(trajectory), part=part), trajectory
         except Exception as error:
             attach_origin(error)
             raise
@@ -155,6 +160,22 @@ class EnvironmentActor:
     async def cancel(self, trajectory_ids: list[str]) -> None:
         """Tell these episodes to end. Each one ends as soon as it notices, as an aborted trajectory."""
         self._slots.cancel(trajectory_ids)
+
+
+class _Played:
+    """Plays one episode and stores its trajectory in the same thread, which spares the way through another one."""
+
+    def __init__(self, runner: EpisodeRunner, parts: PartWriter) -> None:
+        self._runner, self._parts = runner, parts
+        self.part: Part | None = None
+        """Where the trajectory lies; None: it is not stored."""
+
+    def run(self, request: EpisodeRequest, deadline: Deadline) -> Trajectory:
+        """See `EpisodeRunner.run`."""
+        trajectory = self._runner.run(request, deadline)
+        with deadline.within("the journal"):
+            self.part = self._parts.write_here(trajectory)
+        return trajectory
 
 
 def check_same_data(first: dict[str, str], data: dict[str, str]) -> None:

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rollout_service.logs as logs
 from rollout_service.cluster import Reference
 from rollout_service.journal.place import PARTS
-from rollout_service.record.part import Part, discard_parts, read_part, write_part
+from rollout_service.record.part import Part, discard_files, read_part
+from rollout_service.record.part_files import PartFiles
 from rollout_service.record.trajectory import Outcome, Trajectory
 
 _log = logs.logger(__name__)
@@ -33,7 +34,25 @@ class PartWriter:
         Args:
             journal: as in `service.journal`.
         """
-        self._folder = None if journal is None else Path(journal) / PARTS
+        self._files = None if journal is None else PartFiles(Path(journal) / PARTS, _node())
+
+    def write_here(self, trajectory: Trajectory) -> Part | None:
+        """Store the trajectory, if the disk takes it. Call it in the episode's own thread.
+
+        Returns:
+            None: it was not stored, see `write`.
+        """
+        if self._files is None or trajectory.outcome is Outcome.ABORTED:
+            return None
+        try:
+            return self._files.write(trajectory)
+        except OSError as error:
+            _log.warning(
+                "Trajectory %s cannot be stored: %s. It is tried again; make room or repair the disk.",
+                trajectory.trajectory_id,
+                error,
+            )
+            return None
 
     async def write(self, trajectory: Trajectory) -> Part | None:
         """Store the trajectory, however long the disk is full or fails: its episode keeps its slot meanwhile.
@@ -41,25 +60,22 @@ class PartWriter:
         Returns:
             None: the service has no journal; or a fault ended the episode, and the part would say nothing more.
         """
-        if self._folder is None or trajectory.outcome is Outcome.ABORTED:
+        if self._files is None or trajectory.outcome is Outcome.ABORTED:
             return None
-        node, pause = str(ray.get_runtime_context().get_node_id()), _FIRST_PAUSE
-        while True:
-            try:
-                return await asyncio.to_thread(_write, self._folder, trajectory, node)
-            except OSError as error:
-                _log.warning(
-                    "Trajectory %s cannot be stored: %s. It is tried again; make room or repair the disk.",
-                    trajectory.trajectory_id,
-                    error,
-                )
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = _FIRST_PAUSE
+        while (part := await asyncio.to_thread(self.write_here, trajectory)) is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return part
+
+    def begin_another_file(self) -> None:
+        """Write nothing more into the current file: its parts are nobody's."""
+        if self._files is not None:
+            self._files.begin_another()
 
 
-def _write(folder: Path, trajectory: Trajectory, node: str) -> Part:
-    folder.mkdir(parents=True, exist_ok=True)  # on another node than the coordinator's, nobody else made it
-    return write_part(folder, trajectory, node)
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def read(journal: str, part: Part) -> Reference[Trajectory]:
@@ -70,11 +86,11 @@ def read(journal: str, part: Part) -> Reference[Trajectory]:
 
 
 def discard_elsewhere(folder: Path, parts: Iterable[Part]) -> None:
-    """Have those of the parts removed that lie on other nodes than this one. Returns at once."""
-    here, elsewhere = str(ray.get_runtime_context().get_node_id()), defaultdict(list)
+    """Have the files of those of the parts removed that lie on other nodes than this one. Returns at once."""
+    here, elsewhere = _node(), defaultdict(list)
     for part in parts:
         elsewhere[part.node].append(part)
     for node in elsewhere.keys() - {here}:
         options = {"num_cpus": 0, "max_retries": 0}
         affinity = NodeAffinitySchedulingStrategy(node, soft=False)
-        ray.remote(discard_parts).options(**options, scheduling_strategy=affinity).remote(folder, elsewhere[node])
+        ray.remote(discard_files).options(**options, scheduling_strategy=affinity).remote(folder, elsewhere[node])

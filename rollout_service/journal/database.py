@@ -6,6 +6,7 @@ transaction checks that no other service took the journal over. An entry about a
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ from rollout_service.journal.entries import (
 )
 from rollout_service.record.part import Part
 
-VERSION = 1
+VERSION = 2
 """Raised whenever an older release would misread the journal."""
 
 _PAGE_BYTES = 1024
@@ -220,7 +221,7 @@ class Database:
         found = self._execute("SELECT request, left FROM collections WHERE id = ?", (entry.collection_id,)).fetchone()
         if found is None:
             return []
-        size, left = _REQUEST.validate_json(found[0]).group_size, found[1]
+        size, left = _group_size(found[0]), found[1]
         parts: list[Part] = []
         for group in entry.groups:
             changed = self._execute(
@@ -297,6 +298,10 @@ class Database:
             self._spent(collection_id),
         )
 
+    def parts(self) -> list[Part]:
+        """The parts that somebody needs."""
+        return self._parts("TRUE", ())
+
     def close(self) -> None:
         """Close the database. Its log is merged into it."""
         self._connection.close()
@@ -307,6 +312,11 @@ class Database:
     def _fact(self, name: str, default: Any) -> Any:
         row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else row[0]
+
+
+@functools.lru_cache(64)
+def _group_size(request: str) -> int:
+    return _REQUEST.validate_json(request).group_size
 
 
 def _text(adapter: TypeAdapter[Any], value: Any) -> str:

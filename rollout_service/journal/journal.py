@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -20,7 +21,7 @@ from rollout_service.errors import ServiceError
 from rollout_service.journal.database import Database, Overtaken, Recovered
 from rollout_service.journal.entries import Entry
 from rollout_service.journal.place import PARTS, check_file_system, own
-from rollout_service.record.part import Part, discard_parts
+from rollout_service.record.part import Part, discard_files
 
 _log = logs.logger(__name__)
 
@@ -63,8 +64,8 @@ class Journal:
         Args:
             service: the service's name, for others that want the journal.
             seconds: how long to wait for an owner that is about to end.
-            discarded: called by the writing thread with parts that nobody needs any more, of any node. Those of this
-                machine are removed already.
+            discarded: called by the writing thread with one part of each file that nobody needs any more, of any node.
+                Those of this machine are removed already.
 
         Raises:
             ServiceError: the folder is on a network file system, another service owns the journal, a newer release
@@ -83,7 +84,8 @@ class Journal:
             """What the journal held when it was opened."""
             self.is_new = self._database.owner == 1
             """Whether there was no journal in the folder."""
-            self._sweep()
+            self._left = self._sweep()
+            """By file: its parts that have to be given up before it can go."""
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
                 f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a local disk with room."
@@ -126,6 +128,8 @@ class Journal:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        with contextlib.suppress(sqlite3.Error, OSError):  # the next owner sweeps as well
+            self._sweep()
         self._database.close()
         self._lock.close()
 
@@ -181,21 +185,33 @@ class Journal:
         return ServiceError(f"The journal {self.folder} is damaged: {error}.", "Start the service with another one.")
 
     def _discard(self, parts: list[Part]) -> None:
-        if parts:
-            discard_parts(self._parts, parts)
+        """Remove each file whose last part was given up."""
+        files = [part for part in parts if self._is_last(part)]
+        if files:
+            discard_files(self._parts, files)
             try:
                 if self._discarded is not None:
-                    self._discarded(parts)
+                    self._discarded(files)
             except Exception:  # what is left lying takes room, and nothing else
                 _log.exception("Parts on other nodes were not removed.")
 
-    def _sweep(self) -> None:
-        """Remove what processes that died left here: files that no episode needs."""
-        stored = [stored for collection in self.recovered.collections for stored in collection.stored.values()]
-        needed = {stored.summary.part.name for stored in stored if stored.summary.part is not None}
+    def _is_last(self, part: Part) -> bool:
+        self._left[part.name] = left = self._left.get(part.name, part.of) - 1
+        if left <= 0:
+            del self._left[part.name]
+        return left <= 0
+
+    def _sweep(self) -> Counter[str]:
+        """Remove the files that no episode needs, such as those of processes that died. Nobody writes them any more.
+
+        Returns:
+            How many parts of each of the others are needed.
+        """
+        needed = Counter(part.name for part in self._database.parts())
         for path in self._parts.iterdir():
             if path.name not in needed:
                 path.unlink(missing_ok=True)
+        return needed
 
 
 def _settle(done: asyncio.Future[None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from rollout_service.errors import StorageError
+from rollout_service.record.schema import shallow
 from rollout_service.record.trajectory import SCHEMA_VERSION, Trajectory
 
 
@@ -38,8 +39,8 @@ def unstorable(trajectory: Trajectory, error: Exception) -> StorageError:
 
 
 def to_json(value: object) -> bytes:
-    """JSON in UTF-8, or in ASCII where it holds a lone surrogate, which UTF-8 cannot carry."""
+    """JSON of plain values and dataclasses, in UTF-8, or in ASCII where it holds a lone surrogate."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=shallow).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=shallow).encode()

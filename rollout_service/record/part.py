@@ -1,7 +1,6 @@
-"""A part: one finished trajectory as an immutable file, which outlives the process that played the episode.
+"""A part: one finished trajectory, stored in a file that outlives the process that played the episode.
 
-Invariant: a name appears in the directory only when the whole content is on the disk, and is never written again: it
-holds the content's digest. What is read back equals what was written, or is refused.
+Invariant: what is read back equals what was written, or is refused: whoever knows a part knows its digest.
 
 A part is a line of JSON, which is `Trajectory.to_dict` with the length of each array in the array's place, and then the
 arrays' bytes, little-endian, in the order in which the line names them. In a segment that is `packed`, the mask is
@@ -14,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +22,12 @@ import numpy as np
 
 from rollout_service.errors import StorageError
 from rollout_service.record.encoding import check_version, to_json
-from rollout_service.record.schema import array_dtype, hints, to_plain
+from rollout_service.record.schema import array_dtype, hints, shallow
 from rollout_service.record.trajectory import SCHEMA_VERSION, TokenSegment, Trajectory
 
-UNFINISHED = ".unfinished-"
-"""How the name of a part starts that is being written."""
-
 _ARRAYS = {name: dtype.newbyteorder("<") for name, hint in hints(TokenSegment).items() if (dtype := array_dtype(hint))}
+
+_OTHERS = tuple(name for name in hints(TokenSegment) if name not in _ARRAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +40,12 @@ class Part:
     """SHA-256 of the content."""
     node: str
     """Id of the Ray node on whose disk it lies."""
-
-
-def write_part(folder: Path, trajectory: Trajectory, node: str) -> Part:
-    """Write the trajectory as a file of `folder`, which exists, and sync it to the disk.
-
-    Raises:
-        OSError: the disk is full or fails. Nothing is left behind, as far as the disk lets anything be removed.
-    """
-    content = _encoded(trajectory)
-    digest = hashlib.sha256(content).hexdigest()
-    part = Part(f"{trajectory.trajectory_id}-{digest[:16]}.part", digest, node)
-    unfinished = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
-    try:
-        with unfinished.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(folder / part.name)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
-    return part
+    offset: int = 0
+    """Bytes of the file before it."""
+    size: int | None = None
+    """Bytes that it has; None: the file holds nothing else."""
+    of: int = 1
+    """Parts that the file is to hold. When so many were discarded, nobody needs the file."""
 
 
 def read_part(folder: Path, part: Part) -> Trajectory:
@@ -78,7 +56,9 @@ def read_part(folder: Path, part: Part) -> Trajectory:
     """
     path = folder / part.name
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(part.offset)
+            content = file.read() if part.size is None else file.read(part.size)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}.", "Its episode has to be played again.") from error
     if hashlib.sha256(content).hexdigest() != part.digest:
@@ -86,31 +66,32 @@ def read_part(folder: Path, part: Part) -> Trajectory:
     return _decoded(content, str(path))
 
 
-def discard_parts(folder: Path, parts: list[Part]) -> None:
-    """Remove the files, as far as they lie in this machine's `folder`."""
+def is_there(folder: Path, part: Part) -> bool:
+    """Whether the part's file lies in this machine's `folder`, and is long enough."""
+    try:
+        return (folder / part.name).stat().st_size >= part.offset + (part.size or 0)
+    except OSError:
+        return False
+
+
+def discard_files(folder: Path, parts: list[Part]) -> None:
+    """Remove the files of these parts, as far as they lie in this machine's `folder`."""
     for part in parts:
         with contextlib.suppress(OSError):
             (folder / part.name).unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync the directory itself, so that new names in it survive a power loss."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+def encoded(trajectory: Trajectory) -> bytes:
+    """The content of the trajectory's part.
 
-
-def _encoded(trajectory: Trajectory) -> bytes:
+    Raises:
+        ValueError: it holds a number that JSON does not have.
+        TypeError: it holds a value that JSON does not have.
+    """
     arrays: list[bytes] = []
-    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-    for name in hints(Trajectory):
-        if name != "segments":
-            head[name] = to_plain(getattr(trajectory, name))
-    head["segments"] = []
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **shallow(trajectory), "segments": []}
     for segment in trajectory.segments:
-        plain = {name: to_plain(getattr(segment, name)) for name in hints(TokenSegment) if name not in _ARRAYS}
+        plain = {name: getattr(segment, name) for name in _OTHERS}
         columns = {name: getattr(segment, name) for name in _ARRAYS}
         if _can_be_packed(segment):
             plain["packed"] = True

@@ -63,6 +63,18 @@ def _names(cls: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(cls))
 
 
+def shallow(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as they are.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not is_dataclass(value):
+        raise TypeError(f"{value!r} is no JSON")
+    kind: Any = type(value)
+    return {name: getattr(value, name) for name in _names(kind)}
+
+
 def to_plain(value: Any) -> Any:
     """A dataclass as a dict of plain JSON values; arrays become lists."""
     kind: Any = type(value)

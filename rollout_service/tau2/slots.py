@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import rollout_service.logs as logs
 from rollout_service.collecting.request import EpisodeRequest, aborted_trajectory
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rollout_service.tau2.deadline import Deadline
-    from rollout_service.tau2.episode import EpisodeRunner
 
 T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What plays an episode, see `rollout_service.tau2.episode.EpisodeRunner`."""
+
+    def run(self, request: EpisodeRequest, deadline: Deadline, /) -> Trajectory:
+        """Play the episode to its end."""
+
 
 _log = logs.logger(__name__)
 
@@ -56,7 +63,7 @@ class Slots:
         """Run `work` in a slot's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def run(self, runner: EpisodeRunner, request: EpisodeRequest) -> Trajectory:
+    async def run(self, runner: Runner, request: EpisodeRequest) -> Trajectory:
         """Run one episode to its end.
 
         Raises:

@@ -29,7 +29,8 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import BudgetReached, Interrupted, ServiceError
 from rollout_service.journal.place import PARTS
-from rollout_service.record.part import Part, read_part, write_part
+from rollout_service.record.part import Part, read_part
+from rollout_service.record.part_files import PartFiles
 from rollout_service.record.trajectory import Trajectory
 from tests.support.episodes import settings
 from tests.support.trajectories import make_trajectory
@@ -68,7 +69,7 @@ class Pool:
         plays[request.trajectory_id] += 1
         trajectory = make_trajectory(**request.identity())
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "node"
-        part = write_part(self.folder, trajectory, node)
+        part = PartFiles(self.folder, node).write(trajectory)
 
         async def summary() -> EpisodeSummary:
             return EpisodeSummary(request.trajectory_id, trajectory.outcome, "user_stop", 1.0, None, part=part)

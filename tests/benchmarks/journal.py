@@ -23,7 +23,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Stored
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS
-from rollout_service.record.part import write_part
+from rollout_service.record.part_files import PartFiles
 from tests.benchmarks.measure import Row, family_cpu_seconds, show
 from tests.benchmarks.starvation import IN_FLIGHT, LATENCY
 from tests.support.episodes import request, settings
@@ -86,10 +86,10 @@ async def _alone(episodes: int) -> tuple[float, float]:
         journal.record(Asked("c", "client", CollectionRequest(n=episodes), requests, (), 0, None))
         await journal.durable()
         begun = time.process_time()
-        parts = []
+        parts, files = [], PartFiles(folder / PARTS, "n" * 56)
         for number in range(episodes):
             trajectory.trajectory_id = f"t-{number}"
-            parts.append(write_part(folder / PARTS, trajectory, "n" * 56))
+            parts.append(files.write(trajectory))
         written = time.process_time()
         summary = EpisodeSummary.of(trajectory)
         for number, part in enumerate(parts):

@@ -23,7 +23,8 @@ from rollout_service.journal.database import Database, OpenCollection, Recovered
 from rollout_service.journal.entries import SERVICE, Acknowledged, Asked, Delivered, Ended, Reopened, Spent, Stored
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS, check_file_system
-from rollout_service.record.part import Part, write_part
+from rollout_service.record.part import Part
+from rollout_service.record.part_files import PARTS_OF_A_FILE, PartFiles
 from rollout_service.record.trajectory import Outcome, TaskRef
 from tests.support.trajectories import make_trajectory
 
@@ -238,7 +239,7 @@ def test_a_journal_of_a_newer_release_and_a_file_that_is_none_are_refused_and_ke
     newer.execute("PRAGMA user_version=99")
     newer.close()
     before = path.read_bytes()
-    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 1"):
+    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 2"):
         Journal(tmp_path, "rollout")
     assert path.read_bytes() == before
     path.write_bytes(b"something else " * 100)
@@ -275,11 +276,11 @@ def test_a_network_file_system_is_refused(mounts, refused):
 async def test_opening_removes_what_no_episode_needs_and_an_acknowledgement_its_parts(tmp_path):
     journal = Journal(tmp_path, "rollout", discarded=(told := []).extend)
     folder = tmp_path / PARTS
-    parts = [write_part(folder, make_trajectory(trajectory_id=f"c-{i}"), "node") for i in range(3)]
-    (folder / ".unfinished-1").write_text("torn")
+    parts = [PartFiles(folder, "node").write(make_trajectory(trajectory_id=f"c-{i}")) for i in range(3)]
     for entry in (asked(), stored(0, parts[0]), stored(1, parts[1])):
         journal.record(entry)
     journal.close()
+    (folder / "of a process that died").write_text("torn")
     journal = Journal(tmp_path, "rollout", discarded=told.extend)
     assert {path.name for path in folder.iterdir()} == {parts[0].name, parts[1].name}
     for entry in (Delivered("c", 0), Acknowledged("c", (0,))):
@@ -287,3 +288,25 @@ async def test_opening_removes_what_no_episode_needs_and_an_acknowledgement_its_
     journal.close()
     assert list(folder.iterdir()) == []
     assert told == parts[:2]
+
+
+@pytest.mark.parametrize("is_opened_again", [False, True])
+async def test_a_file_of_several_parts_goes_with_the_last_of_them(tmp_path, is_opened_again):
+    journal = Journal(tmp_path, "rollout", discarded=(told := []).extend)
+    files, members = PartFiles(tmp_path / PARTS, "node"), PARTS_OF_A_FILE // 2
+    parts = [files.write(make_trajectory(trajectory_id=f"c-{i}")) for i in range(PARTS_OF_A_FILE)]
+    path = tmp_path / PARTS / parts[0].name
+    for entry in (asked(groups=members), *(stored(i, part) for i, part in enumerate(parts))):
+        journal.record(entry)
+    for group in range(members):
+        journal.record(Delivered("c", group))
+        if group == members // 2 and is_opened_again:
+            journal.close()
+            journal = Journal(tmp_path, "rollout", discarded=told.extend)
+        await journal.durable()
+        assert path.exists()
+        journal.record(Acknowledged("c", (group,)))
+    await journal.durable()
+    assert not path.exists()
+    assert told == [parts[-1]]
+    journal.close()
