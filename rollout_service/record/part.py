@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic_core
 
 from rollout_service.errors import StorageError
 from rollout_service.record.encoding import check_version, to_json
@@ -85,7 +86,6 @@ def encoded(trajectory: Trajectory) -> bytes:
     """The content of the trajectory's part.
 
     Raises:
-        ValueError: it holds a number that JSON does not have.
         TypeError: it holds a value that JSON does not have.
     """
     arrays: list[bytes] = []
@@ -100,7 +100,14 @@ def encoded(trajectory: Trajectory) -> bytes:
             plain[name] = len(columns[name])
             arrays.append(columns[name].astype(dtype, copy=False).tobytes())
         head["segments"].append(plain)
-    return b"".join([to_json(head), b"\n", *arrays])
+    return b"".join([_line(head), b"\n", *arrays])
+
+
+def _line(head: dict[str, Any]) -> bytes:
+    try:
+        return pydantic_core.to_json(head)
+    except pydantic_core.PydanticSerializationError:  # such as a lone surrogate
+        return to_json(head)
 
 
 def _can_be_packed(segment: TokenSegment) -> bool:
