@@ -223,21 +223,21 @@ class RunningCollection:
             results.update({episode: _on_disk(result) for episode, result in results.items()})
         self.changed.set()
 
-    async def reopen(self, client: str, seconds: float) -> Accepted:
-        """Become this client's, as soon as no other one reads it. All that is not acknowledged is handed out, also what
-        was handed out before.
+    async def reopen(self, client: str, silent: str | None, seconds: float) -> Accepted:
+        """Become this client's, as soon as no other one but `silent` reads it. All that is not acknowledged is handed
+        out, also what was handed out before.
 
         Raises:
             ServiceError: another one still reads it after so many seconds, or it ended.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not (self.is_parked or self.client == client or self.error is not None):
+                while not (self.is_parked or self.client in (client, silent) or self.error is not None):
                     self.changed.clear()
                     await self.changed.wait()
         if self.error is not None:
             raise self.error
-        if not self.is_parked and self.client != client:
+        if not self.is_parked and self.client not in (client, silent):
             raise ServiceError(f"Collection {self.name} is read by client {self.client}.", "Close that client first.")
         if client != self.client:
             self.journal.record(Reopened(self.name, client))

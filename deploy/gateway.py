@@ -95,7 +95,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor, on the event loop."""
-        return api(lambda: self._service, self._running, self._guard)
+        return api(self._service, self._running, self._guard)
 
     def _found(self) -> Service:
         coordinator = cluster.find(cluster.coordinator_name(self._names.name), self._names.namespace, _FIND_SECONDS)

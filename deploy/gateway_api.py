@@ -26,7 +26,7 @@ from rollout_service.collecting.coordinator import Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.gateway import messages, metrics, tokens, wire
-from rollout_service.gateway.delivery import CursorError, Missing
+from rollout_service.gateway.delivery import CursorError, Missing, Taken
 from rollout_service.gateway.guard import Guard
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import requested_update
@@ -40,6 +40,7 @@ MOST_WAIT_SECONDS = 600.0
 _STATUSES: tuple[tuple[type[RolloutError], int], ...] = (
     (Missing, HTTPStatus.NOT_FOUND),
     (CursorError, HTTPStatus.CONFLICT),
+    (Taken, HTTPStatus.CONFLICT),
     (WeightError, HTTPStatus.CONFLICT),
     (ServiceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (RolloutError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -55,11 +56,11 @@ _Client = Annotated[
 ]
 
 
-def api(service: Callable[[], Service], config: RolloutConfig, guard: Guard) -> ASGIApp:
+def api(service: Service, config: RolloutConfig, guard: Guard) -> ASGIApp:
     """The application.
 
     Args:
-        service: the running service's actors, as they are now.
+        service: the running service's actors.
         config: the settings that it runs with.
         guard: says which requests are allowed.
     """
@@ -73,8 +74,9 @@ def api(service: Callable[[], Service], config: RolloutConfig, guard: Guard) -> 
         dependencies=[Security(HTTPBearer(auto_error=False))],
     )
     scopes: Scopes = {}
-    streams = Streams(lambda: service().coordinator, config)
+    streams = Streams(service.coordinator, config)
     _add_collections(app, scopes, streams, config)
+    _add_reading(app, scopes, streams)
     _add_evaluations(app, scopes, streams, config)
     _add_clients(app, scopes, streams)
     _add_looks(app, scopes, service, config)
@@ -115,6 +117,25 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         accepted = await streams.once(owner, idempotency_key, streams.begin(asked, owner, known, idempotency_key))
         return accepted._asdict()
 
+    @app.post("/v1/collections/{collection_id}/reopen")
+    @collect
+    async def reopen(request: Request, collection_id: _Id, rollout_client: _Client = None) -> dict[str, Any]:
+        """Read a collection of the same token whose reader is gone. The groups that were not acknowledged come, and are
+        numbered anew. A reader whose last request is not as old as a lease is waited for."""
+        known = rollout_client or uuid.uuid4().hex
+        return (await streams.reopen(collection_id, _owner(request), known))._asdict()
+
+    @app.delete("/v1/collections/{collection_id}", status_code=HTTPStatus.NO_CONTENT)
+    @collect
+    async def cancel(request: Request, collection_id: _Id, rollout_client: _Client = None) -> Response:
+        """End a collection. Answers when nothing of it reaches the policy any more."""
+        await streams.cancel(await streams.find(collection_id, _owner(request), rollout_client))
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _add_reading(app: FastAPI, scopes: Scopes, streams: Streams) -> None:
+    collect = _needs(scopes, "collect")
+
     @app.get(
         "/v1/collections/{collection_id}/groups",
         response_class=StreamingResponse,
@@ -133,10 +154,11 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
             int | None, Query(ge=0, description="Groups up to this number are let go; null: those up to `after`.")
         ] = None,
         form: Annotated[Literal["ndjson", "arrow"], Query(description="NDJSON, or Arrow's stream format.")] = "ndjson",
+        rollout_client: _Client = None,
     ) -> Response:
         """The groups after a number, as they complete. The last line or batch says how it goes on: `open` (ask again),
         `ended` or `failed`. What ends without it was cut: ask again after the last number that came whole."""
-        stream = await streams.find(collection_id, _owner(request))
+        stream = await streams.find(collection_id, _owner(request), rollout_client)
         stream.delivery.check(after)
         stream.delivery.acknowledge(after if acknowledged is None else acknowledged)
         writer: wire.Writer = wire.ArrowWriter() if form == "arrow" else wire.NdjsonWriter()
@@ -144,18 +166,14 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
 
     @app.post("/v1/collections/{collection_id}/acknowledge", status_code=HTTPStatus.NO_CONTENT)
     @collect
-    async def acknowledge(request: Request, collection_id: _Id, body: messages.AcknowledgeBody) -> Response:
+    async def acknowledge(
+        request: Request, collection_id: _Id, body: messages.AcknowledgeBody, rollout_client: _Client = None
+    ) -> Response:
         """Let go of groups that the reader has, which makes room for more. Answers when they will not come again."""
-        stream = await streams.find(collection_id, _owner(request))
+        stream = await streams.find(collection_id, _owner(request), rollout_client)
         stream.delivery.acknowledge(body.number)
+        stream.delivery.release(body.also)
         await stream.source.tell()
-        return Response(status_code=HTTPStatus.NO_CONTENT)
-
-    @app.delete("/v1/collections/{collection_id}", status_code=HTTPStatus.NO_CONTENT)
-    @collect
-    async def cancel(request: Request, collection_id: _Id) -> Response:
-        """End a collection. Answers when nothing of it reaches the policy any more."""
-        await streams.cancel(await streams.find(collection_id, _owner(request)))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -213,7 +231,7 @@ def _add_clients(app: FastAPI, scopes: Scopes, streams: Streams) -> None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _add_looks(app: FastAPI, scopes: Scopes, service: Callable[[], Service], config: RolloutConfig) -> None:
+def _add_looks(app: FastAPI, scopes: Scopes, service: Service, config: RolloutConfig) -> None:
     read = _needs(scopes, "read")
     settings = messages.settings_of(config)
 
@@ -221,13 +239,13 @@ def _add_looks(app: FastAPI, scopes: Scopes, service: Callable[[], Service], con
     @read
     async def status() -> dict[str, Any]:
         """Counts of what the service holds and does."""
-        return await answer(service().coordinator.status.remote())
+        return await answer(service.coordinator.status.remote())
 
     @app.get("/v1/metrics", response_class=Response)
     @read
     async def prometheus() -> Response:
         """The same numbers for Prometheus."""
-        text = metrics.prometheus(await answer(service().coordinator.status.remote()))
+        text = metrics.prometheus(await answer(service.coordinator.status.remote()))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     @app.get("/v1/configuration")
@@ -240,16 +258,16 @@ def _add_looks(app: FastAPI, scopes: Scopes, service: Callable[[], Service], con
     @read
     async def version() -> dict[str, int]:
         """Version of the weights that the service was given last."""
-        return {"version": await answer(service().fleet.weight_version.remote(), "fleet")}
+        return {"version": await answer(service.fleet.weight_version.remote(), "fleet")}
 
     @app.get("/v1/replicas")
     @read
     async def replicas() -> list[ReplicaState]:
         """State of each policy replica."""
-        return await answer(service().fleet.replicas.remote(), "fleet")
+        return await answer(service.fleet.replicas.remote(), "fleet")
 
 
-def _add_weights(app: FastAPI, scopes: Scopes, service: Callable[[], Service], streams: Streams) -> None:
+def _add_weights(app: FastAPI, scopes: Scopes, service: Service, streams: Streams) -> None:
     weights = _needs(scopes, "weights")
 
     @app.post("/v1/weights")
@@ -257,19 +275,19 @@ def _add_weights(app: FastAPI, scopes: Scopes, service: Callable[[], Service], s
     async def update(request: Request, body: messages.WeightsBody, idempotency_key: _Key = None) -> UpdateReport:
         """Give every policy replica new weights, while episodes run. Answers when the replicas serve them."""
         key = _of_route("weights", idempotency_key)
-        return await streams.once(_owner(request), key, _updated(service(), body))
+        return await streams.once(_owner(request), key, _updated(service, body))
 
     @app.post("/v1/pause")
     @weights
     async def pause(request: Request, body: messages.PauseBody) -> list[ReplicaState]:
         """Stop sampling in every replica. Answers when they have stopped."""
-        return await streams.once(_owner(request), None, _paused(service(), body))
+        return await streams.once(_owner(request), None, _paused(service, body))
 
     @app.post("/v1/resume")
     @weights
     async def resume() -> list[ReplicaState]:
         """Go on sampling."""
-        return await answer(service().fleet.resume.remote(), "fleet")
+        return await answer(service.fleet.resume.remote(), "fleet")
 
 
 async def _paused(service: Service, body: messages.PauseBody) -> list[ReplicaState]:

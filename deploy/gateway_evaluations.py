@@ -47,6 +47,7 @@ class Evaluations:
         """
         accepted = await self._streams.begin(request, owner, client, key)
         stream = await self._streams.find(accepted.collection_id, owner)
+        stream.is_kept = False  # its numbers are here alone
         counted = Evaluation(request.group_size)
         running = _Running(stream, accepted.episodes, counted, End("open"), asyncio.Event())
         self._running = {name: each for name, each in self._running.items() if self._streams.has(name)}

@@ -11,23 +11,22 @@ import contextlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import rollout_service.logs as logs
+from deploy.gateway_source import Source
 from rollout_service.background import BackgroundTasks
-from rollout_service.cluster import LostObject, answer, fetched, pause, repeated
+from rollout_service.cluster import answer, repeated
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.lease import renewal_seconds
 from rollout_service.collecting.request import Accepted, CollectionRequest
-from rollout_service.collecting.stream import given
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Interrupted, RolloutError, ServiceError
-from rollout_service.gateway.delivery import Delivery, Missing
+from rollout_service.errors import RolloutError, ServiceError
+from rollout_service.gateway.delivery import Delivery, Missing, Taken
 from rollout_service.gateway.wire import End, Writer, of_error
-from rollout_service.record.trajectory import Trajectory
 
 T = TypeVar("T")
 
@@ -38,96 +37,6 @@ _PIECE = 1 << 18
 
 _MOST_KEYS = 1000
 """Requests whose answers are kept for those who ask again."""
-
-
-class Source:
-    """The groups of one collection as the coordinator gives them, each once, also if it is started again meanwhile."""
-
-    def __init__(self, coordinator: Callable[[], CoordinatorHandle], collection_id: str, again: bool) -> None:
-        """
-        Args:
-            again: an earlier gateway may have taken groups that were not acknowledged: they are to come once more.
-        """
-        self._coordinator = coordinator
-        self._collection_id = collection_id
-        self._again = again
-        self._given: set[int] = set()
-        """Numbers of the groups that were given, as the coordinator numbers them."""
-        self._held: dict[int, Group] = {}
-        """Those of them that the reader does not have for good."""
-        self._ahead: list[Group | None] = []
-        """What came when a held group was asked for once more."""
-        self._untold: list[int] = []
-        """Numbers of groups that the reader has for good, of which the coordinator was not told."""
-        self._asking = asyncio.Lock()
-
-    async def take(self) -> Group | None:
-        """The next group; None: there is no more."""
-        async with self._asking:
-            while True:
-                group = self._ahead.pop() if self._ahead else await self._asked()
-                if group is None:
-                    return None
-                if group.number not in self._given:
-                    self._given.add(group.number)
-                    self._held[group.number] = group
-                    return group
-                self._came_again(group)
-
-    async def _asked(self) -> Group | None:
-        """The coordinator's answer, which may be a group that was given before."""
-        interruptions = 0
-        while True:
-            told = tuple(self._untold)
-            try:
-                group = await answer(self._coordinator().next_group.remote(self._collection_id, told, self._again))
-            except Interrupted:
-                self._again = True
-                interruptions += 1
-                await pause(interruptions)
-                continue
-            self._again = False
-            self._untold = [number for number in self._untold if number not in told]
-            return group
-
-    def _came_again(self, group: Group) -> None:
-        if (held := self._held.get(group.number)) is not None:
-            held.trajectories[:] = group.trajectories  # the former ones went with a coordinator that died
-        else:  # its death lost the acknowledgement
-            self._untold.append(group.number)
-
-    async def read(self, group: Group) -> list[Trajectory]:
-        """The group's trajectories. If they went with the coordinator that owned them, its journal has them."""
-        found = await fetched(group.trajectories)
-        if any(isinstance(each, LostObject) for each in found) and not self._asking.locked():
-            with contextlib.suppress(RolloutError):  # it ended: they are lost for good
-                await self._ask_again_for(group)
-            found = await fetched(group.trajectories)
-        return [given(*item) for item in zip(group.requests, found, strict=True)]
-
-    async def _ask_again_for(self, group: Group) -> None:
-        async with self._asking:
-            self._again = True
-            while group.number in self._held:
-                again = await self._asked()
-                if again is None or again.number not in self._given:
-                    self._ahead.append(again)
-                    return
-                self._came_again(again)
-                if again.number == group.number:
-                    return
-
-    def release(self, group: Group) -> None:
-        """Note that the reader has the group for good."""
-        self._held.pop(group.number, None)
-        self._untold.append(group.number)
-
-    async def tell(self) -> None:
-        """Tell the coordinator which groups the reader has for good. Returns when that is safe."""
-        told = tuple(self._untold)
-        if told:
-            await answer(self._coordinator().acknowledge.remote(self._collection_id, told))
-            self._untold = [number for number in self._untold if number not in told]
 
 
 @dataclass(slots=True)
@@ -141,6 +50,10 @@ class Stream:
     """Id of the client that began it, as the coordinator knows it."""
     source: Source
     delivery: Delivery[Group]
+    is_kept: bool = True
+    """Whether a collection that nobody reads waits for another reader, where the service has a journal."""
+    beats: bool = False
+    """Whether its client says that it is there, also while it reads nothing."""
     heard: float = field(default_factory=time.monotonic)
     readers: int = 0
 
@@ -148,13 +61,10 @@ class Stream:
 class Streams:
     """The collections that the gateway began. Make and use it on one event loop."""
 
-    def __init__(self, coordinator: Callable[[], CoordinatorHandle], config: RolloutConfig) -> None:
-        """
-        Args:
-            coordinator: the service's coordinator, as it is now.
-        """
+    def __init__(self, coordinator: CoordinatorHandle, config: RolloutConfig) -> None:
         self._coordinator = coordinator
         self._config = config
+        self._idle = config.gateway.idle_seconds
         self._streams: dict[str, Stream] = {}
         self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
         self._tasks = BackgroundTasks()
@@ -191,7 +101,7 @@ class Streams:
             TaskError: the service refuses it.
         """
         known, submission = f"{owner}:{client}", f"{owner}:{key or uuid.uuid4().hex}"
-        accepted = await repeated(lambda: self._coordinator().submit.remote(request, known, submission))
+        accepted = await repeated(lambda: self._coordinator.submit.remote(request, known, submission))
         self._add(accepted.collection_id, owner, known, again=False)
         return accepted
 
@@ -202,27 +112,80 @@ class Streams:
         self._streams[collection_id] = stream
         return stream
 
-    async def find(self, collection_id: str, owner: str) -> Stream:
+    async def find(self, collection_id: str, owner: str, client: str | None = None) -> Stream:
         """The stream of this collection. One that an earlier gateway began is taken over, and its groups that were not
         acknowledged are numbered anew.
 
+        Args:
+            client: id of the client that asks; None: it does not say.
+
         Raises:
-            Missing: there is none that `owner` began.
+            Missing: there is none that `owner` began, or another client has taken it over.
         """
         stream = self._streams.get(collection_id)
         if stream is None:
-            status = await answer(self._coordinator().status.remote())
-            client = status["collections"].get(collection_id, {}).get("client", "")
+            known = await self._client_of(collection_id, owner)
             stream = self._streams.get(collection_id)  # another request may have taken it over meanwhile
-            if stream is None and client.startswith(f"{owner}:"):
-                stream = self._add(collection_id, owner, client, again=True)
+            if stream is None and known is not None:
+                stream = self._add(collection_id, owner, known, again=True)
         if stream is None or stream.owner != owner:
-            raise Missing(
-                f"There is no collection {collection_id!r}.",
-                "It ended, nobody asked for it in gateway.idle_seconds, or another token began it.",
-            )
+            raise _missing(collection_id)
+        if client is not None and stream.client != f"{owner}:{client}":
+            raise Missing(f"Collection {collection_id} is read by another client now.", "Have one reader at a time.")
         stream.heard = time.monotonic()
         return stream
+
+    async def _client_of(self, collection_id: str, owner: str) -> str | None:
+        """The client that reads the collection, as the coordinator knows it; None: `owner` began none of this id."""
+        status = await answer(self._coordinator.status.remote())
+        client: str = status["collections"].get(collection_id, {}).get("client", "")
+        return client if client.startswith(f"{owner}:") else None
+
+    async def reopen(self, collection_id: str, owner: str, client: str) -> Accepted:
+        """Have this client read a collection, as soon as no other one does. Its groups that were not acknowledged come,
+        and are numbered anew.
+
+        Raises:
+            Missing: there is none that `owner` began.
+            Taken: another client reads it.
+        """
+        known, former = f"{owner}:{client}", self._streams.get(collection_id)
+        if former is None and await self._client_of(collection_id, owner) is None:
+            raise _missing(collection_id)
+        silent = None
+        if former is not None:
+            if former.owner != owner:
+                raise _missing(collection_id)
+            if former.client != known:
+                await self._until_silent(former)
+            await former.source.tell()
+            silent = former.client
+        try:
+            accepted = await repeated(lambda: self._coordinator.reopen.remote(collection_id, known, silent))
+        except ServiceError as error:
+            if await self._client_of(collection_id, owner) is None:
+                raise _missing(collection_id) from None
+            raise Taken(error.problem, error.remedy) from None
+        if (left := self._streams.get(collection_id)) is not None:
+            left.delivery.close(Missing(f"Collection {collection_id} was opened again.", "Read it there."))
+        self._add(collection_id, owner, known, again=True)
+        return accepted
+
+    async def _until_silent(self, stream: Stream) -> None:
+        """Wait until the stream's client was silent for as long as a lease lasts.
+
+        Raises:
+            Taken: it is not.
+        """
+        lease = self._config.service.lease_seconds
+        until = time.monotonic() + 1.5 * lease
+        while stream.readers or time.monotonic() - stream.heard < lease:
+            if time.monotonic() > until:
+                reader = stream.client.partition(":")[2]
+                raise Taken(
+                    f"Collection {stream.collection_id} is read by client {reader}.", "Close that client first."
+                )
+            await asyncio.sleep(lease / 20)
 
     def has(self, collection_id: str) -> bool:
         """Whether the gateway holds this collection."""
@@ -250,6 +213,9 @@ class Streams:
         number, end = after, End("open")
         with self.reading(stream):
             while limit is None or number - after < limit:
+                if stream.delivery.was_released(number + 1):
+                    number += 1
+                    continue
                 try:
                     async with asyncio.timeout(wait):  # wait_for would not even look when there is no time
                         group = await stream.delivery.group(number + 1)
@@ -274,12 +240,13 @@ class Streams:
         """End the collection. Returns when nothing of it reaches the policy any more."""
         self._streams.pop(stream.collection_id, None)
         stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
-        await answer(self._coordinator().cancel.remote(stream.collection_id))
+        await answer(self._coordinator.cancel.remote(stream.collection_id))
 
     async def heard(self, owner: str, client: str) -> None:
         """Note that the client is there. Its collections that an earlier gateway began go on as well."""
         streams = self._of(owner, client)
         for stream in streams:
+            stream.beats = True
             if not stream.delivery.is_over:
                 stream.heard = time.monotonic()
         if not streams:
@@ -294,24 +261,48 @@ class Streams:
 
     async def _watch(self) -> None:
         """Renew the leases of clients that are heard, and end the collections of those that are not."""
-        idle = self._config.gateway.idle_seconds
         while True:
-            await asyncio.sleep(min(renewal_seconds(self._config.service.lease_seconds), idle / 4))
+            await asyncio.sleep(min(renewal_seconds(self._config.service.lease_seconds), self._idle / 4))
             with contextlib.suppress(RolloutError):  # without the coordinator there is nothing to renew
-                await self._look(time.monotonic() - idle)
+                await self._look(time.monotonic())
 
-    async def _look(self, oldest: float) -> None:
-        silent = [each for each in self._streams.values() if not each.readers and each.heard < oldest]
+    async def _look(self, now: float) -> None:
+        silent = [
+            each for each in self._streams.values() if not each.readers and now - each.heard > self._patience(each)
+        ]
         for stream in silent:
             del self._streams[stream.collection_id]
-            if not stream.delivery.is_over:
-                _log.warning(
-                    "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g.",
-                    stream.collection_id,
-                    self._config.gateway.idle_seconds,
-                )
         renewals = [self._renew(client) for client in {stream.client for stream in self._streams.values()}]
-        await asyncio.gather(*renewals, *(self.cancel(stream) for stream in silent))
+        await asyncio.gather(*renewals, *(self._let_go(stream) for stream in silent))
+
+    def _patience(self, stream: Stream) -> float:
+        """Seconds of silence after which a stream's reader counts as gone. Where nothing is lost by it, a client that
+        says regularly that it is there counts as gone as soon as within the cluster."""
+        is_quick = stream.beats and self._waits(stream)
+        return min(self._idle, self._config.service.lease_seconds) if is_quick else self._idle
+
+    def _waits(self, stream: Stream) -> bool:
+        """Whether the collection waits for a reader when its own one is gone."""
+        return stream.is_kept and self._config.service.journal is not None
+
+    async def _let_go(self, stream: Stream) -> None:
+        """Take that nobody reads the stream any more."""
+        if stream.delivery.is_over or not self._waits(stream):
+            if not stream.delivery.is_over:
+                text = "Collection %s is cancelled: its reader was silent for gateway.idle_seconds=%g."
+                _log.warning(text, stream.collection_id, self._idle)
+            await self.cancel(stream)
+            return
+        _log.warning("Collection %s waits for a reader: its own one is silent.", stream.collection_id)
+        stream.delivery.close(_missing(stream.collection_id))
+        await stream.source.tell()
 
     async def _renew(self, client: str) -> None:
-        await answer(self._coordinator().renew.remote(client))
+        await answer(self._coordinator.renew.remote(client))
+
+
+def _missing(collection_id: str) -> Missing:
+    return Missing(
+        f"There is no collection {collection_id!r}.",
+        "It ended, nobody asked for it in gateway.idle_seconds, or another token began it.",
+    )

@@ -72,8 +72,9 @@ def check_arguments(address: Any, config: Any, start: Any, token_var: Any) -> No
         raise ConfigError("start is False, but without an address there is nothing to attach to.", "Give an address.")
 
 
-def through_gateway(address: str | None, token_var: str | None, service: str) -> RemoteService | None:
-    """The service of this name behind the gateway at the address; None: the address is not that of a gateway.
+def through_gateway(address: str | None, token_var: str | None, service: str, client: str) -> RemoteService | None:
+    """The service of this name behind the gateway at the address, for the client of this id; None: the address is not
+    that of a gateway.
 
     Raises:
         ConfigError: the address cannot be used, or the token's variable is not set.
@@ -82,7 +83,7 @@ def through_gateway(address: str | None, token_var: str | None, service: str) ->
         return None
     from rollout_service.gateway import remote  # it needs an HTTP client
 
-    return remote.connect(address, token_var, service)
+    return remote.connect(address, token_var, service, client)
 
 
 def running(place: ServiceSettings) -> Service | None:

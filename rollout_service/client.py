@@ -69,7 +69,7 @@ class RolloutClient(WeightsClient):
         self._id = new_client_id()
         self._heartbeat: Heartbeat | None = None
         self._owner = False
-        self._remote = attaching.through_gateway(address, token_var, self._settings.service.name)
+        self._remote = attaching.through_gateway(address, token_var, self._settings.service.name, self._id)
         self._disconnects = self._remote is None and not cluster.connected()
         self._embedded = address is None and self._disconnects
         if address is None:
@@ -250,7 +250,7 @@ class RolloutClient(WeightsClient):
     def areopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
         """`reopen` for an event loop: errors of the service raise with the first group."""
         arguments.text("collection_id", collection_id, "3f9c1a7be02d", ServiceError)
-        return self._stream(functools.partial(self._coordinator.reopen.remote, collection_id, self._id), ack)
+        return self._stream(functools.partial(self._coordinator.reopen.remote, collection_id, self._id, None), ack)
 
     async def acollections(self) -> dict[str, dict[str, Any]]:
         """The open collections that nobody reads, by id, each with its progress as in `status`; see `reopen`."""

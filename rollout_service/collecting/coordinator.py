@@ -22,7 +22,7 @@ class CoordinatorHandle(Protocol):
     ready: RemoteMethod[[float], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest, str, str | None], Accepted]
-    reopen: RemoteMethod[[str, str], Accepted]
+    reopen: RemoteMethod[[str, str, str | None], Accepted]
     next_group: RemoteMethod[[str, Sequence[int], bool], Group | None]
     acknowledge: RemoteMethod[[str, Sequence[int]], None]
     cancel: RemoteMethod[[str], None]

@@ -70,7 +70,9 @@ class Gateway(Section):
         "is taken from the service.",
     )
     idle_seconds: Seconds = Field(
-        300.0, description="Seconds without any request for a collection after which the gateway cancels it."
+        300.0,
+        description="Seconds without any request for a collection after which the gateway cancels it; with "
+        "service.journal the collection waits for a reader instead.",
     )
 
     @property

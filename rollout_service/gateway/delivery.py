@@ -9,7 +9,7 @@ holds back only its own collection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
 from rollout_service.errors import ServiceError
@@ -23,6 +23,10 @@ class CursorError(ServiceError):
 
 class Missing(ServiceError):
     """There is no such collection for this caller."""
+
+
+class Taken(ServiceError):
+    """Another client reads the collection."""
 
 
 class Delivery(Generic[T]):
@@ -106,9 +110,28 @@ class Delivery(Generic[T]):
         if number > self._taken:
             self.check(number)
         for old in range(self._acknowledged + 1, number + 1):
-            self._release(self._held.pop(old))
+            self._let_go(old)
             self._acknowledged = old
-        self._room.set()
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Let go of single groups, which the reader has, though it may not have those before them.
+
+        Raises:
+            CursorError: one of them was not given yet.
+        """
+        for number in numbers:
+            if number > self._taken:
+                self.check(number)
+            self._let_go(number)
+
+    def was_released(self, number: int) -> bool:
+        """Whether the group of this number was let go although one before it was not."""
+        return self._acknowledged < number <= self._taken and number not in self._held
+
+    def _let_go(self, number: int) -> None:
+        if number in self._held:
+            self._release(self._held.pop(number))
+            self._room.set()
 
     async def _take_one(self) -> None:
         try:

@@ -34,6 +34,9 @@ _READ_SECONDS = 120.0
 
 WAIT_SECONDS = 30.0
 
+CLIENT_HEADER = "rollout-client"
+"""Header with the client's id. By it a gateway knows a client whose collection another one has taken over."""
+
 _PAUSES = (0.1, 5.0)
 """Shortest and longest pause in seconds before a request is sent again; it doubles each time."""
 
@@ -59,14 +62,15 @@ class Ask:
 class Link:
     """Connections to one gateway, on an event loop in a thread of its own."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, client: str) -> None:
         """
         Args:
             url: address of the gateway, below which its routes are.
             token: None: none is sent.
+            client: id of the client, which is sent with each request.
         """
         self.url = url
-        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._headers = {CLIENT_HEADER: client} | ({} if token is None else {"authorization": f"Bearer {token}"})
         self._session: aiohttp.ClientSession | None = None
         self._closing = threading.Lock()
         self._closed = False

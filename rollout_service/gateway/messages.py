@@ -88,7 +88,11 @@ class AcknowledgeBody(BaseModel):
     """What a reader has."""
 
     model_config = _STRICT
-    number: Annotated[int, Field(ge=0, description="The groups up to this number are let go.")]
+    number: Annotated[int, Field(ge=0, description="The groups up to this number are let go.")] = 0
+    also: Annotated[
+        list[Annotated[int, Field(ge=1)]],
+        Field(max_length=1024, description="Numbers of further groups that are let go, whatever comes before them."),
+    ] = []
 
 
 class WeightsBody(BaseModel):

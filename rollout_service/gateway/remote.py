@@ -25,9 +25,9 @@ from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.gateway import is_loopback
-from rollout_service.errors import ConfigError, ServiceError, WeightError
+from rollout_service.errors import ConfigError, WeightError
 from rollout_service.gateway.delivery import CursorError, Missing
-from rollout_service.gateway.link import WAIT_SECONDS, Ask, Link
+from rollout_service.gateway.link import CLIENT_HEADER, WAIT_SECONDS, Ask, Link
 from rollout_service.gateway.messages import to_body
 from rollout_service.gateway.wire import End, read_arrow, to_error
 from rollout_service.policy.fleet import FleetHandle
@@ -61,8 +61,8 @@ class RemoteService(Service):
         self.link.close()
 
 
-def connect(address: str, token_var: str | None, service: str) -> RemoteService:
-    """The service of this name behind the gateway at the address. Nothing is sent yet.
+def connect(address: str, token_var: str | None, service: str, client: str) -> RemoteService:
+    """The service of this name behind the gateway at the address, for the client of this id. Nothing is sent yet.
 
     Raises:
         ConfigError: the address cannot be used, or the variable is not set.
@@ -79,7 +79,7 @@ def connect(address: str, token_var: str | None, service: str) -> RemoteService:
     token = secrets.secret(token_var, "token_var")
     if token is not None and parts.scheme == "http" and not is_loopback(host) and not _is_private(host):
         _log.warning("The token goes to %s without TLS: whoever is on the way can read it.", host)
-    link = Link(f"{address.strip().rstrip('/')}/{urllib.parse.quote(service, safe='')}", token)
+    link = Link(f"{address.strip().rstrip('/')}/{urllib.parse.quote(service, safe='')}", token, client)
     coordinator = cast(CoordinatorHandle, RemoteCoordinator(link))
     return RemoteService(coordinator, cast(FleetHandle, RemoteFleet(link)), _refuse_tensors, link=link)
 
@@ -126,6 +126,11 @@ class _Cursor:
         """Whether the trainer has every group for good."""
         return self.has_ended and self.settled == self.last
 
+    @property
+    def also(self) -> list[int]:
+        """The gateway's numbers of the groups beyond `settled` that the trainer has for good."""
+        return [number for number, own in self.theirs.items() if number > self.settled and own in self.acknowledged]
+
     def came(self, number: int, group_id: str) -> bool:
         """Note a group, by the gateway's number. Returns whether it is a new one."""
         is_new = group_id not in self.numbers
@@ -167,12 +172,15 @@ class RemoteCoordinator:
         return RolloutConfig.model_validate(found)
 
     async def _submit(self, request: CollectionRequest, client: str, submission: str) -> Accepted:
-        headers = {"idempotency-key": submission, "rollout-client": client}
+        headers = {"idempotency-key": submission, CLIENT_HEADER: client}
         found = await self._link.ask(Ask("POST", "/v1/collections", to_body(request), headers=headers), json.loads)
         return Accepted(**found)
 
-    async def _reopen(self, collection_id: str, client: str) -> Accepted:
-        raise ServiceError("No collection is reopened through a gateway.", "Run the trainer in the cluster.")
+    async def _reopen(self, collection_id: str, client: str, silent: str | None = None) -> Accepted:
+        ask = Ask("POST", f"{_path(collection_id)}/reopen", headers={CLIENT_HEADER: client}, patience=_GROUP_SECONDS)
+        found = await self._link.ask(ask, json.loads)
+        self._cursors.pop(collection_id, None)  # the gateway numbers the groups anew
+        return Accepted(**found)
 
     async def _next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
         cursor = self._cursors.setdefault(collection_id, _Cursor())
@@ -201,9 +209,10 @@ class RemoteCoordinator:
         cursor = self._cursors.get(collection_id)
         if cursor is not None:
             cursor.acknowledge(numbers)
-            await self._link.ask(
-                Ask("POST", f"{_path(collection_id)}/acknowledge", {"number": cursor.settled}), _nothing
-            )
+            body: dict[str, Any] = {"number": cursor.settled}
+            if also := cursor.also:
+                body["also"] = also
+            await self._link.ask(Ask("POST", f"{_path(collection_id)}/acknowledge", body), _nothing)
             self._forget_if_over(collection_id, cursor)
 
     def _forget_if_over(self, collection_id: str, cursor: _Cursor) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 import rollout_service.errors as errors
 from rollout_service.errors import RolloutError, ServiceError
-from rollout_service.gateway.delivery import CursorError, Missing
+from rollout_service.gateway.delivery import CursorError, Missing, Taken
 from rollout_service.record.encoding import to_json
 from rollout_service.record.parquet import SCHEMA, to_record, to_rows, to_table
 from rollout_service.record.trajectory import Trajectory
@@ -121,7 +121,7 @@ def read_arrow(body: bytes) -> tuple[list[tuple[int, list[Trajectory]]], End]:
         raise ValueError(f"the groups were cut on their way: {error}") from error
 
 
-_OWN: dict[str, type[RolloutError]] = {"CursorError": CursorError, "Missing": Missing}
+_OWN: dict[str, type[RolloutError]] = {"CursorError": CursorError, "Missing": Missing, "Taken": Taken}
 
 
 def of_error(error: RolloutError) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import deploy.gateway_streams as gateway_streams
+import deploy.gateway_source as gateway_source
 from deploy.gateway_evaluations import Evaluations
 from deploy.gateway_streams import Streams
 from rollout_service.cluster import Call, LostObject
@@ -77,7 +77,7 @@ async def coordinator() -> Coordinator:
 
 @pytest.fixture
 async def streams(coordinator) -> Streams:
-    return Streams(lambda: coordinator, CONFIG)
+    return Streams(coordinator, CONFIG)
 
 
 async def begun(streams: Streams, name: str, client: str = "client") -> Any:
@@ -110,7 +110,7 @@ async def test_a_collection_that_is_over_is_forgotten_though_its_client_stays(st
             stream.delivery.acknowledge(1)
         stream.heard -= 100.0
         await streams.heard("owner", "client")
-        await streams._look(time.monotonic() - 60.0)
+        await streams._look(time.monotonic())
         assert ("a" in streams._streams) is not is_acknowledged
     assert coordinator.cancelled == ["a"], "the service need not wait for an acknowledgement that was not told"
 
@@ -121,7 +121,7 @@ async def test_ends_that_take_long_keep_no_other_client_from_its_lease(streams, 
     kept = await begun(streams, "kept", "there")
     coordinator.cancels.clear()
     kept.heard = silent.heard + 100.0
-    looking = asyncio.ensure_future(streams._look(silent.heard + 1.0))
+    looking = asyncio.ensure_future(streams._look(silent.heard + 61.0))
     await asyncio.sleep(0.1)
     assert coordinator.renewed["owner:there"] == 1
     coordinator.cancels.set()
@@ -139,7 +139,7 @@ async def test_a_group_whose_objects_went_with_their_owner_is_asked_for_once_mor
             return [LostObject(RuntimeError())] * len(references)
         return [await reference for reference in references]
 
-    monkeypatch.setattr(gateway_streams, "fetched", fetched)
+    monkeypatch.setattr(gateway_source, "fetched", fetched)
     group, mark = map(json.loads, await read(streams, stream))
     assert mark == {"state": "ended"}
     assert [each["outcome"] for each in group["trajectories"]] == ["completed"]
@@ -149,7 +149,7 @@ async def test_a_group_whose_objects_are_lost_for_good_is_told_as_such(streams, 
     async def fetched(references: list[Any]) -> list[Any]:
         return [LostObject(RuntimeError())] * len(references)
 
-    monkeypatch.setattr(gateway_streams, "fetched", fetched)
+    monkeypatch.setattr(gateway_source, "fetched", fetched)
     group, mark = map(json.loads, await read(streams, await begun(streams, "a")))
     assert mark == {"state": "ended"}
     assert [each["fault"]["retryable"] for each in group["trajectories"]] == [True]

@@ -42,7 +42,7 @@ async def test_what_is_acknowledged_after_the_end_reaches_the_gateway(end):
             await coordinator._next_group("c")
     for number in (1, 0):
         await coordinator._acknowledge("c", [number])
-    assert [ask.body for ask in link.asked if ask.method == "POST"] == [{"number": 0}, {"number": 2}]
+    assert [ask.body for ask in link.asked if ask.method == "POST"] == [{"number": 0, "also": [2]}, {"number": 2}]
     assert not coordinator._cursors, "a long training run remembers no collection that is over"
 
 

@@ -122,3 +122,17 @@ async def test_closing_ends_every_wait_and_holds_nothing():
     for asked in (wait, delivery.group(1)):
         with pytest.raises(ServiceError, match="cancelled"):
             await asked
+
+
+async def test_a_group_that_is_let_go_before_those_before_it_makes_room_and_is_released_once():
+    source = Source(3)
+    delivery = delivery_of(source, 2)
+    assert [await delivery.group(number) for number in (1, 2)] == [10, 20]
+    third = asyncio.ensure_future(delivery.group(3))
+    assert await nothing_comes(third), "two are held"
+    delivery.release([2])
+    assert (await third, delivery.was_released(2), delivery.was_released(1)) == (30, True, False)
+    with pytest.raises(CursorError, match="Group 4 was not given yet"):
+        delivery.release([4])
+    delivery.acknowledge(3)
+    assert source.released == [20, 10, 30]

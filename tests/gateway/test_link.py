@@ -12,7 +12,7 @@ from rollout_service.gateway.link import Ask, Link
 
 def test_a_request_that_waits_ends_when_the_link_is_closed():
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        link = Link(f"http://127.0.0.1:{mute.getsockname()[1]}", None)
+        link = Link(f"http://127.0.0.1:{mute.getsockname()[1]}", None, "client")
         call = link.start(link.ask(Ask("GET", "/v1/status"), bytes))
         connection, _ = mute.accept()
         link.close()

@@ -83,7 +83,7 @@ def serving(client: RolloutClient, tls: tuple[Path, Path] | None = None, **gatew
     applications = []
 
     async def start() -> None:
-        applications.append(api(lambda: client._service, config, Guard(KNOWN, settings.requests_per_second)))
+        applications.append(api(client._service, config, Guard(KNOWN, settings.requests_per_second)))
         files = {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
         options = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, **files)
         servers.append(uvicorn.Server(options))

@@ -1,0 +1,129 @@
+"""A collection behind the gateway whose reader is gone: another client gets what was not acknowledged, each group once.
+A real coordinator with a journal, in this process, answers through the real routes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+import tests.actors.test_bookkeeping as bookkeeping
+from deploy.gateway_api import api
+from rollout_service.collecting.request import CollectionRequest
+from rollout_service.collecting.stream import GroupStream
+from rollout_service.config import RolloutConfig
+from rollout_service.errors import ServiceError
+from rollout_service.gateway.guard import Guard
+from rollout_service.gateway.link import Link
+from rollout_service.gateway.remote import RemoteCoordinator
+from tests.actors.test_bookkeeping import EPISODES, SIZE, Service, ids, plays
+from tests.support.gateway import KNOWN, TOKENS
+
+service = bookkeeping.service  # its fixture
+
+LEASE = 0.4
+
+
+class Behind:
+    """A gateway in front of a coordinator in this process, and clients of it."""
+
+    def __init__(self, service: Service, port: int) -> None:
+        self.service, self.url = service, f"http://127.0.0.1:{port}"
+        self.links: list[Link] = []
+
+    def client(self, name: str, token: str = "all") -> RemoteCoordinator:
+        self.links.append(Link(self.url, TOKENS[token], name))
+        return RemoteCoordinator(self.links[-1])
+
+    async def begun(self, name: str, ack: str = "manual") -> GroupStream:
+        remote, request = self.client(name), CollectionRequest(n=EPISODES, group_size=SIZE)
+        stream = GroupStream(remote, functools.partial(remote.submit.remote, request, name, "submission"), ack)
+        await stream.aopen()
+        return stream
+
+    async def reopened(self, collection_id: str, name: str, token: str = "all") -> GroupStream:
+        remote = self.client(name, token)
+        stream = GroupStream(remote, functools.partial(remote.reopen.remote, collection_id, name, None))
+        await stream.aopen()
+        return stream
+
+
+@pytest.fixture
+async def behind(service) -> AsyncIterator[Behind]:
+    loaded = RolloutConfig.load(overrides={"gateway": {"port": 0}}, environ={})
+    short = service.config.service.model_copy(update={"lease_seconds": LEASE})
+    config = service.config.model_copy(update={"gateway": loaded.gateway, "service": short})
+    app: Any = api(bookkeeping.SimpleNamespace(coordinator=service, fleet=None), config, Guard(KNOWN))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        made = Behind(service, listening.getsockname()[1])
+        yield made
+        for link in made.links:
+            await asyncio.to_thread(link.close)
+        server.should_exit = server.force_exit = True
+        await serving
+
+
+async def test_another_client_gets_what_was_not_acknowledged_each_group_once(behind):
+    stream = await behind.begun("trainer")
+    came = [await anext(stream) for _ in range(3)]
+    await stream.aack(came[1])
+    again = await behind.reopened(stream.collection_id, "second")
+    assert again.episodes == EPISODES - SIZE
+    groups = [group async for group in again]
+    assert sorted(ids(groups)) == sorted(set(plays) - set(ids([came[1]])))
+    assert set(plays.values()) == {1}, "nothing that was stored is played again"
+    assert behind.service.coordinator._collections == {}, "the reader has everything"
+
+
+async def test_a_client_whose_collection_was_opened_by_another_reads_and_ends_it_no_more(behind):
+    stream = await behind.begun("trainer")
+    await anext(stream)
+    again = await behind.reopened(stream.collection_id, "second")
+    with pytest.raises(ServiceError, match="is read by another client now"):
+        await anext(stream)
+    await stream.aclose()
+    assert len([group async for group in again]) == EPISODES // SIZE
+
+
+async def test_a_collection_that_a_client_reads_is_not_given_to_another_nor_to_another_token(behind):
+    stream = await behind.begun("trainer")
+    remote = behind.client("trainer")
+
+    async def beat() -> None:
+        while True:
+            await remote.renew.remote("trainer")
+            await asyncio.sleep(LEASE / 10)
+
+    beating = asyncio.ensure_future(beat())
+    with pytest.raises(ServiceError, match=r"is read by client trainer\. Close that client first"):
+        await behind.reopened(stream.collection_id, "second")
+    beating.cancel()
+    with pytest.raises(ServiceError, match="There is no collection"):
+        await behind.reopened(stream.collection_id, "second", token="other")
+    with pytest.raises(ServiceError, match="There is no collection 'none'"):
+        await behind.reopened("none", "second")
+
+
+async def test_a_collection_whose_reader_falls_silent_waits_and_is_listed_until_it_is_opened_again(behind, caplog):
+    stream = await behind.begun("trainer")
+    await anext(stream)
+    await behind.client("trainer").renew.remote("trainer")
+    with caplog.at_level(logging.WARNING):
+        while "waits for a reader" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    behind.service.coordinator._client_is_gone("all:trainer", "the gateway renews its lease no more")
+    status = await behind.client("second").status.remote()
+    assert status["collections"][stream.collection_id]["parked"]
+    again = await behind.reopened(stream.collection_id, "second")
+    assert len([group async for group in again]) == EPISODES // SIZE
+    assert set(plays.values()) == {1}
