@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +26,7 @@ from rollout_service.record.manifest import Asked, Manifest, manifest_path, read
 from rollout_service.record.parquet import unfinished_part
 from rollout_service.record.removal import remove_aborted
 from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path, check_place
+from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.redaction import shown
 
 Mode = Literal["new", "append", "resume", "overwrite"]
@@ -93,6 +94,24 @@ class Output:
     def is_complete(self) -> bool:
         """Whether nothing is left to resume."""
         return self._last is not None and self.stored == self._last.episodes
+
+    @property
+    def collection_id(self) -> str | None:
+        """Id of the collection that is resumed; None: none is. A service with a journal may have it open still, see
+        `RolloutClient.reopen`: then what is finished need not be played again."""
+        return None if self._last is None else self._last.collection_id
+
+    @property
+    def left(self) -> int:
+        """Episodes of the collection that is resumed which the file lacks, the aborted ones among them."""
+        return 0 if self._last is None else self._last.episodes - self.stored
+
+    def lacking(self, group: Iterable[Trajectory]) -> list[Trajectory]:
+        """Those of a reopened collection's trajectories that belong in the file: it lacks them, and they are not
+        aborted. The others were written before they could be acknowledged, or are to be played again."""
+        stored = {(episode.group_id, episode.sample_index) for episode in self._of_last() if not episode.aborted}
+        came = [each for each in group if each.outcome is not Outcome.ABORTED]
+        return [each for each in came if (each.group_id, each.sample_index) not in stored]
 
     def dated(self, own: RolloutConfig) -> RolloutConfig:
         """The settings for a service that is started to resume the file: with the date that the file's prompts have,

@@ -224,6 +224,20 @@ def test_aborted_episodes_are_taken_out_and_played_again(ending, tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+def test_of_a_collection_that_is_opened_again_the_file_takes_what_it_lacks(tmp_path):
+    path = tmp_path / "x.jsonl"
+    with begun(path, "new", n=6, group_size=2, seed=4) as (writer, groups):
+        aborted = [dataclasses.replace(each, outcome=Outcome.ABORTED, reward=None) for each in groups[1]]
+        writer.append(groups[0])
+        writer.append([aborted[0]])
+    output = Output(path, "resume")
+    assert (output.stored, output.left) == (2, 4)
+    assert output.collection_id == groups[0][0].collection_id
+    assert output.lacking(groups[0]) == []
+    assert output.lacking([groups[1][0], aborted[1]]) == [groups[1][0]], "what is aborted is played again"
+    assert output.lacking(groups[2]) == groups[2]
+
+
 def test_a_part_of_aborted_episodes_alone_goes(tmp_path):
     path = tmp_path / "x.parquet"
     with begun(path, "new", n=2, seed=4) as (writer, groups):

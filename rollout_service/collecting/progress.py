@@ -20,11 +20,16 @@ _LINE_SECONDS = 10.0
 class CollectionProgress:
     """Progress over the episodes of one collection, and their summary."""
 
-    def __init__(self, total: int, *, enabled: bool = True) -> None:
-        self.summary = Summary()
-        self._total = total
+    def __init__(self, total: int, *, enabled: bool = True, earlier: CollectionProgress | None = None) -> None:
+        """
+        Args:
+            earlier: progress of the same collection that this one goes on from.
+        """
+        self.summary: Summary = Summary() if earlier is None else earlier.summary
+        self._total = total + self.summary.episodes
         self._enabled = enabled
-        self._start = self._last_line = time.perf_counter()
+        self._last_line = time.perf_counter()
+        self._start: float = self._last_line if earlier is None else earlier._start
         self._end: float | None = None
         self._bar: Any = None
         if enabled and sys.stderr.isatty():
@@ -39,7 +44,7 @@ class CollectionProgress:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("episodes", total=total, note="")
+            self._task = self._bar.add_task("episodes", total=self._total, completed=self.summary.episodes, note="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

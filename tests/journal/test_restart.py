@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import ray
 
 import rollout_service.services as services
+from rollout_service import RolloutClient
+from rollout_service.cli.commands.collect import _play
 from rollout_service.collecting.request import CollectionRequest
-from tests.support.services import start
+from rollout_service.collecting.stream import GroupStream
+from rollout_service.output import Output
+from rollout_service.record.storage import read
+from tests.support.services import start, wait_until
 
 
 def pid(actor: Any) -> int:
@@ -23,6 +30,21 @@ def environment_actors() -> dict[str, int]:
     names = services.find_actors("journaled", "rollout_service")
     found = {name: ray.get_actor(name, namespace="rollout_service") for name in names if "-environment-" in name}
     return {name: pid(actor) for name, actor in found.items()}
+
+
+def begun_by_a_collect_that_dies(client: RolloutClient, path: Path) -> Path:
+    """A file with one group of three, of which the service does not know that it has it. All are finished."""
+    output = Output(path, "new")
+    asked = output.ask(client.config, client.config, n=6, group_size=2, seed=3)
+    request = CollectionRequest(n=6, group_size=2, seed=3)
+    submit = functools.partial(client._coordinator.submit.remote, request, "a trainer that died", "its collection")
+    stream = GroupStream(client._coordinator, submit)
+    stream.open()
+    with output.writing(stream, asked) as writer:
+        writer.append(next(stream))
+    stream._finished = True  # it ends without a word
+    wait_until(lambda: client.status()["collections"][stream.collection_id]["done"] == 6)
+    return path
 
 
 def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_once(cluster, tmp_path):
@@ -52,9 +74,16 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         assert [len(group) for group in asked] == [1, 1], "the call was made again"
         request = CollectionRequest(n=6, group_size=2)
         accepted = ray.get(client._coordinator.submit.remote(request, "a trainer that died", None))
+        path = begun_by_a_collect_that_dies(client, tmp_path / "out.jsonl")
         left = client.reopen(accepted.collection_id)
-        assert client.collections() == {}, "somebody reads it now"
+        assert accepted.collection_id not in client.collections(), "somebody reads it now"
         assert [len(group) for group in left] == [2, 2, 2], "it waited for the trainer's lease to lapse"
+        finished = client.status()["finished"]
+        chosen = dict.fromkeys(("n", "group_size", "seed", "budget", "weight"))
+        progress, limit = _play(client, Output(path, "resume"), client.config, chosen)
+        assert (progress.summary.episodes, limit) == (4, "")
+        assert len({trajectory.trajectory_id for trajectory in read(path)}) == len(read(path)) == 6
+        assert client.status()["finished"] == finished, "what was finished is not played again"
         assert client.status()["collections"] == {}, "nothing was begun twice"
     assert list((folder / "parts").iterdir()) == []
     assert services.find_actors("journaled", "rollout_service") == [], "nothing outlives the service"

@@ -74,27 +74,62 @@ def collect(
     say("Starting the service …" if address is None or start else f"Connecting to {address} …")
     begin = None if address is None else start
     with RolloutClient(address, config=loaded, start=begin, token_var=token_var) as client:
-        progress, limit = _play(client, file, _asked(file, loaded, client.config, chosen))
+        progress, limit = _play(client, file, loaded, chosen)
     print_summary(progress.summary, progress.seconds, where=output, limit=limit)
     return 1 if limit or any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
 
 
-def _play(client: Any, file: Any, asked: dict[str, Any]) -> tuple[Any, str]:
-    """Collect into the file. Returns the progress, and the budget's limit that ended it early, if one did."""
+def _play(client: Any, file: Any, own: RolloutConfig, chosen: Mapping[str, Any]) -> tuple[Any, str]:
+    """Collect, into the file if there is one. Returns the progress, and the budget's limit that ended it early, if one
+    did."""
+    from rollout_service.output import Output
+
+    asked, earlier = _asked(file, own, client.config, chosen), None
+    if file is not None and (stream := _reopened(client, file, chosen)) is not None:
+        earlier, _ = _read(stream, file, asked, is_reopened=True)  # without the first collection's budget it goes on
+        file = Output(file.path, "resume")
+        if file.is_complete:
+            return earlier, ""
+        asked = _asked(file, own, client.config, chosen)
+    return _read(client.stream(**asked), file, asked, earlier)
+
+
+def _reopened(client: Any, file: Any, chosen: Mapping[str, Any]) -> Any:
+    """A stream of the file's last collection where the service's journal has it open, so that what is finished is not
+    played again; None: it has not, or the rest is to have a budget or a weight of its own."""
+    own = chosen["budget"] or chosen["weight"] is not None
+    if file.collection_id is None or client.config.service.journal is None or own:
+        return None
+    try:
+        return client.reopen(file.collection_id)
+    except ServiceError:
+        return None
+
+
+def _read(
+    stream: Any, file: Any, asked: dict[str, Any], earlier: Any = None, *, is_reopened: bool = False
+) -> tuple[Any, str]:
+    """Read the stream, into the file if there is one. Returns as `_play`.
+
+    Args:
+        earlier: progress of what was read before.
+        is_reopened: whether it may give what the file has already.
+    """
     from rollout_service.collecting.progress import CollectionProgress
 
     with (
-        contextlib.closing(client.stream(**asked)) as stream,
+        contextlib.closing(stream),
         contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
-        CollectionProgress(stream.episodes) as progress,
+        CollectionProgress(file.left if is_reopened else stream.episodes, earlier=earlier) as progress,
     ):
         if file is not None and (file.stored or file.aborted):
-            say(f"{file.path} has {file.stored} episodes of {file.stored + stream.episodes}.{_lost(file.aborted)}")
+            say(f"{file.path} has {file.stored} episodes of {file.stored + file.left}.{_lost(file.aborted)}")
         try:
             for group in stream:
-                if writer is not None:
-                    writer.append(group)
-                progress.add(group)
+                came = file.lacking(group) if is_reopened else group
+                if writer is not None and came:
+                    writer.append(came)
+                progress.add(came)
         except BudgetReached as error:
             return progress, error.problem
         except (KeyboardInterrupt, ServiceError):
