@@ -310,5 +310,9 @@ class WeightError(RolloutError):
     """Weights cannot be loaded: they are another model's, their version is too low, or an update is running."""
 
 
+class TapeError(RolloutError):
+    """The tape cannot be used: other settings, other tasks, or a folder that cannot be read or written."""
+
+
 class UserSimulatorError(RolloutError):
     """The user simulator's endpoint cannot be used: it is down, or its key is missing."""

@@ -44,6 +44,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
         engine_check.check_engine(config.policy)
         engine_check.check_model(config.policy)
     check_http(config, here=here)
+    check_tape(config, here=here)
     check_user(config)
     if here:
         check_keys(config)
@@ -78,6 +79,24 @@ def load_codec(config: RolloutConfig) -> ChatCodec:
     return codec
 
 
+def check_tape(config: RolloutConfig, *, here: bool) -> None:
+    """Check that the tape was recorded with these settings and tasks, or can be.
+
+    Args:
+        here: whether the folder must be on this machine; otherwise it is checked where it is.
+
+    Raises:
+        TapeError: it was not, or cannot be.
+    """
+    if not config.tape.is_on or not (here or os.path.isdir(str(config.tape.path))):
+        return
+    from rollout_service.tau2 import taping
+
+    folder = taping.opened(config)
+    if folder is not None:
+        taping.check_tasks(folder, check_tasks(config))
+
+
 def check_user(config: RolloutConfig) -> None:
     """Check the user simulator.
 
@@ -86,7 +105,7 @@ def check_user(config: RolloutConfig) -> None:
             budget in dollars.
         UserSimulatorError: nothing listens at its address.
     """
-    if config.user_kind != "llm":
+    if config.user_kind != "llm" or config.tape.asks_nobody:
         return
     secrets.secret(config.user.api_key_var, "user.api_key_var")
     from rollout_service.tau2 import llm_user
@@ -101,7 +120,8 @@ def check_price(config: RolloutConfig, budget: Budget) -> None:
     Raises:
         ConfigError: the price of the user simulator's model is not known.
     """
-    if budget.usd is not None and config.user.model is not None:
+    priced = config.user.price.prompt_usd is not None or config.tape.asks_nobody
+    if budget.usd is not None and config.user.model is not None and not priced:
         from rollout_service.tau2 import llm_user
 
         llm_user.check_price(config.user.model)
@@ -114,6 +134,8 @@ def check_keys(config: RolloutConfig) -> None:
         ConfigError: it does not, and no variable is named.
     """
     user = config.user
+    if config.tape.asks_nobody:
+        return
     if config.user_kind != "llm" or user.base_url is not None or user.api_key_var is not None:
         return
     from rollout_service.tau2 import llm_user
@@ -133,6 +155,8 @@ def check_judge(config: RolloutConfig) -> None:
         ServiceError: nothing listens there.
     """
     judge = config.evaluation.judge
+    if config.tape.asks_nobody:
+        return
     secrets.secret(judge.api_key_var, "evaluation.judge.api_key_var")
     if judge.base_url is None:
         return

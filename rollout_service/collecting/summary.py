@@ -33,7 +33,7 @@ class EpisodeSummary:
     user_tokens: int = 0
     """Tokens of the user simulator, those sent and those it wrote."""
     cost_usd: float | None = 0.0
-    """US dollars that the user simulator cost; None: not known."""
+    """US dollars that the user simulator and the judge cost; None: not known."""
     part: Part | None = None
     """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
 
@@ -59,7 +59,7 @@ class EpisodeSummary:
             trajectory.cached_token_count,
             trajectory.policy_token_count,
             usage.prompt_tokens + usage.completion_tokens,
-            usage.cost_usd,
+            trajectory.cost_usd,
         )
 
 

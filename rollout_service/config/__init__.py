@@ -10,6 +10,7 @@ from rollout_service.config.policy import Autoscaling, PolicyConfig
 from rollout_service.config.root import RolloutConfig, field_names
 from rollout_service.config.script import Latency, Script
 from rollout_service.config.service import Service
+from rollout_service.config.tape import Tape
 from rollout_service.config.tasks import Tasks
 from rollout_service.config.user import User
 from rollout_service.config.variables import TAU2_VARIABLES
@@ -27,6 +28,7 @@ __all__ = [
     "RolloutConfig",
     "Script",
     "Service",
+    "Tape",
     "Tasks",
     "User",
     "field_names",

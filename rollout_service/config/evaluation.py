@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rollout_service.config.price import Price
 from rollout_service.config.secret_free import ModelArguments, Url, VariableName
 from rollout_service.config.section import Section
 
@@ -22,6 +23,12 @@ class Judge(Section):
     arguments: ModelArguments = Field(
         default_factory=lambda: {"temperature": 0.0}, description="Further arguments of litellm.completion."
     )
+    retries: int = Field(
+        10,
+        ge=0,
+        description="Retries of a failed request before the episode fails; the conversation is kept meanwhile.",
+    )
+    price: Price = Price()
 
 
 class Evaluation(Section):

@@ -25,6 +25,7 @@ from rollout_service.config.policy import PolicyConfig
 from rollout_service.config.refusal import Refused, in_words
 from rollout_service.config.section import Section
 from rollout_service.config.service import Service
+from rollout_service.config.tape import Tape
 from rollout_service.config.tasks import Tasks
 from rollout_service.config.user import User
 
@@ -41,6 +42,7 @@ class RolloutConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     user: User = User()
     evaluation: Evaluation = Evaluation()
+    tape: Tape = Tape()
     limits: Limits = Limits()
     budget: Budget = Budget()
     service: Service = Service()

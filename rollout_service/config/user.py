@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rollout_service.config.price import Price
 from rollout_service.config.refusal import Refused
 from rollout_service.config.script import Script
 from rollout_service.config.secret_free import ModelArguments, Url, VariableName
@@ -31,6 +32,7 @@ class User(Section):
     max_retry_wait_seconds: Seconds = Field(
         60.0, description="Most seconds between two retries, also where the provider's Retry-After asks for more."
     )
+    price: Price = Price()
     script: Script = Script()
 
     @model_validator(mode="after")

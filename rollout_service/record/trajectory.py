@@ -158,6 +158,11 @@ class UserUsage:
 
 
 @dataclass(slots=True)
+class JudgeUsage(UserUsage):
+    """What the judge of NL assertions consumed, counted as for the user simulator."""
+
+
+@dataclass(slots=True)
 class Provenance:
     """What made the trajectory: enough to make it again and to detect a mismatch."""
 
@@ -226,6 +231,8 @@ class Trajectory:
     """τ²'s own hashes of the final databases, `assistant` and `user`; None: the domain has no such database."""
     timing: Timing = field(default_factory=Timing)
     user_usage: UserUsage = field(default_factory=UserUsage)
+    judge_usage: JudgeUsage | None = field(default=None, metadata=schema.ADDED)
+    """None: no judge was asked, or the record is of a version that did not count it."""
     provenance: Provenance = field(default_factory=Provenance)
 
     @property
@@ -238,6 +245,14 @@ class Trajectory:
         """Whether there is a reward that says something about the policy. False also if the policy never took a turn:
         files of older versions have a reward then, too."""
         return self.reward is not None and any(segment.turns for segment in self.segments)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars of the user simulator and the judge; None: not known. Answers that a tape replayed count with what
+        they cost when they were recorded."""
+        costs = [usage.cost_usd for usage in (self.user_usage, self.judge_usage) if usage is not None]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if len(known) == len(costs) else None
 
     @property
     def policy_token_count(self) -> int:

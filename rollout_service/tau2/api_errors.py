@@ -8,6 +8,7 @@ repeated.
 from __future__ import annotations
 
 import email.utils
+import random
 import sys
 import time
 
@@ -59,3 +60,17 @@ def retry_after(error: BaseException) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def wait(error: BaseException, attempt: int, first: float, most: float) -> float:
+    """Seconds before the request is repeated, with some jitter, so that not all who failed return at the same moment.
+
+    Args:
+        attempt: how often it was repeated already.
+        first: seconds before the first repetition; doubles each time, unless the API names a time.
+        most: it is never more.
+    """
+    asked = retry_after(error)
+    if asked is not None:
+        return min(asked + first * random.random(), most)
+    return min(first * 2 ** min(attempt, 16) * random.uniform(0.5, 1.5), most)

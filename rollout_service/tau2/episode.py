@@ -25,10 +25,23 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
-from rollout_service.record.trajectory import Provenance, Timing, Trajectory, UserUsage, outcome_of
+from rollout_service.record.trajectory import Provenance, Timing, Trajectory, outcome_of
 from rollout_service.redaction import redact
-from rollout_service.tau2 import agent, api_errors, compat, domain, evaluation, lazy_llm_utils, messages, tasks, users
+from rollout_service.tau2 import (
+    agent,
+    api_errors,
+    compat,
+    domain,
+    evaluation,
+    judge,
+    lazy_llm_utils,
+    messages,
+    taping,
+    tasks,
+    users,
+)
 from rollout_service.tau2.deadline import Deadline
+from rollout_service.tau2.models import EpisodeModels
 from rollout_service.tau2.orchestrator import Orchestrator
 from rollout_service.termination import UNSCORED, TerminationReason
 from rollout_service.version import __version__
@@ -46,6 +59,7 @@ class EpisodeRunner:
 
         Raises:
             ConfigError: a key's environment variable is not set.
+            TapeError: the tape cannot be used with this configuration.
             CodecError: the codec's chat template lacks something that the episodes need.
         """
         self._config = config
@@ -56,7 +70,8 @@ class EpisodeRunner:
         self._user_kind = config.user_kind
         check_suits(codec, config)
         secrets.know(config)
-        evaluation.configure_judge(config.evaluation)
+        judge.configure(config.evaluation, needs_key=not config.tape.asks_nobody)
+        self._tape = taping.opened(config)
         if self._user_kind == "llm" or "nl_assertions" in config.evaluation.type:
             lazy_llm_utils.load()  # now, because it would later block all running episodes for seconds
         self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
@@ -72,7 +87,9 @@ class EpisodeRunner:
         chosen = self._config.tasks
         for name in chosen.domains:
             shared = domain.get(name)
-            tasks.references(name, chosen.split)
+            whole = tasks.references(name, chosen.split)
+            if self._tape is not None:
+                taping.check_tasks(self._tape, whole)
             schemas = shared.tool_schemas(self._solo)
             if self._config.agent == "llm":  # the other agents' prompts differ by task
                 policy = shared.environment().get_policy()
@@ -136,7 +153,8 @@ class _Episode:
         self._chosen = request.sampling or runner._config.policy.sampling
         self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=request.waited_seconds)
-        self._usage = UserUsage()
+        self._task = tasks.get(request.task)
+        self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline)
         self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
@@ -144,7 +162,7 @@ class _Episode:
 
     def run(self) -> Trajectory:
         start = time.perf_counter()
-        task = tasks.get(self._request.task)
+        task = self._task
         fault: Fault | None = None
         orchestrator: Any = None
         conversation: list[compat.Message] = []
@@ -160,6 +178,7 @@ class _Episode:
                 _check_not_ended_by_user(reason, conversation)
             elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
+            self._models.finish(outcome_of(reason))
         except EpisodeFault as error:
             reason, fault = TerminationReason.FAULT, error.fault
             if orchestrator is not None:
@@ -175,7 +194,14 @@ class _Episode:
         world = self._domain.environment(solo=solo)
         tools, user_tools = self._domain.agent_tools(solo), self._domain.user_tools(task)
         user = users.make(
-            runner._user_kind, task, user_tools, self._config.user, request.seed, self._usage, self._deadline
+            runner._user_kind,
+            task,
+            user_tools,
+            self._config.user,
+            request.seed,
+            self._models.user_usage,
+            self._deadline,
+            self._models.user,
         )
         users.watched(user, self._users_turn)
         return Orchestrator(
@@ -273,7 +299,11 @@ class _Episode:
         start = time.perf_counter()
         runner = self._runner
         try:
-            with self._deadline.within("the evaluation"), boundary(FaultKind.EVALUATOR, api_errors.ends_episodes):
+            with (
+                self._deadline.within("the evaluation"),
+                boundary(FaultKind.EVALUATOR, api_errors.ends_episodes),
+                self._models.judging(),
+            ):
                 return evaluation.score(
                     orchestrator,
                     end,
@@ -309,7 +339,8 @@ class _Episode:
             fault=fault,
             database_hashes=hashes,
             timing=self._timing,
-            user_usage=self._usage,
+            user_usage=self._models.user_usage,
+            judge_usage=self._models.judge_usage,
             provenance=self._runner.provenance("" if score is None else score.evaluator, self._chosen),
         )
 

@@ -14,36 +14,12 @@ from typing import Any
 
 import rollout_service.logs as logs
 from rollout_service.config import Evaluation
-from rollout_service.config.secrets import secret
 from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
 from rollout_service.redaction import redact, safe_cause
 from rollout_service.tau2 import compat, environment, fast_evaluation
 from rollout_service.tau2.domain import Domain, EndState
 
 _log = logs.logger(__name__)
-
-_JUDGE_DEFAULTS = {"timeout": 120.0, "max_retries": 5}
-"""Arguments of each request to the judge, unless `judge.arguments` has others. litellm's own timeout is ten minutes,
-three times."""
-
-
-def configure_judge(evaluation: Evaluation) -> None:
-    """Make τ²'s NL-assertion judge, which reads module constants, use the configured model. Call it once per process.
-
-    Raises:
-        ConfigError: the key's environment variable is not set.
-    """
-    judge = evaluation.judge
-    arguments = {**_JUDGE_DEFAULTS, **judge.arguments}
-    key = secret(judge.api_key_var, "evaluation.judge.api_key_var")
-    if judge.base_url:
-        arguments["api_base"] = judge.base_url
-    if key or judge.base_url:
-        arguments["api_key"] = key or "none"
-    module = compat.evaluator_nl_assertions
-    if judge.model:
-        module.DEFAULT_LLM_NL_ASSERTIONS = judge.model
-    module.DEFAULT_LLM_NL_ASSERTIONS_ARGS = arguments
 
 
 @dataclass(frozen=True, slots=True)

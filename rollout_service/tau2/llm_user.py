@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import random
 from typing import Any
 
 import litellm
@@ -32,6 +31,7 @@ from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import safe_cause
 from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.deadline import Deadline
+from rollout_service.tau2.model_calls import ModelCalls, listed_price
 from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
@@ -66,13 +66,23 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
     """τ²'s own user simulator. Each of its requests is repeated until the answer is a valid message."""
 
     def __init__(
-        self, task: compat.Task, tools: list[Any] | None, config: User, usage: UserUsage, deadline: Deadline
+        self,
+        task: compat.Task,
+        tools: list[Any] | None,
+        config: User,
+        usage: UserUsage,
+        deadline: Deadline,
+        calls: ModelCalls | None = None,
     ) -> None:
         """
+        Args:
+            calls: through which the model is asked; None: without a tape.
+
         Raises:
             ConfigError: the key's environment variable is not set.
         """
-        key = secret(config.api_key_var, "user.api_key_var")
+        self._calls = calls or ModelCalls("user", deadline, usage, price=config.price)
+        key = None if self._calls.asks_nobody else secret(config.api_key_var, "user.api_key_var")
         arguments = {**config.arguments, **_LITELLM_ARGUMENTS, "timeout": config.timeout_seconds}
         if config.temperature is not None:
             arguments["temperature"] = config.temperature
@@ -84,7 +94,6 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         self._config = config
         self._usage = usage
         self._deadline = deadline
-        self._random = random.Random()
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[compat.UserMessage, Any]:
         """The next message of τ²'s own simulator. The request is repeated until the message is valid.
@@ -96,11 +105,10 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         silences = 0
         for attempt in range(self._config.retries + 1):
             self._deadline.remaining()
-            self._usage.requests += 1
             remind = silences == _SILENCES
             try:
                 return self._ask(message, state, remind=remind)
-            except EpisodeEnd:
+            except (EpisodeEnd, EpisodeFault):
                 raise
             except Exception as error:
                 self._usage.failed_requests += 1
@@ -113,7 +121,7 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                     problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
                 if attempt == self._config.retries or api_errors.is_refused(error) or silences > _SILENCES:
                     raise self._fault(problem, attempt + 1) from None  # the original's text may contain the key
-                if isinstance(error, ValueError) and "seed" in self.llm_args:
+                if isinstance(error, ValueError) and self._calls.was_answered and "seed" in self.llm_args:
                     self.llm_args["seed"] += 1  # with the same seed the answer may be the same
                 wait = self._wait(error, attempt)
                 _log.info(
@@ -132,8 +140,8 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         kind = _Reminded if remind else type(state)
         draft = kind.model_construct(**{**dict(state), "messages": list(state.messages)})
         request = functools.partial(super().generate_next_message, message, draft)
-        reply, draft = self._deadline.bound(request, self._config.timeout_seconds)
-        self._account(reply)
+        reply, draft = self._calls.ask(request, self._config.timeout_seconds)
+        reply.cost = self._calls.cost_usd or 0.0  # τ² has 0 for a cost that is not known
         heard = [said.content for said in draft.messages if said.role != "user" and said.content]
         text = _spoken(reply, [tool.name for tool in self.tools or ()], heard)
         if text is not None and text.strip() != reply.content.strip():
@@ -142,23 +150,9 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         return reply, type(state).model_construct(**dict(draft))
 
     def _wait(self, error: Exception, attempt: int) -> float:
-        asked = api_errors.retry_after(error)
-        if asked is not None:
-            wait = asked + _FIRST_WAIT * self._random.random()  # spread, so that not all return at the same moment
-        else:
-            wait = _FIRST_WAIT * 2 ** min(attempt, 16) * self._random.uniform(0.5, 1.5)
-        return min(wait, self._config.max_retry_wait_seconds)
-
-    def _account(self, reply: compat.UserMessage) -> None:
-        usage = reply.usage or {}
-        self._usage.prompt_tokens += usage.get("prompt_tokens") or 0
-        self._usage.completion_tokens += usage.get("completion_tokens") or 0
-        if self._usage.cost_usd is None:
-            return
-        if not reply.cost and _price(str(self.llm)) != 0:  # τ² also reports 0 if litellm has no price
-            self._usage.cost_usd = None
-        else:
-            self._usage.cost_usd += reply.cost or 0.0
+        if self._calls.was_replayed:
+            return 0.0
+        return api_errors.wait(error, attempt, _FIRST_WAIT, self._config.max_retry_wait_seconds)
 
     def _fault(self, error: Exception, requests: int) -> EpisodeFault:
         text = first_line(error)[:500].rstrip(". ")
@@ -200,10 +194,10 @@ def check_price(model: str) -> None:
     Raises:
         ConfigError: it does not, so that dollars cannot be counted.
     """
-    if _price(model) is None:
+    if listed_price(model) is None:
         raise ConfigError(
             f"budget.usd is set, but litellm knows no price for user.model {model!r}.",
-            "Set budget.user_tokens instead.",
+            "Set user.price, or budget.user_tokens instead.",
         )
 
 
@@ -289,12 +283,3 @@ def _warn_of_thoughts(model: str) -> None:
         "%s writes its thoughts into its answers; they are removed. A reasoning parser in its server does the same.",
         model,
     )
-
-
-def _price(model: str) -> float | None:
-    """US dollars per prompt token. None: not known."""
-    try:
-        price = litellm.get_model_info(model).get("input_cost_per_token")
-    except Exception:  # litellm raises a plain Exception for an unknown model
-        return None
-    return None if price is None else float(price)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollout_service.config import User
 from rollout_service.errors import Tau2Error
@@ -15,6 +15,9 @@ from rollout_service.record.trajectory import UserUsage
 from rollout_service.tau2 import compat
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.scripted_user import ScriptedUser
+
+if TYPE_CHECKING:
+    from rollout_service.tau2.model_calls import ModelCalls
 
 
 def make(
@@ -25,8 +28,12 @@ def make(
     seed: int,
     usage: UserUsage,
     deadline: Deadline,
+    calls: Callable[[], ModelCalls] | None = None,
 ) -> Any:
     """The user of one episode: `dummy` (solo agent), `scripted` or `llm`.
+
+    Args:
+        calls: makes what an `llm` user asks its model through; None: without a tape.
 
     Raises:
         ConfigError: the key's environment variable is not set.
@@ -39,7 +46,7 @@ def make(
     if kind == "llm":
         from rollout_service.tau2.llm_user import ReliableUserSimulator
 
-        return ReliableUserSimulator(task, tools, config, usage, deadline)
+        return ReliableUserSimulator(task, tools, config, usage, deadline, calls() if calls else None)
     raise Tau2Error(f"user.kind: {kind!r} is unknown.", "Choose scripted or llm.")
 
 

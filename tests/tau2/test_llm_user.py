@@ -21,7 +21,7 @@ from loguru import logger
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
-from rollout_service.tau2 import compat, llm_user, tasks, users
+from rollout_service.tau2 import compat, judge, llm_user, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -44,7 +44,8 @@ JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_user, "_FIRST_WAIT", 0.02)
+    for module in (llm_user, judge):
+        monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
 
 
 @functools.cache
@@ -645,14 +646,15 @@ def test_endpoint_that_listens_passes_without_a_request() -> None:
 def judge_settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings for a judged episode. τ² keeps its judge in module constants: they are put back afterwards."""
     module = compat.evaluator_nl_assertions
-    for name in ("DEFAULT_LLM_NL_ASSERTIONS", "DEFAULT_LLM_NL_ASSERTIONS_ARGS"):
+    for name in ("DEFAULT_LLM_NL_ASSERTIONS", "DEFAULT_LLM_NL_ASSERTIONS_ARGS", "generate"):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setenv("JUDGE_KEY", KEY)
     return {
         "evaluation__type": "all_with_nl_assertions",
         "evaluation__judge__model": "openai/some-judge",
         "evaluation__judge__api_key_var": "JUDGE_KEY",
-        "evaluation__judge__arguments": {"temperature": 0.0, "max_retries": 0},
+        "evaluation__judge__arguments": {"temperature": 0.0},
+        "evaluation__judge__retries": 1,
     }
 
 
@@ -719,7 +721,6 @@ def test_judge_that_forgets_an_assertion_leaves_the_episode_unscored(judge_setti
 
 
 def test_judge_that_fails_once_is_asked_again(judge_settings: dict[str, Any]) -> None:
-    del judge_settings["evaluation__judge__arguments"]
     with OpenAIServer(server.judge(), at({0}, server.failing(500))) as api:
         trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings)
     assert (trajectory.reward, len(api.requests)) == (1.0, 2)

@@ -1,0 +1,70 @@
+"""EpisodeModels: the language models that one episode asks: the user simulator's and the judge's.
+
+Invariant: both share the episode's deadline and its part of the tape, and each has an account of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from rollout_service.collecting.request import EpisodeRequest
+from rollout_service.config import RolloutConfig
+from rollout_service.config.price import Price
+from rollout_service.record.trajectory import JudgeUsage, Outcome, UserUsage
+from rollout_service.tape.folder import TapeFolder
+from rollout_service.tau2 import compat, evaluation, judge, taping
+from rollout_service.tau2.deadline import Deadline
+from rollout_service.tau2.model_calls import ModelCalls
+
+if TYPE_CHECKING:
+    from rollout_service.tape.episode import EpisodeTape
+
+
+class EpisodeModels:
+    """What an episode asks its models through, and what they consume."""
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        folder: TapeFolder | None,
+        request: EpisodeRequest,
+        task: compat.Task,
+        deadline: Deadline,
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._deadline = deadline
+        self._tape: EpisodeTape | None = taping.of_episode(folder, config, request, task)
+        self.user_usage = UserUsage()
+        self._judge_usage = JudgeUsage()
+
+    @property
+    def judge_usage(self) -> JudgeUsage | None:
+        """What the judge consumed; None: it was not asked."""
+        return self._judge_usage if self._judge_usage.requests else None
+
+    def user(self) -> ModelCalls:
+        """The requests to the user simulator's model."""
+        return self._calls("user", self.user_usage, self._config.user.price)
+
+    def judging(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the evaluator asks this episode's judge, if the task has one."""
+        settings = self._config.evaluation
+        if not evaluation.is_judged(self._task, settings.type):
+            return contextlib.nullcontext()
+        calls = self._calls("judge", self._judge_usage, settings.judge.price)
+        return judge.Judge(settings.judge.retries, calls, self._judge_usage, self._deadline).of(self._task)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Note on the tape how the episode ended.
+
+        Raises:
+            EpisodeFault: the tape cannot be written.
+        """
+        if self._tape is not None and outcome is not Outcome.ABORTED:
+            self._tape.finish(str(outcome))
+
+    def _calls(self, asked: str, usage: UserUsage, price: Price) -> ModelCalls:
+        latency = self._config.tape.latency == "recorded"
+        return ModelCalls(asked, self._deadline, usage, price=price, tape=self._tape, replayed_latency=latency)

@@ -1,0 +1,186 @@
+"""Episodes recorded with real τ², real litellm and a real server, and replayed after the server is gone."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import rollout_service.preflight as preflight
+from rollout_service.errors import TapeError
+from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
+from rollout_service.tau2 import compat, judge, llm_user, tasks
+from tests.support import episodes
+from tests.support import openai_server as server
+from tests.support.openai_server import Exchange, OpenAIServer, always
+
+KEY = "correct-horse-battery-staple"
+PRICED_MODEL = "openai/gpt-4.1-mini"
+RETAIL = tasks.references("retail", "base", ["0"])[0]
+TELECOM = tasks.references(
+    "telecom",
+    "base",
+    ["[mobile_data_issue]bad_network_preference|bad_vpn|user_abroad_roaming_disabled_off[PERSONA:Hard]"],
+)[0]
+JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (llm_user, judge):
+        monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
+    monkeypatch.setenv("SOME_KEY", KEY)
+
+
+@functools.cache
+def policy() -> episodes.LocalPolicy:
+    return episodes.LocalPolicy(episodes.settings())
+
+
+def play(tape: Path, mode: str, url: str, task: TaskRef, policy: Any, samples: int, **others: Any) -> list[Trajectory]:
+    overrides = {
+        "user__model": PRICED_MODEL,
+        "user__base_url": url,
+        "user__api_key_var": "SOME_KEY",
+        "tasks__domain": task.domain,
+        "tasks__ids": [task.task_id],
+        "tape__path": str(tape),
+        "tape__mode": mode,
+        **others,
+    }
+    runner = episodes.runner(episodes.settings(**overrides), policy)
+    return [runner.run(episodes.request(task, seed=5 + sample, sample=sample)) for sample in range(samples)]
+
+
+def without_times(trajectory: Trajectory) -> str:
+    record = trajectory.to_dict()
+    del record["timing"]
+    for segment in record["segments"]:
+        for turn in segment["turns"]:
+            del turn["policy_seconds"]
+    for message in record["messages"]:
+        del message["timestamp"]
+    return json.dumps(record)
+
+
+def variations(exchange: Exchange) -> Any:
+    """Answers that no two requests get alike, with ids of calls that are drawn anew each time."""
+    reply = exchange.reply()
+    for call in reply.get("tool_calls") or []:
+        call["id"] = f"call_{exchange.request.number}"
+    if reply.get("content") and reply["content"] not in compat.STOP_SIGNALS:
+        reply["content"] += f" (as I said in request {exchange.request.number})"
+    return reply
+
+
+async def varied(exchange: Exchange) -> web.StreamResponse:
+    return web.json_response(exchange.completion(variations(exchange)))
+
+
+BAD = {1: server.failing(500), 3: server.empty, 4: server.malformed_tool_call, 6: server.failing(429)}
+
+
+@pytest.mark.parametrize("task", [RETAIL, TELECOM], ids=lambda task: task.domain)
+def test_a_replay_without_a_server_or_key_is_equal_but_for_times(
+    task: TaskRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenAIServer(server.gold_user([tasks.get(task)]), lambda request: BAD.get(request.number, varied)) as api:
+        recorded = play(tmp_path / "tape", "record", api.base_url, task, policy(), 2)
+    assert [(each.outcome, each.reward) for each in recorded] == [(Outcome.COMPLETED, 1.0)] * 2
+    failed = sum(each.user_usage.failed_requests for each in recorded)
+    assert failed == sum(number < len(api.requests) for number in BAD) >= 2
+    monkeypatch.delenv("SOME_KEY")
+    replayed = play(tmp_path / "tape", "replay", api.base_url, task, policy(), 2)
+    assert [without_times(each) for each in replayed] == [without_times(each) for each in recorded]
+    assert recorded[0].user_usage.cost_usd
+    assert recorded[0].messages != recorded[1].messages
+    stored = "".join(path.read_text() for path in (tmp_path / "tape").rglob("*.json*"))
+    assert KEY not in stored
+    assert api.base_url not in stored
+    assert "Authorization" not in stored
+
+
+def test_a_policy_that_differs_in_one_word_gets_a_named_miss_that_is_final(tmp_path: Path) -> None:
+    talk = functools.partial(play, tmp_path / "tape", task=RETAIL, samples=1)
+    with OpenAIServer(server.talker(3)) as api:
+        talk("record", api.base_url, policy=episodes.WrittenTurns("Good morning.", "I found your order."))
+        asked = len(api.requests)
+        (missed,) = talk("replay", api.base_url, policy=episodes.WrittenTurns("Good morning.", "I found an order."))
+        assert len(api.requests) == asked, "a replay asks nobody"
+    assert (missed.outcome, missed.reward) == (Outcome.ABORTED, None)
+    assert missed.fault is not None
+    assert (missed.fault.kind, missed.fault.error, missed.fault.retryable) == ("user_simulator", "NotOnTape", False)
+    assert missed.fault.message.endswith(
+        'message 5 (user), content: recorded "I found your order.", asked "I found an order."'
+    )
+
+
+def test_what_the_tape_lacks_is_asked_and_recorded(tmp_path: Path) -> None:
+    talk = functools.partial(play, tmp_path / "tape", task=RETAIL, samples=1)
+    with OpenAIServer(server.talker(3)) as api:
+        talk("record", api.base_url, policy=episodes.WrittenTurns("Good morning.", "I found your order."))
+        asked = len(api.requests)
+        other = episodes.WrittenTurns("Good morning.", "I found an order.")
+        (first,) = talk("replay_or_record", api.base_url, policy=other)
+        assert 0 < len(api.requests) - asked < asked, "only what came after the word that differs"
+    (again,) = talk("replay", api.base_url, policy=other)
+    assert without_times(again) == without_times(first)
+
+
+def test_a_judge_is_recorded_asked_again_alone_and_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = compat.evaluator_nl_assertions
+    for name in ("DEFAULT_LLM_NL_ASSERTIONS", "DEFAULT_LLM_NL_ASSERTIONS_ARGS", "generate"):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    failing = {0: server.failing(503), 1: server.cut_json, 2: server.empty}
+
+    def judged(mode: str) -> Trajectory:
+        settings = episodes.settings(
+            evaluation__type="all_with_nl_assertions",
+            evaluation__judge__model=PRICED_MODEL,
+            evaluation__judge__base_url=api.base_url,
+            evaluation__judge__api_key_var="SOME_KEY",
+            tape__path=str(tmp_path / "tape"),
+            tape__mode=mode,
+        )
+        return episodes.runner(settings, policy()).run(episodes.request(JUDGED, seed=1))
+
+    with OpenAIServer(server.judge(), lambda request: failing.get(request.number, server.ok)) as api:
+        recorded = judged("record")
+    assert (recorded.reward, recorded.fault) == (1.0, None)
+    usage = recorded.judge_usage
+    assert usage is not None
+    assert (usage.requests, usage.failed_requests, len(api.requests)) == (4, 3, 4)
+    reported = [request.usage for request in api.requests if request.usage][1:]  # the first never arrived whole
+    assert usage.prompt_tokens == sum(each["prompt_tokens"] for each in reported) > 0
+    assert usage.cost_usd
+    assert recorded.cost_usd == pytest.approx(usage.cost_usd)
+    assert without_times(judged("replay")) == without_times(recorded)
+
+
+def test_a_tape_of_other_settings_is_refused_before_any_episode(tmp_path: Path) -> None:
+    with OpenAIServer(server.talker(1), always(server.ok)) as api:
+        play(tmp_path / "tape", "record", api.base_url, RETAIL, policy(), 1)
+        settings = {
+            "user__model": PRICED_MODEL,
+            "user__base_url": api.base_url,
+            "tape__path": str(tmp_path / "tape"),
+        }
+        for mode in ("record", "replay"):
+            with pytest.raises(TapeError, match=r"recorded with user .*0\.0.* and this service has .*0\.7"):
+                preflight.check(episodes.settings(**settings, tape__mode=mode, user__temperature=0.7), here=True)
+        preflight.check(episodes.settings(**settings, tape__mode="record"), here=True)
+        none = settings | {"tape__path": str(tmp_path / "none")}
+        with pytest.raises(TapeError, match="there is no tape at"):
+            preflight.check(episodes.settings(**none, tape__mode="replay"), here=True)
+    preflight.check(episodes.settings(**settings, tape__mode="replay"), here=True)  # the server is gone
+    [task_file] = (tmp_path / "tape").rglob("task.json")
+    older = task_file.parent.with_name(task_file.parent.name[:-12] + "0" * 12)
+    task_file.parent.rename(older)
+    stored = (older / "task.json").read_text()
+    (older / "task.json").write_text(stored.replace('"reason_for_call": "', '"reason_for_call": "!'))
+    with pytest.raises(TapeError, match=r"task '0' of retail in another version: user_scenario\.instructions\.reason"):
+        preflight.check(episodes.settings(**settings, tape__mode="replay"), here=True)
