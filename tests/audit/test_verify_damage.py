@@ -131,10 +131,10 @@ def added(cls: Any, path: str = "") -> Iterator[str]:
     for item in dataclasses.fields(cls):
         hint, _ = schema.or_none(schema.hints(cls)[item.name])
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
-        if dataclasses.is_dataclass(inner):
-            yield from added(inner, f"{path}{item.name}.")
-        elif item.metadata == schema.ADDED:
+        if item.metadata == schema.ADDED:
             yield f"{path}{item.name}"
+        elif dataclasses.is_dataclass(inner):
+            yield from added(inner, f"{path}{item.name}.")
 
 
 def _at(record: Any, path: Path_) -> Any:
