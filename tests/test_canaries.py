@@ -76,7 +76,7 @@ class Service:
             "evaluation__judge__model": "openai/some-judge",
             "evaluation__judge__base_url": judge.base_url,
             "evaluation__judge__api_key_var": "CANARY_OF_THE_JUDGE",
-            "evaluation__judge__arguments": {"max_retries": 0},
+            "evaluation__judge__retries": 0,
             "policy__env_vars_from": ["CANARY_OF_THE_REPLICA"],
             "service__max_attempts": 1,
         }
