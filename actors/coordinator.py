@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray.exceptions import RayError
-
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
@@ -23,6 +21,8 @@ from actors.attempt import Ending, play
 from actors.bookkeeping import Bookkeeping, begun_by, go_on
 from actors.budgets import Budgets
 from actors.clients import Clients
+from actors.keeping import Keeping
+from actors.policy_view import PolicyView
 from actors.pool import ActorPool
 from actors.running import RunningCollection
 from actors.status import living_replicas, report
@@ -33,13 +33,11 @@ from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment, Scheduler
-from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.tally import Tally
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import FleetState
-from rollout_service.redaction import remember
 from rollout_service.tau2.task_source import Tau2TaskSource
 
 _log = logs.logger(__name__)
@@ -63,9 +61,7 @@ class Coordinator:
         self._config = config
         self._application = application
         self._fleet: FleetHandle | None = None
-        self._version = config.policy.weight_version
-        """Version of the weights that the trainer gave last, as the fleet told it."""
-        self._fleet_state: FleetState | None = None
+        self._policy = PolicyView(config.policy.weight_version, self._reached)
         self._scheduler = Scheduler()
         self._alarm: asyncio.TimerHandle | None = None
         self._collections: dict[str, RunningCollection] = {}
@@ -75,6 +71,7 @@ class Coordinator:
         self._planner = Planner(config, Tau2TaskSource())
         self._planning = asyncio.Lock()
         self._clients = Clients(config.service.lease_seconds, self._client_is_gone, owner)
+        self._keeping = Keeping(config.service.keep_collections_seconds, self._drop)
         self._owner, self._state = owner, "starting"
         self._tasks = BackgroundTasks()
         self._books = Bookkeeping(config, self._planner)
@@ -97,7 +94,7 @@ class Coordinator:
         secrets.receive(variables)
         if self._books.is_restarted:  # before the journal is opened, which removes what they stored for nobody
             await self._pool.adopt(self._config)
-        collections = await self._books.open(self._version)
+        collections = await self._books.open(self._policy.version)
         self._budgets.restore(self._books.spent)
         for running in collections:
             self._take_on(running)
@@ -135,11 +132,11 @@ class Coordinator:
                 self._clients.heard(client)
                 return known.accepted
             self._budgets.check_open()
-            planned = await asyncio.to_thread(self._planner.plan, request, self._version)
+            planned = await asyncio.to_thread(self._planner.plan, request, self._policy.version)
             running = RunningCollection(*planned, client, submission=submission)
             await self.cancel(running.name)
             await self._books.begin(running, request)
-            running.collection.updated(self._version)  # an update may have come while it was planned
+            running.collection.updated(self._policy.version)  # an update may have come while it was planned
             self._take_on(running)
         running.log_beginning()
         self._pool.fill_up()
@@ -148,7 +145,10 @@ class Coordinator:
 
     def _take_on(self, running: RunningCollection) -> None:
         self._collections[running.name] = running
-        if not running.is_parked:
+        if running.is_parked:
+            self._keeping.begin(running)
+        else:
+            self._keeping.end(running)
             self._clients.heard(running.client)
             self._scheduler.add(running.collection, time.monotonic())
             self._budgets.opened(running)
@@ -191,7 +191,7 @@ class Coordinator:
         reader = running.new_reader()
         while True:
             running.check_reader(reader)
-            group = running.next_group(self._version)
+            group = running.next_group(self._policy.version)
             self._pump()  # there is room for another group, or an episode of this one is made again
             if group is not None:
                 await running.journal.durable()
@@ -252,9 +252,11 @@ class Coordinator:
                 self._drop(running.name, f": {why}")
             elif not running.is_parked:
                 running.park()
+                self._keeping.begin(running)
                 self._scheduler.park(running.name)
                 self._budgets.closed(running)
-                _log.warning("Collection %s waits for its reader %s: %s.", running.name, running.account, why)
+                text = "Collection %s waits for its reader %s: %s. It is thrown away after %g s without one."
+                _log.warning(text, running.name, running.account, why, self._config.service.keep_collections_seconds)
         if client == self._owner and self._state != "ending":
             self._tasks.start(self._end_service(why), "ending the service")
 
@@ -282,8 +284,8 @@ class Coordinator:
             "state": self._state,
             "owner": self._owner,
             "late": self._late + sum(running.collection.late for running in self._collections.values()),
-            "weight_version": self._version,
-            "paused": self._fleet_state is not None and self._fleet_state.desired.pause is not None,
+            "weight_version": self._policy.version,
+            "paused": self._policy.is_paused,
             "journal": self._books.status(),
             "clients": self._clients.silences(),
         }
@@ -303,21 +305,15 @@ class Coordinator:
 
     async def policy_changed(self, state: FleetState) -> None:
         """Take what the fleet says. It is also kept for a fleet that is started again."""
-        for value in (*state.replica_variables.values(), *state.episode_variables.values()):
-            remember(value)
-        self._fleet_state = state
-        self._reach(state.version)
+        self._policy.changed(state)
 
     async def fleet_state(self) -> FleetState | None:
         """What the fleet said last; None: it said nothing to this process."""
-        return self._fleet_state
+        return self._policy.state
 
-    def _reach(self, version: int) -> None:
-        """The trainer's version is this one from now on, unless it is newer."""
-        if version > self._version:
-            self._version = version
-            self._scheduler.updated(version)
-            self._pump()
+    def _reached(self, version: int) -> None:
+        self._scheduler.updated(version)
+        self._pump()
 
     # Carrying out ----------------------------------------------------------------------------------------------------
 
@@ -341,7 +337,7 @@ class Coordinator:
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
         """Run one attempt of an episode and record its result."""
-        request = running.request_of(assignment, self._version)
+        request = running.request_of(assignment, self._policy.version)
         running.active += 1
         try:
             ending = await self._attempt(running, request, assignment.actor)
@@ -355,14 +351,15 @@ class Coordinator:
         if ending.result is not None:
             self._budgets.spent(running, ending.result[0])
             self._tally.add_attempt(ending.result[0])
-            await self._observe(ending.result[0])
+            if self._application is None and self._fleet is not None:
+                await self._policy.observe(self._fleet, ending.result[0])
         if ending.record(self._scheduler, assignment, time.monotonic()):
             result = running.result_of(assignment.episode, ending)
             self._tally.add_result(result[0])
             running.keep(assignment.episode, assignment.attempt, result)
         else:
             running.drop(ending)
-        running.log_ending(request, assignment.episode, ending)
+        running.log.ending(running, request, assignment.episode, ending)
         if (error := running.collection.breaker.error) is not None and running.error is None:
             self._end(running, error)
         self._pump()
@@ -371,16 +368,6 @@ class Coordinator:
         if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
             return Ending(Fault.of(FaultKind.SERVICE, running.error, retryable=False))
         return await play(self._pool, actor, request)
-
-    async def _observe(self, summary: EpisodeSummary) -> None:
-        """Where an endpoint outside the service serves the policy, only sampled tokens tell of new weights."""
-        newest = summary.versions[1] if summary.versions is not None else 0
-        if self._application is not None or self._fleet is None or newest <= self._version:
-            return
-        try:
-            await self._fleet.observe.remote(newest)
-        except RayError:  # without the fleet, this actor is the only one that knows
-            self._reach(newest)
 
     def _end(self, running: RunningCollection, error: RolloutError) -> None:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""
@@ -396,5 +383,7 @@ class Coordinator:
         del self._collections[running.name]
         self._scheduler.drop(running.name)
         self._budgets.closed(running)
+        self._keeping.end(running)
+        running.let_go()
         self._late += running.collection.late
         return True

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import actors.lending as lending
 import actors.parts as stored_parts
 import rollout_service.logs as logs
 from actors.attempt import Ending, Result, lost, nothing
+from actors.collection_log import CollectionLog
 from rollout_service.cluster import Reference
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.episode_state import Handout
@@ -83,6 +85,8 @@ class RunningCollection:
         """Why the collection cannot go on."""
         self.is_parked = False
         """Whether nothing of it begins until its reader comes back, or another one opens it again."""
+        self.kept_until: float | None = None
+        """When it is given up if it is still parked, see `Keeping`."""
         self._results: dict[int, Result] = {}
         self._given: dict[int, dict[int, Result]] = {}
         """Results of the groups that were handed out and are not acknowledged, by episode."""
@@ -94,8 +98,7 @@ class RunningCollection:
         """Reward by episode, also of those handed out."""
         self._reader = 0
         """Number of the call that waits for the next group."""
-        self._pauses = 0
-        """Pauses of the current common fault that were logged."""
+        self.log = CollectionLog()
         self._since = time.monotonic()
 
     def request_of(self, assignment: Assignment, version: int) -> EpisodeRequest:
@@ -194,9 +197,15 @@ class RunningCollection:
             self.journal.record(Acknowledged(self.name, tuple(numbers)))
             self.collection.acknowledge(numbers)
         for number in numbers:
-            if self._given.pop(number, None) is not None:
+            if (results := self._given.pop(number, None)) is not None:
+                lending.keep_for_a_while(results)
                 self._acknowledged.add(number)
         self._again = deque(self._given if again else (number for number in self._again if number in self._given))
+
+    def let_go(self) -> None:
+        """Forget what was handed out: nobody will ask for it again."""
+        for results in self._given.values():
+            lending.keep_for_a_while(results)
 
     def new_reader(self) -> int:
         """Number of a call that wants the next group. An earlier one that still waits ends: its reader lost it, and the
@@ -318,40 +327,6 @@ class RunningCollection:
         """What stops the whole collection, with its remedy; None: nothing does."""
         return self.collection.breaker.told(time.monotonic())
 
-    def log_ending(self, request: EpisodeRequest, episode: int, ending: Ending) -> None:
-        """Log what went wrong in an attempt, and what follows from it. Call it when the end was recorded."""
-        if self.error is not None:  # the collection ended, and so do its episodes
-            return
-        name, fault, collection = request.trajectory_id, ending.fault, self.collection
-        if fault is not None and not ending.is_handed_back:
-            logs.log_fault(_log, name, fault, request.attempt)
-        if episode in collection.quarantined:
-            text = "Episode %s of task %s is quarantined: %d attempts lost their environment actor."
-            _log.warning(text, name, request.task, collection.max_losses)
-        elif collection.is_done(episode) or fault is None:
-            pass
-        elif ending.is_lost or ending.is_handed_back:
-            why = "went away" if ending.is_handed_back else "was lost"
-            text = "Episode %s is played again: its environment actor %s, which does not count as an attempt."
-            _log.info(text, name, why, extra=logs.event(f"again {why}"))
-        elif not collection.breaker.is_open:
-            attempt = collection.state(episode).charged + 1, collection.max_attempts
-            text = "Episode %s is tried again (attempt %d of %d): %s: %s"
-            _log.info(text, name, *attempt, fault.kind, fault.message, extra=logs.event(f"retry {fault.kind}"))
-        self._log_pause()
-
-    def _log_pause(self) -> None:
-        """Log when a common fault stops the collection, and when it goes on."""
-        breaker = self.collection.breaker
-        if breaker.pauses == self._pauses:
-            return
-        ident = self.collection.collection_id
-        if breaker.pauses:
-            _log.warning("Collection %s pauses: %s.", ident, self.pause, extra=logs.event(f"pause {ident}"))
-        else:
-            _log.info("Collection %s goes on: an episode ended without the fault.", ident)
-        self._pauses = breaker.pauses
-
     def log_beginning(self) -> None:
         """Log that it has begun."""
         size, members = self.collection.size, self.collection.group_size
@@ -376,6 +351,7 @@ class RunningCollection:
         return {
             "client": self.client,
             "parked": self.is_parked,
+            "kept_seconds": None if self.kept_until is None else max(0.0, self.kept_until - time.monotonic()),
             "episodes": self.asked,
             "done": collection.done,
             "scored": len(rewards),

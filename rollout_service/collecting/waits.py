@@ -15,7 +15,9 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     if collection is None:
         return "the service's answer: it does not know the collection (yet, or any more)"
     if collection["parked"]:
-        return f"its reader, which is gone: client.reopen({collection_id!r}) reads on"
+        left = collection.get("kept_seconds")
+        until = "" if left is None else f", within {left:.0f} s (service.keep_collections_seconds)"
+        return f"its reader, which is gone: client.reopen({collection_id!r}) reads on{until}"
     parts = []
     if status["actors"] == 0:
         error = status["start_error"]

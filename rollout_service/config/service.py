@@ -96,6 +96,11 @@ class Service(Section):
         "if there is a journal, and a service that it started for itself ends. Clients renew their leases four times "
         "as often.",
     )
+    keep_collections_seconds: Seconds = Field(
+        86_400.0,
+        description="How long a collection whose reader is gone waits in the journal for another one; then it is "
+        "thrown away.",
+    )
     journal: str | None = Field(
         None,
         min_length=1,
@@ -114,6 +119,13 @@ class Service(Section):
         if path is not None and not Path(path).is_absolute():
             raise Refused(f"is {path!r}, which depends on the folder of a process.", "Give an absolute path.")
         return path
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> Self:
+        if self.journal is None:
+            why = "without a journal no collection waits for a reader"
+            self.check_unset({"keep_collections_seconds"}, "service.", why, "Set service.journal, or leave it out.")
+        return self
 
     @model_validator(mode="after")
     def _check_actors(self) -> Self:

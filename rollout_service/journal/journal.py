@@ -102,7 +102,8 @@ class Journal:
         """Write the entry soon. Returns at once."""
         with self._changed:
             self._entries.append(entry)
-            self._changed.notify()
+            if len(self._entries) == 1:  # else the thread knows already, and gathers
+                self._changed.notify()
 
     async def durable(self) -> None:
         """Wait until everything that was recorded before is safe, however long the disk takes.

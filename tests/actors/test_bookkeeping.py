@@ -17,6 +17,7 @@ import ray
 import actors.attempt as attempt
 import actors.bookkeeping as bookkeeping
 import actors.coordinator as module
+import actors.lending as lending
 import actors.running as running
 import rollout_service.collecting.stream as stream_module
 from actors.coordinator import Coordinator
@@ -424,3 +425,50 @@ async def test_a_journal_that_cannot_be_used_is_the_error_of_every_call(service)
         await second.start({}, Fleet(service.config, None, None))
     with pytest.raises(ServiceError, match="belongs to service"):
         await second.submit(CollectionRequest(n=2), "client")
+
+
+async def test_a_collection_that_nobody_reads_is_thrown_away_after_its_time(service):
+    stream = service.stream("manual")
+    await anext(stream)
+    service.coordinator._client_is_gone("client", "it was silent")
+    status = (await service.coordinator.status())["collections"][stream.collection_id]
+    assert 86_000 < status["kept_seconds"] <= 86_400
+    assert "service.keep_collections_seconds" in status["waits_for"]
+    await service.coordinator.stop()
+    await service.live()
+    assert list(service.coordinator._collections) == [stream.collection_id], "it waits anew, for whoever reads on"
+    service.coordinator._keeping._seconds = 0.01
+    running = service.coordinator._collections[stream.collection_id]
+    service.coordinator._keeping.begin(running)
+    while service.coordinator._collections:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert "nobody read it for service.keep_collections_seconds=0.01" in str(running.error)
+    await service.coordinator.stop()
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == []
+    await service.live()
+    assert service.coordinator._collections == {}, "it does not come back"
+
+
+async def test_a_collection_that_is_read_again_is_not_thrown_away(service):
+    stream = service.stream("manual")
+    await anext(stream)
+    service.coordinator._client_is_gone("client", "it was silent")
+    again = reopened(service, stream)
+    await again.aopen()
+    assert service.coordinator._collections[stream.collection_id].kept_until is None
+    assert service.coordinator._keeping._timers == {}
+    assert len([group async for group in again]) == EPISODES // SIZE
+
+
+async def test_what_was_acknowledged_is_let_go_of_after_its_reader_has_let_go(service, monkeypatch):
+    """If its owner lets go first, Ray leaves a small object in the owner's memory for good."""
+    monkeypatch.setattr(lending, "_SECONDS", 0.05)
+    stream = service.stream("manual")
+    group = await anext(stream)
+    collection = service.coordinator._collections[stream.collection_id]
+    results = collection._given[0]
+    await stream.aack(group)
+    assert 0 not in collection._given
+    assert len(results) == SIZE
+    while results:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,10 +79,19 @@ def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
     with RolloutClient(config=config) as client:
         while client.status()["actors"] < actors:
             time.sleep(0.2)
-        batch = client.collect(episodes, seed=0, progress=False)
+        return steady(client.collect(episodes, seed=0, progress=False))
+
+
+def steady(batch: Iterable[Trajectory], warm_up: float = _WARM_UP) -> Steady:
+    """The time of a collection when all slots were busy.
+
+    Args:
+        warm_up: seconds at the start that do not count.
+    """
+    batch = list(batch)
     calls = np.array([call for trajectory in batch for call in _calls(trajectory)])
     starts = [_time(trajectory, 0) for trajectory in batch]
-    first, last = min(starts) + _WARM_UP, max(starts)  # when the last has started, the number in flight sinks
+    first, last = min(starts) + warm_up, max(starts)  # when the last has started, the number in flight sinks
     ended, latency, waited = calls[(first <= calls[:, 0]) & (calls[:, 0] <= last)].T
     middle, late = np.percentile((waited - latency) * 1e3, [50, 99])
     return Steady(last - first, len(ended) / (last - first), IN_FLIGHT / latency.mean(), middle, late)
