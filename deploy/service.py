@@ -33,6 +33,7 @@ from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
 from rollout_service.policy.fleet import FleetHandle
+from rollout_service.preflight import check_http
 
 _STOP_SECONDS = 10.0
 """How long the coordinator may take to end its collections."""
@@ -51,6 +52,7 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
     Raises:
         RolloutError: the configuration cannot be used, or something did not start.
     """
+    check_http(config, here=True)  # this process is on a node, and every node serves HTTP
     begun = time.monotonic()
     name = application_name(config)
     service = _create_actors(config, name, owner)

@@ -18,6 +18,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.errors import ConfigError, RolloutError, ServiceError
 from rollout_service.gateway import guard
+from rollout_service.gateway.certificate import check_certificate
 from rollout_service.policy import endpoint, engine_check
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
@@ -65,7 +66,7 @@ def check_http(config: RolloutConfig, *, here: bool) -> None:
     if here or (gateway.tokens_var or "") in os.environ:
         guard.tokens_of(gateway)
     if here:
-        guard.check_tls(gateway)
+        check_certificate(gateway)
 
 
 def load_codec(config: RolloutConfig) -> ChatCodec:

@@ -6,13 +6,13 @@ Invariant: nothing is sent, and no token or hash is shown.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import rollout_service.tcp as tcp
 from rollout_service.cli.finding import NotChecked
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError
 from rollout_service.gateway import guard
+from rollout_service.gateway.certificate import check_certificate
 
 
 def _listens(config: RolloutConfig) -> list[tuple[str, int]]:
@@ -78,21 +78,8 @@ def certificate(config: RolloutConfig) -> str:
 
     Raises:
         RolloutError: it is not valid now, or does not fit its key.
-        NotChecked: its dates cannot be read.
     """
-    path = config.gateway.tls_certificate
-    if path is None:
+    ends = check_certificate(config.gateway)
+    if ends is None:
         return "none: HTTP without TLS" if _listens(config) else "none is needed"
-    guard.check_tls(config.gateway)
-    try:
-        from cryptography import x509
-    except ImportError as error:
-        raise NotChecked("it fits its key; cryptography is not installed, which would read its dates") from error
-    found = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-    if not begins <= datetime.now(UTC) <= ends:
-        raise RolloutError(
-            f"gateway.tls_certificate is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, not now.",
-            "Name the file of a certificate that is valid.",
-        )
     return f"fits its key, valid until {ends:%Y-%m-%d}"

@@ -7,11 +7,9 @@ limit of their own, so they never take from those of a good one.
 from __future__ import annotations
 
 import os
-import ssl
 
 import rollout_service.config.secrets as secrets
 from rollout_service.config import Gateway
-from rollout_service.errors import ConfigError
 from rollout_service.gateway.rate import RateLimit
 from rollout_service.gateway.tokens import ANYBODY, Holder, Refusal, Scope, TokenFile, Tokens, parsed
 
@@ -70,20 +68,3 @@ def tokens_of(gateway: Gateway) -> Tokens | None:
         return TokenFile(gateway.tokens_file)
     text = secrets.secret(gateway.tokens_var, "gateway.tokens_var", os.environ)
     return None if text is None else Tokens(parsed(text, f"variable {gateway.tokens_var}"))
-
-
-def check_tls(gateway: Gateway) -> None:
-    """Check that the certificate and its key can be read and belong together.
-
-    Raises:
-        ConfigError: they cannot, or do not.
-    """
-    if gateway.tls_certificate is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(gateway.tls_certificate, gateway.tls_key)
-    except OSError as error:  # ssl's own errors are among them
-        raise ConfigError(
-            f"gateway.tls_certificate and tls_key cannot be used: {error.strerror or error}.",
-            "Name the files of a certificate chain and of its private key, both in PEM form.",
-        ) from None
