@@ -16,6 +16,7 @@ import ray
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+from actors import pacer
 from actors.parts import PartWriter
 from rollout_service.cluster import Reference, RemoteMethod
 from rollout_service.collecting.request import EpisodeRequest
@@ -118,7 +119,8 @@ class EnvironmentActor:
 
         settings = self._config.policy
         codec = ChatCodec.of(settings)
-        self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop)
+        gate = pacer.gate(self._config, ray.get_runtime_context().get_actor_name() or "environment")
+        self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop, gate)
         fingerprints: dict[str, str] = self._runner.prepare()
         # A million objects exist by now and stay. Without the freeze, each garbage collection would look at all of them
         # and stop every thread for a tenth of a second.

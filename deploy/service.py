@@ -20,6 +20,7 @@ import rollout_service.services as services
 import rollout_service.twins as twins
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
+from actors.pacer import Pacer
 from rollout_service.cluster import (
     NoAnswerYet,
     answer,
@@ -28,6 +29,7 @@ from rollout_service.cluster import (
     coordinator_name,
     fleet_name,
     owned_applications,
+    pacer_name,
 )
 from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import RolloutConfig
@@ -98,6 +100,9 @@ def _create_actors(config: RolloutConfig, application: str | None, owner: str | 
         coordinator: CoordinatorHandle = made.remote(config, application, owner)
     made = ray.remote(Fleet).options(name=fleet_name(service.name), **options, **_restarts(config))
     fleet: FleetHandle = made.remote(config, application, coordinator)
+    if config.user_kind == "llm":  # nothing waits for it
+        restarts = {"max_restarts": -1}
+        ray.remote(Pacer).options(name=pacer_name(service.name), **options, **restarts).remote(config)
     return Service(coordinator, fleet)
 
 

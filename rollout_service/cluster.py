@@ -68,6 +68,11 @@ def fleet_name(service: str) -> str:
     return f"{service}-fleet"
 
 
+def pacer_name(service: str) -> str:
+    """Name of the actor that shares the requests to the user simulator's endpoint."""
+    return f"{service}-pacer"
+
+
 def gateway_name(service: str) -> str:
     """Name of the Serve application that is the gateway of a service."""
     return f"{service}-gateway"

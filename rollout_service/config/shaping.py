@@ -32,6 +32,7 @@ PLACE_AND_PACE = (
     "user.timeout_seconds",
     "user.retries",
     "user.max_retry_wait_seconds",
+    "user.max_concurrency",
     "user.script.latency.",
     "evaluation.judge.base_url",
     "evaluation.judge.api_key_var",

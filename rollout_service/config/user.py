@@ -33,6 +33,12 @@ class User(Section):
         60.0, description="Most seconds between two retries, also where the provider's Retry-After asks for more."
     )
     price: Price = Price()
+    max_concurrency: int = Field(
+        256,
+        ge=1,
+        description="Most requests in flight towards the user's endpoint, all environment actors together. The service "
+        "finds by itself how many of them the endpoint bears, see docs/user_simulators.md.",
+    )
     script: Script = Script()
 
     @model_validator(mode="after")

@@ -7,12 +7,12 @@ repeated.
 
 from __future__ import annotations
 
-import email.utils
 import random
 import sys
-import time
+from collections.abc import Mapping
 
 from rollout_service.errors import is_final
+from rollout_service.pacing import advice
 
 _PASSING_STATUSES = {408, 409, 425, 429}
 """Status codes of client errors after which the same request may succeed later."""
@@ -45,21 +45,26 @@ def ends_episodes(error: BaseException) -> bool:
     return is_refused_always(error) or is_final(error)
 
 
+def is_rate_limit(error: BaseException) -> bool:
+    """Whether the endpoint refused the request because it has a limit, which says nothing about the request."""
+    return getattr(error, "status_code", None) == 429
+
+
+def is_overload(error: BaseException) -> bool:
+    """Whether the endpoint failed, or kept silent for too long."""
+    status = getattr(error, "status_code", None)
+    return isinstance(error, TimeoutError) or (isinstance(status, int) and (status >= 500 or status == 408))
+
+
+def headers(error: BaseException) -> Mapping[str, str]:
+    """The headers of the API's answer, as far as they are known."""
+    response = getattr(error, "response", None)
+    return getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
+
+
 def retry_after(error: BaseException) -> float | None:
     """Seconds that the API asks to wait. None: it names no readable time."""
-    response = getattr(error, "response", None)
-    headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
-    value = headers.get("retry-after") or headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    return advice.read(headers(error)).retry_after
 
 
 def wait(error: BaseException, attempt: int, first: float, most: float) -> float:

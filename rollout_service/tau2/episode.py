@@ -23,6 +23,7 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig, secrets
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
+from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record.trajectory import Provenance, Timing, Trajectory, outcome_of
@@ -51,11 +52,17 @@ class EpisodeRunner:
     """Runs episodes of one configuration. All slots of a process share it; each calls `run` in its own thread."""
 
     def __init__(
-        self, config: RolloutConfig, codec: ChatCodec, policy: Policy, loop: asyncio.AbstractEventLoop
+        self,
+        config: RolloutConfig,
+        codec: ChatCodec,
+        policy: Policy,
+        loop: asyncio.AbstractEventLoop,
+        gate: Gate | None = None,
     ) -> None:
         """
         Args:
             loop: the running event loop in which the policy is called. Its thread must not call `run`.
+            gate: where requests to the user simulator's model wait for their turn; None: one of this runner's own.
 
         Raises:
             ConfigError: a key's environment variable is not set.
@@ -68,6 +75,9 @@ class EpisodeRunner:
         self._loop = loop
         self._solo = config.agent == "solo"
         self._user_kind = config.user_kind
+        self._gate = gate or Gate(
+            config.user.max_concurrency, config.user.max_retry_wait_seconds, config.service.give_up_seconds
+        )
         check_suits(codec, config)
         secrets.know(config)
         judge.configure(config.evaluation, needs_key=not config.tape.asks_nobody)
@@ -154,7 +164,7 @@ class _Episode:
         self._sampling = runner.sampling(self._chosen)
         self._timing = Timing(queue_seconds=request.waited_seconds)
         self._task = tasks.get(request.task)
-        self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline)
+        self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gate)
         self._domain = domain.get(request.task.domain)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history

@@ -30,6 +30,7 @@ from rollout_service.errors import (
 from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import safe_cause
 from rollout_service.tau2 import answer, api_errors, compat
+from rollout_service.tau2.attempts import Attempts
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls, listed_price
 from rollout_service.tcp import check_listening
@@ -102,8 +103,8 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             EpisodeFault: the last request failed too, or a request failed that would fail again.
             EpisodeEnd: the episode's time ran out, or the episode was cancelled.
         """
-        silences = 0
-        for attempt in range(self._config.retries + 1):
+        silences, attempts = 0, Attempts(self._config.retries, self._calls.gate)
+        while True:
             self._deadline.remaining()
             remind = silences == _SILENCES
             try:
@@ -119,21 +120,26 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                 elif remind and api_errors.is_refused(error):
                     # the chat template has no place for a system message at the end
                     problem = answer.EmptyAnswer("an empty answer, and the server takes no reminder")
-                if attempt == self._config.retries or api_errors.is_refused(error) or silences > _SILENCES:
-                    raise self._fault(problem, attempt + 1) from None  # the original's text may contain the key
+                attempts.failed(error)
+                if attempts.are_over or api_errors.is_refused(error) or silences > _SILENCES:
+                    raise self._fault(problem, attempts.made) from None  # the original's text may contain the key
                 if isinstance(error, ValueError) and self._calls.was_answered and "seed" in self.llm_args:
                     self.llm_args["seed"] += 1  # with the same seed the answer may be the same
-                wait = self._wait(error, attempt)
-                _log.info(
-                    "The user simulator %s is asked again in %.1f s (request %d of %d): %s",
-                    self.llm,
-                    wait,
-                    attempt + 2,
-                    self._config.retries + 1,
-                    first_line(error),
-                )
-                self._deadline.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+                if not attempts.is_limited:  # else the gate makes every request wait
+                    self._pause(error, attempts.counted)
+
+    def _pause(self, error: Exception, failed: int) -> None:
+        """Wait before the request is repeated that failed so many times."""
+        wait = self._wait(error, failed - 1)
+        _log.info(
+            "The user simulator %s is asked again in %.1f s (request %d of %d): %s",
+            self.llm,
+            wait,
+            failed + 1,
+            self._config.retries + 1,
+            first_line(error),
+        )
+        self._deadline.sleep(wait)
 
     def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
         """Make one request. The changed state is kept only if the request succeeds."""

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import rollout_service.tau2.lazy_llm_utils as lazy_llm_utils
 from rollout_service.config.price import Price
 from rollout_service.errors import EpisodeEnd
+from rollout_service.pacing.gate import Gate
 from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import redact
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.recording import Entry
 from rollout_service.tape.request import ModelRequest
+from rollout_service.tau2 import paced
 from rollout_service.tau2.deadline import Deadline
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class ModelCalls:
         price: Price | None = None,
         tape: EpisodeTape | None = None,
         replayed_latency: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +56,7 @@ class ModelCalls:
             usage: what is consumed is added to it.
             price: goes before litellm's.
             replayed_latency: whether a replayed answer takes as long as when it was recorded.
+            gate: where requests wait for their turn; None: they need not.
         """
         setattr(lazy_llm_utils.load(), "completion", _completion)  # noqa: B010  (its type has no such attribute)
         self._asked = asked
@@ -61,6 +65,8 @@ class ModelCalls:
         self._price = price or Price()
         self._tape = tape
         self._replayed_latency = replayed_latency
+        self.gate = None if self.asks_nobody else gate
+        """Where the requests wait for their turn; None: they need not."""
         self._unanswered = 0
         """Requests without an answer since the last one."""
         self.was_answered = False
@@ -93,7 +99,7 @@ class ModelCalls:
             return request()
 
         try:
-            result = self._deadline.bound(run, seconds)
+            result = paced.ask(self.gate, self._deadline, run, seconds)
         except (TimeoutError, EpisodeEnd):
             self._unanswered += 1
             raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.price import Price
+from rollout_service.pacing.gate import Gate
 from rollout_service.record.trajectory import JudgeUsage, Outcome, UserUsage
 from rollout_service.tape.folder import TapeFolder
 from rollout_service.tau2 import compat, evaluation, judge, taping
@@ -31,8 +32,14 @@ class EpisodeModels:
         request: EpisodeRequest,
         task: compat.Task,
         deadline: Deadline,
+        gate: Gate | None = None,
     ) -> None:
+        """
+        Args:
+            gate: where requests to the user simulator's model wait for their turn; None: they need not.
+        """
         self._config = config
+        self._gate = gate
         self._task = task
         self._deadline = deadline
         self._tape: EpisodeTape | None = taping.of_episode(folder, config, request, task)
@@ -46,7 +53,7 @@ class EpisodeModels:
 
     def user(self) -> ModelCalls:
         """The requests to the user simulator's model."""
-        return self._calls("user", self.user_usage, self._config.user.price)
+        return self._calls("user", self.user_usage, self._config.user.price, self._gate)
 
     def judging(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the evaluator asks this episode's judge, if the task has one."""
@@ -65,6 +72,8 @@ class EpisodeModels:
         if self._tape is not None and outcome is not Outcome.ABORTED:
             self._tape.finish(str(outcome))
 
-    def _calls(self, asked: str, usage: UserUsage, price: Price) -> ModelCalls:
+    def _calls(self, asked: str, usage: UserUsage, price: Price, gate: Gate | None = None) -> ModelCalls:
         latency = self._config.tape.latency == "recorded"
-        return ModelCalls(asked, self._deadline, usage, price=price, tape=self._tape, replayed_latency=latency)
+        return ModelCalls(
+            asked, self._deadline, usage, price=price, tape=self._tape, replayed_latency=latency, gate=gate
+        )

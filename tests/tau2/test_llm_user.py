@@ -232,7 +232,7 @@ def test_retry_after_is_kept_to_the_limit() -> None:
 
 @pytest.mark.parametrize(
     "behaviour",
-    [server.failing(500), server.rate_limited(0.01), server.empty, server.refusal, server.hang, server.drip],
+    [server.failing(500), server.empty, server.refusal, server.hang, server.drip],
     ids=lambda behaviour: behaviour.__name__,
 )
 def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour: server.Behaviour) -> None:
@@ -245,6 +245,34 @@ def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour
     assert [message["role"] for message in trajectory.messages] == ["assistant"]
     usage = trajectory.user_usage
     assert (usage.requests, usage.failed_requests, len(api.requests)) == (3, 3, 3)
+
+
+def test_refusals_because_of_a_limit_do_not_count_as_attempts() -> None:
+    with gold_server(at(range(1, 9), server.rate_limited(0.01))) as api:
+        trajectory = run(api, user__retries=0)
+    assert said(trajectory) == said(clean_run())
+    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 8)
+
+
+def test_an_endpoint_that_refuses_for_too_long_is_the_user_simulators_fault() -> None:
+    with gold_server(always(server.rate_limited(0.01))) as api:
+        trajectory = run(api, user__retries=50, service__give_up_seconds=0.3)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert "Rate limit" in trajectory.fault.message or "RateLimit" in trajectory.fault.message
+
+
+def test_answers_that_say_how_much_is_left_slow_the_requests_down() -> None:
+    async def frugal(exchange: Exchange) -> web.StreamResponse:
+        left = {"limit": "100", "remaining": "0", "reset": "500ms"}
+        headers = {f"x-ratelimit-{name}-requests": value for name, value in left.items()}
+        return web.json_response(exchange.completion(exchange.reply()), headers=headers)
+
+    with gold_server(lambda request: frugal if request.number == 1 else server.ok) as api:
+        trajectory = run(api)
+    assert api.requests[2].arrived - api.requests[1].arrived >= 0.4, "it waited for the reset"
+    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 0)
 
 
 def test_api_that_goes_away_amid_a_conversation_keeps_what_was_said() -> None:

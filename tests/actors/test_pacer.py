@@ -1,0 +1,70 @@
+"""The pacer as a real actor, and gates as environment actors have them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from actors import pacer
+from actors.pacer import Pacer, PacerHandle
+from rollout_service.cluster import pacer_name
+from rollout_service.config import RolloutConfig
+from rollout_service.pacing.controller import Result
+from rollout_service.pacing.gate import Gate
+from rollout_service.tau2.deadline import Deadline
+from tests.support.episodes import settings
+
+
+@pytest.fixture
+def config() -> RolloutConfig:
+    return settings(user__model="openai/some-model", service__name="paced")
+
+
+@pytest.fixture
+def actor(cluster: None, config: RolloutConfig) -> Iterator[PacerHandle]:
+    service = config.service
+    options = {"name": pacer_name(service.name), "namespace": service.namespace, "num_cpus": 0, "max_restarts": -1}
+    handle = ray.remote(Pacer).options(**options).remote(config)
+    ray.get(handle.status.remote())
+    yield handle
+    ray.kill(handle)
+
+
+def ask(gate: Gate, times: int) -> None:
+    for _ in range(times):
+        with gate.place(Deadline(120.0)) as place:
+            place.result = Result("answered", 0.01)
+
+
+def wait_until_answered(actor: PacerHandle, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while ray.get(actor.status.remote())["answered"] < count:
+        assert time.monotonic() < deadline, "the reports did not come"
+        time.sleep(0.05)
+
+
+def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again(actor, config):
+    gates = [pacer.gate(config, name) for name in ("a", "b")]
+    for gate in gates:
+        assert gate is not None
+        ask(gate, 5)
+    wait_until_answered(actor, 10)
+    ray.kill(actor, no_restart=False)
+    for gate in gates:
+        ask(gate, 20)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        ask(gates[0], 1)
+        try:
+            if ray.get(actor.status.remote(), timeout=5)["answered"]:
+                return
+        except ray.exceptions.RayError:
+            continue
+    raise AssertionError("no report reached the new pacer")
+
+
+def test_nobody_paces_a_scripted_user():
+    assert pacer.gate(settings(), "a") is None
