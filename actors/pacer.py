@@ -1,7 +1,7 @@
-"""Pacer: shares the requests that may be in flight towards the user simulators' endpoints among the environment actors.
+"""Pacer: shares the requests that may be in flight towards the user simulator's endpoint among environment actors.
 
-Invariant: it decides nothing itself, see `rollout_service.pacing`. Nothing is lost with it: an environment actor goes on
-with the places that it has, and Ray starts another pacer, which learns the rest from the next reports.
+Invariant: it decides nothing itself, see `rollout_service.pacing`. Nothing is lost with it: an environment actor goes
+on with the places that it has, and Ray starts another pacer, which learns the rest from the next reports.
 """
 
 from __future__ import annotations

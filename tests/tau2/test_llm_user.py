@@ -248,10 +248,10 @@ def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour
 
 
 def test_refusals_because_of_a_limit_do_not_count_as_attempts() -> None:
-    with gold_server(at(range(1, 9), server.rate_limited(0.01))) as api:
+    with gold_server(at(range(1, 5), server.rate_limited(0.01))) as api:
         trajectory = run(api, user__retries=0)
     assert said(trajectory) == said(clean_run())
-    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 8)
+    assert (trajectory.reward, trajectory.user_usage.failed_requests) == (1.0, 4)
 
 
 def test_an_endpoint_that_refuses_for_too_long_is_the_user_simulators_fault() -> None:
