@@ -131,12 +131,21 @@ class Gate:
             self._in_flight -= 1
             if result is not None:
                 self._results.append(result)
+                self._heed(result)
                 if result.kind != "answered":
                     asked = min(result.advice.retry_after or 0.0, self._longest_wait)
                     self._asked_until = max(self._asked_until, time.monotonic() + asked)
                     self._news.set()
             self._admit()
             if self._queue and self._starts_left == 0:
+                self._news.set()
+
+    def _heed(self, result: Result) -> None:
+        """Start no more requests than the provider says are left, until the next grant knows more. With the lock."""
+        for budget in result.advice.budgets:
+            if budget.remaining < self._grant.places:
+                left = self._starts_left
+                self._starts_left = budget.remaining if left is None else min(left, budget.remaining)
                 self._news.set()
 
     def _admit(self) -> None:
