@@ -142,7 +142,8 @@ class EnvironmentActor:
             played = _Played(self._runner, self._parts)
             trajectory = await self._slots.run(played, request)
             part = played.part or await self._parts.write(trajectory)
-            return replace(EpisodeSummary.of(trajectory), part=part), trajectory
+            summary = replace(EpisodeSummary.of(trajectory), part=part)
+            return (replace(summary, cost_usd=0.0) if self._config.tape.asks_nobody else summary), trajectory
         except Exception as error:
             attach_origin(error)
             raise

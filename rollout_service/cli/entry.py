@@ -13,6 +13,7 @@ import typer
 
 from rollout_service.cli.commands.codec import codec
 from rollout_service.cli.commands.collect import collect
+from rollout_service.cli.commands.cost import cost
 from rollout_service.cli.commands.doctor import doctor
 from rollout_service.cli.commands.prepare_data import prepare_data
 from rollout_service.cli.commands.service import service
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
 )
-for _command in (collect, tasks, verify, doctor, codec, size, prepare_data, token, version):
+for _command in (collect, cost, tasks, verify, doctor, codec, size, prepare_data, token, version):
     app.command()(_command)
 app.add_typer(service, name="service")
 

@@ -5,6 +5,7 @@ Invariant: this module only formats. Every number comes from elsewhere.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,14 @@ from rich.text import Text
 from rollout_service.audit.verify import Violation
 from rollout_service.cli.finding import Finding
 from rollout_service.errors import FaultKind
+from rollout_service.record.cost import estimate
 from rollout_service.record.statistics import Summary
+from rollout_service.tape.consumption import Consumption
 
 
-def print_summary(summary: Summary, seconds: float, *, where: Path | None = None, limit: str = "") -> None:
+def print_summary(
+    summary: Summary, seconds: float, *, where: Path | None = None, limit: str = "", is_replayed: bool = False
+) -> None:
     """Print the closing tables of a collection: rewards and outcomes by domain, then the totals, then for each kind of
     fault the first one's text and the remedy.
 
@@ -28,6 +33,7 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
         seconds: wall time of the collection.
         where: file in which the trajectories were stored, if any.
         limit: what ended the collection early, if anything did.
+        is_replayed: whether all answers of user simulators and judges came from a tape.
     """
     console, numbers = Console(), summary.to_dict()
     table = Table("domain", "episodes", "scored", "reward", "95% interval", "outcomes", title="Episodes")
@@ -41,6 +47,10 @@ def print_summary(summary: Summary, seconds: float, *, where: Path | None = None
     totals = Table(show_header=False, title="Totals")
     for name, value in _totals(numbers, seconds):
         totals.add_row(name, value)
+    for name, value in _costs(summary):
+        totals.add_row(name, value)
+    if is_replayed:
+        totals.add_row("spent", "nothing: the answers came from the tape, and the costs are those of its recording")
     if limit:
         totals.add_row("ended early", limit)
     if where is not None:
@@ -62,7 +72,6 @@ def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, s
     """
     spent = {name: numbers["timing"][f"{name}_seconds"] for name in ("policy", "user", "environment", "evaluation")}
     whole = sum(spent.values()) or 1.0
-    cost = "not known" if numbers["user_cost_usd"] is None else f"${numbers['user_cost_usd']:.4f}"
     yield "wall time", f"{seconds:.1f} s"
     yield "rate", f"{numbers['episodes'] / max(seconds, 1e-9) * 60:.1f} episodes/min"
     yield "ended by", _counts(numbers["termination_reasons"])
@@ -73,11 +82,58 @@ def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, s
     share = numbers["cached_tokens"] / max(numbers["prompt_tokens"], 1)
     yield "prompt tokens", f"{numbers['prompt_tokens']:,} sent, {share:.0%} of them from the prefix cache"
     yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
-    yield "user simulator", cost
     if numbers["retries"]:
         yield "attempts made again", str(numbers["retries"])
     if numbers["faults"]:
         yield "aborted by", _counts({kind: fault["episodes"] for kind, fault in numbers["faults"].items()})
+
+
+def _costs(summary: Summary) -> Iterable[tuple[str, str]]:
+    """What user simulators and judges cost: each, together, and of the cheapest and the dearest task."""
+    yield "user simulators", _usd(summary.user_cost_usd)
+    if summary.judge_cost_usd != 0:
+        yield "judges", _usd(summary.judge_cost_usd)
+    if summary.cost.usd == 0:
+        return
+    yield "cost", str(summary.cost)
+    means = [(cost.per_episode, task) for task, cost in summary.task_costs.items()]
+    known = sorted((mean, task) for mean, task in means if mean is not None)
+    if len(known) > 1:
+        ends = (f"${mean:.4f} ({task})" for mean, task in (known[0], known[-1]))
+        yield "an episode of a task", " to ".join(ends)
+
+
+def _usd(cost: float | None) -> str:
+    return "not known" if cost is None else f"${cost:.4f}"
+
+
+def print_estimate(seen: Sequence[Consumption], episodes: int, source: str) -> None:
+    """Print what so many episodes will cost, judged by those seen.
+
+    Args:
+        seen: at least one; the cost of each is known.
+        source: where they come from.
+    """
+    costs = [each.usd for each in seen if each.usd is not None]
+    tasks: dict[str, list[float]] = {}
+    for each in seen:
+        tasks.setdefault(f"{each.domain}/{each.task_id}", []).append(each.usd or 0.0)
+    means = sorted((statistics.fmean(each), task) for task, each in tasks.items())
+    found = estimate(costs, episodes)
+    table = Table(show_header=False, title=f"Cost of {episodes:,} episodes")
+    table.add_row("judged by", f"{len(seen)} episodes of {len(tasks)} tasks, {source}")
+    prompt, completion = (sum(getattr(each, f"{kind}_tokens") for each in seen) for kind in ("prompt", "completion"))
+    table.add_row("tokens of an episode", f"{prompt / len(seen):,.0f} sent, {completion / len(seen):,.0f} written")
+    for name in ("user", "judge"):
+        mean = statistics.fmean(getattr(each, f"{name}_usd") or 0.0 for each in seen)
+        table.add_row(f"{name}, an episode", f"${mean:.4f}")
+    table.add_row("an episode", f"${min(costs):.4f} to ${max(costs):.4f}")
+    table.add_row("an episode of a task", " to ".join(f"${mean:.4f} ({task})" for mean, task in (means[0], means[-1])))
+    spread = "one episode says nothing about the spread"
+    if found.interval is not None:
+        spread = "95% interval ${:.2f} to ${:.2f}".format(*found.interval)
+    table.add_row("all together", f"${found.usd:.2f} ({spread})")
+    Console().print(table)
 
 
 def print_audit(audited: int, violations: Sequence[Violation], checks: Sequence[str], show: int) -> None:

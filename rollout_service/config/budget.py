@@ -19,7 +19,9 @@ class Budget(Section):
     and delivered."""
 
     usd: float | None = Field(
-        None, gt=0, description="US dollars for the user simulator. An episode whose cost is not known ends it, too."
+        None,
+        gt=0,
+        description="US dollars for the user simulator and the judge. An episode whose cost is not known ends it, too.",
     )
     user_tokens: int | None = Field(
         None, ge=1, description="Tokens of the user simulator, those sent and those it wrote."

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rollout_service.errors import POISON_TASK, ConfigError
+from rollout_service.record.cost import Cost
 from rollout_service.record.trajectory import Timing, Trajectory
 
 _Z = 1.959963984540054
@@ -88,7 +89,13 @@ class Summary:
     timing: Timing = field(default_factory=Timing)
     """Seconds, summed over episodes. More than the wall time if episodes ran in parallel."""
     user_cost_usd: float | None = 0.0
-    """US dollars spent on user simulation. None: one episode's cost is not known."""
+    """US dollars of the user simulators. None: one episode's cost is not known."""
+    judge_cost_usd: float | None = 0.0
+    """The same of the judges."""
+    cost: Cost = field(default_factory=Cost)
+    """What the episodes cost, user simulators and judges together."""
+    task_costs: dict[str, Cost] = field(default_factory=dict)
+    """The same by task."""
 
     @property
     def scored(self) -> int:
@@ -115,8 +122,7 @@ class Summary:
         for item in fields(Timing):
             total = getattr(self.timing, item.name) + getattr(trajectory.timing, item.name)
             setattr(self.timing, item.name, total)
-        cost = trajectory.user_usage.cost_usd
-        self.user_cost_usd = None if cost is None or self.user_cost_usd is None else self.user_cost_usd + cost
+        self._add_cost(trajectory)
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, as JSON values by name. `faults` has the episodes and the first text of each kind."""
@@ -128,7 +134,17 @@ class Summary:
             "faults": {kind: {"episodes": n, "first": self.fault_texts[kind]} for kind, n in self.faults.items()},
             "poison_tasks": dict(+self.poison_tasks),
             "timing": asdict(self.timing),
+            "cost": self.cost.to_dict(),
+            "task_costs": {task: cost.to_dict() for task, cost in self.task_costs.items()},
         }
+
+    def _add_cost(self, trajectory: Trajectory) -> None:
+        user = trajectory.user_usage.cost_usd
+        judge = 0.0 if trajectory.judge_usage is None else trajectory.judge_usage.cost_usd
+        self.user_cost_usd = None if user is None or self.user_cost_usd is None else self.user_cost_usd + user
+        self.judge_cost_usd = None if judge is None or self.judge_cost_usd is None else self.judge_cost_usd + judge
+        for cost in (self.cost, self.task_costs.setdefault(str(trajectory.task), Cost())):
+            cost.add(trajectory.cost_usd)
 
     def _add_to_domain(self, trajectory: Trajectory) -> None:
         name = trajectory.task.domain

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,7 @@ class TapeFolder:
         try:
             found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise TapeError(
-                f"tape.path: there is no tape at {self.path}.",
-                "Correct the path, or record one with tape.mode: record.",
-            ) from None
+            raise _missing(self.path) from None
         except (OSError, ValueError) as error:
             raise TapeError(f"tape.path: {self.path / SETTINGS} cannot be read: {error}.", "Restore it.") from None
         for name, value in {"format": FORMAT, **settings}.items():
@@ -139,10 +136,30 @@ class TapeFolder:
                 found.append((recording.outcome is not None, recording.take.attempt, _number(path), recording))
         return [recording for *_, recording in sorted(found, key=lambda each: each[:3], reverse=True)]
 
+    def finished(self, domains: Iterable[str]) -> Iterator[Recording]:
+        """Every recording of an episode of these domains that was finished.
+
+        Raises:
+            TapeError: there is no tape, or a file cannot be read.
+        """
+        if not (self.path / SETTINGS).is_file():
+            raise _missing(self.path)
+        for domain in domains:
+            for path in sorted((self.path / domain).glob("*/sample-*.jsonl")):
+                recording = Recording.read(path)
+                if recording is not None and recording.outcome is not None:
+                    yield recording
+
     def of_same_task(self, take: Take, most: int) -> list[Recording]:
         """At most so many recordings of the attempt's task, whatever their sample and seed."""
         found = (Recording.read(path) for path in sorted(self.of_task(take).glob("sample-*.jsonl"))[:most])
         return [recording for recording in found if recording is not None]
+
+
+def _missing(path: Path) -> TapeError:
+    return TapeError(
+        f"tape.path: there is no tape at {path}.", "Correct the path, or record one with tape.mode: record."
+    )
 
 
 def _plain(task_id: str) -> str:

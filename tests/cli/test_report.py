@@ -9,7 +9,7 @@ from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.errors import POISON_TASK, Fault, FaultKind
 from rollout_service.record.batch import IncompleteCollection, TrajectoryBatch
 from rollout_service.record.statistics import summarize
-from rollout_service.record.trajectory import Outcome
+from rollout_service.record.trajectory import JudgeUsage, Outcome, TaskRef, UserUsage
 from tests.support.trajectories import make_trajectory
 
 SILENT = Fault(FaultKind.USER_SIMULATOR, "Timeout", "gpt gave no answer", True)
@@ -73,3 +73,22 @@ def test_progress_says_how_many_have_no_reward(capsys):
     with CollectionProgress(3) as progress:
         progress.add([make_trajectory(), aborted(SILENT), aborted(LOST)])
     assert capsys.readouterr().err.strip().endswith(", 2 without a reward")
+
+
+def test_costs_are_told_for_an_episode_a_task_and_all_together(wide, capsys):
+    judged = make_trajectory(task=TaskRef("retail", "test", "9", 9), judge_usage=JudgeUsage(cost_usd=0.05))
+    print_summary(summarize([make_trajectory(), make_trajectory(), judged]), 60.0, is_replayed=True)
+    told = dict(row for row in rows(capsys.readouterr().out) if len(row) == 2)
+    assert told["user simulators"] == "$0.7500"
+    assert told["judges"] == "$0.0500"
+    assert told["cost"] == "$0.8000, $0.2667 an episode"
+    assert told["an episode of a task"] == f"$0.2500 ({make_trajectory().task}) to $0.3000 (retail/test/9)"
+    assert told["spent"].startswith("nothing: the answers came from the tape")
+
+
+def test_a_cost_that_is_not_known_is_told_as_not_known(wide, capsys):
+    unpriced = make_trajectory(user_usage=UserUsage(cost_usd=None))
+    print_summary(summarize([make_trajectory(), unpriced]), 60.0)
+    told = dict(row for row in rows(capsys.readouterr().out) if len(row) == 2)
+    assert told["user simulators"] == "not known"
+    assert told["cost"] == "not known for 1 of 2 episodes; the others $0.2500, $0.2500 an episode"

@@ -236,15 +236,17 @@ def test_retry_after_is_kept_to_the_limit() -> None:
     ids=lambda behaviour: behaviour.__name__,
 )
 def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour: server.Behaviour) -> None:
+    never_answers = behaviour in (server.hang, server.drip)
     with gold_server(always(behaviour)) as api:
-        trajectory = run(api, user__retries=2, user__timeout_seconds=0.7)
+        trajectory = run(api, user__retries=2, user__timeout_seconds=0.7 if never_answers else 60.0)
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
     assert (trajectory.reward, trajectory.reward_info) == (None, None)
     assert trajectory.fault is not None
     assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
     assert [message["role"] for message in trajectory.messages] == ["assistant"]
     usage = trajectory.user_usage
-    assert (usage.requests, usage.failed_requests, len(api.requests)) == (3, 3, 3)
+    assert (usage.requests, usage.failed_requests) == (3, 3)
+    assert len(api.requests) == 3 or never_answers, "on a slow machine, one may be given up before it is sent"
 
 
 def test_refusals_because_of_a_limit_do_not_count_as_attempts() -> None:

@@ -75,7 +75,8 @@ def collect(
     begin = None if address is None else start
     with RolloutClient(address, config=loaded, start=begin, token_var=token_var) as client:
         progress, limit = _play(client, file, loaded, chosen)
-    print_summary(progress.summary, progress.seconds, where=output, limit=limit)
+    replayed = client.config.tape.asks_nobody
+    print_summary(progress.summary, progress.seconds, where=output, limit=limit, is_replayed=replayed)
     return 1 if limit or any(domain.outcomes["aborted"] for domain in progress.summary.domains.values()) else 0
 
 
