@@ -12,6 +12,7 @@ import concurrent.futures
 import os
 
 import rollout_service.config.secrets as secrets
+import rollout_service.logs as logs
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.suitability import check_suits
 from rollout_service.config import RolloutConfig
@@ -24,6 +25,8 @@ from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.redaction import safe_cause
 from rollout_service.tcp import check_listening
+
+_log = logs.logger(__name__)
 
 
 def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
@@ -49,6 +52,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     check_user(config)
     if here:
         check_keys(config)
+    warn_of_release()
     check_agent(config)
     check_judge(config)
     if config.policy.tokenizer_name is not None or config.policy.tool_parser != "auto":
@@ -179,6 +183,18 @@ def check_endpoint(field: str, url: str) -> None:
         raise ServiceError(
             f"{field}: nothing answers at {url}: {error}.", "Start its server, or correct the address."
         ) from safe_cause(error)
+
+
+def warn_of_release() -> None:
+    """Warn if the tests did not run with the installed τ²-bench.
+
+    Raises:
+        Tau2Error: it cannot be used at all.
+    """
+    from rollout_service.tau2 import compat
+
+    if warning := compat.unknown_release():
+        _log.warning("%s", warning)
 
 
 def check_agent(config: RolloutConfig) -> None:

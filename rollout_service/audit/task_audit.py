@@ -90,7 +90,7 @@ def audit_task(reference: TaskRef, seed: int = 0) -> TaskAudit:
     if parts == ["NL_ASSERTION"]:
         found.problem = "only a judge decides its reward"
         return found
-    begun = shared.end_state(fast_evaluation.play_gold(shared.original(), task, actions=False)).hashes
+    begun = shared.end_state(fast_evaluation.play_gold(shared.original(task=task), task, actions=False)).hashes
     found.writes = begun != fast_evaluation.gold_hashes(shared, task)
     played = {
         "nothing": [gold.Step(gold.SAY, gold.GOODBYE)],

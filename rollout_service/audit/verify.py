@@ -34,6 +34,7 @@ import numpy as np
 
 import rollout_service.audit.record_check as record_check
 from rollout_service.chat.codec import ChatCodec
+from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import CodecError, ConfigError, TaskError
 from rollout_service.record.storage import Unreadable
 from rollout_service.record.trajectory import CONTEXT_VERSION, Outcome, TokenSegment, Trajectory
@@ -251,7 +252,8 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
         if recorded not in (None, here):
             problem = f"it is {here}, recorded {recorded!r}"
             yield Violation(trajectory.trajectory_id, "messages", name, problem)
-    tools = domain.get(trajectory.task.domain).tool_schemas(made.agent == "solo")
+    searched = Retrieval(**made.retrieval) if made.retrieval else None
+    tools = domain.get(trajectory.task.domain, searched).tool_schemas(made.agent == "solo")
     ends = codec.turn_end_ids.union(made.sampling.get("stop_token_ids") or ())
     number = 0
     for index, segment in enumerate(trajectory.segments):
@@ -363,6 +365,8 @@ def _not_of_tau2(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     try:
         if (found := tasks.references(task.domain, task.split, [task.task_id])[0]) != task:
             yield "task", f"its index is {found.index}, recorded {task.index}"
+        if (made := trajectory.provenance.task_hash) and made != (installed := tasks.hash_of(found)):
+            yield "task", f"the installed task has the hash {installed}, recorded {made}: its contents changed"
     except TaskError as error:
         yield "task", error.problem
     if reason not in {*TerminationReason, *(known.value for known in compat.TerminationReason)}:

@@ -32,6 +32,22 @@ class Refused(ValueError):
         self.remedy = remedy
 
 
+def check_speaks(value: Any, field: str, supported: str) -> Any:
+    """Check that a kind of agent or user is none of τ²-bench's that speak. Returns the value.
+
+    Raises:
+        Refused: it is one.
+    """
+    words = ("voice", "audio", "duplex", "streaming")
+    if isinstance(value, str) and any(word in value.lower() for word in words):
+        raise Refused(
+            f"is {value!r}: voice and full-duplex conversations are not supported.",
+            f"Choose {supported}: they write, one after the other.",
+            field,
+        )
+    return value
+
+
 def in_words(error: ValidationError, model: type[BaseModel], sources: Mapping[str, str] | None = None) -> ConfigError:
     """The error about the first problem, with the number of further ones.
 

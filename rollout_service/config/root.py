@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 import rollout_service.config.names as names
 import rollout_service.config.variables as variables
@@ -22,7 +22,7 @@ from rollout_service.config.evaluation import Evaluation
 from rollout_service.config.gateway import Gateway, is_loopback
 from rollout_service.config.limits import Limits
 from rollout_service.config.policy import PolicyConfig
-from rollout_service.config.refusal import Refused, in_words
+from rollout_service.config.refusal import Refused, check_speaks, in_words
 from rollout_service.config.section import Section
 from rollout_service.config.service import Service
 from rollout_service.config.tape import Tape
@@ -47,6 +47,11 @@ class RolloutConfig(Section):
     budget: Budget = Budget()
     service: Service = Service()
     gateway: Gateway = Gateway()
+
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _check_agent(cls, value: Any) -> Any:
+        return check_speaks(value, "agent", "llm, solo or gt")
 
     @model_validator(mode="after")
     def _check_solo(self) -> Self:

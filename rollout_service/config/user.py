@@ -5,12 +5,12 @@ Invariant: a named model is used, and settings of the kind of user that does not
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout_service.config.price import Price
-from rollout_service.config.refusal import Refused
+from rollout_service.config.refusal import Refused, check_speaks
 from rollout_service.config.script import Script
 from rollout_service.config.secret_free import ModelArguments, Url, VariableName
 from rollout_service.config.section import Seconds, Section
@@ -40,6 +40,11 @@ class User(Section):
         "finds by itself how many of them the endpoint bears, see docs/user_simulators.md.",
     )
     script: Script = Script()
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _check_kind(cls, value: Any) -> Any:
+        return check_speaks(value, "user.kind", "scripted or llm")
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:

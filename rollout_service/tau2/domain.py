@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import rollout_service.logs as logs
+from rollout_service.config.tasks import Retrieval
 from rollout_service.tau2 import compat, environment, source_files
 from rollout_service.tau2.base_database import BaseDatabase
 from rollout_service.tau2.once import once
@@ -24,10 +25,18 @@ _PARITY_DOMAINS = {"mock", "airline", "retail", "telecom", "telecom-workflow"}
 _log = logs.logger(__name__)
 
 
+def get(name: str, retrieval: Retrieval | None = None) -> Domain:
+    """The domain. The first call in a process parses it.
+
+    Args:
+        retrieval: how its agent searches documents, where the domain has any, see `compat.environment_arguments`.
+    """
+    return _get(name, retrieval if name == compat.SEARCHED else None)
+
+
 @once
-def get(name: str) -> Domain:
-    """The domain. The first call in a process parses it."""
-    return Domain(name)
+def _get(name: str, retrieval: Retrieval | None) -> Domain:
+    return Domain(name, retrieval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +52,9 @@ class EndState:
 class Domain:
     """A domain's parsed databases, tools and data files. Thread-safe."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, retrieval: Retrieval | None = None) -> None:
         self.name = name
+        self.retrieval = retrieval
         self.files = source_files.of(name)
         self._bases: dict[str, BaseDatabase] = {}
         try:
@@ -69,7 +79,7 @@ class Domain:
         """
         if self.name not in _PARITY_DOMAINS:
             raise TypeError("no parity test covers it")
-        official = environment.make(self.name)
+        official = environment.make(self.name, retrieval=self.retrieval)
         takes = inspect.signature(compat.registry.get_env_constructor(self.name)).parameters
         kits = {"db": official.tools, "user_db": official.user_tools}
         databases = {name: kit.db for name, kit in kits.items() if kit is not None and kit.db is not None}
@@ -87,18 +97,19 @@ class Domain:
             raise TypeError("an environment on shared databases starts in another state")
         return bases
 
-    def environment(self, *, solo: bool = False) -> compat.Environment:
-        """A new environment for one episode.
+    def environment(self, *, solo: bool = False, task: compat.Task | None = None) -> compat.Environment:
+        """A new environment for one episode of the task; None: for none in particular.
 
         Raises:
             Tau2Error: the domain has no solo mode, or its files changed.
         """
         self.files.check_unchanged()
-        return self.original(solo=solo)
+        return self.original(solo=solo, task=task)
 
-    def original(self, *, solo: bool = False) -> compat.Environment:
+    def original(self, *, solo: bool = False, task: compat.Task | None = None) -> compat.Environment:
         """An environment on the data as it was read, even if the files changed since."""
-        return environment.make(self.name, solo=solo, **{name: base.overlay() for name, base in self._bases.items()})
+        overlays = {name: base.overlay() for name, base in self._bases.items()}
+        return environment.make(self.name, solo=solo, task=task, retrieval=self.retrieval, **overlays)
 
     def end_state(self, world: compat.Environment) -> EndState:
         """The state that the environment is in."""

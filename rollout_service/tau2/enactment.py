@@ -46,7 +46,7 @@ def enact(task: compat.Task, shared: domain.Domain, steps: Sequence[gold.Step], 
         calls = [ParsedCall(name, arguments) for name, arguments in step.calls]
         return ParsedTurn("" if calls else step.text, None, calls)
 
-    world = shared.environment()
+    world = shared.environment(task=task)
     script = task if user_acts else _without(task, actions=[])
     user = ScriptedUser(script, shared.user_tools(task), User(), 0, Deadline(_MOST_SECONDS))
     orchestrator = Orchestrator(

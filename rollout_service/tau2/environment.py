@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import EpisodeEnd, EpisodeFault, RolloutError, Tau2Error
 from rollout_service.tau2 import arithmetic, compat
 from rollout_service.tau2.draws import Draws
@@ -136,18 +137,27 @@ def _class(kind: Any) -> Any:
     return type(kind.__name__, (EpisodeEnvironment, kind), names)
 
 
-def make(domain: str, *, solo: bool = False, **databases: Any) -> compat.Environment:
+def make(
+    domain: str,
+    *,
+    solo: bool = False,
+    task: compat.Task | None = None,
+    retrieval: Retrieval | None = None,
+    **databases: Any,
+) -> compat.Environment:
     """A new official environment of the domain.
 
     Args:
+        task, retrieval: see `compat.environment_arguments`.
         databases: `db` and `user_db`, for domains whose constructor takes them.
 
     Raises:
         Tau2Error: the domain has no solo mode.
     """
     constructor = compat.registry.get_env_constructor(domain)
+    others = compat.environment_arguments(domain, task, retrieval) | databases
     try:
-        world = constructor(solo_mode=True, **databases) if solo else constructor(**databases)
+        world = constructor(solo_mode=True, **others) if solo else constructor(**others)
     except ValueError as error:
         if not solo:
             raise

@@ -26,7 +26,7 @@ from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, b
 from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
-from rollout_service.record.trajectory import Provenance, Timing, Trajectory, outcome_of
+from rollout_service.record.trajectory import Provenance, TaskRef, Timing, Trajectory, outcome_of
 from rollout_service.redaction import redact
 from rollout_service.tau2 import (
     agent,
@@ -96,7 +96,7 @@ class EpisodeRunner:
         """
         chosen = self._config.tasks
         for name in chosen.domains:
-            shared = domain.get(name)
+            shared = domain.get(name, chosen.searched)
             whole = tasks.references(name, chosen.split)
             if self._tape is not None:
                 taping.check_tasks(self._tape, whole)
@@ -126,9 +126,10 @@ class EpisodeRunner:
         """Ids with which a turn may end when its finish reason is `stop`."""
         return self._codec.turn_end_ids.union(sampling.stop_token_ids)
 
-    def provenance(self, evaluator: str, sampling: Sampling) -> Provenance:
-        """The provenance of a trajectory with this sampling, scored by `evaluator`."""
+    def provenance(self, evaluator: str, sampling: Sampling, task: TaskRef) -> Provenance:
+        """The provenance of a trajectory of the task with this sampling, scored by `evaluator`."""
         codec, config = self._codec, self._config
+        searched = domain.get(task.domain, config.tasks.searched).retrieval
         return Provenance(
             model=redact(config.policy.model or config.policy.url or config.policy.engine),
             tokenizer=codec.name,
@@ -146,6 +147,8 @@ class EpisodeRunner:
             user=str(config.user.model) if self._user_kind == "llm" else self._user_kind,
             evaluation=config.evaluation.type,
             evaluator=evaluator,
+            task_hash=tasks.hash_of(task),
+            retrieval={} if searched is None else searched._asdict(),
             tau2_distribution=compat.DISTRIBUTION,
             tau2_version=compat.VERSION,
             service_version=__version__,
@@ -165,7 +168,7 @@ class _Episode:
         self._timing = Timing(queue_seconds=request.waited_seconds)
         self._task = tasks.get(request.task)
         self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gate)
-        self._domain = domain.get(request.task.domain)
+        self._domain = domain.get(request.task.domain, self._config.tasks.searched)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
         )
@@ -201,7 +204,7 @@ class _Episode:
 
     def _orchestrator(self, task: compat.Task) -> Any:
         runner, request, solo = self._runner, self._request, self._runner._solo
-        world = self._domain.environment(solo=solo)
+        world = self._domain.environment(solo=solo, task=task)
         tools, user_tools = self._domain.agent_tools(solo), self._domain.user_tools(task)
         user = users.make(
             runner._user_kind,
@@ -351,7 +354,9 @@ class _Episode:
             timing=self._timing,
             user_usage=self._models.user_usage,
             judge_usage=self._models.judge_usage,
-            provenance=self._runner.provenance("" if score is None else score.evaluator, self._chosen),
+            provenance=self._runner.provenance(
+                "" if score is None else score.evaluator, self._chosen, self._request.task
+            ),
         )
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:

@@ -177,7 +177,7 @@ def _check_assertions(raised: environment.Raised, task: compat.Task, domain: str
     Raises:
         EpisodeFault: an assertion raises there too.
     """
-    gold = fast_evaluation.play_gold(environment.make(domain), task)
+    gold = fast_evaluation.play_gold(environment.make(domain, task=task), task)
     for assertion, _ in raised:
         try:
             gold.run_env_assertion(assertion, raise_assertion_error=False)

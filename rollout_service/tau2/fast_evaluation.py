@@ -82,7 +82,7 @@ def gold_hashes(domain: Domain, task: compat.Task) -> Hashes:
     """Hashes of the databases in the gold end state of this task."""
     key = domain.name, id(task)
     if key not in _gold:
-        _gold[key] = task, domain.end_state(play_gold(domain.original(), task)).hashes
+        _gold[key] = task, domain.end_state(play_gold(domain.original(task=task), task)).hashes
     return _gold[key][1]
 
 

@@ -47,9 +47,15 @@ def user_blocks(task: compat.Task) -> list[list[compat.Action]]:
 
 
 def opening(task: compat.Task) -> str:
-    """The user's first words: the scenario's reason for the call."""
+    """The user's first words: the scenario's reason for the call, or all of its instructions where they are one text.
+
+    Such a text says when to end the conversation, so the words that do so are taken out.
+    """
     instructions = task.user_scenario.instructions
-    return str(getattr(instructions, "reason_for_call", instructions)).strip() or "Hello."
+    words = str(getattr(instructions, "reason_for_call", instructions))
+    for signal in compat.STOP_SIGNALS:
+        words = words.replace(signal, "")
+    return words.strip() or "Hello."
 
 
 def closing(task: compat.Task) -> str:

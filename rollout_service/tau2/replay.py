@@ -63,7 +63,7 @@ def _compare(scored: dict[str, Any], recorded: dict[str, Any], parts: tuple[str,
 
 
 def _hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
-    world = environment.make(domain, solo=solo)
+    world = environment.make(domain, solo=solo, task=task)
     initial = task.initial_state
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,

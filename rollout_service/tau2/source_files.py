@@ -50,13 +50,18 @@ def of(domain: str) -> SourceFiles:
     """The data files of a domain, as they were at the first call in this process. Call it before reading them.
 
     They are the files that τ²'s own domains name (each `*_PATH` of the `utils` module) and the splits beside the tasks.
+    Of a folder (`*_PATH` or `*_DIR`) they are the JSON files in it.
     """
     constructor = compat.registry.get_env_constructor(domain)
     function = constructor.func if isinstance(constructor, functools.partial) else constructor
     module = sys.modules.get(f"{function.__module__.rpartition('.')[0]}.utils")
-    named = [Path(value) for name, value in vars(module).items() if name.endswith("_PATH")] if module else []
+    names = vars(module) if module else {}
+    named = [Path(value) for name, value in names.items() if name.endswith("_PATH")]
     splits = [path.parent / f"split_{path.stem}.json" for path in named]
-    return SourceFiles([path for path in dict.fromkeys([*named, *splits]) if path.is_file()])
+    folders = [Path(value) for name, value in names.items() if name.endswith(("_PATH", "_DIR"))]
+    data = {path.parent for path in named if path.is_file()}
+    inside = [path for folder in folders if folder.parent in data for path in sorted(folder.glob("*.json"))]
+    return SourceFiles([path for path in dict.fromkeys([*named, *splits, *inside]) if path.is_file()])
 
 
 def _stamp(path: Path) -> _Stamp | None:

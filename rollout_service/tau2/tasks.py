@@ -103,6 +103,16 @@ def content_hash(task: compat.Task) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@once
+def hash_of(reference: TaskRef) -> str:
+    """`content_hash` of the task.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    return content_hash(get(reference))
+
+
 class TaskSampler:
     """An endless, seeded sequence of tasks: one domain, or several mixed by weight."""
 

