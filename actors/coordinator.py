@@ -203,7 +203,7 @@ class Coordinator:
                 raise running.error
             if running.collection.exhausted:
                 _log.info("Collection %s ended %s.", collection_id, running.account)
-                if running.is_over or running.limit is not None:
+                if running.is_over:
                     self._forget(running)
                 running.check_whole()
                 return None
@@ -214,6 +214,8 @@ class Coordinator:
         """Take that the reader has these groups for good. Returns when that is safe: they do not come again."""
         running = await self._books.acknowledge(self._collections, collection_id, numbers)
         if running is not None and running.is_over:
+            if running.limit is not None:
+                running.end()
             self._forget(running)
 
     async def cancel(self, collection_id: str) -> None:
@@ -355,7 +357,7 @@ class Coordinator:
                 await self._policy.observe(self._fleet, ending.result[0])
         if ending.record(self._scheduler, assignment, time.monotonic()):
             result = running.result_of(assignment.episode, ending)
-            self._tally.add_result(result[0])
+            self._tally.add_result(result[0], running.waiting_result(assignment.episode))
             running.keep(assignment.episode, assignment.attempt, result)
         else:
             running.drop(ending)

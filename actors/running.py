@@ -138,7 +138,8 @@ class RunningCollection:
             BudgetReached: it was, with the limit.
         """
         if self.limit is not None:
-            self.end()
+            if self.is_over:  # else the reader still has to acknowledge groups
+                self.end()
             raise BudgetReached(self.limit, "What had begun was delivered; raise the budget for the rest.")
 
     @property
@@ -156,6 +157,11 @@ class RunningCollection:
         self.journal.record(Stored(self.name, episode, attempt, result[0]))
         self._keep(episode, _on_disk(result) if self.is_parked else result)
         self.changed.set()
+
+    def waiting_result(self, episode: int) -> EpisodeSummary | None:
+        """The episode's result that was not handed out yet; None: it has none."""
+        result = self._results.get(episode)
+        return None if result is None else result[0]
 
     def _keep(self, episode: int, result: Result) -> None:
         reward = result[0].reward

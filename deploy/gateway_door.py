@@ -44,7 +44,7 @@ class Door:
             return
         try:
             authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-            holder = self._guard.admit(authorization or None, self._needed(scope))
+            holder = await self._guard.admit(authorization or None, self._needed(scope))
             body = await self._body(scope, receive)
         except tokens.Refusal as refusal:
             await error(refusal.status, ServiceError(str(refusal)), refusal.headers)(scope, receive, send)

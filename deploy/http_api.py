@@ -56,7 +56,7 @@ async def respond(request: Request, policy: PolicyConfig, generate: Generate, ve
         guard: says whether the request is allowed.
     """
     try:
-        guard.admit(request.headers.get("authorization"), "collect")
+        await guard.admit(request.headers.get("authorization"), "collect")
     except Refusal as refusal:
         return _refusal(refusal.status, str(refusal), refusal.headers)
     match request.method, request.url.path.rsplit("/", 1)[-1]:

@@ -25,7 +25,7 @@ from rollout_service.record.identities import Identity, identities
 from rollout_service.record.manifest import Asked, Manifest, manifest_path, read_manifest
 from rollout_service.record.parquet import unfinished_part
 from rollout_service.record.removal import remove_aborted
-from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path, check_place
+from rollout_service.record.storage import TrajectoryWriter, check_can_grow, check_path, check_place, finish_replacement
 from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.redaction import shown
 
@@ -42,7 +42,7 @@ class Output:
     """One file, and the collection that goes into it next."""
 
     def __init__(self, path: str | Path, mode: Mode = "new") -> None:
-        """Look at the file. Changes nothing.
+        """Look at the file. Changes nothing, but finishes the replacement of a Parquet folder that was cut off.
 
         Args:
             path: ends in `.jsonl` or `.parquet`.
@@ -56,6 +56,7 @@ class Output:
         """
         self.path = arguments.path("path", path, StorageError)
         self.mode = arguments.choice("mode", mode, get_args(Mode), StorageError)
+        finish_replacement(self.path)
         check_path(self.path, may_exist=mode != "new")
         check_place(self.path)
         self._stored: list[Identity] = []

@@ -119,7 +119,11 @@ def configuration(parts: Parts) -> RolloutConfig | None:
 
 
 def stop(parts: Parts) -> None:
-    """Stop the service, or remove what is left of it."""
+    """Stop the service, or remove what is left of it.
+
+    Raises:
+        ServiceError: as `end` raises it.
+    """
     config = configuration(parts)
     if config is not None:
         with contextlib.suppress(ServiceError, NoAnswerYet):
@@ -147,15 +151,24 @@ def end(service: Service, served: list[str]) -> None:
     Args:
         service: its name and namespace.
         served: the Serve applications that belong to it.
+
+    Raises:
+        ServiceError: Serve does not forget an application. All else is gone.
     """
     name, namespace = service.name, service.namespace
     coordinator = coordinator_name(name)
     for actor in find_actors(name, namespace):
         if actor != coordinator:
             cluster.kill(actor, namespace)
+    kept: ServiceError | None = None
     for application in served:
-        applications.delete(application)
+        try:
+            applications.delete(application)
+        except ServiceError as error:
+            kept = error
     cluster.kill(coordinator, namespace)
     deadline = time.monotonic() + _KILL_SECONDS
     while find_actors(name, namespace) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
+    if kept is not None:
+        raise kept

@@ -193,6 +193,27 @@ def test_overwrite_replaces_the_old_file_only_with_the_first_whole_group(ending,
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("killed_before", ["rename", "second rename", "removal", "end of the removal"])
+def test_a_folder_whose_replacement_was_cut_off_has_its_place_again_with_the_next_writer(killed_before, tmp_path):
+    path, old, new = tmp_path / "x.parquet", tmp_path / ".old-x.parquet", tmp_path / ".new-x.parquet"
+    collect(path, "new", n=1, seed=1)
+    collect(tmp_path / "y.parquet", "new", n=2, seed=2)
+    (tmp_path / "y.parquet").rename(new)
+    if killed_before != "rename":
+        path.rename(old)
+    if "removal" in killed_before:
+        new.rename(path)
+    if killed_before == "end of the removal":
+        next(old.glob("part-*")).unlink()
+    if killed_before == "second rename":
+        with pytest.raises(StorageError, match="Its replacement was cut off"):
+            storage.read(path)
+    output = Output(path, "resume")
+    assert output.is_complete
+    assert len(storage.read(path)) == (1 if killed_before == "rename" else 2)
+    assert not old.exists()
+
+
 def test_a_process_that_was_killed_between_file_and_manifest_is_noticed(tmp_path):
     path = tmp_path / "x.jsonl"
     collect(path, "new", n=2, seed=1)

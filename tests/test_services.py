@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import serve
 
 import rollout_service.cluster as cluster
 import rollout_service.services as services
+from rollout_service.config.service import Service
+from rollout_service.errors import ServiceError
 from rollout_service.policy import applications
 
 NAMES = st.one_of(
@@ -44,3 +49,18 @@ def test_the_command_that_ends_a_service_names_the_namespace_where_it_is_not_the
     named = {place: services.Parts("left", place).stop_command for place in ("", "rollout_service", "mine")}
     usual = "rollout-service service stop left"
     assert named == {"": usual, "rollout_service": usual, "mine": f"{usual} --namespace mine"}
+
+
+def test_an_application_that_serve_never_forgets_is_named_and_all_else_is_ended(monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(applications, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    stuck = SimpleNamespace(deployments={})
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={"a-policy": stuck}))
+    monkeypatch.setattr(serve, "delete", lambda name, _blocking: None)
+    killed: list[str] = []
+    monkeypatch.setattr(cluster, "kill", lambda actor, namespace: killed.append(actor))
+    monkeypatch.setattr(cluster, "named_actors", lambda: [("SERVE_REPLICA::a-policy#policy#x", "serve")])
+    with pytest.raises(ServiceError, match="has the application a-policy still"):
+        services.end(Service(name="a"), ["a-policy"])
+    assert killed[0] == "SERVE_REPLICA::a-policy#policy#x"
+    assert killed[-1] == "a-coordinator"

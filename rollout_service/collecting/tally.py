@@ -34,12 +34,18 @@ class Tally:
         self._prompt_tokens += summary.prompt_tokens
         self._cached_tokens += summary.cached_tokens
 
-    def add_result(self, summary: EpisodeSummary) -> None:
-        """Count an episode that is done."""
-        self._finished += 1
-        if summary.reward is not None:
-            self._scored += 1
-            self._reward_sum += summary.reward
+    def add_result(self, summary: EpisodeSummary, earlier: EpisodeSummary | None = None) -> None:
+        """Count an episode that is done.
+
+        Args:
+            earlier: its result that was too old when it was to be handed out, in whose place this one comes.
+        """
+        for each, count in ((summary, 1), (earlier, -1)):
+            if each is not None:
+                self._finished += count
+                if each.reward is not None:
+                    self._scored += count
+                    self._reward_sum += count * each.reward
 
     def status(self) -> dict[str, Any]:
         """The counts, as `Coordinator.status` has them."""

@@ -6,6 +6,7 @@ limit of their own, so they never take from those of a good one.
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import rollout_service.config.secrets as secrets
@@ -30,10 +31,11 @@ class Guard:
             requests_per_second: None: as often as anybody wants.
         """
         self._tokens = tokens
+        self._looking = asyncio.Lock()
         rate = requests_per_second
         self._limit = None if rate is None else RateLimit(rate, max(1.0, rate * _BURST_SECONDS))
 
-    def admit(self, authorization: str | None, scope: Scope | None) -> Holder:
+    async def admit(self, authorization: str | None, scope: Scope | None) -> Holder:
         """Who sent a request with this `Authorization` header.
 
         Args:
@@ -42,6 +44,7 @@ class Guard:
         Raises:
             Refusal: the token is bad or does not allow `scope`, or the caller asks too often.
         """
+        await self._look()
         try:
             holder = ANYBODY if self._tokens is None else self._tokens.holder(authorization)
         except Refusal:
@@ -51,6 +54,13 @@ class Guard:
         if scope is not None:
             holder.check_scope(scope)
         return holder
+
+    async def _look(self) -> None:
+        """Have the tokens that their file holds now."""
+        if isinstance(self._tokens, TokenFile) and self._tokens.is_due:
+            async with self._looking:
+                if self._tokens.is_due:  # else another request has looked meanwhile
+                    await asyncio.to_thread(self._tokens.look)
 
     def _count(self, caller: str) -> None:
         wait = 0.0 if self._limit is None else self._limit.wait(caller)

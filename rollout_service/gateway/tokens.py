@@ -16,14 +16,15 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import rollout_service.config.yaml_text as yaml_text
 import rollout_service.logs as logs
+from rollout_service.config.calendar_date import check_date
 from rollout_service.errors import ConfigError
 from rollout_service.redaction import TOKEN_PREFIX, shown
 
@@ -39,6 +40,8 @@ _RANDOM_BYTES = 24
 _WHOLE = re.compile(rf"{TOKEN_PREFIX}([0-9a-f]{{{2 * _RANDOM_BYTES}}})([0-9a-f]{{8}})")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+_NAMES = "Use letters, digits, dots, dashes and underscores, at most 64, and begin with a letter or a digit."
 
 _LOOK_SECONDS = 1.0
 """Time between two looks whether the file changed."""
@@ -109,6 +112,31 @@ def _checksum(body: str) -> str:
     return f"{zlib.crc32(body.encode()):08x}"
 
 
+def entry(name: str, scopes: Sequence[str], expires: str | None, token: str, today: date) -> str:
+    """The line for the token that `parsed` reads.
+
+    Args:
+        expires: last day of its life, such as 2027-01-31; None: it has none.
+
+    Raises:
+        ConfigError: the name, a scope or the date cannot be used.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"The name is {shown(name)}.", _NAMES)
+    if wrong := [scope for scope in scopes if scope not in SCOPES]:
+        raise ConfigError(f"The scope is {shown(wrong[0])}.", f"Choose from {', '.join(SCOPES)}.")
+    line = f'{name}: {{sha256: "{digest_of(token)}", scopes: [{", ".join(dict.fromkeys(scopes))}]'
+    if expires is None:
+        return line + "}"
+    try:
+        last = date.fromisoformat(check_date(expires))
+    except ValueError:
+        raise ConfigError(f"The token expires on {shown(expires)}.", "Write a date, such as 2027-01-31.") from None
+    if last < today:
+        raise ConfigError(f"The token expires on {expires}, which is over.", f"Name a day from {today} on.")
+    return f"{line}, expires: {expires}}}"
+
+
 def parsed(text: str, source: str) -> list[Holder]:
     """The holders that a file or a variable lists: a YAML mapping of names to `sha256`, `scopes` and `expires`.
 
@@ -132,9 +160,7 @@ _EXAMPLE = "Write what `rollout-service token NAME` prints, one entry below the 
 
 def _holder(name: Any, entry: Any, source: str) -> Holder:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"The {source} has an entry whose name is not one.", "Use letters, digits, dots, dashes and underscores."
-        )
+        raise ConfigError(f"The {source} has an entry with an impossible name.", _NAMES)
     where = f"The entry {name} of the {source}"
     if not isinstance(entry, Mapping) or set(entry) - {"sha256", "scopes", "expires"}:
         raise ConfigError(f"{where} has other fields than sha256, scopes and expires.", _EXAMPLE)
@@ -212,7 +238,7 @@ class Tokens:
 
 
 class TokenFile(Tokens):
-    """Tokens in a file, read again when it changes."""
+    """Tokens in a file, read again when it changes: whoever checks one calls `look` first."""
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
         """
@@ -228,24 +254,23 @@ class TokenFile(Tokens):
         self._looked = clock()
         super().__init__(self._read())
 
-    def holder(self, authorization: str | None) -> Holder:
-        """As `Tokens.holder`, with the tokens that the file holds now."""
-        if self._clock() - self._looked >= _LOOK_SECONDS:
-            self._looked = self._clock()
-            self._reload()
-        return super().holder(authorization)
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look whether the file changed."""
+        return self._clock() - self._looked >= _LOOK_SECONDS
 
-    def _reload(self) -> None:
-        """Read the file if it changed. One that cannot be used changes nothing, since an editor may be half done."""
+    def look(self) -> None:
+        """Read the file if it changed. One that cannot be used changes nothing, since an editor may be half done. It
+        blocks, so an event loop calls it in a thread."""
         try:
             stamp = self._stamped()
-            if stamp == self._stamp:
-                return
-            self._stamp, self._holders = stamp, self._read()
+            if stamp != self._stamp:
+                self._stamp, self._holders = stamp, self._read()
+                _log.info("The tokens were read again: %d of them.", len(self._holders))
         except ConfigError as error:
             _log.error("The tokens in use stay as they are: %s", error, extra=logs.event("tokens"))
-            return
-        _log.info("The tokens were read again: %d of them.", len(self._holders))
+        finally:
+            self._looked = self._clock()
 
     def _stamped(self) -> tuple[int, int, int]:
         try:

@@ -32,7 +32,7 @@ from rollout_service.errors import StorageError
 from rollout_service.record.encoding import unstorable
 from rollout_service.record.jsonl import JsonlSink, jsonl_rows
 from rollout_service.record.parquet import ParquetSink, parquet_rows, to_record
-from rollout_service.record.replacement import Replacement
+from rollout_service.record.replacement import Replacement, settle
 from rollout_service.record.trajectory import Trajectory
 
 _PART = 512
@@ -107,8 +107,13 @@ def salvage(path: str | Path) -> Iterator[Trajectory | Unreadable]:
     path = arguments.path("path", path, StorageError)
     is_parquet = _is_parquet(path)
     if not path.exists():
-        raise StorageError(f"{path} does not exist.", "Check the path.")
+        raise StorageError(f"{path} does not exist.", f"Check the path.{_cut_off(path)}")
     return _parquet_records(path) if is_parquet else _jsonl_records(path)
+
+
+def _cut_off(path: Path) -> str:
+    is_there = path.with_name(f".old-{path.name}").exists()
+    return " Its replacement was cut off; `collect --resume` with it as --output finishes that." if is_there else ""
 
 
 class TrajectoryWriter:
@@ -135,6 +140,7 @@ class TrajectoryWriter:
         arguments.truth("overwrite", overwrite)
         if append and overwrite:
             raise StorageError("append and overwrite exclude each other.", "Leave out one of them.")
+        finish_replacement(self.path)
         sink = ParquetSink if check_path(self.path, may_exist=append or overwrite) else JsonlSink
         if append:
             check_can_grow(self.path)
@@ -204,6 +210,20 @@ def check_path(path: str | Path, *, may_exist: bool = False) -> bool:
     if path.exists() and not may_exist:
         raise StorageError(f"{path} exists already.", "Choose another path, or append to it, or overwrite it.")
     return _is_parquet(path)
+
+
+def finish_replacement(path: Path) -> None:
+    """Finish the replacement of a Parquet folder by another that was cut off, see `settle`.
+
+    Raises:
+        StorageError: the file system fails.
+    """
+    try:
+        settle(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be given its place: {error}.", f"Rename .new-{path.name} or .old-{path.name} yourself."
+        ) from error
 
 
 def check_place(path: Path) -> None:

@@ -472,3 +472,26 @@ async def test_what_was_acknowledged_is_let_go_of_after_its_reader_has_let_go(se
     assert len(results) == SIZE
     while results:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+async def until_its_budget(stream: GroupStream) -> list[list[Trajectory]]:
+    """The groups that come before the stream says that its budget is spent."""
+    groups = []
+    with contextlib.suppress(BudgetReached):
+        while True:
+            groups.append(await anext(stream))
+    return groups
+
+
+async def test_groups_of_a_collection_that_a_budget_ended_wait_for_their_acknowledgement(service):
+    stream = service.stream("manual", Budget(episodes=2 * SIZE))
+    came = await until_its_budget(stream)
+    service.coordinator._client_is_gone("client", "it was silent")
+    again = reopened(service, stream)
+    groups = await until_its_budget(again)
+    assert sorted(ids(groups)) == sorted(ids(came))
+    assert service.coordinator._collections == {}, "the second reader acknowledged by itself"
+    await service.coordinator.stop()
+    await service.live()
+    assert service.coordinator._collections == {}
+    assert set(plays.values()) == {1}

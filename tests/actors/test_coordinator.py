@@ -373,6 +373,21 @@ async def test_without_a_fleet_new_weights_of_an_endpoint_still_make_old_traject
     assert (await coordinator.status())["weight_version"] == 3
 
 
+async def test_an_episode_that_is_played_again_because_it_is_too_old_is_counted_once(start):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        version = 0 if request.attempt == 1 else 3
+        return dataclasses.replace(scored(request, (version, version)), reward=float(request.attempt))
+
+    coordinator = await start(play, service__max_staleness=0)
+    collection, _, _ = await coordinator.submit(CollectionRequest(n=1), "client")
+    while not (await coordinator.status())["finished"]:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await coordinator.policy_changed(FleetState(3))
+    assert len([group async for group in until_none(lambda: coordinator.next_group(collection))]) == 1
+    status = await coordinator.status()
+    assert [status[name] for name in ("finished", "scored", "mean_reward")] == [1, 1, 2.0]
+
+
 async def test_what_the_fleet_says_is_in_the_status(start):
     coordinator = await start(scored)
     await coordinator.policy_changed(FleetState(4, DesiredState(pause="drain")))

@@ -16,19 +16,19 @@ TOKEN = new_token()
 ENTRY = f'trainer: {{sha256: "{digest_of(TOKEN)}", scopes: [collect]}}'
 
 
-def test_bad_tokens_never_take_from_the_limit_of_a_good_one():
+async def test_bad_tokens_never_take_from_the_limit_of_a_good_one():
     guard = Guard(Tokens(parsed(ENTRY, "test")), requests_per_second=0.01)
     for status in (401, 429, 429):
         with pytest.raises(Refusal) as refused:
-            guard.admit("Bearer x", "collect")
+            await guard.admit("Bearer x", "collect")
         assert refused.value.status == status
-    assert guard.admit(f"Bearer {TOKEN}", "collect").name == "trainer"
+    assert (await guard.admit(f"Bearer {TOKEN}", "collect")).name == "trainer"
     with pytest.raises(Refusal, match=r"ask again in \d"):
-        guard.admit(f"Bearer {TOKEN}", "collect")
+        await guard.admit(f"Bearer {TOKEN}", "collect")
 
 
-def test_without_tokens_anybody_may_call():
-    assert Guard(None).admit(None, "weights").name == "anybody"
+async def test_without_tokens_anybody_may_call():
+    assert (await Guard(None).admit(None, "weights")).name == "anybody"
 
 
 @pytest.mark.parametrize("wrong", ["gateway.tokens_file", "gateway.tls_certificate"])

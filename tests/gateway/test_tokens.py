@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from datetime import UTC, datetime, timedelta
+import re
+import threading
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -11,11 +14,13 @@ from hypothesis import strategies as st
 
 from rollout_service.errors import ConfigError
 from rollout_service.gateway import tokens
+from rollout_service.gateway.guard import Guard
 from rollout_service.gateway.tokens import SCOPES, Refusal, TokenFile, Tokens, digest_of, new_token, parsed
 from rollout_service.redaction import redact
 from tests.support.commands import command
 
 TOKEN = new_token()
+TODAY = date(2026, 11, 27)
 
 
 def entry(name: str, token: str, scopes: str = "collect", more: str = "") -> str:
@@ -82,31 +87,50 @@ class Clock:
         return self.now
 
 
-def test_a_file_that_changes_rotates_the_tokens_and_a_broken_one_changes_nothing(tmp_path, caplog):
+async def test_a_file_that_changes_rotates_the_tokens_and_a_broken_one_changes_nothing(tmp_path, caplog):
     path, clock, new = tmp_path / "tokens.yaml", Clock(), new_token()
     path.write_text(entry("trainer", TOKEN))
-    known = TokenFile(path, clock)
-    assert known.holder(f"Bearer {TOKEN}").name == "trainer"
+    guard = Guard(TokenFile(path, clock))
 
+    async def name(token: str) -> str:
+        return (await guard.admit(f"Bearer {token}", "collect")).name
+
+    assert await name(TOKEN) == "trainer"
     path.write_text(entry("trainer", TOKEN) + entry("next", new))
     clock.now += 2
-    assert known.holder(f"Bearer {new}").name == "next"
+    assert await name(new) == "next"
 
     path.write_text(f"trainer: {{token: {new}")
     clock.now += 2
-    assert known.holder(f"Bearer {new}").name == "next"
+    assert await name(new) == "next"
     path.unlink()
     clock.now += 2
-    assert known.holder(f"Bearer {TOKEN}").name == "trainer"
+    assert await name(TOKEN) == "trainer"
     assert "stay as they are" in caplog.text
 
     path.write_text(entry("next", new))
     clock.now += 2
-    assert "not known here" in refusal(known, f"Bearer {TOKEN}")[1]
-    assert known.holder(f"Bearer {new}").name == "next"
+    with pytest.raises(Refusal, match="not known here"):
+        await name(TOKEN)
+    assert await name(new) == "next"
     for token in (TOKEN, new):
         assert token[4:20] not in caplog.text
         assert digest_of(token)[:12] not in caplog.text
+
+
+async def test_a_file_of_tokens_is_read_beside_the_event_loop_and_once_for_all_who_ask(tmp_path, monkeypatch):
+    path, clock = tmp_path / "tokens.yaml", Clock()
+    path.write_text(entry("trainer", TOKEN))
+    file = TokenFile(path, clock)
+    guard, threads, look = Guard(file), [], file.look
+    monkeypatch.setattr(file, "look", lambda: (threads.append(threading.get_ident()), look()))
+    path.write_text("{}")
+    clock.now += 2
+    asked = [guard.admit(f"Bearer {TOKEN}", "collect") for _ in range(20)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert {str(each) for each in found} == {"The token is not known here: it was revoked, or it is another service's."}
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +139,7 @@ def test_a_file_that_changes_rotates_the_tokens_and_a_broken_one_changes_nothing
         (f"trainer: [{TOKEN}", "is not YAML"),
         (TOKEN, "is not a mapping"),
         (entry("a", TOKEN) + entry("a", TOKEN), "has a name twice"),
-        (entry("'a b'", TOKEN), "name is not one"),
+        (entry("'a b'", TOKEN), "an entry with an impossible name"),
         (f"trainer: {{token: {TOKEN}, scopes: [read]}}", "trainer .* has other fields"),
         (f"trainer: {{sha256: {TOKEN}, scopes: [read]}}", "trainer .* not 64 hexadecimal digits"),
         (entry("trainer", TOKEN, "write"), "trainer .* wrong scopes. List one or more of read, collect, weights"),
@@ -153,6 +177,31 @@ def test_the_command_makes_an_entry_that_lets_its_token_in():
     token = made.stderr.split()[-1]
     assert Tokens(parsed(made.stdout, "test")).holder(f"Bearer {token}").scopes == {"weights"}
     assert token[4:20] not in made.stdout
-    wrong = command("token", "trainer", "--scope", "write")
+    wrong = command("token", "a b")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "wrong scopes" in wrong.stderr
+    assert "The name is 'a b'. Use letters, digits" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"name": "a b"}, "The name is 'a b'. Use letters"),
+        ({"name": ""}, "The name is ''"),
+        ({"scopes": ["read", "write"]}, "The scope is 'write'. Choose from read, collect, weights"),
+        ({"expires": "2026-11-26"}, "expires on 2026-11-26, which is over. Name a day from 2026-11-27 on"),
+        ({"expires": "tomorrow}, x: {"}, "Write a date, such as 2027-01-31"),
+    ],
+)
+def test_an_entry_that_would_let_nobody_in_is_refused(asked, text):
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        tokens.entry(**{"name": "a", "scopes": ["read"], "expires": None, "token": TOKEN, "today": TODAY} | asked)
+
+
+def test_a_token_of_one_day_is_let_in_on_that_day():
+    line = tokens.entry("a", ["read", "read"], "2026-11-27", TOKEN, TODAY)
+    [holder] = parsed(line, "entry")
+    assert (holder.name, holder.scopes, holder.is_expired(datetime(2026, 11, 27, 12, tzinfo=UTC))) == (
+        "a",
+        frozenset({"read"}),
+        False,
+    )

@@ -22,11 +22,10 @@ def token(
     ] = None,
 ) -> None:
     """Make a token for the gateway. Prints its entry for gateway.tokens_file on stdout, the token itself on stderr."""
-    from rollout_service.gateway.tokens import digest_of, new_token, parsed
+    from datetime import UTC, datetime
+
+    from rollout_service.gateway.tokens import entry, new_token
 
     made = new_token()
-    entry = f'{name}: {{sha256: "{digest_of(made)}", scopes: [{", ".join(scope or ["read", "collect"])}]'
-    entry += "}" if expires is None else f", expires: {expires}}}"
-    parsed(entry, "entry")
-    print(entry)
+    print(entry(name, scope or ["read", "collect"], expires, made, datetime.now(UTC).date()))
     print(f"The token, which is shown only now: {made}", file=sys.stderr)  # `say` would take it out
