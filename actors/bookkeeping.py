@@ -77,7 +77,8 @@ class Bookkeeping:
     def _open(self, folder: Path, version: int) -> list[RunningCollection]:
         seconds = _OWNER_SECONDS if self.is_restarted else 0.0
         discarded = functools.partial(parts.discard_elsewhere, folder / PARTS)
-        self._journal = Journal(folder, self._service.name, seconds=seconds, discarded=discarded)
+        service = self._service
+        self._journal = Journal(folder, service.name, form=service.journal_form, seconds=seconds, discarded=discarded)
         found = self._journal.recovered
         if self.is_restarted and self._journal.is_new:
             _log.error("There is no journal in %s on this node: the collections that were open are lost.", folder)
@@ -230,6 +231,6 @@ def _readable(stored: Mapping[int, Stored], folder: Path) -> dict[int, Stored]:
     def can_be_read(part: Part | None) -> bool:
         if part is None:
             return True
-        return is_there(folder / PARTS, part) if here in (None, part.node) else part.node in alive
+        return is_there(folder / PARTS, part) or (part.node != here and part.node in alive)
 
     return {episode: it for episode, it in stored.items() if can_be_read(it.summary.part)}

@@ -79,8 +79,9 @@ def _node() -> str:
 
 
 def read(journal: str, part: Part) -> Reference[Trajectory]:
-    """Have the part read on its node. The reference fails as that of a lost object does, if it cannot be read."""
-    options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(part.node, soft=False)}
+    """Have the part read on its node, or on another one if that is gone, in case they share the folder. The reference
+    fails as that of a lost object does, if it cannot be read."""
+    options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(part.node, soft=True)}
     reference: Reference[Trajectory] = ray.remote(read_part).options(**options).remote(Path(journal) / PARTS, part)
     return reference
 

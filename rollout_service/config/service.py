@@ -104,8 +104,13 @@ class Service(Section):
     journal: str | None = Field(
         None,
         min_length=1,
-        description="Folder on a local disk where the service writes down what it needs to go on after the "
-        "coordinator's death; null: collections end with the coordinator.",
+        description="Folder where the service writes down what it needs to go on after the coordinator's death; null: "
+        "collections end with the coordinator.",
+    )
+    journal_form: Literal["sqlite", "log"] = Field(
+        "sqlite",
+        description="Form of the journal; sqlite: a database, which must lie on a local disk; log: files that are only "
+        "appended to, for network file systems and mounted buckets.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the lines that the service's processes log."
@@ -115,7 +120,7 @@ class Service(Section):
     @classmethod
     def _check_journal(cls, path: str | None) -> str | None:
         if path is not None and "://" in path:
-            raise Refused(f"is {path!r}, where a database cannot lie.", "Give a folder on a local disk.")
+            raise Refused(f"is {path!r}, which is no folder.", "Give a folder; one on shared storage must be mounted.")
         if path is not None and not Path(path).is_absolute():
             raise Refused(f"is {path!r}, which depends on the folder of a process.", "Give an absolute path.")
         return path
@@ -123,8 +128,8 @@ class Service(Section):
     @model_validator(mode="after")
     def _check_kept(self) -> Self:
         if self.journal is None:
-            why = "without a journal no collection waits for a reader"
-            self.check_unset({"keep_collections_seconds"}, "service.", why, "Set service.journal, or leave it out.")
+            only = {"keep_collections_seconds", "journal_form"}
+            self.check_unset(only, "service.", "there is no journal", "Set service.journal, or leave it out.")
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from rollout_service.journal.entries import (
     Discarded,
     Ended,
     Entry,
+    Positioned,
     Reopened,
     Spent,
     Stored,
@@ -176,6 +177,8 @@ class Database:
                 return [entry.part]
             case Reopened():
                 self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
+            case Positioned():
+                self._position(entry.sampler)
             case Spent():
                 self._execute(
                     "INSERT OR REPLACE INTO spent SELECT ?1, ?2, ?3 WHERE ?1 = ?4 OR EXISTS "
@@ -200,10 +203,11 @@ class Database:
         if asked.submission is not None:
             self._execute("INSERT OR REPLACE INTO submissions VALUES (?, ?)", (asked.collection_id, asked.submission))
         if asked.sampler is not None:
-            position = asked.sampler
-            self._execute(
-                "INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", (position.selection, position.seed, position.drawn)
-            )
+            self._position(asked.sampler)
+
+    def _position(self, position: SamplerPosition) -> None:
+        row = (position.selection, position.seed, position.drawn)
+        self._execute("INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", row)
 
     def _store(self, stored: Stored) -> list[Part]:
         key = (stored.collection_id, stored.episode)

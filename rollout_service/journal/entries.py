@@ -102,4 +102,11 @@ class Spent:
     """Time since it began."""
 
 
-Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent
+@dataclass(frozen=True, slots=True)
+class Positioned:
+    """A selection was drawn so far."""
+
+    sampler: SamplerPosition
+
+
+Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned

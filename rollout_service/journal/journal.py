@@ -20,12 +20,11 @@ import rollout_service.logs as logs
 from rollout_service.errors import ServiceError
 from rollout_service.journal.database import Database, Overtaken, Recovered
 from rollout_service.journal.entries import Entry
-from rollout_service.journal.place import PARTS, check_file_system, own
+from rollout_service.journal.log import Log
+from rollout_service.journal.place import FILES, PARTS, Form, check_file_system, check_form, own
 from rollout_service.record.part import Part, discard_files
 
 _log = logs.logger(__name__)
-
-_DATABASE = "journal.sqlite"
 
 _GATHER_SECONDS = 0.02
 """How long entries may gather that nobody waits for. A transaction costs as much as a dozen entries."""
@@ -57,19 +56,26 @@ class Journal:
     """A service's journal, owned by this process. Use it on one event loop; `record` may be called from anywhere."""
 
     def __init__(
-        self, folder: Path, service: str, *, seconds: float = 0.0, discarded: Callable[[list[Part]], None] | None = None
+        self,
+        folder: Path,
+        service: str,
+        *,
+        form: Form = "sqlite",
+        seconds: float = 0.0,
+        discarded: Callable[[list[Part]], None] | None = None,
     ) -> None:
         """Open the journal in `folder`, or make it. Blocks for the disk, and while another process owns the journal.
 
         Args:
             service: the service's name, for others that want the journal.
+            form: as in `service.journal_form`.
             seconds: how long to wait for an owner that is about to end.
             discarded: called by the writing thread with one part of each file that nobody needs any more, of any node.
                 Those of this machine are removed already.
 
         Raises:
-            ServiceError: the folder is on a network file system, another service owns the journal, a newer release
-                wrote it, or the disk cannot be used.
+            ServiceError: the folder is on a network file system and the form is a database, its journal has the other
+                form, another service owns it, a newer release wrote it, or the disk cannot be used.
         """
         self.folder = folder
         self.problem: str | None = None
@@ -77,10 +83,12 @@ class Journal:
         self._parts, self._discarded = folder / PARTS, discarded
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
-            check_file_system(folder)
-            self._lock: IO[str] = own(folder, service, seconds)
-            self._database = Database(folder / _DATABASE)
-            self.recovered = self._database.recover()
+            if form == "sqlite":
+                check_file_system(folder)
+            check_form(folder, form)
+            self._lock: IO[str] = own(folder, service, seconds, must_lock=form == "sqlite")
+            self._database = Database(folder / FILES[form]) if form == "sqlite" else Log(folder / FILES[form])
+            self.recovered: Recovered = self._database.recover()
             """What the journal held when it was opened."""
             self.is_new = self._database.owner == 1
             """Whether there was no journal in the folder."""
@@ -88,7 +96,7 @@ class Journal:
             """By file: its parts that have to be given up before it can go."""
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
-                f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a local disk with room."
+                f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a disk with room."
             ) from error
         self._failure: ServiceError | None = None
         self._entries: list[Entry] = []
@@ -158,7 +166,7 @@ class Journal:
         while True:
             try:
                 parts = self._database.commit(entries)
-            except sqlite3.OperationalError as error:
+            except (sqlite3.OperationalError, OSError) as error:
                 self.problem = f"the journal {self.folder} cannot be written: {error}"
                 _log.warning("%s. It is tried again; make room or repair the disk.", self.problem)
                 with self._changed:

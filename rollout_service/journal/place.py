@@ -1,7 +1,7 @@
 """Where a journal may lie, and who owns it.
 
-Invariant: a journal has one owner at a time. SQLite and the owner's lock need a disk of this machine: network file
-systems do not keep what they promise about locks and syncs.
+Invariant: a journal has one owner at a time. A database needs a disk of this machine: network file systems do not keep
+what they promise about locks and syncs. A log has a fence of its own, see `rollout_service.journal.log`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from rollout_service.errors import ServiceError
 
 PARTS = "parts"
 """Folder of the parts in the journal's directory."""
+
+Form = Literal["sqlite", "log"]
+"""A database, for a disk of this machine; or a log, which needs nothing of the file system but files."""
+
+FILES: Mapping[Form, str] = {"sqlite": "journal.sqlite", "log": "log"}
+"""Where each form lies in the journal's directory."""
 
 _LOCK = "owner.lock"
 
@@ -63,9 +70,23 @@ def check_file_system(folder: Path, mounts: str | None = None) -> None:
         raise ServiceError(
             f"service.journal: {folder} lies on a network file system ({kind}, mounted at {mount}), where a database "
             "can be damaged.",
-            "Choose a folder on a disk of the coordinator's machine, or on a block device that is attached to it "
-            "(such as a Kubernetes volume with access mode ReadWriteOnce).",
+            "Set service.journal_form to log, which is made for such storage; or choose a folder on a disk of the "
+            "coordinator's machine, or on a block device that is attached to it.",
         )
+
+
+def check_form(folder: Path, form: Form) -> None:
+    """Check that the folder has no journal of another form, whose collections would be forgotten.
+
+    Raises:
+        ServiceError: it has one.
+    """
+    for other, name in FILES.items():
+        if other != form and (folder / name).exists():
+            raise ServiceError(
+                f"The journal in {folder} has the form {other}, and service.journal_form is {form}.",
+                f"Set service.journal_form to {other}, or choose another folder for service.journal.",
+            )
 
 
 def _file_system(folder: Path, mounts: str) -> tuple[str, str]:
@@ -81,11 +102,12 @@ def _file_system(folder: Path, mounts: str) -> tuple[str, str]:
     return found
 
 
-def own(folder: Path, service: str, seconds: float = 0.0) -> IO[str]:
+def own(folder: Path, service: str, seconds: float = 0.0, *, must_lock: bool = True) -> IO[str]:
     """Become the journal's owner until this process ends or the returned file is closed.
 
     Args:
         seconds: how long to wait for an owner that is about to end.
+        must_lock: whether a file system without locks is refused. Where it is not, a second owner takes over.
 
     Raises:
         ServiceError: another process owns it.
@@ -93,7 +115,7 @@ def own(folder: Path, service: str, seconds: float = 0.0) -> IO[str]:
     """
     lock = open(folder / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
     deadline = time.monotonic() + seconds
-    while not _locked(lock):
+    while not _locked(lock, must_lock):
         if time.monotonic() >= deadline:
             lock.seek(0)
             owner = lock.read() or "another service"
@@ -109,9 +131,12 @@ def own(folder: Path, service: str, seconds: float = 0.0) -> IO[str]:
     return lock
 
 
-def _locked(lock: IO[str]) -> bool:
+def _locked(lock: IO[str], must_lock: bool) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        if must_lock:
+            raise
     return True

@@ -84,8 +84,9 @@ plays: Counter[str] = Counter()
 class Service:
     """The handle of a coordinator that dies and comes back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, form: str) -> None:
         self.overrides = {"tasks__domain": "mock", "service__slots": 2, "service__journal": str(folder)}
+        self.overrides["service__journal_form"] = form
         self.config = settings(**self.overrides)
         self._calls: list[concurrent.futures.Future[Any]] = []
         self.is_mute = False
@@ -128,15 +129,15 @@ def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> No
     call.set_exception(error) if error is not None else call.set_result(task.result())
 
 
-@pytest.fixture
-async def service(tmp_path, monkeypatch) -> Service:
+@pytest.fixture(params=["sqlite", "log"])
+async def service(tmp_path, monkeypatch, request) -> Service:
     monkeypatch.setattr(module, "ActorPool", Pool)
     monkeypatch.setattr(attempt.ray, "put", Call.of)
     monkeypatch.setattr(running.stored_parts, "read", _read)
     monkeypatch.setattr(bookkeeping, "is_restarted", lambda: False)
     monkeypatch.setattr(bookkeeping.parts, "discard_elsewhere", lambda folder, parts: None)
     plays.clear()
-    made = Service(tmp_path / "journal")
+    made = Service(tmp_path / "journal", request.param)
     await made.live()
     return made
 

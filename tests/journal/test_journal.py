@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import rollout_service.journal.log as log_module
+import rollout_service.journal.place as place
 from rollout_service.collecting.planning import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
@@ -19,10 +23,21 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import Fault, FaultKind, ServiceError
-from rollout_service.journal.database import Database, OpenCollection, Recovered
-from rollout_service.journal.entries import SERVICE, Acknowledged, Asked, Delivered, Ended, Reopened, Spent, Stored
+from rollout_service.journal.database import Database, OpenCollection, Overtaken, Recovered
+from rollout_service.journal.entries import (
+    SERVICE,
+    Acknowledged,
+    Asked,
+    Delivered,
+    Ended,
+    Entry,
+    Reopened,
+    Spent,
+    Stored,
+)
 from rollout_service.journal.journal import Journal
-from rollout_service.journal.place import PARTS, check_file_system
+from rollout_service.journal.log import Log
+from rollout_service.journal.place import FILES, PARTS, check_file_system
 from rollout_service.record.part import Part
 from rollout_service.record.part_files import PARTS_OF_A_FILE, PartFiles
 from rollout_service.record.trajectory import Outcome, TaskRef
@@ -60,8 +75,29 @@ def fast_folder(tmp_path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_what_was_committed_is_recovered_equal():
-    database = Database(":memory:")
+FORMS = ["sqlite", "log"]
+
+
+def opened(form: str, folder: Path) -> Database | Log:
+    return Database(folder / FILES["sqlite"]) if form == "sqlite" else Log(folder / FILES["log"])
+
+
+@pytest.fixture(params=FORMS)
+def database(request, fast_folder) -> Iterator[Database | Log]:
+    """An open journal of each form. What a log holds at the end, it holds when it is opened again, which makes it a
+    snapshot, and once more."""
+    if request.param == "sqlite":
+        yield Database(":memory:")
+        return
+    yield (log := Log(fast_folder / "log"))
+    found = log.recover()
+    for _ in range(2):
+        log.close()
+        log = Log(fast_folder / "log")
+        assert log.recover() == found
+
+
+def test_what_was_committed_is_recovered_equal(database):
     entries = [asked(), stored(0, a_part(0)), stored(1), stored(2, a_part(2)), Delivered("c", 0, (1,))]
     assert database.commit(entries) == []
     found = database.recover()
@@ -70,8 +106,7 @@ def test_what_was_committed_is_recovered_equal():
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
 
 
-def test_what_was_spent_is_known_as_long_as_its_collection_is_open():
-    database = Database(":memory:")
+def test_what_was_spent_is_known_as_long_as_its_collection_is_open(database):
     budget = Budget(usd=5.0, episodes=9)
     of_service, of_collection = (
         Spent(name, Spending(budget, usd, 3, 4, 5, is_priced=False), 6.0) for name, usd in ((SERVICE, 0.5), ("c", 0.25))
@@ -84,8 +119,7 @@ def test_what_was_spent_is_known_as_long_as_its_collection_is_open():
     assert database.recover().collections[0].spent is None
 
 
-def test_a_submission_is_known_until_its_collection_ends():
-    database = Database(":memory:")
+def test_a_submission_is_known_until_its_collection_ends(database):
     entry = replace(asked(), submission="asked once")
     for _ in range(2):
         database.commit([entry])
@@ -94,23 +128,24 @@ def test_a_submission_is_known_until_its_collection_ends():
     assert [found.asked.submission for found in database.recover().collections] == [None]
 
 
-def test_a_collection_belongs_to_the_client_that_opened_it_last():
-    database = Database(":memory:")
+def test_a_collection_belongs_to_the_client_that_opened_it_last(database):
     database.commit([asked(), Reopened("c", "another"), Reopened("unknown", "another")])
     assert [found.asked.client for found in database.recover().collections] == ["another"]
 
 
-def test_a_journal_from_before_submissions_is_read(tmp_path):
+def test_a_journal_of_an_earlier_release_is_read(tmp_path):
     older = Database(tmp_path / "journal.sqlite")
-    older.commit([asked()])
+    older.commit([asked(), stored(0, a_part(0))])
     older._execute("DROP TABLE submissions")
+    gone = ", ".join(f"'$.part.{name}'" for name in ("offset", "size", "of"))
+    older._execute(f"UPDATE episodes SET summary = json_remove(summary, {gone})")
+    older._execute("PRAGMA user_version=1")
     older.close()
-    found = Database(tmp_path / "journal.sqlite").recover()
-    assert [collection.asked for collection in found.collections] == [replace(asked(), sampler=None)]
+    [found] = Database(tmp_path / "journal.sqlite").recover().collections
+    assert (found.asked, found.stored) == (replace(asked(), sampler=None), {0: stored(0, a_part(0))})
 
 
-def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collection_that_ended():
-    database = Database(":memory:")
+def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collection_that_ended(database):
     database.commit([asked(groups=3), *(stored(i, a_part(i)) for i in range(6))])
     assert database.commit([stored(2, a_part(9), attempt=2)]) == [a_part(2)]
     assert database.commit([Acknowledged("c", (0,))]) == [], "it was never delivered"
@@ -122,8 +157,7 @@ def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collecti
     assert database.recover().collections == []
 
 
-def test_a_collection_whose_last_group_is_acknowledged_is_over():
-    database = Database(":memory:")
+def test_a_collection_whose_last_group_is_acknowledged_is_over(database):
     entries = [asked(), *(stored(i) for i in range(4)), Delivered("c", 1), Delivered("c", 0), Acknowledged("c", (1,))]
     database.commit(entries)
     assert database.recover().collections[0].delivered == {0: ()}
@@ -131,17 +165,20 @@ def test_a_collection_whose_last_group_is_acknowledged_is_over():
     assert database.recover().collections == []
 
 
-def test_the_log_cut_at_every_byte_of_its_last_two_transactions_loses_nothing_older(fast_folder):
+TRANSACTIONS: list[list[Entry]] = [
+    [asked(), *(stored(i, a_part(i)) for i in range(3)), Delivered("c", 0)],
+    [stored(3, a_part(3))],
+    [Acknowledged("c", (0,))],
+]
+
+
+def test_a_database_whose_log_is_cut_at_any_byte_of_the_last_two_transactions_loses_nothing_older(fast_folder):
     whole = fast_folder / "whole"
     database = Database(whole)
     log = fast_folder / "whole-wal"
     states: list[Recovered] = []
     sizes: list[int] = []
-    for entries in (
-        [asked(), *(stored(i, a_part(i)) for i in range(3)), Delivered("c", 0)],
-        [stored(3, a_part(3))],
-        [Acknowledged("c", (0,))],
-    ):
+    for entries in TRANSACTIONS:
         database.commit(entries)
         states.append(database.recover())
         sizes.append(log.stat().st_size)
@@ -156,6 +193,108 @@ def test_the_log_cut_at_every_byte_of_its_last_two_transactions_loses_nothing_ol
         found.append(states.index(after.recover()))
         after.close()
     assert found == [0] * (sizes[1] - sizes[0]) + [1] * (sizes[2] - sizes[1]) + [2]
+
+
+def test_a_log_cut_at_any_byte_of_the_last_two_transactions_loses_nothing_older(fast_folder):
+    log = Log(fast_folder / "log")
+    states: list[Recovered] = []
+    sizes: list[int] = []
+    for entries in TRANSACTIONS:
+        log.commit(entries)
+        states.append(log.recover())
+        segment = max((fast_folder / "log").glob("*.log"))
+        sizes.append(segment.stat().st_size)
+    log.close()
+    written, found = segment.read_bytes(), []
+    for size in range(sizes[0], sizes[2] + 1):
+        cut = fast_folder / "cut"
+        shutil.copytree(fast_folder / "log", cut)
+        (cut / segment.name).write_bytes(written[:size])
+        after = Log(cut)
+        found.append(states.index(after.recover()))
+        after.close()
+        shutil.rmtree(cut)
+    # A transaction is whole with the end of its line.
+    assert found == [0] * (sizes[1] - sizes[0]) + [1] * (sizes[2] - sizes[1]) + [2]
+
+
+def test_a_log_that_is_damaged_before_its_end_is_refused_and_kept(fast_folder):
+    log = Log(fast_folder / "log")
+    for entries in TRANSACTIONS:
+        log.commit(entries)
+    log.close()
+    segment = max((fast_folder / "log").glob("*.log"))
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    names = sorted((fast_folder / "log").iterdir())
+    with pytest.raises(ServiceError, match="is damaged in line 2"):
+        Log(fast_folder / "log")
+    assert sorted((fast_folder / "log").iterdir()) == names
+
+
+def test_what_is_written_while_another_owner_takes_the_log_over_does_not_count(fast_folder, monkeypatch):
+    first = Log(fast_folder / "log")
+    first.commit(TRANSACTIONS[0])
+    write = log_module._write
+    second: list[Log] = []
+
+    def late(file: int, content: bytes) -> None:  # the other one takes over and reads before the line is written
+        monkeypatch.undo()
+        second.append(Log(fast_folder / "log"))
+        write(file, content)
+
+    monkeypatch.setattr(log_module, "_write", late)
+    with pytest.raises(Overtaken):
+        first.commit(TRANSACTIONS[1])
+    with pytest.raises(Overtaken):
+        first.commit(TRANSACTIONS[1])
+    second[0].commit(TRANSACTIONS[2])
+    found = second[0].recover()
+    second[0].close()
+    assert Log(fast_folder / "log").recover() == found
+
+
+def test_a_log_whose_owner_died_within_a_snapshot_is_as_it_was(fast_folder, monkeypatch):
+    log = Log(fast_folder / "log")
+    for entries in TRANSACTIONS:
+        log.commit(entries)
+    log.close()
+
+    def die(*names: object) -> None:
+        raise OSError("the process was killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(OSError, match="was killed"):
+            Log(fast_folder / "log")
+    again = Log(fast_folder / "log")
+    assert again.recover() == log.recover()
+    kinds = sorted(path.name.partition("-")[0].lstrip("0") for path in (fast_folder / "log").iterdir())
+    assert kinds == ["3", "epoch", "owner"], "nothing else is left"
+
+
+async def test_a_log_waits_for_a_full_disk_and_for_a_read_only_one_and_goes_on(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, "rollout", form="log")
+    for number, code in enumerate((errno.ENOSPC, errno.EROFS)):
+
+        def half(file: int, content: bytes, code: int = code) -> None:
+            os.write(file, content[: len(content) // 2])
+            raise OSError(code, os.strerror(code))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(log_module, "_write", half)
+            journal.record(replace(asked(f"c {number}"), sampler=None))
+            waiting = asyncio.ensure_future(journal.durable())
+            await until(lambda: journal.problem is not None)
+            assert not waiting.done()
+            assert os.strerror(code) in str(journal.problem)
+        await waiting
+        assert journal.problem is None
+    journal.close()
+    again = Journal(tmp_path, "rollout", form="log")
+    assert [collection.asked.collection_id for collection in again.recovered.collections] == ["c 0", "c 1"]
+    again.close()
 
 
 async def test_a_journal_waits_for_a_full_disk_and_for_a_read_only_one_and_goes_on(tmp_path, caplog):
@@ -190,9 +329,10 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_service_whose_journal_another_one_took_over_hands_out_nothing_more(tmp_path):
-    journal = Journal(tmp_path, "rollout")
-    other = Database(tmp_path / "journal.sqlite")  # as on a machine where the lock does not hold
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_service_whose_journal_another_one_took_over_hands_out_nothing_more(tmp_path, form):
+    journal = Journal(tmp_path, "rollout", form=form)
+    other = opened(form, tmp_path)  # as on a machine where the lock does not hold
     journal.record(asked())
     with pytest.raises(ServiceError, match="Another service took over"):
         await journal.durable()
@@ -225,12 +365,44 @@ async def test_what_a_full_disk_kept_from_the_journal_until_the_end_does_not_cou
         await waiting
 
 
-def test_a_second_service_on_the_same_journal_is_refused_until_the_first_one_ends(tmp_path):
-    first = Journal(tmp_path, "rollout")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_second_service_on_the_same_journal_is_refused_until_the_first_one_ends(tmp_path, form):
+    first = Journal(tmp_path, "rollout", form=form)
     with pytest.raises(ServiceError, match=r"belongs to service rollout \(process \d+ on .*\), which runs"):
-        Journal(tmp_path, "another")
+        Journal(tmp_path, "another", form=form)
     first.close()
-    Journal(tmp_path, "another").close()
+    Journal(tmp_path, "another", form=form).close()
+
+
+@pytest.mark.parametrize(("form", "other"), [("sqlite", "log"), ("log", "sqlite")])
+def test_a_journal_of_the_other_form_is_refused_and_kept(tmp_path, form, other):
+    Journal(tmp_path, "rollout", form=form).close()
+    (tmp_path / PARTS / "a part").write_text("")
+    with pytest.raises(ServiceError, match=f"has the form {form}, and service.journal_form is {other}"):
+        Journal(tmp_path, "rollout", form=other)
+    assert (tmp_path / PARTS / "a part").exists()
+
+
+def test_where_the_file_system_has_no_locks_a_log_is_taken_over_and_a_database_refused(tmp_path, monkeypatch):
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(place.fcntl, "flock", no_locks)
+    with pytest.raises(ServiceError, match="No locks available"):
+        Journal(tmp_path / "database", "rollout")
+    journals = [Journal(tmp_path / "log", "rollout", form="log") for _ in range(2)]
+    for journal in journals:
+        journal.close()
+
+
+def test_a_log_of_a_newer_release_is_refused_and_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(log_module, "VERSION", 99)
+        Log(tmp_path / "log").close()
+    before = sorted((tmp_path / "log").iterdir())
+    with pytest.raises(ServiceError, match="has format 99; this release knows formats up to 1"):
+        Journal(tmp_path, "rollout", form="log")
+    assert sorted((tmp_path / "log").iterdir()) == before
 
 
 def test_a_journal_of_a_newer_release_and_a_file_that_is_none_are_refused_and_kept(tmp_path):
@@ -269,7 +441,7 @@ def test_a_network_file_system_is_refused(mounts, refused):
     if refused is None:
         check_file_system(Path("/data/run/journal"), mounts)
     else:
-        with pytest.raises(ServiceError, match=refused):
+        with pytest.raises(ServiceError, match=f"{refused}.*service.journal_form to log"):
             check_file_system(Path("/data/run/journal"), mounts)
 
 
