@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("start", "codec", "environments", "episodes", "starvation", "slots", "scale", "calls", "journal")
+NAMES = ("start", "codec", "environments", "episodes", "starvation", "slots", "scale", "calls", "journal", "tape")
 GPU_NAMES = ("serving", "updates")
 """Only when named: they need a GPU and SGLang."""
 
