@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import rollout_service.cli.gateway_checks as gateway_checks
 import rollout_service.policy.engine_check as engine_check
@@ -39,6 +40,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("policy's endpoint", lambda: _endpoint(config)),
         ("user simulator", lambda: _user(config)),
         ("judge", lambda: _judge(config)),
+        ("tape", lambda: _tape(config)),
         ("keys", lambda: _on_nodes(_keys, config, address)),
         ("gateway", lambda: gateway_checks.served_at(config)),
         ("gateway's port", lambda: gateway_checks.port(config, address)),
@@ -200,6 +202,16 @@ def _judge(config: RolloutConfig) -> str:
     preflight.check_judge(config)
     where = f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
     return f"{where}, asked only about tasks with NL assertions (evaluation.type {config.evaluation.type})"
+
+
+def _tape(config: RolloutConfig) -> str:
+    tape = config.tape
+    if not tape.is_on or tape.path is None:
+        return "none"
+    if not tape.asks_nobody and not Path(tape.path).exists():
+        return f"{tape.path} is made when the service starts"
+    preflight.check_tape(config, here=True)
+    return f"{tape.path} fits these settings and tasks; mode {tape.mode}"
 
 
 def _memory(config: RolloutConfig) -> str:

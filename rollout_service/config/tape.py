@@ -5,9 +5,10 @@ Invariant: a tape that is named is used or refused, never left aside without a w
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout_service.config.refusal import Refused
 from rollout_service.config.section import Section
@@ -17,7 +18,8 @@ class Tape(Section):
     """The tape of the user simulator's and the judge's answers."""
 
     path: str | None = Field(
-        None, description="Folder of the tape; on a cluster, one that every node sees under the same path."
+        None,
+        description="Absolute path of the tape's folder; on a cluster, every node must see it there.",
     )
     mode: Literal["off", "record", "replay", "replay_or_record"] = Field(
         "off",
@@ -27,6 +29,13 @@ class Tape(Section):
     latency: Literal["none", "recorded"] = Field(
         "none", description="How long a replayed answer takes: no time, or as long as when it was recorded."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: str | None) -> str | None:
+        if path is not None and not Path(path).is_absolute():
+            raise Refused(f"is {path!r}, which depends on the folder of a process.", "Give an absolute path.")
+        return path
 
     @model_validator(mode="after")
     def _check_effects(self) -> Self:

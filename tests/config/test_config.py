@@ -199,6 +199,22 @@ def test_a_setting_that_nothing_would_heed_is_refused_by_name(settings, field, v
     assert load(settings | {field: default[field]} if field in default else settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"tape.path": "/tape"}, r"^tape\.path .*is set, but tape\.mode is not"),
+        ({"tape.mode": "record"}, r"^tape\.mode .*is record, but there is no tape\.path"),
+        ({"tape.path": "tape", "tape.mode": "record"}, r"^tape\.path .*depends on the folder of a process"),
+        ({"tape.path": "/tape", "tape.mode": "record", "tape.latency": "recorded"}, r"^tape\.latency .*has no effect"),
+        ({"user.model": "m", "user.price.prompt_usd": 1}, r"^user\.price\.completion_usd .*is not set"),
+    ],
+)
+def test_a_tape_or_a_price_that_is_not_whole_is_refused(settings, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(settings)
+    assert load({"tape.path": "/tape", "tape.mode": "off"}).tape.is_on is False
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "head.internal", "localhost.evil"])
 def test_no_address_beyond_loopback_is_taken_without_tokens(host):
     for name in ("gateway.{}", "policy.http_{}"):
