@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import rollout_service.tau2.lazy_llm_utils as lazy_llm_utils
 from rollout_service.config.price import Price
-from rollout_service.errors import EpisodeEnd
+from rollout_service.errors import EpisodeEnd, EpisodeFault, FaultKind
 from rollout_service.pacing.gate import Gate
 from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import redact
@@ -106,8 +106,27 @@ class ModelCalls:
         except Exception:
             self._settle(call.answers)
             raise
-        self._settle(call.answers)
+        self._settle(call.answers or [self._unwatched(result)])
         return result
+
+    def _unwatched(self, result: Any) -> _Answer:
+        """The answer in a result of τ²'s code that came by another way than `litellm.completion`, as upstream's does
+        for models whose prompts it formats itself (`hosted_vllm/…`).
+
+        Raises:
+            EpisodeFault: there is a tape, which such an answer passes by.
+        """
+        if self._tape is not None:
+            text = "τ² asks this model by a way that the tape does not see. Use another prefix of its name, as openai/…"
+            raise EpisodeFault(FaultKind.SERVICE, text, error="NotOnTape", retryable=False)
+        reply = result[0] if isinstance(result, tuple) else result
+        used = reply.usage or {}
+        prompt, completion = used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0
+        cost = self._price.of(prompt, completion)
+        request = ModelRequest("", {}, None, [])
+        return _Answer(
+            Entry(self._asked, "", request, {}, 0, prompt, completion, reply.cost or None if cost is None else cost)
+        )
 
     def _settle(self, answers: list[_Answer]) -> None:
         if not answers:
@@ -165,10 +184,8 @@ class _Call:
         prompt, completion, cost = _spent(response, request.model, self._price)
         answer: dict[str, Any] = {}
         if self._tape is not None:
-            answer = response.model_dump(mode="json", exclude_none=True)
-            clean = _without_secrets(answer)
-            if clean != answer:  # the conversation goes on with what the tape has
-                answer, response = clean, litellm.ModelResponse(**clean)
+            answer = _without_secrets(response.model_dump(mode="json", exclude_none=True))
+            response = litellm.ModelResponse(**answer)  # the conversation goes on with what a replay will have
         entry = Entry(self._asked, key, request, answer, 0, prompt, completion, cost, seconds)
         self.answers.append(_Answer(entry))
         return response

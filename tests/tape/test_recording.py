@@ -265,3 +265,20 @@ def test_long_texts_are_cut_around_the_first_difference() -> None:
     found = first_difference(request("a" * 500 + "x" + "b" * 500), request("a" * 500 + "y" + "b" * 500))
     assert found is not None
     assert found == f'message 0 (system), content: recorded "…{"a" * 30}x{"b" * 29}…", asked "…{"a" * 30}y{"b" * 29}…"'
+
+
+asked_in_turn = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), texts), max_size=8)
+
+
+@given(asked_in_turn, st.integers(0, 8), st.sampled_from(["replay", "replay_or_record"]))
+def test_whatever_an_episode_asked_is_answered_as_it_was(
+    asked: list[tuple[str, str]], unfinished: int, mode: str
+) -> None:
+    """Also if an attempt before it got other answers to the same requests and was given up."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = TapeFolder(path)
+        lost = [entry(request(text), f"lost {answer}") for text, answer in asked[:unfinished]]
+        record(folder, *lost, outcome=None)
+        record(folder, *(entry(request(text), answer) for text, answer in asked), attempt=2)
+        tape = replaying(folder, mode)
+        assert answers(tape, *(request(text) for text, _ in asked)) == [answer for _, answer in asked]

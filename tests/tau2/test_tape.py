@@ -11,9 +11,15 @@ import pytest
 from aiohttp import web
 
 import rollout_service.preflight as preflight
-from rollout_service.errors import TapeError
-from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
+from rollout_service.config.price import Price
+from rollout_service.errors import EpisodeFault, TapeError
+from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
+from rollout_service.tape.episode import EpisodeTape
+from rollout_service.tape.folder import TapeFolder
+from rollout_service.tape.recording import Take
 from rollout_service.tau2 import compat, judge, llm_user, tasks
+from rollout_service.tau2.deadline import Deadline
+from rollout_service.tau2.model_calls import ModelCalls
 from tests.support import episodes
 from tests.support import openai_server as server
 from tests.support.openai_server import Exchange, OpenAIServer, always
@@ -184,3 +190,16 @@ def test_a_tape_of_other_settings_is_refused_before_any_episode(tmp_path: Path) 
     (older / "task.json").write_text(stored.replace('"reason_for_call": "', '"reason_for_call": "!'))
     with pytest.raises(TapeError, match=r"task '0' of retail in another version: user_scenario\.instructions\.reason"):
         preflight.check(episodes.settings(**settings, tape__mode="replay"), here=True)
+
+
+def test_a_model_that_is_asked_past_the_tape_is_counted_without_one_and_refused_with_one(tmp_path: Path) -> None:
+    def otherwise() -> Any:
+        usage = {"prompt_tokens": 1_000_000, "completion_tokens": 100_000}
+        return compat.UserMessage(role="user", content="hello", usage=usage, cost=0.0), None
+
+    usage, price = UserUsage(), Price(prompt_usd=1.0, completion_usd=5.0)
+    ModelCalls("user", Deadline(60.0), usage, price=price).ask(otherwise, 30.0)
+    assert usage == UserUsage(1_000_000, 100_000, 1.5, 1)
+    tape = EpisodeTape(TapeFolder(tmp_path), "replay", Take("retail", "0", "", 0, 7, 1), {})
+    with pytest.raises(EpisodeFault, match="by a way that the tape does not see"):
+        ModelCalls("user", Deadline(60.0), usage, tape=tape).ask(otherwise, 30.0)
