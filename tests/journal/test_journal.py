@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import rollout_service.journal.database as database_module
 import rollout_service.journal.log as log_module
 import rollout_service.journal.place as place
 from rollout_service.collecting.planning import SamplerPosition
@@ -172,7 +173,10 @@ TRANSACTIONS: list[list[Entry]] = [
 ]
 
 
-def test_a_database_whose_log_is_cut_at_any_byte_of_the_last_two_transactions_loses_nothing_older(fast_folder):
+def test_a_database_whose_log_is_cut_at_any_byte_of_the_last_two_transactions_loses_nothing_older(
+    fast_folder, monkeypatch
+):
+    monkeypatch.setattr(database_module, "_PAGE_BYTES", 512)  # a shorter log has fewer bytes to be cut at
     whole = fast_folder / "whole"
     database = Database(whole)
     log = fast_folder / "whole-wal"
