@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_service.errors import EpisodeFault, TapeError
@@ -45,6 +45,7 @@ requests = st.builds(
 entries = st.builds(entry, requests, texts, unanswered=st.integers(0, 3), seconds=st.sampled_from([0.0, 1.25]))
 
 
+@settings(max_examples=50)
 @given(st.lists(entries, max_size=5), st.sampled_from([None, "completed"]), st.data())
 def test_a_file_that_is_cut_anywhere_reads_as_its_whole_lines(
     written: list[Entry], outcome: str | None, data: st.DataObject
@@ -270,6 +271,7 @@ def test_long_texts_are_cut_around_the_first_difference() -> None:
 asked_in_turn = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), texts), max_size=8)
 
 
+@settings(max_examples=50)
 @given(asked_in_turn, st.integers(0, 8), st.sampled_from(["replay", "replay_or_record"]))
 def test_whatever_an_episode_asked_is_answered_as_it_was(
     asked: list[tuple[str, str]], unfinished: int, mode: str
