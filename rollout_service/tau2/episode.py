@@ -192,6 +192,8 @@ class _Episode:
             elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
             self._models.finish(outcome_of(reason))
+        except EpisodeEnd as cancelled:
+            reason = cancelled.reason  # while the judge was asked
         except EpisodeFault as error:
             reason, fault = TerminationReason.FAULT, error.fault
             if orchestrator is not None:

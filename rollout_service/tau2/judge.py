@@ -17,11 +17,12 @@ import rollout_service.logs as logs
 import rollout_service.tau2.lazy_llm_utils as lazy_llm_utils
 from rollout_service.config import Evaluation
 from rollout_service.config.secrets import secret
-from rollout_service.errors import EpisodeEnd, EpisodeFault, first_line
+from rollout_service.errors import EpisodeEnd, EpisodeFault, FaultKind, first_line
 from rollout_service.record.trajectory import JudgeUsage
 from rollout_service.tau2 import api_errors, compat
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls
+from rollout_service.termination import TerminationReason
 
 _log = logs.logger(__name__)
 
@@ -74,12 +75,21 @@ class Judge:
 
     @contextlib.contextmanager
     def of(self, task: compat.Task) -> Iterator[None]:
-        """Within this context, τ²'s evaluator has this judge grade the task's assertions."""
+        """Within this context, τ²'s evaluator has this judge grade the task's assertions.
+
+        Raises:
+            EpisodeFault: the episode's time ran out before the judge answered. The policy is not to blame for that.
+        """
         criteria = task.evaluation_criteria
         self._assertions = len((criteria.nl_assertions or []) if criteria else [])
         token = _judge.set(self)
         try:
             yield
+        except EpisodeEnd as end:
+            if end.reason != TerminationReason.WALL_TIME:
+                raise
+            text = "the judge gave no verdict in the time that limits.wall_seconds left"
+            raise EpisodeFault(FaultKind.EVALUATOR, text, error="TimeoutError") from None
         finally:
             _judge.reset(token)
 

@@ -756,6 +756,31 @@ def test_judge_that_fails_once_is_asked_again(judge_settings: dict[str, Any]) ->
     assert (trajectory.reward, len(api.requests)) == (1.0, 2)
 
 
+@pytest.mark.parametrize("ended", ["cancelled", "out of time"])
+def test_an_episode_that_ends_while_its_judge_is_asked_is_not_scored(
+    judge_settings: dict[str, Any], ended: str
+) -> None:
+    clock = Deadline(600.0)
+
+    async def end(exchange: Exchange) -> web.StreamResponse:
+        if ended == "cancelled":
+            clock.cancelled.set()
+        else:
+            clock._deadline = 0.0
+        return await server.failing(500)(exchange)
+
+    with OpenAIServer(server.judge(), always(end)) as api:
+        trajectory = run(None, JUDGED, clock, evaluation__judge__base_url=api.base_url, **judge_settings)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert compat.STOP in trajectory.messages[-1]["content"]
+    if ended == "cancelled":
+        assert (trajectory.termination_reason, trajectory.fault) == ("cancelled", None)
+    else:
+        assert trajectory.fault is not None
+        assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.EVALUATOR, True)
+        assert "limits.wall_seconds" in trajectory.fault.message
+
+
 def test_missing_key_variable_of_the_judge_is_named(
     judge_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
