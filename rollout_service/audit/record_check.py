@@ -35,6 +35,7 @@ def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     yield from _provenance(trajectory)
     yield from _messages(trajectory)
     yield from _turns(trajectory)
+    yield from _flaws(trajectory)
     for part in ("timing", "user_usage"):
         for name, value in asdict(getattr(trajectory, part)).items():
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -95,6 +96,14 @@ def _messages(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     last = trajectory.messages[-1].get("role") if trajectory.messages else None
     if (ender := _ENDERS.get(trajectory.termination_reason, last)) != last:
         yield "messages", f"the last one is of role {last!r}, but the {ender} ended the episode"
+
+
+def _flaws(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Check that each flaw of the user is shown by messages that there are."""
+    for name, shown in (trajectory.user_flaws or {}).items():
+        places = range(len(trajectory.messages))
+        if not (isinstance(shown, list) and shown and all(isinstance(at, int) and at in places for at in shown)):
+            yield f"user_flaws.{name}", f"it is {shown!r}, not positions of messages"
 
 
 def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:

@@ -59,9 +59,26 @@ def print_summary(
     for kind, fault in sorted(numbers["faults"].items(), key=lambda item: -item[1]["episodes"]):
         text = f"{fault['episodes']} aborted by {kind}, the first with: {fault['first']} {FaultKind(kind).remedy}"
         console.print(Text(" ".join(text.split())), soft_wrap=True)
+    _print_flaws(console, numbers)
     if poison := numbers["poison_tasks"]:
         text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
         console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
+
+
+def _print_flaws(console: Console, numbers: Mapping[str, Any]) -> None:
+    """Print how often the user simulator was at fault, if it ever was, and in which tasks most often."""
+    total = numbers["user_flaws"]
+    if not total["flaws"].get("any", {}).get("episodes"):
+        return
+    tasks = numbers["user_flaws_by_task"].items()
+    table = Table("flaw", "episodes", "rate", "95% interval", "most in task", title="User simulator, by heuristics")
+    for name, flaw in total["flaws"].items():
+        by_task = {task: counts["flaws"].get(name, {"episodes": 0}) for task, counts in tasks}
+        worst = max(by_task, key=lambda task: by_task[task]["episodes"])
+        most = f"{worst}: {by_task[worst]['episodes']}"
+        interval = "{:.3f} to {:.3f}".format(*flaw["interval"])
+        table.add_row(name, f"{flaw['episodes']} of {total['episodes']}", f"{flaw['rate']:.3f}", interval, most)
+    console.print(table)
 
 
 def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, str]]:

@@ -34,6 +34,8 @@ class EpisodeSummary:
     """Tokens of the user simulator, those sent and those it wrote."""
     cost_usd: float | None = 0.0
     """US dollars that the user simulator and the judge cost; None: not known."""
+    user_flaws: tuple[str, ...] | None = None
+    """Names of the user simulator's flaws, see `Trajectory.user_flaws`; None: nobody looked."""
     part: Part | None = None
     """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
 
@@ -60,6 +62,7 @@ class EpisodeSummary:
             trajectory.policy_token_count,
             usage.prompt_tokens + usage.completion_tokens,
             trajectory.cost_usd,
+            None if trajectory.user_flaws is None else tuple(trajectory.user_flaws),
         )
 
 

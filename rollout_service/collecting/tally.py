@@ -10,6 +10,7 @@ from typing import Any
 
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault
+from rollout_service.record.flaw_counts import FlawCounts
 
 
 class Tally:
@@ -21,6 +22,7 @@ class Tally:
         self._finished = 0
         self._scored = 0
         self._reward_sum = 0.0
+        self._flaws = FlawCounts()
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
@@ -43,6 +45,7 @@ class Tally:
         for each, count in ((summary, 1), (earlier, -1)):
             if each is not None:
                 self._finished += count
+                self._flaws.add(each.user_flaws, count)
                 if each.reward is not None:
                     self._scored += count
                     self._reward_sum += count * each.reward
@@ -55,6 +58,7 @@ class Tally:
             "mean_reward": self._reward_sum / self._scored if self._scored else None,
             "faults": {str(kind): count for kind, count in self._faults.items()},
             "last_faults": dict(self._last_faults),
+            "user_flaws": self._flaws.to_dict(),
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
         }

@@ -14,10 +14,9 @@ from typing import Any
 
 from rollout_service.errors import POISON_TASK, ConfigError
 from rollout_service.record.cost import Cost
+from rollout_service.record.flaw_counts import FlawCounts
+from rollout_service.record.interval import wilson_interval as wilson_interval
 from rollout_service.record.trajectory import Timing, Trajectory
-
-_Z = 1.959963984540054
-"""97.5th percentile of the normal distribution, for two-sided 95% intervals."""
 
 
 @dataclass(slots=True)
@@ -88,6 +87,10 @@ class Summary:
     """Policy generations."""
     timing: Timing = field(default_factory=Timing)
     """Seconds, summed over episodes. More than the wall time if episodes ran in parallel."""
+    user_flaws: FlawCounts = field(default_factory=FlawCounts)
+    """How often the user simulator was at fault."""
+    user_flaws_by_task: dict[str, FlawCounts] = field(default_factory=dict)
+    """The same by task."""
     user_cost_usd: float | None = 0.0
     """US dollars of the user simulators. None: one episode's cost is not known."""
     judge_cost_usd: float | None = 0.0
@@ -123,6 +126,9 @@ class Summary:
             total = getattr(self.timing, item.name) + getattr(trajectory.timing, item.name)
             setattr(self.timing, item.name, total)
         self._add_cost(trajectory)
+        if trajectory.user_flaws is not None:
+            self.user_flaws.add(trajectory.user_flaws)
+            self.user_flaws_by_task.setdefault(str(trajectory.task), FlawCounts()).add(trajectory.user_flaws)
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, as JSON values by name. `faults` has the episodes and the first text of each kind."""
@@ -133,6 +139,8 @@ class Summary:
             "termination_reasons": dict(self.termination_reasons),
             "faults": {kind: {"episodes": n, "first": self.fault_texts[kind]} for kind, n in self.faults.items()},
             "poison_tasks": dict(+self.poison_tasks),
+            "user_flaws": self.user_flaws.to_dict(),
+            "user_flaws_by_task": {task: counts.to_dict() for task, counts in self.user_flaws_by_task.items()},
             "timing": asdict(self.timing),
             "cost": self.cost.to_dict(),
             "task_costs": {task: cost.to_dict() for task, cost in self.task_costs.items()},
@@ -162,24 +170,6 @@ def summarize(trajectories: Iterable[Trajectory]) -> Summary:
     for trajectory in trajectories:
         summary.add(trajectory)
     return summary
-
-
-def wilson_interval(mean: float, count: int) -> tuple[float, float]:
-    """95% confidence interval of a mean of `count` values that each lie in [0, 1].
-
-    This is Wilson's score interval. Most of τ²-bench's rewards are 0 or 1, and for such values it is the usual choice
-    at small counts: it stays within [0, 1] and does not collapse at a mean of 0 or 1. Fractional values vary less than
-    0s and 1s with the same mean, so for them the interval is too wide rather than too narrow.
-
-    Raises:
-        ValueError: `mean` is outside [0, 1], or `count` is not positive.
-    """
-    if not 0.0 <= mean <= 1.0 or count < 1:
-        raise ValueError(f"no interval for a mean of {mean} over {count} values: it takes a mean in [0, 1], count >= 1")
-    spread = _Z * _Z / count
-    center = (mean + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (mean * (1 - mean) + spread / 4)) / (1 + spread)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def pass_hat_k(successes: Sequence[tuple[int, int]], k: int) -> float:

@@ -235,6 +235,10 @@ class Trajectory:
     """τ²'s own hashes of the final databases, `assistant` and `user`; None: the domain has no such database."""
     timing: Timing = field(default_factory=Timing)
     user_usage: UserUsage = field(default_factory=UserUsage)
+    user_flaws: dict[str, Any] | None = field(default=None, metadata=schema.ADDED)
+    """What heuristics found wrong with the user simulator's part: by the name of each flaw that there is, the positions
+    in `messages` that show it, see `rollout_service.record.user_flaws`. None: nobody looked. The reward knows nothing
+    of it."""
     judge_usage: JudgeUsage | None = field(default=None, metadata=schema.ADDED)
     """None: no judge was asked, or the record is of a version that did not count it."""
     provenance: Provenance = field(default_factory=Provenance)

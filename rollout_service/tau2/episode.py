@@ -26,6 +26,7 @@ from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, b
 from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
+from rollout_service.record import user_flaws
 from rollout_service.record.trajectory import Provenance, TaskRef, Timing, Trajectory, outcome_of
 from rollout_service.redaction import redact
 from rollout_service.tau2 import (
@@ -343,6 +344,7 @@ class _Episode:
     ) -> Trajectory:
         record = [messages.to_record(message) for message in conversation]
         self._locate_turns(record, replies)
+        reward_info = None if score is None else score.reward_info.model_dump(mode="json")
         return Trajectory(
             **self._request.identity(),
             outcome=outcome_of(reason),
@@ -350,16 +352,27 @@ class _Episode:
             reward=None if score is None else float(score.reward_info.reward),
             segments=self._transcript.segments(),
             messages=record,
-            reward_info=None if score is None else score.reward_info.model_dump(mode="json"),
+            reward_info=reward_info,
             fault=fault,
             database_hashes=hashes,
             timing=self._timing,
             user_usage=self._models.user_usage,
+            user_flaws=self._flaws(record, reason, reward_info),
             judge_usage=self._models.judge_usage,
             provenance=self._runner.provenance(
                 "" if score is None else score.evaluator, self._chosen, self._request.task
             ),
         )
+
+    def _flaws(
+        self, record: list[dict[str, Any]], reason: str, reward_info: dict[str, Any] | None
+    ) -> dict[str, list[int]] | None:
+        """What is wrong with the user's part. None: no language model played it."""
+        if self._runner._user_kind != "llm":
+            return None
+        reached = user_flaws.end_is_reached(reward_info)
+        conversation = user_flaws.Conversation(record, reason, str(self._task.user_scenario), reached)
+        return user_flaws.found_in(conversation)
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:
         """Note for each turn which message it became: one of the last `replies` assistant messages. An empty turn ends

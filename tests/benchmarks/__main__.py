@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("start", "codec", "environments", "episodes", "starvation", "slots", "scale", "calls", "journal", "tape")
+NAMES = (
+    "start",
+    "codec",
+    "environments",
+    "episodes",
+    "starvation",
+    "slots",
+    "scale",
+    "calls",
+    "journal",
+    "tape",
+    "rates",
+)
 GPU_NAMES = ("serving", "updates")
 """Only when named: they need a GPU and SGLang."""
 

@@ -141,3 +141,20 @@ def test_a_summary_as_json_has_every_number_that_it_counts():
     assert {item.name for item in dataclasses.fields(summary)} - {"fault_texts"} <= said.keys()
     assert (said["episodes"], said["scored"], said["domains"]["retail"]["mean_reward"]) == (1, 1, 1.0)
     assert said["timing"].keys() == {item.name for item in dataclasses.fields(summary.timing)}
+
+
+def test_flaws_of_the_user_are_rates_with_intervals_in_all_and_by_task() -> None:
+    flaws = [{"premature_stop": [3]}, {}, {"premature_stop": [1], "empty_answer": [2]}, None]
+    tasks = [TaskRef("retail", "train", name, 0) for name in ("1", "1", "2", "2")]
+    numbers = summarize(
+        make_trajectory(user_flaws=found, task=task) for found, task in zip(flaws, tasks, strict=True)
+    ).to_dict()
+    total = numbers["user_flaws"]
+    assert total["episodes"] == 3, "nobody looked at the last one"
+    assert {name: flaw["episodes"] for name, flaw in total["flaws"].items()} == {
+        "any": 2,
+        "premature_stop": 2,
+        "empty_answer": 1,
+    }
+    assert total["flaws"]["any"]["interval"] == list(wilson_interval(2 / 3, 3))
+    assert [counts["episodes"] for counts in numbers["user_flaws_by_task"].values()] == [2, 1]

@@ -68,7 +68,7 @@ def test_the_property_tests_draw_every_field_of_every_part() -> None:
                 note(item)
 
     @given(trajectories())
-    @settings(many, database=None, derandomize=True)
+    @settings(many, max_examples=80, database=None, derandomize=True)
     def draw(trajectory: Trajectory) -> None:
         note(trajectory)
 

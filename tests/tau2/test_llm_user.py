@@ -18,6 +18,8 @@ import pytest
 from aiohttp import web
 from loguru import logger
 
+from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.collecting.tally import Tally
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
@@ -787,3 +789,22 @@ def test_missing_key_variable_of_the_judge_is_named(
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match="JUDGE_KEY"):
         run(None, JUDGED, **judge_settings)
+
+
+def test_what_was_wrong_with_the_user_stands_beside_the_reward_and_does_not_change_it() -> None:
+    def words(request: server.Request) -> server.Behaviour:
+        return {1: saying("(no response)"), 2: saying(compat.STOP)}.get(request.number, server.ok)
+
+    with gold_server(words) as api:
+        trajectory = run(api)
+    assert trajectory.user_flaws is not None
+    (at,) = trajectory.user_flaws["empty_answer"]
+    assert trajectory.messages[at]["content"] == "(no response)"
+    assert trajectory.reward == 0.0
+    assert clean_run().user_flaws is not None
+    assert "premature_stop" not in clean_run().user_flaws
+    assert run(None).user_flaws is None, "a scripted user is not looked at"
+    summary = EpisodeSummary.of(trajectory)
+    tally = Tally()
+    tally.add_result(summary)
+    assert tally.status()["user_flaws"]["flaws"]["empty_answer"]["episodes"] == 1
