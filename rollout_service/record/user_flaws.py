@@ -245,6 +245,18 @@ def found_in(conversation: Conversation) -> dict[str, list[int]]:
     return {name: positions for name, positions in found.items() if positions}
 
 
+def looked_for(
+    messages: Sequence[Message],
+    termination_reason: str,
+    instructions: str | None,
+    reward_info: Mapping[str, Any] | None,
+) -> dict[str, list[int]] | None:
+    """What a trajectory says of its user, see `found_in`. None: the user has no instructions, so no model plays it."""
+    if instructions is None:
+        return None
+    return found_in(Conversation(messages, termination_reason, instructions, end_is_reached(reward_info)))
+
+
 def end_is_reached(reward_info: Mapping[str, Any] | None) -> bool | None:
     """Whether databases and assertions are as the task wants them in the end, by what the evaluator says; None: it says
     nothing of them."""

@@ -345,6 +345,7 @@ class _Episode:
         record = [messages.to_record(message) for message in conversation]
         self._locate_turns(record, replies)
         reward_info = None if score is None else score.reward_info.model_dump(mode="json")
+        part = str(self._task.user_scenario) if self._runner._user_kind == "llm" else None
         return Trajectory(
             **self._request.identity(),
             outcome=outcome_of(reason),
@@ -357,22 +358,12 @@ class _Episode:
             database_hashes=hashes,
             timing=self._timing,
             user_usage=self._models.user_usage,
-            user_flaws=self._flaws(record, reason, reward_info),
+            user_flaws=user_flaws.looked_for(record, reason, part, reward_info),
             judge_usage=self._models.judge_usage,
             provenance=self._runner.provenance(
                 "" if score is None else score.evaluator, self._chosen, self._request.task
             ),
         )
-
-    def _flaws(
-        self, record: list[dict[str, Any]], reason: str, reward_info: dict[str, Any] | None
-    ) -> dict[str, list[int]] | None:
-        """What is wrong with the user's part. None: no language model played it."""
-        if self._runner._user_kind != "llm":
-            return None
-        reached = user_flaws.end_is_reached(reward_info)
-        conversation = user_flaws.Conversation(record, reason, str(self._task.user_scenario), reached)
-        return user_flaws.found_in(conversation)
 
     def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:
         """Note for each turn which message it became: one of the last `replies` assistant messages. An empty turn ends
