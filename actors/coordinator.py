@@ -68,7 +68,7 @@ class Coordinator:
         slots = ActorSlots(config.service.slots, self._scheduler, self._collections, self._pump, self._end)
         self._pool = ActorPool(application, slots)
         self._budgets = Budgets(config.budget, self._collections)
-        self._planner = Planner(config, Tau2TaskSource())
+        self._planner = Planner(config, Tau2TaskSource(config))
         self._planning = asyncio.Lock()
         self._clients = Clients(config.service.lease_seconds, self._client_is_gone, owner)
         self._keeping = Keeping(config.service.keep_collections_seconds, self._drop)

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ import rollout_service.config.arguments as arguments
 from rollout_service.collecting.continuation import Continuation
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.stream import GroupStream
-from rollout_service.config import RolloutConfig
+from rollout_service.config import RolloutConfig, task_file
 from rollout_service.config.shaping import UNKNOWN_UNTIL_STARTED, shaping
-from rollout_service.errors import StorageError
+from rollout_service.errors import StorageError, TaskError
 from rollout_service.record.identities import Identity, identities
 from rollout_service.record.manifest import Asked, Manifest, manifest_path, read_manifest
 from rollout_service.record.parquet import unfinished_part
@@ -33,6 +34,9 @@ Mode = Literal["new", "append", "resume", "overwrite"]
 
 _SELECTION = ("domain", "split", "ids", "shuffle", "seed")
 """Settings of `tasks`, which are fields of a request too."""
+
+_CONTENTS = "tasks.contents"
+"""Beside the settings: hash of each task of `tasks.path`, by id. It is left out where that file cannot be read."""
 
 _MOST_SHOWN = 5
 """Differences that an error names."""
@@ -164,15 +168,17 @@ class Output:
         pairs = [(name, getattr(last, name), value) for name, value in counts.items()]
         fallback = shaping(RolloutConfig())
         for dotted, now in self._settings.items():
+            if dotted == _CONTENTS:
+                continue
             section, _, name = dotted.partition(".")
             then = last.settings.get(dotted, fallback[dotted])
             unsaid = dotted in UNKNOWN_UNTIL_STARTED and None in (then, now)
-            inherited = section == "tasks" and name not in given and not (name == "ids" and running.tasks.ids)
+            chosen = name in _SELECTION and name not in given
+            inherited = section == "tasks" and chosen and not (name == "ids" and running.tasks.ids)
             if not unsaid and not inherited:
                 pairs.append((dotted, then, now))
-        differences = [
-            f"{name} was {shown(then, name)} and is {shown(now, name)}" for name, then, now in pairs if then != now
-        ]
+        differences = [_difference(*pair) for pair in pairs if pair[1] != pair[2]]
+        differences += _changed_tasks(last.settings.get(_CONTENTS), self._settings.get(_CONTENTS))
         if differences:
             more = f" and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
             raise StorageError(
@@ -241,6 +247,16 @@ class Output:
             yield writer
 
 
+def _difference(name: str, then: Any, now: Any) -> str:
+    return f"{name} was {shown(then, name)} and is {shown(now, name)}"
+
+
+def _changed_tasks(then: dict[str, str] | None, now: dict[str, str] | None) -> list[str]:
+    """How the file of tasks changed. Nothing, where one of the two is not known."""
+    words = task_file.difference(then, now) if then and now else ""
+    return [f"tasks.path has other contents: {words}"] if words else []
+
+
 def _written(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path} could not be written: {error}.", "Make room, or choose another folder.")
 
@@ -261,4 +277,7 @@ def _settings(running: RolloutConfig, request: CollectionRequest) -> dict[str, A
         sampled = request.sampling.model_dump(mode="json")
         own |= {f"policy.sampling.{name}": value for name, value in sampled.items()}
     settings = shaping(running) | {name: value for name, value in own.items() if value is not None}
+    if running.tasks.path is not None:
+        with contextlib.suppress(TaskError):  # the file may be on the service's machines alone
+            settings[_CONTENTS] = task_file.hashes(running.tasks.path)
     return settings | ({"tasks.ids": None} if settings["tasks.ids"] == [] else {})

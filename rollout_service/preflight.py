@@ -54,6 +54,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
         check_keys(config)
     warn_of_release()
     check_agent(config)
+    say_left_out(config)
     check_judge(config)
     if config.policy.tokenizer_name is not None or config.policy.tool_parser != "auto":
         config = with_date(config, load_codec(config))  # with the defaults it is the one that ships with this package
@@ -197,6 +198,18 @@ def warn_of_release() -> None:
         _log.warning("%s", warning)
 
 
+def say_left_out(config: RolloutConfig) -> None:
+    """Log which of the configured tasks are left out, and why.
+
+    Raises:
+        TaskError: as `check_tasks`.
+    """
+    from rollout_service.tau2.task_choice import TaskChoice
+
+    for sentence in TaskChoice(config).words():
+        _log.warning("%s", sentence)
+
+
 def check_agent(config: RolloutConfig) -> None:
     """Check that the agent can play a configured task. A collection that draws one that it cannot play is refused when
     it is asked for.
@@ -227,9 +240,11 @@ def check_tasks(config: RolloutConfig) -> list[TaskRef]:
     Raises:
         TaskError: unknown domain, split or task id.
     """
+    from rollout_service.tau2.task_choice import TaskChoice
     from rollout_service.tau2.tasks import TaskSampler
 
-    return TaskSampler(config.tasks.domain, config.tasks.split, config.tasks.ids).whole
+    chosen = config.tasks
+    return TaskSampler(chosen.domain, chosen.chosen_split, chosen.ids, choose=TaskChoice(config).references).whole
 
 
 def with_date(config: RolloutConfig, codec: ChatCodec) -> RolloutConfig:

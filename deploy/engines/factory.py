@@ -30,6 +30,6 @@ def make(config: RolloutConfig) -> Engine:
     from rollout_service.tau2 import tasks
 
     for domain in config.tasks.domains:
-        tasks.references(domain, config.tasks.split)  # parse it now, not in the first turn
+        tasks.references(domain, config.tasks.chosen_split)  # parse it now, not in the first turn
     codec = ChatCodec.of(policy)
     return ScriptedEngine(policy.script, codec, policy.weight_version)

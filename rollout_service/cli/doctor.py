@@ -82,7 +82,7 @@ def _tau2() -> str:
 
 
 def _tasks(config: RolloutConfig) -> str:
-    return f"{config.tasks.domain}/{config.tasks.split}: {len(preflight.check_tasks(config))} tasks"
+    return f"{config.tasks.domain}/{config.tasks.chosen_split}: {len(preflight.check_tasks(config))} tasks"
 
 
 def _policy(config: RolloutConfig) -> str:
@@ -226,7 +226,7 @@ def _memory(config: RolloutConfig) -> str:
     sizes = {}
     for name in chosen.domains:
         shared = domain.get(name)
-        references = tasks.references(name, chosen.split)[:count]
+        references = tasks.references(name, chosen.chosen_split)[:count]
         fast_evaluation.play_gold(shared.original(), tasks.get(references[0]))
         tracemalloc.start()
         kept = [fast_evaluation.play_gold(shared.original(), tasks.get(reference)) for reference in references]

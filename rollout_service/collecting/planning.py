@@ -19,8 +19,10 @@ from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, Ep
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT, Budget
+from rollout_service.errors import TaskError
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
+from rollout_service.redaction import shown
 
 
 class TaskSequence(Protocol):
@@ -99,7 +101,7 @@ class Planner:
             TaskError: there are no such tasks.
         """
         chosen = self._config.tasks
-        self._tasks.sampler(chosen.domain, chosen.split, chosen.ids, shuffle=chosen.shuffle, seed=chosen.seed)
+        self._tasks.sampler(chosen.domain, chosen.chosen_split, chosen.ids, shuffle=chosen.shuffle, seed=chosen.seed)
 
     def plan(self, request: CollectionRequest, version: int) -> Plan:
         """The collection and its episodes. May block for a second, to parse a task set.
@@ -208,4 +210,8 @@ class Planner:
         same_domain = request.domain is None or request.domain == defaults.domain
         ids = request.ids if request.ids is not None else (defaults.ids if same_domain else None)
         split = defaults.split if request.split is None else request.split
+        if split.endswith(".json") and split != defaults.path:  # a file of the service's machine that nobody named
+            raise TaskError(f"split is {shown(split)}.", "Name a split; tasks.path of the service may name a file.")
+        if same_domain and split == defaults.split:
+            split = defaults.chosen_split
         return domain, split, ids, defaults.shuffle if request.shuffle is None else request.shuffle

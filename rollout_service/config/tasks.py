@@ -5,6 +5,7 @@ Invariant: task ids go with one domain, never with a mix, since domains use the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -13,6 +14,7 @@ from rollout_service.config.refusal import Refused
 from rollout_service.config.section import Section
 from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import TaskError
+from rollout_service.redaction import shown
 
 
 class Retrieval(NamedTuple):
@@ -38,6 +40,17 @@ class Tasks(Section):
     )
     split: str = Field("base", description="train, test or base; telecom also has small and full.")
     ids: list[str] | None = Field(None, description="Only these task ids, of one domain; null: the whole split.")
+    path: str | None = Field(
+        None, description="A file of tasks of your own in τ²'s JSON, in place of split base of one domain; null: none."
+    )
+    exclude: list[str] = Field(
+        default_factory=list,
+        description="Task ids to leave out, or the path of a file with one id a line; in a mix, domain/id.",
+    )
+    filter: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Only tasks whose fields have these values: {dotted field: value, or a list of values}.",
+    )
     shuffle: bool = Field(
         True, description="true: draw in a new order each epoch; false: in the order of the split, over and over."
     )
@@ -78,6 +91,48 @@ class Tasks(Section):
         except TaskError as error:
             raise Refused(error.problem, error.remedy, f"tasks.{info.field_name}") from error
 
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith(".json"):
+            raise Refused(f"is {shown(value)}.", "Name a file that ends in .json.", "tasks.path")
+        return None if value is None else str(Path(value).expanduser().absolute())
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _read_excluded(cls, value: Any) -> Any:
+        if value == []:
+            return value
+        if isinstance(value, str):
+            try:
+                lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
+            except (OSError, ValueError) as error:
+                raise Refused(
+                    f"names a file that cannot be read: {error}.", "Give a list of ids, or correct it.", "tasks.exclude"
+                ) from error
+            value = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        try:
+            return read_ids(value, "tasks.exclude")
+        except TaskError as error:
+            raise Refused(error.problem, error.remedy, "tasks.exclude") from error
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Self:
+        if self.path is not None and (len(self.domains) > 1 or self.split != "base"):
+            raise Refused(
+                "goes with one domain, and without a split.", "Set tasks.domain to the file's domain.", "tasks.path"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_excluded(self) -> Self:
+        plain = [task_id for task_id in self.exclude if task_id.partition("/")[0] not in self.domains]
+        if plain and len(self.domains) > 1:
+            raise Refused(
+                f"has {plain[0]!r}, and tasks.domain is a mix.", "Write each one as domain/id.", "tasks.exclude"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_ids(self) -> Self:
         if len(self.domains) > 1 and self.ids is not None:
@@ -88,6 +143,22 @@ class Tasks(Section):
     def domains(self) -> list[str]:
         """The domain, or those of the mix."""
         return [self.domain] if isinstance(self.domain, str) else list(self.domain)
+
+    @property
+    def chosen_split(self) -> str:
+        """The split, or the file of tasks that takes its place."""
+        return self.path or self.split
+
+    def excluded(self, domain: str) -> set[str]:
+        """Ids that are left out of this domain."""
+        found = set()
+        for entry in self.exclude:
+            prefix, _, rest = entry.partition("/")
+            if prefix in self.domains:
+                found |= {rest} if prefix == domain else set()
+            elif domain in self.domains:
+                found.add(entry)
+        return found
 
     @property
     def searched(self) -> Retrieval:

@@ -98,7 +98,7 @@ class EpisodeRunner:
         chosen = self._config.tasks
         for name in chosen.domains:
             shared = domain.get(name, chosen.searched)
-            whole = tasks.references(name, chosen.split)
+            whole = tasks.references(name, chosen.chosen_split)
             if self._tape is not None:
                 taping.check_tasks(self._tape, whole)
             schemas = shared.tool_schemas(self._solo)

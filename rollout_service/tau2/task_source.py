@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING
 from rollout_service.record.trajectory import TaskRef
 
 if TYPE_CHECKING:
+    from rollout_service.config import RolloutConfig
     from rollout_service.tau2.tasks import TaskSampler
 
 
 class Tau2TaskSource:
     """A `rollout_service.collecting.planning.TaskSource`."""
 
+    def __init__(self, config: RolloutConfig | None = None) -> None:
+        """
+        Args:
+            config: leaves tasks out, see `TaskChoice`; None: all are there.
+        """
+        self._config = config
+
     def sampler(
         self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None, *, shuffle: bool, seed: int
     ) -> TaskSampler:
         """An endless sequence of the selection's tasks, see `tasks.TaskSampler`, which has the errors too."""
-        from rollout_service.tau2 import tasks
+        from rollout_service.tau2 import task_choice, tasks
 
-        return tasks.TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed)
+        choose = tasks.references if self._config is None else task_choice.TaskChoice(self._config).references
+        return tasks.TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed, choose=choose)
 
     def check(self, agent_kind: str, task: TaskRef) -> None:
         """Check that this kind of agent can play the task, see `agent.check_task`, which has the errors too."""

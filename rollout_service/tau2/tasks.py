@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rollout_service.config.selection import Rotation, read_domain, read_ids
 from rollout_service.errors import TaskError
 from rollout_service.record.trajectory import TaskRef
-from rollout_service.tau2 import compat, source_files
+from rollout_service.tau2 import compat, own_tasks, source_files
 from rollout_service.tau2.once import once
 
 WHOLE_SET = "base"
@@ -52,6 +52,8 @@ def splits(domain: str) -> dict[str, list[str]]:
 @once
 def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
     known = splits(domain)
+    if own_tasks.is_file(split):
+        return {task.id: task for task in own_tasks.load(domain, split)}
     if split not in known:
         raise TaskError(f"tasks.split: {domain} has no split {split!r}.", f"Choose one of {', '.join(sorted(known))}.")
     loader = compat.registry.get_tasks_loader(domain)
@@ -61,6 +63,8 @@ def _task_set(domain: str, split: str) -> dict[str, compat.Task]:
 
 def references(domain: str, split: str = WHOLE_SET, ids: Sequence[str] | None = None) -> list[TaskRef]:
     """The tasks of a split, or those of them named in `ids`, in that order.
+
+    A split may be the path of a file of tasks, see `own_tasks`.
 
     Raises:
         TaskError: unknown domain, split or id; lists the valid ones. Or `ids` is text, or has no entry.
@@ -124,12 +128,14 @@ class TaskSampler:
         *,
         shuffle: bool = True,
         seed: int = 0,
+        choose: Callable[[str, str, Sequence[str] | None], list[TaskRef]] = references,
     ) -> None:
         """
         Args:
             domain: a domain, or weights by domain; the domains take turns by weight, see `Rotation`.
             ids: only these tasks, of one domain.
             shuffle: a new order each epoch; otherwise the order of the split (or of `ids`).
+            choose: gives the tasks of a domain and split; `TaskChoice.references` leaves some out.
 
         Raises:
             TaskError: unknown domain, split or id; a mix with a bad weight, or with `ids`.
@@ -138,7 +144,7 @@ class TaskSampler:
         weights = {chosen: 1.0} if isinstance(chosen, str) else chosen
         if ids is not None and len(weights) > 1:
             raise TaskError("tasks.ids goes with one domain, not with a mix.", "Leave out one of them.")
-        tasks = {name: references(name, split, ids) for name in weights}
+        tasks = {name: choose(name, split, ids) for name in weights}
         self.whole = [task for items in tasks.values() for task in items]
         """Every task of the selection once, in the split's order."""
         self.drawn = 0

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from rollout_service import preflight
 from rollout_service.audit.task_audit import audit_task
 from rollout_service.audit.verify import verify
 from rollout_service.config.tasks import OFFLINE
 from rollout_service.tau2 import compat, domain, tasks
+from rollout_service.tau2.task_choice import TaskChoice
 from tests.support import episodes
 
 PYTHON = os.environ.get("TAU2_UPSTREAM_PYTHON")
@@ -83,3 +85,12 @@ def test_a_task_of_the_new_domain_is_audited():
 def test_the_judge_s_part_of_a_retail_task_is_left_out_of_its_audit():
     found = audit_task(tasks.references("retail")[0])
     assert (found.judged, found.gold, found.problem) == (True, 1, "")
+
+
+@on_upstream
+def test_retail_is_left_with_the_tasks_that_no_judge_scores_and_says_so():
+    config = episodes.settings()
+    assert [task.task_id for task in preflight.check_tasks(config)] == ["33", "34"]
+    [said] = TaskChoice(config).words()
+    assert said.startswith("112 tasks are left out of retail: a judge takes part in its reward, and none is named.")
+    assert len(preflight.check_tasks(episodes.settings(evaluation__judge__model="openai/m"))) == 114
