@@ -35,7 +35,7 @@ def differences(trajectory: Trajectory) -> list[str]:
     task = tasks.get(trajectory.task)
     solo = made.agent == "solo"
     conversation = [messages.from_record(record) for record in trajectory.messages]
-    hashes = _hashes(task, trajectory.task.domain, conversation, solo)
+    hashes = end_hashes(task, trajectory.task.domain, conversation, solo)
     if hashes != trajectory.database_hashes:
         found.append(f"the databases end as {hashes}, recorded {trajectory.database_hashes}")
     if trajectory.reward is None:
@@ -62,7 +62,12 @@ def _compare(scored: dict[str, Any], recorded: dict[str, Any], parts: tuple[str,
     return [f"{part} is {scored[part]}, recorded {recorded.get(part)}" for part in differing]
 
 
-def _hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
+def end_hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
+    """τ²'s hashes of the databases after a replay of the conversation.
+
+    Raises:
+        ValueError: a tool answers differently.
+    """
     world = environment.make(domain, solo=solo, task=task)
     initial = task.initial_state
     world.set_state(

@@ -1,0 +1,92 @@
+"""Rescore: stored trajectories scored again, under the tasks of the installed τ²-bench.
+
+Invariant: a new reward is the official evaluator's, on a replay of the stored messages. Tokens and messages stay as
+they were. Nothing is guessed: a trajectory that cannot be replayed or scored gets no reward, and has its reason. No
+judge is asked, so a reward that a judge took part in is kept where its task is the same, and not scored where it is
+not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rollout_service.errors import RolloutError
+from rollout_service.record.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """One trajectory."""
+
+    before: Trajectory
+    after: Trajectory | None
+    """With the new reward; as it was, where nothing is to be scored. None: it cannot be scored."""
+    problem: str = ""
+    """Why there is no trajectory."""
+
+    @property
+    def task_changed(self) -> bool:
+        """Whether the task's contents are known to be others than those that were played."""
+        made = self.before.provenance.task_hash
+        return bool(made) and self.after is not None and made != self.after.provenance.task_hash
+
+    @property
+    def reward_changed(self) -> bool:
+        """Whether the reward is another one."""
+        return self.after is not None and self.before.reward != self.after.reward
+
+
+def rescore(trajectories: Iterable[Trajectory]) -> Iterator[Rescored]:
+    """Score each trajectory again. One without a reward stays as it is."""
+    for trajectory in trajectories:
+        if trajectory.reward is None:
+            yield Rescored(trajectory, trajectory)
+            continue
+        try:
+            yield Rescored(trajectory, _scored(trajectory))
+        except RolloutError as error:
+            yield Rescored(trajectory, None, error.problem)
+        except Exception as error:  # a record that cannot be replayed must not hide those after it
+            yield Rescored(trajectory, None, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _scored(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with the reward that the installed task gives it.
+
+    Raises:
+        TaskError: the installed τ²-bench has no such task.
+        ValueError: its messages cannot be replayed, or a judge would have to be asked.
+    """
+    from rollout_service.tau2 import compat, evaluation, messages, replay, tasks
+
+    named, made = trajectory.task, trajectory.provenance
+    [reference] = tasks.references(named.domain, named.split, [named.task_id])
+    task = tasks.get(reference)
+    provenance = dataclasses.replace(
+        made,
+        evaluator="official",
+        task_hash=tasks.hash_of(reference),
+        tau2_distribution=compat.DISTRIBUTION,
+        tau2_version=compat.VERSION,
+    )
+    if evaluation.is_judged(task, made.evaluation):
+        same = (made.task_hash, made.tau2_distribution, made.tau2_version)
+        if same != (provenance.task_hash, compat.DISTRIBUTION, compat.VERSION):
+            raise ValueError("a judge takes part in its reward, and the task is not known to be the same")
+        return trajectory
+    solo = made.agent == "solo"
+    conversation = [messages.from_record(record) for record in trajectory.messages]
+    info = evaluation.evaluate(
+        conversation, task, named.domain, trajectory.termination_reason, evaluation_type=made.evaluation, solo=solo
+    )
+    return dataclasses.replace(
+        trajectory,
+        task=reference,
+        reward=float(info.reward),
+        reward_info=info.model_dump(mode="json"),
+        messages=[messages.to_record(message) for message in conversation],
+        database_hashes=replay.end_hashes(task, named.domain, conversation, solo),
+        provenance=provenance,
+    )
