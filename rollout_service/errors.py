@@ -54,7 +54,7 @@ class FaultKind(StrEnum):
     EVALUATOR = "evaluator"
     """The evaluator or its judge failed, so the episode has no score."""
     SERVICE = "service"
-    """This service: an actor died, a worker ran out of memory, an object was lost."""
+    """This service: an actor died, a worker ran out of memory, an object was lost, a tape has no answer."""
 
     @property
     def remedy(self) -> str:
@@ -68,7 +68,8 @@ _REMEDIES = {
     "and user.retries bound its requests.",
     FaultKind.ENVIRONMENT: "Leave the task out with tasks.ids if it is always the same one, and report it.",
     FaultKind.EVALUATOR: "Check evaluation.judge if the tasks have NL assertions; else try evaluation.mode: official.",
-    FaultKind.SERVICE: "See the environment actors' logs; with too little memory, lower service.slots.",
+    FaultKind.SERVICE: "See the environment actors' logs; with too little memory, lower service.slots. What a tape "
+    "lacks is recorded with tape.mode: replay_or_record.",
 }
 
 

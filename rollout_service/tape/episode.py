@@ -22,7 +22,8 @@ from rollout_service.tape.request import ModelRequest
 _MOST_COMPARED = 50
 """Most recordings of a task that are looked through for the request that is nearest to one without an answer."""
 
-_KINDS = {"user": FaultKind.USER_SIMULATOR, "judge": FaultKind.EVALUATOR}
+_KIND = FaultKind.SERVICE
+"""The model is not to blame for what the tape lacks, and no pause brings it."""
 
 
 class _Answers:
@@ -91,11 +92,9 @@ class EpisodeTape:
                     self._recorded.insert(0, self._recorded.pop(position))  # the one to follow from now on
                     return entry
             if self._mode == "replay":
-                raise EpisodeFault(
-                    _KINDS[asked], self._miss(asked, request, number), error="NotOnTape", retryable=False
-                )
+                raise EpisodeFault(_KIND, self._miss(asked, request, number), error="NotOnTape", retryable=False)
         except TapeError as error:
-            raise EpisodeFault(_KINDS[asked], str(error), error="TapeError", retryable=False) from None
+            raise EpisodeFault(_KIND, str(error), error="TapeError", retryable=False) from None
         return None
 
     def _miss(self, asked: str, request: ModelRequest, number: int) -> str:
@@ -153,5 +152,5 @@ class EpisodeTape:
 
 def _unwritten(folder: TapeFolder, error: OSError) -> EpisodeFault:
     return EpisodeFault(
-        FaultKind.SERVICE, f"the tape {folder.path} cannot be written: {error.strerror}", error=type(error).__name__
+        _KIND, f"the tape {folder.path} cannot be written: {error.strerror}", error=type(error).__name__
     )

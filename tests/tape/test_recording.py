@@ -244,7 +244,7 @@ def test_a_miss_names_the_message_the_field_and_both_texts(folder: TapeFolder) -
     with pytest.raises(EpisodeFault) as caught:
         replaying(folder).find("user", asked, asked.key)
     fault = caught.value.fault
-    assert (str(fault.kind), fault.error, fault.retryable) == ("user_simulator", "NotOnTape", False)
+    assert (str(fault.kind), fault.error, fault.retryable) == ("service", "NotOnTape", False)
     assert "retail task a task, sample 0, seed 7" in fault.message
     assert fault.message.endswith(
         "First difference from the nearest recorded one: message 3 (system), content: recorded "

@@ -119,7 +119,7 @@ def test_a_policy_that_differs_in_one_word_gets_a_named_miss_that_is_final(tmp_p
         assert len(api.requests) == asked, "a replay asks nobody"
     assert (missed.outcome, missed.reward) == (Outcome.ABORTED, None)
     assert missed.fault is not None
-    assert (missed.fault.kind, missed.fault.error, missed.fault.retryable) == ("user_simulator", "NotOnTape", False)
+    assert (missed.fault.kind, missed.fault.error, missed.fault.retryable) == ("service", "NotOnTape", False)
     assert missed.fault.message.endswith(
         'message 5 (user), content: recorded "I found your order.", asked "I found an order."'
     )
