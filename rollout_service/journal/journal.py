@@ -137,7 +137,8 @@ class Journal:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        with contextlib.suppress(sqlite3.Error, OSError):  # the next owner sweeps as well
+        with contextlib.suppress(sqlite3.Error, OSError, Overtaken):  # the next owner sweeps as well
+            self._database.commit([])  # who is no owner any more removes nothing
             self._sweep()
         self._database.close()
         self._lock.close()

@@ -33,7 +33,9 @@ def main() -> None:
     place.mkdir(parents=True)
     with UserEndpoint() as user, contextlib.suppress(KeyboardInterrupt):
         policy = SCRIPTED if engine == "scripted" else real_engine.settings(folder)
-        lab = Lab(place, user__base_url=user.url, service__journal=str(place / "journal"), **policy)
+        form = ("sqlite", "log")[int(number) % 2]  # jobs take turns
+        journal = {"service__journal": str(place / "journal"), "service__journal_form": form}
+        lab = Lab(place, user__base_url=user.url, **journal, **policy)
         runner = Runner(lab, user, folder, patience)
         try:
             for line in sys.stdin:

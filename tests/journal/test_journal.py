@@ -394,9 +394,13 @@ def test_where_the_file_system_has_no_locks_a_log_is_taken_over_and_a_database_r
     monkeypatch.setattr(place.fcntl, "flock", no_locks)
     with pytest.raises(ServiceError, match="No locks available"):
         Journal(tmp_path / "database", "rollout")
-    journals = [Journal(tmp_path / "log", "rollout", form="log") for _ in range(2)]
-    for journal in journals:
-        journal.close()
+    first, second = (Journal(tmp_path / "log", "rollout", form="log") for _ in range(2))
+    path = tmp_path / "log" / PARTS / "of the second one, not recorded yet"
+    path.write_text("")
+    first.close()
+    assert path.exists(), "the first one is no owner any more"
+    second.close()
+    assert not path.exists()
 
 
 def test_a_log_of_a_newer_release_is_refused_and_kept(tmp_path, monkeypatch):
