@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rollout_service.chat.message_form import ChatMessage
+from rollout_service.chat.tool_texts import ToolTexts
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which transformers finds a message's reasoning."""
@@ -36,8 +37,9 @@ class DirectRendering:
         """
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
+        self._tool_texts: ToolTexts | None = None
         self._compiled = {
-            has_tools: _made_faster(
+            has_tools: self._made_faster(
                 _compile_jinja_template, tokenizer.get_chat_template(source, [{}] if has_tools else None)
             )
             for has_tools in (True, False)
@@ -48,14 +50,33 @@ class DirectRendering:
         self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], generation_prompt: bool
     ) -> str:
         """The conversation as text."""
+        own = self._tool_texts.own(tools) if self._tool_texts is not None and tools else tools
         return str(
             self._compiled[bool(tools)].render(
                 messages=[_as_transformers_gives(message) for message in messages],
-                tools=tools or None,
+                tools=own or None,
                 add_generation_prompt=generation_prompt,
                 **self._arguments,
             )
         )
+
+    def _made_faster(self, compile_template: Callable[[str], Any], source: str) -> Any:
+        """The compiled template. Its sandbox remembers which attributes of a type are safe: to find that out takes
+        longer than most of what a template does. The tools' JSON is kept."""
+        environment = compile_template(source).environment.overlay()
+        find_out = environment.is_safe_attribute
+        known: dict[tuple[type, str], bool] = {}
+
+        def is_safe_attribute(holder: Any, name: str, value: Any) -> bool:
+            key = type(holder), name
+            if key not in known:
+                known[key] = find_out(holder, name, value)
+            return bool(known[key])
+
+        environment.is_safe_attribute = is_safe_attribute
+        self._tool_texts = self._tool_texts or ToolTexts(environment.filters["tojson"])
+        environment.filters = {**environment.filters, "tojson": self._tool_texts.to_json}
+        return environment.from_string(source)
 
     @classmethod
     def proved(
@@ -78,23 +99,6 @@ class DirectRendering:
             if _text(direct, messages, given, prompted) != _text(own, messages, given, prompted):
                 return None
         return direct
-
-
-def _made_faster(compile_template: Callable[[str], Any], source: str) -> Any:
-    """The compiled template. Its sandbox remembers which attributes of a type are safe: to find that out takes longer
-    than most of what a template does."""
-    environment = compile_template(source).environment.overlay()
-    find_out = environment.is_safe_attribute
-    known: dict[tuple[type, str], bool] = {}
-
-    def is_safe_attribute(holder: Any, name: str, value: Any) -> bool:
-        key = type(holder), name
-        if key not in known:
-            known[key] = find_out(holder, name, value)
-        return bool(known[key])
-
-    environment.is_safe_attribute = is_safe_attribute
-    return environment.from_string(source)
 
 
 def _text(

@@ -88,6 +88,7 @@ class EpisodeRunner:
         self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
         """None: the endpoint itself says when an episode is too long."""
         self._vocabulary = vocabulary(config.policy)
+        self._model = redact(config.policy.model or config.policy.url or config.policy.engine)
 
     def prepare(self) -> dict[str, str]:
         """Load what the episodes of the configured domains share, before the first of them needs it.
@@ -132,7 +133,7 @@ class EpisodeRunner:
         codec, config = self._codec, self._config
         searched = domain.get(task.domain, config.tasks.searched).retrieval
         return Provenance(
-            model=redact(config.policy.model or config.policy.url or config.policy.engine),
+            model=self._model,
             tokenizer=codec.name,
             tokenizer_fingerprint=codec.tokenizer_fingerprint,
             tokenizer_size=codec.tokenizer_size,

@@ -128,8 +128,9 @@ def leads_to(messages: list[compat.Message], end: EndState, live: list[compat.Me
         call for message in live if not isinstance(message, compat.ToolMessage) for call in message.tool_calls or []
     ]
     arguments = {id(part) for call in calls for value in call.arguments.values() for part in _containers(value)}
-    own = list(_containers(end.own))
-    return not waiting and arguments.isdisjoint(map(id, own))
+    if waiting:
+        return False
+    return not arguments or arguments.isdisjoint([id(part) for part in _containers(end.own)])
 
 
 def _containers(value: Any) -> Iterator[Any]:

@@ -7,6 +7,8 @@ Therefore no message is earlier than the one before it.
 
 from __future__ import annotations
 
+import copy
+
 from rollout_service.tau2 import compat
 
 
@@ -14,10 +16,13 @@ class Orchestrator(compat.Orchestrator):  # type: ignore[misc]
     """τ²'s own orchestrator, with messages in the order of events."""
 
     def get_trajectory(self) -> list[compat.Message]:
-        """Copies of the messages so far, in order."""
+        """Copies of the messages so far, in order and numbered, as τ²'s own method gives them: it sorts by time, which
+        changes nothing here, and copies every message twice."""
         latest = ""
-        for message in self.trajectory:
+        copies: list[compat.Message] = []
+        for place, message in enumerate(self.trajectory):
             latest = message.timestamp = max(latest, message.timestamp)
-        # τ² sorts them, and the sort keeps the order of equal times.
-        messages: list[compat.Message] = super().get_trajectory()
-        return messages
+            copied = copy.deepcopy(message)
+            copied.turn_idx = place
+            copies.append(copied)
+        return copies
