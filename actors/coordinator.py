@@ -327,8 +327,9 @@ class Coordinator:
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():
-            if (reason := running.held_back) is not None:
-                _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(f"held back: {reason}"))
+            reason = running.held_back
+            if reason is not None and logs.rate_limit.is_due(kind := f"held back: {reason}"):
+                _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(kind))
         self._wake(self._scheduler.wakes_at(now) - now)
 
     def _wake(self, seconds: float) -> None:

@@ -76,6 +76,15 @@ class RateLimit(logging.Filter):
             record.args = ()
         return True
 
+    def is_due(self, kind: str) -> bool:
+        """Whether a record of this kind would be written now. If not, it is counted as left out: do not make it."""
+        with self._lock:
+            known = self._kinds.get(kind)
+            if known is None or self._clock() - known.said_at >= self._seconds:
+                return True
+            known.left_out += 1
+            return False
+
     def reset(self) -> None:
         """Forget what was logged."""
         with self._lock:

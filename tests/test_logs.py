@@ -194,3 +194,17 @@ async def test_a_background_task_that_ends_or_is_cancelled_is_not_an_error(caplo
     await asyncio.wait([cancelled])
     await asyncio.sleep(0)
     assert caplog.messages == []
+
+
+def test_a_record_that_would_not_be_written_need_not_be_made() -> None:
+    clock = Clock()
+    limit = logs.RateLimit(10.0, clock)
+    assert limit.is_due("held back")
+    assert limit.filter(record("Held back.", event="held back"))
+    assert not limit.is_due("held back")
+    assert limit.is_due("another kind")
+    clock.now += 10.0
+    assert limit.is_due("held back")
+    last = record("Held back.", event="held back")
+    assert limit.filter(last)
+    assert last.getMessage() == "Held back. [1 similar line left out]"

@@ -162,6 +162,10 @@ class ChatCodec:
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids of the whole conversation, up to where the policy's next turn starts."""
+        return self.prompt(messages, tools).tolist()
+
+    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSchema] = ()) -> array[int]:
+        """As `render`, but an array of C integers. A list of a long prompt's tokens takes longer to make than them."""
         messages = self.writable(messages)
         try:
             text = self._text(self.control.shield(messages), tools, generation_prompt=True)
@@ -216,7 +220,7 @@ class ChatCodec:
                 "Use a template that writes every turn and closes each with the same token.",
             )
         ending = self.closing.of(has_calls)
-        rest = self._encode(text[end:].replace(POINT, ""))
+        rest = self._encode(text[end:].replace(POINT, "")).tolist()
         return [self.control.id(ending.in_history), *rest] if ending.own else rest
 
     def unsampled(self, following: Sequence[int], last_token: int) -> Sequence[int]:
@@ -330,9 +334,9 @@ class ChatCodec:
     ) -> str:
         return self._template.text(messages, tools, generation_prompt=generation_prompt)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> array[int]:
         """Token ids of a shielded text. It is split at the tokens that end turns, because the pieces come again."""
-        ids: list[int] = []
+        ids = array("i")
         for piece in text.split(CUT):
             for number, part in enumerate(self._split.split(piece)):
                 if number % 2:

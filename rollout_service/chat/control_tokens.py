@@ -93,6 +93,8 @@ class ControlTokens:
     def shield(self, value: Any) -> Any:
         """The value with every text in it shielded: strings, and those in lists and dicts, keys included. Half of a
         surrogate pair becomes a question mark."""
+        if type(value) is str:  # most are
+            return self._shield_text(value)
         if isinstance(value, str):
             if isinstance(value, PolicyText):
                 return self._shield_around(value)
@@ -203,6 +205,8 @@ def marks_in(value: Any) -> int:
 
 def plain(value: Any) -> Any:
     """The value with ordinary strings in place of every `PolicyText`."""
+    if type(value) is str:  # most are
+        return value
     if isinstance(value, PolicyText):
         return str(value)
     if isinstance(value, dict):

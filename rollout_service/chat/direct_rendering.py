@@ -19,6 +19,9 @@ from rollout_service.chat.tool_texts import ToolTexts
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which transformers finds a message's reasoning."""
 
+_OF_DICTS = frozenset(dir(dict))
+"""Attributes that every dict has. Any other name that a template asks a dict for is a key."""
+
 Rendering = Callable[[Sequence[ChatMessage], Sequence[dict[str, Any]], bool], str]
 """Gives the text of messages and tools, with the generation prompt or without."""
 
@@ -61,8 +64,8 @@ class DirectRendering:
         )
 
     def _made_faster(self, compile_template: Callable[[str], Any], source: str) -> Any:
-        """The compiled template. Its sandbox remembers which attributes of a type are safe: to find that out takes
-        longer than most of what a template does. The tools' JSON is kept."""
+        """The compiled template. Its sandbox remembers which attributes of a type are safe, and looks for a message's
+        keys first among its keys: both take longer than most of what a template does. The tools' JSON is kept."""
         environment = compile_template(source).environment.overlay()
         find_out = environment.is_safe_attribute
         known: dict[tuple[type, str], bool] = {}
@@ -73,7 +76,14 @@ class DirectRendering:
                 known[key] = find_out(holder, name, value)
             return bool(known[key])
 
-        environment.is_safe_attribute = is_safe_attribute
+        look_up = environment.getattr
+
+        def attribute(holder: Any, name: str) -> Any:
+            if type(holder) is not dict or name in _OF_DICTS:
+                return look_up(holder, name)
+            return holder[name] if name in holder else environment.undefined(obj=holder, name=name)
+
+        environment.is_safe_attribute, environment.getattr = is_safe_attribute, attribute
         self._tool_texts = self._tool_texts or ToolTexts(environment.filters["tojson"])
         environment.filters = {**environment.filters, "tojson": self._tool_texts.to_json}
         return environment.from_string(source)

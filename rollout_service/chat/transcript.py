@@ -52,7 +52,7 @@ class Transcript:
             self._follow_template(new_messages)
         elif not self._ledgers:
             self._messages = self._codec.shielded(new_messages)
-            self._ledgers.append(TokenLedger(self._codec.render(new_messages, self._tools)))
+            self._ledgers.append(TokenLedger(self._codec.prompt(new_messages, self._tools)))
         else:
             self._follow_turn(new_messages, self._ledgers[-1])
         return self._ledgers[-1].input_ids()
@@ -67,7 +67,7 @@ class Transcript:
     def _follow_template(self, new_messages: Sequence[ChatMessage]) -> None:
         """Continue with the template's own rendering, in a new segment where that rewrites what was sampled."""
         self._messages += [*([self._turn] if self._turn else []), *new_messages]
-        rendered = self._codec.render(self._messages, self._tools)
+        rendered = self._codec.prompt(self._messages, self._tools)
         ledger = self._ledgers[-1] if self._ledgers else None
         if ledger is not None and ledger.is_start_of(rendered):
             ledger.append_context(rendered[len(ledger) :])

@@ -113,7 +113,9 @@ class Deadline:
         try:
             while True:
                 wait = min(_CANCEL_POLL_SECONDS, self.remaining(), max(0.0, give_up - time.monotonic()))
-                if concurrent.futures.wait([future], wait).done:
+                with contextlib.suppress(TimeoutError):
+                    return future.result(wait)
+                if future.done():  # it came just now, or it raised this error
                     return future.result()
                 if time.monotonic() >= give_up:
                     raise TimeoutError(f"no answer in {seconds:g} s")

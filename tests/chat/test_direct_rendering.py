@@ -67,6 +67,18 @@ def test_the_sandbox_refuses_what_is_not_safe_also_the_second_time() -> None:
             direct(OPENING, [], True)
 
 
+def test_what_a_template_asks_a_message_for_is_what_the_tokenizer_finds() -> None:
+    tokenizer = load_tokenizer(None)[0]
+    tokenizer.chat_template = (
+        "{%- for m in messages %}{{ m.role }} {{ m.missing }} {{ m.missing is defined }} {{ m.items is defined }} "
+        "{{ m.get('items') }} {{ m.values() | list }} {{ m.nested.pop }} {{ m.nested.x.y }}{%- endfor %}"
+    )
+    direct = DirectRendering(tokenizer, None, {})
+    nested = {"pop": "key", "x": {"y": None}}
+    messages: list[ChatMessage] = [{"role": "user", "items": "key", "content": "hi", "nested": nested}]
+    assert direct(messages, [], False) == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
 def test_what_is_no_plain_json_is_left_to_the_tokenizer(embedded: ChatCodec) -> None:
     call: ChatMessage = {"role": "assistant", "content": "", "tool_calls": [tool_call("look_up", {"n": np.int64(7)})]}
     assert '{"n": 7}' in embedded._template.text([*OPENING, call], PROBE_TOOLS)
