@@ -127,6 +127,13 @@ STOP_SIGNALS = (STOP, TRANSFER, OUT_OF_SCOPE)
 """Signals with which a user ends the conversation."""
 
 
+def choice(reply: UserMessage) -> dict[str, Any]:
+    """The choice of the API's answer that τ² made the message of. Upstream keeps the whole answer with the message."""
+    raw: dict[str, Any] = reply.raw_data or {}
+    choices = raw.get("choices")
+    return raw if not choices else dict(choices[0])
+
+
 def user_tools(environment: Environment, names: list[str] | None) -> list[Any] | None:
     """The user simulator's tools; only those in `names` if a task names some. None: it has no tools."""
     if environment.user_tools is None:
@@ -251,6 +258,7 @@ __all__ = [
     "UserMessage",
     "UserSimulator",
     "UserState",
+    "choice",
     "dummy_user",
     "environment_arguments",
     "evaluate_simulation",

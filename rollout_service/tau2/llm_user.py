@@ -262,7 +262,7 @@ def check_endpoint(config: User) -> None:
 
 def _spoken(reply: compat.UserMessage, tools: list[str], heard: list[str]) -> str | None:
     """The text that the user says in this reply, see `answer.spoken`."""
-    raw = reply.raw_data or {}
+    raw = compat.choice(reply)
     message = raw.get("message") or {}
     refusal = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
     native = (raw.get("provider_specific_fields") or {}).get("native_finish_reason")

