@@ -31,8 +31,8 @@ from tests.support.episodes import request, settings
 from tests.support.episodes import run as play
 
 _DOMAIN = "retail"
-_ROUNDS, _EPISODES = 6, 60
-_STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 128, 4.0
+_ROUNDS, _EPISODES = 5, 60
+_STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 96, 4.0
 
 
 @dataclass
