@@ -16,8 +16,7 @@ from rollout_service.collecting.continuation import Continuation
 from rollout_service.errors import RolloutError, ServiceError
 from tests.chaos import history
 from tests.chaos.schedule import Schedule
-from tests.chaos.service import NAME
-from tests.support.episodes import settings
+from tests.chaos.service import NAME, configured
 
 _ACTORS_SECONDS, _WHOLE_SECONDS = 30.0, 150.0
 """How long the service may take to replace what was killed; an engine on a GPU takes a minute or two."""
@@ -78,7 +77,7 @@ def _there(client: RolloutClient) -> tuple[int, int]:
 
 def main() -> None:
     """Serve orders until standard input ends."""
-    with RolloutClient(sys.argv[1], config=settings(service__name=NAME), start=False) as client:
+    with RolloutClient(sys.argv[1], config=configured(service__name=NAME), start=False) as client:
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             order = json.loads(line)

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support import sglang, tiny_model
-
 _FREE_SECONDS = 30.0
 """How long GPUs may take until they have their memory back."""
 
@@ -37,6 +35,8 @@ _LARGE: dict[str, Any] = {
 
 def settings(folder: Path) -> dict[str, Any]:
     """What a service on SGLang has beside `SETTINGS`. `BENCHMARK_ENGINE` holds engine arguments for a GPU as JSON."""
+    from tests.support import sglang, tiny_model  # they import torch, which other engines do without
+
     on_gpu = bool(gpu_memory())
     model = folder / "model"
     if not model.exists():

@@ -14,7 +14,7 @@ import ray
 
 import rollout_service.cluster as cluster
 from rollout_service.client import RolloutClient
-from tests.support.episodes import settings
+from rollout_service.config import RolloutConfig
 
 NAME = "chaos"
 
@@ -45,9 +45,15 @@ SCRIPTED: dict[str, Any] = {
 """Its policy where no engine is named: it dawdles and errs, drawn from each episode's seed."""
 
 
+def configured(**overrides: Any) -> RolloutConfig:
+    """A configuration; `service__slots=8` sets service.slots. `tests.support.episodes` would import an engine and τ²,
+    and clients are started again and again."""
+    return RolloutConfig.load(overrides={k.replace("__", "."): v for k, v in overrides.items()}, environ={})
+
+
 def main() -> None:
     """Keep a service until standard input ends."""
-    config = settings(**json.loads(sys.argv[1]))
+    config = configured(**json.loads(sys.argv[1]))
     cluster.connect(None, config.service.namespace)
     with RolloutClient(config=config):
         context = ray.get_runtime_context()
