@@ -16,5 +16,8 @@ def test_a_coordinator_holds_no_object_of_what_its_reader_has(client):
     def held() -> int:
         return ray.get(client._coordinator.__ray_call__.remote(objects))
 
+    for collection_id in client.status()["collections"]:  # of earlier tests, whose episodes would come meanwhile
+        ray.get(client._coordinator.cancel.remote(collection_id))
+    before = held()
     client.collect(24, seed=0, progress=False)
-    wait_until(lambda: held() == 0)
+    wait_until(lambda: held() <= before)
