@@ -44,7 +44,10 @@ def install() -> None:
 def load() -> ModuleType:
     """The module itself, imported at the first call, with litellm set up for the service."""
     with _lock:
-        if isinstance(sys.modules.get(_NAME), _StandIn):
-            importlib.import_module("rollout_service.tau2.litellm_setup")
-            del sys.modules[_NAME]
-        return importlib.import_module(_NAME)
+        if not isinstance(sys.modules.get(_NAME), _StandIn):
+            return importlib.import_module(_NAME)
+        setup = importlib.import_module("rollout_service.tau2.litellm_setup")
+        del sys.modules[_NAME]
+        loaded = importlib.import_module(_NAME)
+        setup.settle()
+        return loaded
