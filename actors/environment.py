@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import ray
 
 import rollout_service.config.secrets as secrets
+import rollout_service.garbage as garbage
 import rollout_service.logs as logs
 from actors import pacer
 from actors.parts import PartWriter
@@ -113,19 +114,17 @@ class EnvironmentActor:
         return self._data
 
     def _make_runner(self, loop: asyncio.AbstractEventLoop) -> dict[str, str]:
-        import rollout_service.policy as policy
-        from rollout_service.chat.codec import ChatCodec
-        from rollout_service.tau2.episode import EpisodeRunner
+        with garbage.left_alone():
+            import rollout_service.policy as policy
+            from rollout_service.chat.codec import ChatCodec
+            from rollout_service.tau2.episode import EpisodeRunner
 
-        settings = self._config.policy
-        codec = ChatCodec.of(settings)
-        gate = pacer.gate(self._config, ray.get_runtime_context().get_actor_name() or "environment")
-        self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop, gate)
-        fingerprints: dict[str, str] = self._runner.prepare()
-        # A million objects exist by now and stay. Without the freeze, each garbage collection would look at all of them
-        # and stop every thread for a tenth of a second.
-        gc.collect()
-        gc.freeze()
+            settings = self._config.policy
+            codec = ChatCodec.of(settings)
+            gate = pacer.gate(self._config, ray.get_runtime_context().get_actor_name() or "environment")
+            self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop, gate)
+            fingerprints: dict[str, str] = self._runner.prepare()
+        garbage.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         return fingerprints
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import ray
 from ray import serve
 
+import rollout_service.garbage as garbage
 import rollout_service.logs as logs
 from deploy import fleet_link, http_api
 from deploy.engines import factory
@@ -379,4 +380,6 @@ class PolicyReplica:
 
 def _start_engine(config: RolloutConfig) -> Engine:
     with discreet("The policy's engine does not start"):  # Serve logs what this raises
-        return factory.make(config)
+        engine = factory.make(config)
+    garbage.freeze()
+    return engine

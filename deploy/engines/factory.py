@@ -5,6 +5,7 @@ Invariant: only the module of the chosen engine is imported, because each brings
 
 from __future__ import annotations
 
+import rollout_service.garbage as garbage
 from deploy.engines.base import Engine
 from rollout_service.config import RolloutConfig
 
@@ -22,14 +23,16 @@ def make(config: RolloutConfig) -> Engine:
 
         return SglangEngine(policy)
     if policy.engine == "transformers":
-        from deploy.engines.transformers import TransformersEngine
+        with garbage.left_alone():
+            from deploy.engines.transformers import TransformersEngine
 
         return TransformersEngine(policy)
-    from deploy.engines.scripted import ScriptedEngine
-    from rollout_service.chat.codec import ChatCodec
-    from rollout_service.tau2 import tasks
+    with garbage.left_alone():
+        from deploy.engines.scripted import ScriptedEngine
+        from rollout_service.chat.codec import ChatCodec
+        from rollout_service.tau2 import tasks
 
-    for domain in config.tasks.domains:
-        tasks.references(domain, config.tasks.chosen_split)  # parse it now, not in the first turn
-    codec = ChatCodec.of(policy)
-    return ScriptedEngine(policy.script, codec, policy.weight_version)
+        for domain in config.tasks.domains:
+            tasks.references(domain, config.tasks.chosen_split)  # parse it now, not in the first turn
+        codec = ChatCodec.of(policy)
+        return ScriptedEngine(policy.script, codec, policy.weight_version)

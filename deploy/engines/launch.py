@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import rollout_service.garbage as garbage
 from rollout_service.errors import ServiceError, last_cause
 
 
@@ -29,7 +30,8 @@ def launch(arguments: dict[str, Any]) -> Any:
         ServiceError: it cannot start; says why. This process cannot be used any more then, because other processes of
             the engine may be ending.
     """
-    from sglang.srt.entrypoints.engine import Engine
+    with garbage.left_alone():
+        from sglang.srt.entrypoints.engine import Engine
 
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors"
@@ -53,7 +55,8 @@ def launch(arguments: dict[str, Any]) -> Any:
 
 def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
     """Run a scheduler's process. Its errors also go to a file, which may be deleted once it is open."""
-    from sglang.srt.managers.scheduler import run_scheduler_process
+    with garbage.left_alone():
+        from sglang.srt.managers.scheduler import run_scheduler_process
 
     handler = logging.FileHandler(errors)
     handler.setLevel(logging.ERROR)

@@ -8,9 +8,7 @@ a wait for an episode ends early, for any reason, the episode ends too.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
-import gc
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import rollout_service.adapters.slime.settings as slime_settings
+import rollout_service.garbage as garbage
 import rollout_service.logs as logs
 from rollout_service.adapters.checks import check_tokenizers, check_vocabulary
 from rollout_service.background import BackgroundTasks
@@ -130,8 +129,7 @@ def _start(args: Any) -> Service:
     rows = vocabulary(config.policy.model_copy(update={"model": args.hf_checkpoint}))
     service = Service(RolloutClient("auto", config=config, start=True), own, rows)
     # Imported modules stay. A full garbage collection over them would stop slime's loop for a third of a second.
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # otherwise some extension modules report leaks
+    garbage.freeze()
     return service
 
 
