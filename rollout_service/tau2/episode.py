@@ -314,7 +314,6 @@ class _Episode:
         reason: str,
     ) -> evaluation.Score:
         start = time.perf_counter()
-        runner = self._runner
         try:
             with (
                 self._deadline.within("the evaluation"),
@@ -329,7 +328,7 @@ class _Episode:
                     self._domain,
                     reason,
                     self._config.evaluation,
-                    solo=runner._solo,
+                    solo=self._runner._solo,
                 )
         finally:
             self._timing.evaluation_seconds = time.perf_counter() - start
