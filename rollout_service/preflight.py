@@ -98,9 +98,7 @@ def check_tape(config: RolloutConfig, *, here: bool) -> None:
         return
     from rollout_service.tau2 import taping
 
-    folder = taping.opened(config)
-    if folder is not None:
-        taping.check_tasks(folder, check_tasks(config))
+    taping.check_tasks(taping.opened(config), check_tasks(config))
 
 
 def check_user(config: RolloutConfig) -> None:

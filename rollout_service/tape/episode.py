@@ -11,6 +11,7 @@ failed after them, and the attempt that followed is the one whose trajectory was
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any, Literal
 
 from rollout_service.errors import EpisodeFault, FaultKind, TapeError
@@ -47,11 +48,11 @@ class EpisodeTape:
         folder: TapeFolder,
         mode: Literal["record", "replay", "replay_or_record"],
         take: Take,
-        task: dict[str, Any],
+        task: Callable[[], dict[str, Any]],
     ) -> None:
         """
         Args:
-            task: the task's content.
+            task: gives the task's content, as JSON values.
         """
         self._folder = folder
         self._mode = mode
@@ -131,7 +132,7 @@ class EpisodeTape:
             return  # so far, the tape has all of this episode
         try:
             if self._writer is None:
-                self._writer = RecordingWriter(self._folder.put_task(self._take, self._task), self._take)
+                self._writer = RecordingWriter(self._folder.put_task(self._take, self._task()), self._take)
             while self._entries:
                 self._writer.append(self._entries.pop(0))
         except OSError as error:

@@ -16,13 +16,12 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rollout_service.errors import TapeError
 from rollout_service.tape.recording import FORMAT, Recording, Take
-from rollout_service.tape.request import digest
 
 SETTINGS, TASK = "tape.json", "task.json"
 
@@ -34,6 +33,7 @@ class TapeFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._tasks: dict[str, dict[str, list[Path]]] = {}
 
     def open_for_writing(self, settings: dict[str, Any]) -> None:
         """Make the folder, if it is not there, and note the settings in it.
@@ -77,36 +77,35 @@ class TapeFolder:
                     "Use the same settings, or another tape.",
                 )
 
-    def check_tasks(self, tasks: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
-        """Check that the tape has none of these tasks in another version.
+    def check_task(self, domain: str, task_id: str, task_hash: str, content: Callable[[], dict[str, Any]]) -> None:
+        """Check that the tape does not have the task in another version.
 
         Args:
-            tasks: domain, id and content of each.
+            task_hash: that of its content, in hex.
+            content: gives the content, as JSON values.
 
         Raises:
-            TapeError: names the first such task, and what differs.
+            TapeError: it has; says what differs.
         """
-        there: dict[str, dict[str, list[Path]]] = {}
-        for domain, task_id, content in tasks:
-            if domain not in there:
-                there[domain] = self._folders(domain)
-            for folder in there[domain].get(_plain(task_id), ()):
-                if folder.name.endswith(_version(digest(content))):
-                    continue
-                found = _read_task(folder / TASK)
-                if found is not None and found["id"] == task_id:
-                    raise TapeError(
-                        f"tape.path: {self.path} holds task {task_id!r} of {domain} in another version: "
-                        f"{_differing(found['task'], content)} differs.",
-                        "Use the τ²-bench with which it was recorded, or another tape.",
-                    )
+        for folder in self._folders(domain).get(_plain(task_id), ()):
+            if folder.name.endswith(_version(task_hash)):
+                continue
+            found = _read_task(folder / TASK)
+            if found is not None and found["id"] == task_id:
+                raise TapeError(
+                    f"tape.path: {self.path} holds task {task_id!r} of {domain} in another version: "
+                    f"{_differing(found['task'], content())} differs.",
+                    "Use the τ²-bench with which it was recorded, or another tape.",
+                )
 
     def _folders(self, domain: str) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for folder in (self.path / domain).iterdir():
-                found.setdefault(folder.name.rpartition("-")[0], []).append(folder)
-        return found
+        """The folders of a domain's tasks by their names without the version, as they were at the first call."""
+        if domain not in self._tasks:
+            found = self._tasks[domain] = {}
+            with contextlib.suppress(FileNotFoundError):
+                for folder in (self.path / domain).iterdir():
+                    found.setdefault(folder.name.rpartition("-")[0], []).append(folder)
+        return self._tasks[domain]
 
     def put_task(self, take: Take, content: dict[str, Any]) -> Path:
         """The folder of the attempt's task, with the task's content in it.
@@ -167,7 +166,7 @@ def _plain(task_id: str) -> str:
 
 
 def _version(task_hash: str) -> str:
-    return f"-{task_hash[:12]}"
+    return f"-{task_hash}"
 
 
 def _number(path: Path) -> int:

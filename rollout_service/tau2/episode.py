@@ -100,8 +100,7 @@ class EpisodeRunner:
         for name in chosen.domains:
             shared = domain.get(name, chosen.searched)
             whole = tasks.references(name, chosen.chosen_split)
-            if self._tape is not None:
-                taping.check_tasks(self._tape, whole)
+            taping.check_tasks(self._tape, whole)
             schemas = shared.tool_schemas(self._solo)
             if self._config.agent == "llm":  # the other agents' prompts differ by task
                 policy = shared.environment().get_policy()
@@ -176,8 +175,7 @@ class _Episode:
         )
 
     def run(self) -> Trajectory:
-        start = time.perf_counter()
-        task = self._task
+        start, task = time.perf_counter(), self._task
         fault: Fault | None = None
         orchestrator: Any = None
         conversation: list[compat.Message] = []

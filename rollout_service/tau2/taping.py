@@ -5,6 +5,7 @@ Invariant: what must be equal for a tape to be used is decided here, once, for t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from rollout_service.record.trajectory import TaskRef
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.folder import TapeFolder
 from rollout_service.tape.recording import Take
-from rollout_service.tape.request import ModelRequest, digest
+from rollout_service.tape.request import ModelRequest
 from rollout_service.tau2 import compat, tasks
 
 
@@ -51,19 +52,17 @@ def _model(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"model": asked.model, **asked.parameters}
 
 
-def check_tasks(folder: TapeFolder, chosen: Iterable[TaskRef]) -> None:
-    """Check that the tape has none of the tasks in another version.
+def check_tasks(folder: TapeFolder | None, chosen: Iterable[TaskRef]) -> None:
+    """Check that the tape, if there is one, has none of the tasks in another version.
 
     Raises:
         TapeError: names the first such task.
     """
-    folder.check_tasks((each.domain, each.task_id, content(tasks.get(each))) for each in chosen)
-
-
-def content(task: compat.Task) -> dict[str, Any]:
-    """The task as JSON values."""
-    values: dict[str, Any] = task.model_dump(mode="json")
-    return values
+    if folder is None:
+        return
+    for each in chosen:
+        content = functools.partial(tasks.content, tasks.get(each))
+        folder.check_task(each.domain, each.task_id, tasks.hash_of(each), content)
 
 
 def of_episode(
@@ -73,6 +72,6 @@ def of_episode(
     mode = config.tape.mode
     if folder is None or mode == "off":
         return None
-    values, name = content(task), request.task
-    take = Take(name.domain, name.task_id, digest(values), request.sample_index, request.seed, request.attempt)
-    return EpisodeTape(folder, mode, take, values)
+    name, task_hash = request.task, tasks.hash_of(request.task)
+    take = Take(name.domain, name.task_id, task_hash, request.sample_index, request.seed, request.attempt)
+    return EpisodeTape(folder, mode, take, lambda: tasks.content(task))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rollout_service.config.selection import Rotation, read_domain, read_ids
 from rollout_service.errors import TaskError
@@ -98,13 +99,15 @@ _REMARKS = {"description", "issues", "annotations"}
 """Fields of a task that shape neither its conversation nor its score."""
 
 
-def content_hash(task: compat.Task) -> str:
-    """16 hexadecimal digits of the SHA-256 of what the task asks for and of how it is scored.
+def content(task: compat.Task) -> dict[str, Any]:
+    """What the task asks for and how it is scored, as JSON values. Fields that are not set are left out."""
+    values: dict[str, Any] = task.model_dump(mode="json", exclude=_REMARKS, exclude_none=True)
+    return values
 
-    Fields that are not set are left out, so a task has the same hash in releases that know more fields.
-    """
-    content = task.model_dump(mode="json", exclude=_REMARKS, exclude_none=True)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+def content_hash(task: compat.Task) -> str:
+    """16 hexadecimal digits of the SHA-256 of the task's `content`, equal in releases that know more fields."""
+    return hashlib.sha256(json.dumps(content(task), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @once

@@ -75,7 +75,7 @@ def test_many_writers_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
 
     def episode(number: int) -> None:
         folder.open_for_writing(SETTINGS)
-        tape = EpisodeTape(folder, "record", Take(**{**vars_of(TAKE), "sample_index": number % 4}), TASK)
+        tape = EpisodeTape(folder, "record", Take(**{**vars_of(TAKE), "sample_index": number % 4}), lambda: TASK)
         for turn in range(5):
             tape.note(entry(request("system", str(number), str(turn)), f"{number}.{turn}"), is_replayed=False)
         tape.finish("completed")
@@ -158,17 +158,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_task_of_another_version_is_named_with_what_differs(folder: TapeFolder) -> None:
     folder.put_task(TAKE, TASK)
-    folder.check_tasks([("retail", "a task", TASK), ("retail", "another", {}), ("airline", "a task", {})])
     changed = {**TASK, "user_scenario": {"instructions": "be early"}}
+    for domain, task_id, task_hash in (
+        ("retail", "a task", TAKE.task_hash),
+        ("retail", "another", "0"),
+        ("airline", "a task", "0"),
+    ):
+        folder.check_task(domain, task_id, task_hash, lambda: changed)
     with pytest.raises(TapeError, match=r"'a task' of retail in another version: user_scenario\.instructions differs"):
-        folder.check_tasks([("retail", "a task", changed)])
+        folder.check_task("retail", "a task", digest(changed), lambda: changed)
 
 
 # Replaying -----------------------------------------------------------------------------------------------------------
 
 
 def replaying(folder: TapeFolder, mode: Any = "replay", **others: Any) -> EpisodeTape:
-    return EpisodeTape(folder, mode, Take(**{**vars_of(TAKE), **others}), TASK)
+    return EpisodeTape(folder, mode, Take(**{**vars_of(TAKE), **others}), lambda: TASK)
 
 
 def record(folder: TapeFolder, *taken: Entry, outcome: str | None = "completed", **others: Any) -> None:

@@ -184,7 +184,7 @@ def test_a_tape_of_other_settings_is_refused_before_any_episode(tmp_path: Path) 
             preflight.check(episodes.settings(**none, tape__mode="replay"), here=True)
     preflight.check(episodes.settings(**settings, tape__mode="replay"), here=True)  # the server is gone
     [task_file] = (tmp_path / "tape").rglob("task.json")
-    older = task_file.parent.with_name(task_file.parent.name[:-12] + "0" * 12)
+    older = task_file.parent.with_name(task_file.parent.name[:-16] + "0" * 16)
     task_file.parent.rename(older)
     stored = (older / "task.json").read_text()
     (older / "task.json").write_text(stored.replace('"reason_for_call": "', '"reason_for_call": "!'))
@@ -200,6 +200,6 @@ def test_a_model_that_is_asked_past_the_tape_is_counted_without_one_and_refused_
     usage, price = UserUsage(), Price(prompt_usd=1.0, completion_usd=5.0)
     ModelCalls("user", Deadline(60.0), usage, price=price).ask(otherwise, 30.0)
     assert usage == UserUsage(1_000_000, 100_000, 1.5, 1)
-    tape = EpisodeTape(TapeFolder(tmp_path), "replay", Take("retail", "0", "", 0, 7, 1), {})
+    tape = EpisodeTape(TapeFolder(tmp_path), "replay", Take("retail", "0", "", 0, 7, 1), dict)
     with pytest.raises(EpisodeFault, match="by a way that the tape does not see"):
         ModelCalls("user", Deadline(60.0), usage, tape=tape).ask(otherwise, 30.0)
