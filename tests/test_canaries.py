@@ -260,4 +260,4 @@ def played_over(url: str) -> Trajectory:
     try:
         return episodes.runner(config, policy).run(episodes.request(tasks.references("mock", "base", [JUDGED])[0]))
     finally:
-        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(timeout=120)

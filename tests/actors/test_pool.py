@@ -190,7 +190,7 @@ def pauses(monkeypatch) -> list[int]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - what is waited for is no event
             await asyncio.sleep(0)
 

@@ -457,6 +457,10 @@ def test_a_huge_tool_result_is_tokenized_and_read_while_other_threads_run(embedd
         while not done.wait(0.001):
             beats.append(time.perf_counter())
 
+    def runs_beside(work: Callable[[], Any]) -> bool:
+        """A busy machine may hold the other thread up for once."""
+        return any(longest_pause(work) < 0.5 for _ in range(5))
+
     def longest_pause(work: Callable[[], Any]) -> float:
         """Of the other thread, as a share of the time that the work took."""
         start = time.perf_counter()
@@ -469,9 +473,9 @@ def test_a_huge_tool_result_is_tokenized_and_read_while_other_threads_run(embedd
     other.start()
     try:
         message = {"role": "tool", "tool_call_id": "call_0", "content": LARGE_RESULT}
-        assert longest_pause(lambda: bridge(embedded, [message])) < 0.5
+        assert runs_beside(lambda: bridge(embedded, [message]))
         ids = embedded.encode_written(LARGE_RESULT)
-        assert longest_pause(lambda: embedded.decode(ids)) < 0.5
+        assert runs_beside(lambda: embedded.decode(ids))
     finally:
         done.set()
         other.join()

@@ -155,7 +155,7 @@ async def test_a_broken_engine_ends_the_replica_and_the_log_says_why(engine, mon
     engine.check_health = broken
     with pytest.raises(RuntimeError):
         await replica.check_health()
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 60)
     assert "The replica ends itself and is replaced: its engine is broken." in caplog.messages
     assert "RuntimeError: the engine's thread has ended" in caplog.text
 
@@ -174,7 +174,7 @@ async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeyp
     await replica.pause("drain", 1)
     turns = [turn(replica) for _ in range(5)]
     await asyncio.sleep(0)
-    await asyncio.wait_for(replica.resume(2), 1)
+    await asyncio.wait_for(replica.resume(2), 60)
     assert len(await asyncio.gather(*turns)) == 5
     assert engine.most == 2
 
@@ -233,7 +233,7 @@ async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_nam
         await replica.join(group(0.05), {"r1": 1})
     monkeypatch.setattr(module, "_LEAVE_SECONDS", 0.05)
     await replica.leave("group")
-    await asyncio.wait_for(ended.wait(), 5)  # an engine that does not even leave can sample nothing
+    await asyncio.wait_for(ended.wait(), 60)  # an engine that does not even leave can sample nothing
 
 
 @pytest.mark.parametrize("end", ["trainer gone", "group left"])
@@ -248,7 +248,7 @@ async def test_a_replica_that_waits_for_tensors_which_nobody_sends_any_more_ends
     await engine.loading.wait()
     if end == "group left":
         await replica.leave("group")
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 60)
     update.cancel()
 
 

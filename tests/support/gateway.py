@@ -95,8 +95,8 @@ def serving(client: RolloutClient, tls: tuple[Path, Path] | None = None, **gatew
         listening.listen(512)
         thread = threading.Thread(target=lambda: asyncio.run(start()), daemon=True)
         thread.start()
-        assert made.wait(30)
+        assert made.wait(120)
         scheme = "http" if tls is None else "https"
         yield f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         servers[0].should_exit = servers[0].force_exit = True
-        thread.join(30)
+        thread.join(120)

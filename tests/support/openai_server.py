@@ -322,7 +322,7 @@ class OpenAIServer:
         self._loop.close()
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120)
 
     async def _start(self) -> None:
         self._closing = asyncio.Event()

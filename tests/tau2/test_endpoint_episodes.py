@@ -47,7 +47,7 @@ def play(router: Router, **settings: Any) -> Trajectory:
     try:
         return episodes.runner(config, policy).run(episodes.request(episodes.task("retail")))
     finally:
-        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(10)
+        asyncio.run_coroutine_threadsafe(policy.aclose(), episodes.event_loop()).result(120)
 
 
 @pytest.fixture(scope="module")
