@@ -40,8 +40,11 @@ class ToolTexts:
         if key not in self._kept:
             if len(self._kept) >= _MOST_SETS or len(key) > _MOST_BYTES:
                 return tools
+            copied = marshal.loads(key)
+            if not _is_json(copied):  # numbers and arrays of NumPy come back as bytes
+                return tools
             # Another thread may have come first. Only the parts that are kept may be known by their identity.
-            self._parts.update(map(id, _parts(self._kept.setdefault(key, marshal.loads(key)))))
+            self._parts.update(map(id, _parts(self._kept.setdefault(key, copied))))
         return self._kept[key]
 
     def to_json(self, value: Any, *args: Any, **options: Any) -> str:
@@ -52,6 +55,15 @@ class ToolTexts:
         if key not in self._texts:
             self._texts[key] = self._to_json(value, *args, **options)
         return self._texts[key]
+
+
+def _is_json(value: Any) -> bool:
+    """Whether the value is made of plain JSON values only."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _parts(value: Any) -> Iterator[Any]:

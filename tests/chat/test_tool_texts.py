@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -60,9 +61,15 @@ def test_the_texts_of_few_tools_are_kept_and_the_others_are_the_same(monkeypatch
     assert asked == [{"a": 1}, {"b": 1}, {"b": 1}]
 
 
-def test_what_is_no_plain_json_is_given_as_it_is() -> None:
-    class Text(str):
-        pass
+class Text(str):
+    pass
 
-    tools = [{"name": Text("x")}]
+
+@pytest.mark.parametrize(
+    "value",
+    [np.int64(7), np.float32(0.5), np.array([7]), b"7", bytearray(b"7"), (7,), {7}, {7: 1}, Text("7"), [{"a": b"7"}]],
+    ids=["int64", "float32", "array", "bytes", "bytearray", "tuple", "set", "number as key", "own text", "deep"],
+)
+def test_what_is_no_plain_json_is_given_as_it_is(value: Any) -> None:
+    tools = [{"name": value}]
     assert ToolTexts(json.dumps).own(tools) is tools
