@@ -16,6 +16,7 @@ from typing import Any
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
+from actors import pacer
 from actors.actor_slots import ActorSlots
 from actors.attempt import Ending, play
 from actors.bookkeeping import Bookkeeping, begun_by, go_on
@@ -290,6 +291,7 @@ class Coordinator:
             "paused": self._policy.is_paused,
             "journal": self._books.status(),
             "clients": self._clients.silences(),
+            "user_endpoint": await pacer.numbers(self._config),
         }
         return await report(own, self._pool, self._scheduler, self._tally, self._collections)
 

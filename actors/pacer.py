@@ -6,10 +6,12 @@ on with the places that it has, and Ray starts another pacer, which learns the r
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
@@ -72,6 +74,20 @@ class Reporter:
             raise ServiceError("The service has no pacer.", "Its environment actors go on without.")
         grant: Grant = ray.get(self._pacer.report.remote(self._name, report), timeout=_EXCHANGE_SECONDS)
         return grant
+
+
+async def numbers(config: RolloutConfig) -> dict[str, Any] | None:
+    """What the service's pacer says of the user's endpoint, see `Shares.status`. None: no language model plays the
+    user, or there is no answer."""
+    if config.user_kind != "llm":
+        return None
+    name, namespace = cluster.pacer_name(config.service.name), config.service.namespace
+    try:
+        async with asyncio.timeout(_EXCHANGE_SECONDS):
+            found: PacerHandle | None = await asyncio.to_thread(cluster.find, name, namespace)
+            return None if found is None else await found.status.remote()
+    except (RayError, TimeoutError):
+        return None
 
 
 def gate(config: RolloutConfig, name: str) -> Gate | None:

@@ -66,5 +66,12 @@ def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again
     raise AssertionError("no report reached the new pacer")
 
 
+async def test_the_status_tells_of_the_user_s_endpoint(actor, config):
+    told = await pacer.numbers(config)
+    assert told is not None
+    assert told["limit"] >= 1
+    assert await pacer.numbers(settings()) is None
+
+
 def test_nobody_paces_a_scripted_user():
     assert pacer.gate(settings(), "a") is None

@@ -27,7 +27,7 @@ from tests.benchmarks.measure import Row, show
 from tests.support.episodes import settings
 from tests.support.openai_server import Behaviour, Exchange, OpenAIServer, Request, failing, talker
 
-EPISODES = 330
+EPISODES = 240
 ACTORS, SLOTS = 2, 32
 WINDOW = 6.0
 QUOTA = 60

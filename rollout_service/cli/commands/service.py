@@ -155,6 +155,12 @@ def _rows(found: Parts, report: dict[str, Any], address: str) -> Iterator[tuple[
     yield "episodes", f"{report['finished']} finished, {report['scored']} scored{mean}"
     for kind, count in report["faults"].items():
         yield f"faults: {kind}", f"{count}, the last one: {report['last_faults'][kind]}"
+    if (user := report.get("user_endpoint")) is not None:
+        said = f"{user['in_flight']} requests in flight of {user['limit']}, {user['waiting']} wait; {user['answered']} "
+        yield "user's endpoint", f"{said}answered, {user['refused']} refused or failed"
+    for name, flaw in report["user_flaws"]["flaws"].items():
+        low, high = flaw["interval"]
+        yield f"user's flaws: {name}", f"{flaw['episodes']} episodes, {flaw['rate']:.3f} ({low:.3f} to {high:.3f})"
     yield "weight version", f"{report['weight_version']}{', paused' if report['paused'] else ''}"
     for client, silence in report["clients"].items():
         yield f"client {client}", f"heard {silence:.0f} s ago"
