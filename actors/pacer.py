@@ -19,7 +19,7 @@ from rollout_service.cluster import RemoteMethod
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
 from rollout_service.pacing.controller import Controller
-from rollout_service.pacing.gate import Gate
+from rollout_service.pacing.gate import NOTICE_SECONDS, Gate
 from rollout_service.pacing.shares import Grant, Report, Shares
 
 _EXCHANGE_SECONDS = 2.0
@@ -32,7 +32,7 @@ class Pacer:
     def __init__(self, config: RolloutConfig) -> None:
         logs.configure(config.service.log_level)
         user = config.user
-        self._shares = Shares(Controller(user.max_concurrency, user.max_retry_wait_seconds))
+        self._shares = Shares(Controller(user.max_concurrency, user.max_retry_wait_seconds, NOTICE_SECONDS))
 
     async def report(self, name: str, report: Report) -> Grant:
         """Take the report of the environment actor of this name, see `Shares.report`."""

@@ -52,6 +52,8 @@ class Result:
     advice: Advice = field(default_factory=Advice)
     tokens: int = 0
     """Tokens of prompt and answer; 0: not known."""
+    age: float = 0.0
+    """Seconds since it ended."""
 
 
 @dataclass(slots=True)
@@ -70,12 +72,15 @@ class _Purse:
 class Controller:
     """The limit of one endpoint."""
 
-    def __init__(self, bound: int, longest_wait: float = 60.0) -> None:
+    def __init__(self, bound: int, longest_wait: float = 60.0, notice_seconds: float = 0.0) -> None:
         """
         Args:
             bound: most requests in flight, at least 1.
             longest_wait: most seconds without a request that the provider can ask for.
+            notice_seconds: how long it takes until everybody knows that the limit is lower. What starts in this time
+                says nothing about the lower limit.
         """
+        self._notice_seconds = notice_seconds
         self._bound = bound
         self._longest_wait = longest_wait
         self._limit = min(bound, FIRST_LIMIT)
@@ -149,12 +154,13 @@ class Controller:
         Args:
             in_flight: number of requests in flight before it ended, this one among them.
         """
-        started = now - result.seconds
+        ended = now - result.age
+        started = ended - result.seconds
         if result.tokens:
             weight = _SMOOTHING if self._tokens else 1.0
             self._tokens += weight * (result.tokens - self._tokens)
         for budget in result.advice.budgets:
-            self._told(budget, started, now)
+            self._told(budget, started, ended)
         if result.kind == "answered":
             self.answered += 1
             self._grow(in_flight)
@@ -162,11 +168,11 @@ class Controller:
         self.refused += 1
         if result.advice.retry_after is not None:
             asked = min(result.advice.retry_after, self._longest_wait)
-            self._paused_until = max(self._paused_until, now + asked)
-        if started >= self._cut_at:
+            self._paused_until = max(self._paused_until, ended + asked)
+        if started >= self._cut_at + self._notice_seconds:
             self._cut(in_flight, now)
 
-    def _told(self, budget: Budget, started: float, now: float) -> None:
+    def _told(self, budget: Budget, started: float, ended: float) -> None:
         """Take what an answer says of a limit, unless the answer to a later request said it already."""
         known = self._purses.get(budget.unit)
         if known is not None and started < known.told_at:
@@ -175,7 +181,7 @@ class Controller:
         remaining = budget.remaining - later * self._cost(budget.unit)
         reset = min(budget.reset_seconds, self._longest_wait)
         period = max(reset, _LEAST_PERIOD)
-        self._purses[budget.unit] = _Purse(remaining, budget.limit, now + reset, period, started)
+        self._purses[budget.unit] = _Purse(remaining, budget.limit, ended + reset, period, started)
 
     def _grow(self, in_flight: int) -> None:
         self._failures = 0

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import rollout_service.logs as logs
@@ -24,6 +25,9 @@ _log = logs.logger(__name__)
 
 _REPORT_SECONDS = 0.2
 """Most seconds between two reports while there are requests. So soon all processes hear of a pause."""
+
+NOTICE_SECONDS = 0.3
+"""Seconds until all processes have a new grant, in all likelihood."""
 
 _LEAST_REPORT_SECONDS = 0.02
 """Least seconds between two reports."""
@@ -84,7 +88,8 @@ class Gate:
         self._in_flight = 0
         self._queue: deque[threading.Event] = deque()
         self._started = 0
-        self._results: list[Result] = []
+        self._results: list[tuple[float, Result]] = []
+        """Those that are not reported yet, with the times of their ends."""
         self._news = threading.Event()
         """Set when a report should not wait."""
         self._reporter: threading.Thread | None = None
@@ -130,7 +135,7 @@ class Gate:
         with self._lock:
             self._in_flight -= 1
             if result is not None:
-                self._results.append(result)
+                self._results.append((time.monotonic(), result))
                 self._heed(result)
                 if result.kind != "answered":
                     asked = min(result.advice.retry_after or 0.0, self._longest_wait)
@@ -167,7 +172,9 @@ class Gate:
         while True:
             with self._lock:
                 self._news.clear()
-                report = Report(self._in_flight, len(self._queue), self._started, tuple(self._results))
+                now = time.monotonic()
+                results = tuple(replace(result, age=now - ended) for ended, result in self._results)
+                report = Report(self._in_flight, len(self._queue), self._started, results)
                 self._started, self._results = 0, []
             grant = self._exchanged(report)
             now = time.monotonic()
@@ -206,4 +213,4 @@ class Gate:
         return self._own.report("own", report, now)
 
     def _shares_of_own(self, bound: int) -> Shares:
-        return Shares(Controller(bound, self._longest_wait))
+        return Shares(Controller(bound, self._longest_wait, NOTICE_SECONDS))

@@ -1,8 +1,8 @@
 """How much of what a user's endpoint allows is used? A real server that limits, starts slowly and goes down for 60 s.
 
-The phases follow each other in one service, so that the controller has to notice each change. The limits are those of a
-provider, with windows of 6 seconds instead of a minute. 64 slots wait for about 8 places. What is allowed is counted by
-the server: the whole quota of each window, or all places all the time.
+The phases follow each other in one service, so that the controller has to notice each change. The limits are those of
+a provider, with windows of 6 seconds instead of a minute. 64 slots wait for about 12 places. What is allowed is counted
+by the server: the whole quota of each window, or all places all the time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ QUOTA = 60
 """Requests a window."""
 TOKENS = 60_000
 """Tokens a window."""
-PLACES = 8
-LATENCY = 0.8
+PLACES = 12
+LATENCY = 1.5
 WARM_UP = 6.0
 """Seconds of each phase that do not count."""
 TRACE_SECONDS = 10
@@ -128,8 +128,8 @@ def slow_start(server: Server, exchange: Exchange, age: float) -> Behaviour | No
 
 
 def _started_places(age: float) -> float:
-    """One place more every 3 seconds, up to all of them."""
-    return min(PLACES, 1 + age // 3)
+    """One place more every 2 seconds, up to all of them."""
+    return min(PLACES, 1 + age // 2)
 
 
 def outage(server: Server, exchange: Exchange, age: float) -> Behaviour | None:

@@ -119,6 +119,24 @@ def test_all_that_met_one_overload_halve_the_limit_once(kind):
     assert controller.limit == before // 2
 
 
+def test_refusals_that_are_told_late_or_met_before_everybody_knew_belong_to_the_same_overload():
+    controller = Controller(64, notice_seconds=0.3)
+    simulate(controller, Endpoint(), 4.0)
+    before = controller.limit
+    controller.ended(Result("refused", 0.5), before, 100.0)
+    controller.ended(Result("refused", 0.1, age=0.5), before, 100.2)
+    controller.ended(Result("refused", 0.1), before, 100.3)
+    assert controller.limit == before // 2
+    controller.ended(Result("refused", 0.1), before // 2, 101.0)
+    assert controller.limit == before // 4
+
+
+def test_a_wait_counts_from_the_end_of_the_request_that_was_told_it():
+    controller = Controller(64)
+    controller.ended(Result("refused", 0.1, Advice(7.0), age=2.0), 4, 10.0)
+    assert controller.wait(10.0) == 5.0
+
+
 def test_retry_after_pauses_every_request_and_no_longer_than_allowed():
     controller = Controller(64, longest_wait=20.0)
     controller.ended(Result("refused", 0.1, Advice(7.0)), 4, 10.0)
