@@ -170,7 +170,7 @@ class Controller:
             asked = min(result.advice.retry_after, self._longest_wait)
             self._paused_until = max(self._paused_until, ended + asked)
         if started >= self._cut_at + self._notice_seconds:
-            self._cut(in_flight, now)
+            self._cut(result.kind, in_flight, now)
 
     def _told(self, budget: Budget, started: float, ended: float) -> None:
         """Take what an answer says of a limit, unless the answer to a later request said it already."""
@@ -197,7 +197,9 @@ class Controller:
             self._step *= 2
             self._patience = 1
 
-    def _cut(self, in_flight: int, now: float) -> None:
+    def _cut(self, kind: Literal["answered", "refused", "failed"], in_flight: int, now: float) -> None:
+        # An endpoint that fails now and then, whatever its load, must not bring the limit down to one.
+        least = min(self._limit, FIRST_LIMIT) if kind == "failed" and not self._failures else 1
         if not self._failures:  # later ones say nothing about the number in flight
             self._ceiling = max(1, min(self._limit, in_flight) - 1)
             longer = min(_LONGEST_PATIENCE, 2 * self._patience_of_first_probe)
@@ -205,7 +207,7 @@ class Controller:
         else:
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16))
             self._paused_until = max(self._paused_until, now + pause)
-        self._limit = max(1, min(self._limit, in_flight) // 2)
+        self._limit = max(least, min(self._limit, in_flight) // 2)
         self._held, self._step = 0, 1
         self._failures += 1
         self._cut_at = now

@@ -131,6 +131,17 @@ def test_refusals_that_are_told_late_or_met_before_everybody_knew_belong_to_the_
     assert controller.limit == before // 4
 
 
+def test_failures_between_answers_leave_some_requests_in_flight_but_an_outage_leaves_one():
+    controller = Controller(64)
+    for second in range(1, 20):
+        controller.ended(Result("failed", 0.5), controller.limit, float(second))
+        controller.ended(Result("answered", 0.5), 1, second + 0.1)
+        assert controller.limit >= FIRST_LIMIT
+    for second in range(20, 30):
+        controller.ended(Result("failed", 0.1), controller.limit, float(second))
+    assert controller.limit == 1
+
+
 def test_a_wait_counts_from_the_end_of_the_request_that_was_told_it():
     controller = Controller(64)
     controller.ended(Result("refused", 0.1, Advice(7.0), age=2.0), 4, 10.0)
