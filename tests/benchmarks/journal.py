@@ -32,7 +32,7 @@ from tests.support.episodes import run as play
 
 _DOMAIN = "retail"
 _ROUNDS, _EPISODES = 5, 60
-_STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 96, 4.0
+_STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 160, 3.0
 
 
 @dataclass
