@@ -7,10 +7,13 @@ import copy
 import json
 import random
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -276,34 +279,64 @@ def test_through_ray_serve_a_stream_goes_on_while_its_token_is_rotated(through_s
 @pytest.fixture(scope="module")
 def operations(openapi, url) -> dict[str, Any]:
     """The routes, as schemathesis reads them from the gateway's description, with collections that are small where they
-    are valid. Two that would stop the shared service are left out."""
+    are valid."""
     narrow = copy.deepcopy(openapi)
     few = {"type": "integer", "minimum": 1, "maximum": 4}
     for body, counts in {"CollectionBody": ("n", "group_size"), "EvaluationBody": ("trials", "tasks")}.items():
         narrow["components"]["schemas"][body]["properties"] |= dict.fromkeys(counts, few)
     described = schemathesis.openapi.from_dict(narrow, config=SchemathesisConfig.from_dict({"base-url": url}))
-    found = [result.ok() for result in described.exclude(path_regex="^/v1/(pause|resume)$").get_all_operations()]
+    found = [result.ok() for result in described.get_all_operations()]
     return {each.label: each for each in found}
 
 
+STOP = ("POST /v1/pause", "POST /v1/resume")
+"""Routes that stop the shared service and let it go on: no collection of another request would end between them."""
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as kept:
+        yield kept
+
+
+def check_answered(case: Any, http: httpx.Client, session: requests.Session) -> int:
+    """Send the request. Its answer is no error of the server's, and what it began is ended."""
+    response = case.call(session=session, headers=bearer("all"), timeout=60)
+    case.validate_response(response, checks=[not_a_server_error])
+    assert response.status_code < 400 or said(response)
+    if response.status_code == 201:
+        began = response.json()
+        kind = "collection" if "collection_id" in began else "evaluation"
+        ended = http.delete(f"/v1/{kind}s/{began[f'{kind}_id']}").status_code
+        assert ended in (204, 404), "a key that was drawn before names a collection that has ended"
+    return response.status_code
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_nothing_that_the_description_allows_or_forbids_breaks_a_route(operations, http, mode):
+def test_nothing_that_the_description_allows_or_forbids_breaks_a_route(operations, http, session, mode):
     @given(data=st.data())
     @settings(max_examples=100, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def try_routes(data: st.DataObject) -> None:
-        operation = operations[data.draw(st.sampled_from(sorted(operations)))]
-        case = data.draw(operation.as_strategy(mode))
-        response = case.call(headers=bearer("all"), timeout=60)
-        case.validate_response(response, checks=[not_a_server_error])
-        assert response.status_code < 400 or said(response)
-        if response.status_code == 201:
-            began = response.json()
-            kind = "collection" if "collection_id" in began else "evaluation"
-            ended = http.delete(f"/v1/{kind}s/{began[f'{kind}_id']}").status_code
-            assert ended in (204, 404), "a key that was drawn before names a collection that has ended"
+        operation = operations[data.draw(st.sampled_from(sorted(operations.keys() - STOP)))]
+        check_answered(data.draw(operation.as_strategy(mode)), http, session)
 
-    assert len(operations) > 12
+    assert len(operations) > 14
     try_routes()
+
+
+def test_no_boundary_of_any_field_breaks_a_route_also_of_those_that_stop_the_service(operations, http, session):
+    modes, statuses = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], Counter()
+    try:
+        for label in [*sorted(operations.keys() - STOP), *STOP]:
+            schema, generation = operations[label].schema, operations[label].schema.config.generation
+            for case in schema.iter_coverage_cases(
+                operations[label], generation_modes=modes, generation_config=generation
+            ):
+                statuses[label, check_answered(case, http, session)] += 1
+    finally:
+        assert http.post("/v1/resume").json()[0]["paused"] is False
+    assert {label for label, _ in statuses} == operations.keys()
+    assert {200, 422} <= {status for label, status in statuses if label == "POST /v1/pause"}
 
 
 def test_an_evaluation_gives_the_numbers_and_keeps_nothing_else(http, client):
