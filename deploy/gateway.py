@@ -31,6 +31,21 @@ _FIND_SECONDS = 10.0
 """How long the service's actors may take to appear."""
 
 
+def check_free(config: RolloutConfig) -> None:
+    """Check that a service may start its gateway.
+
+    Raises:
+        ServiceError: a dead service left one of that name, or a service of that name in another namespace has it.
+    """
+    name = cluster.gateway_name(config.service.name)
+    if config.gateway.port is not None and name in serve.status().applications:
+        raise ServiceError(
+            f"Ray Serve on this cluster has an application {name} already.",
+            f"Another service.name gives the gateway another name. If it is a dead service's, remove it with "
+            f"`rollout-service service stop {config.service.name}`.",
+        )
+
+
 def run(config: RolloutConfig) -> None:
     """Start the gateway of the service, and wait until it answers. Does nothing if the settings ask for none.
 

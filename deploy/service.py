@@ -60,11 +60,15 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
     service = _create_actors(config, name, owner)
     served: list[str] = []
     try:
+        if config.gateway.port is not None:
+            from deploy import gateway  # it imports Ray Serve, which takes a second
+
+            gateway.check_free(config)
         kept = secrets.of_episodes(config) if config.service.journal is not None else {}
         received = service.fleet.receive.remote(secrets.of_replicas(config), kept)
         started = service.coordinator.start.remote(secrets.of_episodes(config), service.fleet)
         if name is not None:
-            from deploy import application  # it imports Ray Serve, which takes a second
+            from deploy import application
 
             application.check_free(config, name)
             served = owned_applications(config)
@@ -74,8 +78,6 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
         call(received, "fleet")
         call(started)
         if config.gateway.port is not None:
-            from deploy import gateway
-
             served = owned_applications(config)
             gateway.run(config)
         service.coordinator.ready.remote(time.monotonic() - begun)

@@ -79,6 +79,7 @@ def find_all() -> list[Parts]:
         if (match := _APPLICATION.fullmatch(application)) is not None:
             name = match["service"]
             owners = [parts for parts in found.values() if parts.name == name]
+            owners = [parts for parts in owners if not parts.is_dead] or owners  # a namesake elsewhere may be dead
             for parts in owners or [found.setdefault((name, ""), Parts(name, ""))]:
                 parts.applications.append(application)
     return [found[key] for key in sorted(found)]

@@ -45,6 +45,18 @@ def test_every_service_is_found_with_its_own_parts_and_is_dead_without_a_coordin
             assert sorted(services.find_actors(name, "here")) == sorted(found[name].actors)
 
 
+def test_a_dead_service_does_not_take_the_applications_of_a_living_namesake_in_another_namespace():
+    actors = [("a-fleet", "old"), ("a-coordinator", "new"), ("a-fleet", "new")]
+    with (
+        mock.patch.object(cluster, "named_actors", return_value=actors),
+        mock.patch.object(applications, "served", return_value=["a-gateway"]),
+    ):
+        assert {parts.namespace: parts.applications for parts in services.find_all()} == {
+            "old": [],
+            "new": ["a-gateway"],
+        }
+
+
 def test_the_command_that_ends_a_service_names_the_namespace_where_it_is_not_the_usual_one():
     named = {place: services.Parts("left", place).stop_command for place in ("", "rollout_service", "mine")}
     usual = "rollout-service service stop left"

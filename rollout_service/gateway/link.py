@@ -135,6 +135,11 @@ class Link:
             raise ServiceError(f"{self.url} is not the address of a gateway.", "Write https://host:port.") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _Lost(first_line(error)) from None
+        if response.status == HTTPStatus.UNAUTHORIZED and "authorization" not in self._headers:
+            raise ServiceError(
+                f"{self.url} wants a token.",
+                "Name the environment variable that holds it in token_var, or with --token-var.",
+            )
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise _refusal(response, body)
         try:

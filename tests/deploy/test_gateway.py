@@ -25,6 +25,7 @@ from schemathesis.config import SchemathesisConfig
 from deploy import gateway
 from rollout_service.cluster import gateway_name
 from rollout_service.config import RolloutConfig
+from rollout_service.errors import ServiceError
 from rollout_service.gateway.tokens import SCOPES, digest_of, new_token
 from rollout_service.gateway.wire import ARROW, NDJSON, read_arrow
 from rollout_service.record.trajectory import Trajectory
@@ -274,6 +275,13 @@ def test_through_ray_serve_a_stream_goes_on_while_its_token_is_rotated(through_s
         found = lines(reader.get(path, params={"after": 1}, headers={"authorization": f"Bearer {new}"}))
     assert [line.get("group", line.get("state")) for line in found] == [2, 3, "ended"]
     assert found[0]["trajectories"][0]["provenance"]["sampling"]["temperature"] == 0.5
+
+
+def test_a_service_whose_gateway_s_name_is_taken_is_refused(through_serve, client):
+    asked = RolloutConfig.load(overrides={"gateway": {"port": HTTP_PORT}, "service": {"name": "shared"}}, environ={})
+    with pytest.raises(ServiceError, match=r"has an application shared-gateway already\. Another service\.name"):
+        gateway.check_free(asked)
+    gateway.check_free(asked.model_copy(update={"service": asked.service.model_copy(update={"name": "free"})}))
 
 
 @pytest.fixture(scope="module")

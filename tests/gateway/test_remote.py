@@ -183,6 +183,8 @@ def test_what_cannot_be_reached_is_told_at_once(url, monkeypatch, tmp_path, cert
     monkeypatch.setenv("GATEWAY_TOKEN", TOKENS["weights"])
     with pytest.raises(ServiceError, match="The token of weights allows weights, and this needs read"):
         connected(url)
+    with pytest.raises(ServiceError, match=r"wants a token\. Name the environment variable .* --token-var"):
+        RolloutClient(url, config=settings(service__name="shared"))
     monkeypatch.delenv("GATEWAY_TOKEN")
     with pytest.raises(ConfigError, match="token_var: the environment variable GATEWAY_TOKEN is not set"):
         connected(url)

@@ -51,23 +51,40 @@ def collect(
     settings: Settings = None,
 ) -> int:
     """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
-    from rollout_service.cli.report import print_summary
-    from rollout_service.client import RolloutClient
-    from rollout_service.collecting.request import CollectionRequest
-    from rollout_service.output import Output
+    from rollout_service.record.writing_lock import writing_lock
 
     mode = _mode(output, append=append, resume=resume, overwrite=overwrite)
     if start and address is None:
         raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
     loaded = read_settings(config, settings, tokenizer, domain, split, task)
+    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
+    with contextlib.nullcontext() if output is None else writing_lock(output):
+        return _collect(output, mode, loaded, chosen, address, token_var, start)
+
+
+def _collect(
+    output: Path | None,
+    mode: Any,
+    loaded: RolloutConfig,
+    chosen: dict[str, Any],
+    address: str | None,
+    token_var: str | None,
+    start: bool,
+) -> int:
+    """Collect as the command was told. Returns its exit code."""
+    from rollout_service.cli.report import print_summary
+    from rollout_service.client import RolloutClient
+    from rollout_service.collecting.request import CollectionRequest
+    from rollout_service.output import Output
+
     file = None if output is None else Output(output, mode)
     if file is not None and (address is None or start):
         loaded = file.dated(loaded)
-    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
     if address is None:
         _asked(file, loaded, loaded, chosen)  # refused here, before a service is started
     else:  # that service's settings are not known yet
-        CollectionRequest(n=n, group_size=1 if group_size is None else group_size, seed=seed, weight=weight)
+        size = 1 if chosen["group_size"] is None else chosen["group_size"]
+        CollectionRequest(n=chosen["n"], group_size=size, seed=chosen["seed"], weight=chosen["weight"])
     if file is not None and file.is_complete:
         say(f"{output} has all {file.stored} episodes of its collection already.")
         return 0
