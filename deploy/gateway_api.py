@@ -114,7 +114,9 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         """Begin a collection. It is cancelled if nobody asks for it, or says that the client is there, for long."""
         owner, asked = _owner(request), body.request(config.policy.sampling)
         known = rollout_client or uuid.uuid4().hex
-        accepted = await streams.once(owner, idempotency_key, streams.begin(asked, owner, known, idempotency_key))
+        accepted = await streams.once(
+            owner, idempotency_key, asked, streams.begin(asked, owner, known, idempotency_key)
+        )
         return accepted._asdict()
 
     @app.post("/v1/collections/{collection_id}/reopen")
@@ -191,7 +193,7 @@ def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         owner, asked = _owner(request), body.request(config.policy.sampling)
         known = rollout_client or uuid.uuid4().hex
         key = _of_route("evaluations", idempotency_key)
-        accepted = await streams.once(owner, key, evaluations.begin(asked, owner, known, key))
+        accepted = await streams.once(owner, key, asked, evaluations.begin(asked, owner, known, key))
         return {"evaluation_id": accepted.collection_id, "episodes": accepted.episodes}
 
     @app.get("/v1/evaluations/{evaluation_id}")
@@ -275,13 +277,13 @@ def _add_weights(app: FastAPI, scopes: Scopes, service: Service, streams: Stream
     async def update(request: Request, body: messages.WeightsBody, idempotency_key: _Key = None) -> UpdateReport:
         """Give every policy replica new weights, while episodes run. Answers when the replicas serve them."""
         key = _of_route("weights", idempotency_key)
-        return await streams.once(_owner(request), key, _updated(service, body))
+        return await streams.once(_owner(request), key, body, _updated(service, body))
 
     @app.post("/v1/pause")
     @weights
     async def pause(request: Request, body: messages.PauseBody) -> list[ReplicaState]:
         """Stop sampling in every replica. Answers when they have stopped."""
-        return await streams.once(_owner(request), None, _paused(service, body))
+        return await streams.once(_owner(request), None, body, _paused(service, body))
 
     @app.post("/v1/resume")
     @weights

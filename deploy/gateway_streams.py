@@ -66,25 +66,34 @@ class Streams:
         self._config = config
         self._idle = config.gateway.idle_seconds
         self._streams: dict[str, Stream] = {}
-        self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], tuple[Any, asyncio.Task[Any]]] = OrderedDict()
         self._tasks = BackgroundTasks()
         self._tasks.start(self._watch(), "watching the clients of the gateway")
 
-    async def once(self, owner: str, key: str | None, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which goes on if its caller does not wait; of the same key it is done once."""
-        found = None if key is None else self._answers.get((owner, key))
-        if found is not None:
-            work.close()
-        else:
+    async def once(self, owner: str, key: str | None, asked: Any, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on if its caller does not wait; of the same key it is done once.
+
+        Args:
+            asked: what the request asks for, in values that can be compared.
+
+        Raises:
+            RolloutError: the key came with a request for something else.
+        """
+        before, found = (None, None) if key is None else self._answers.get((owner, key), (None, None))
+        if found is None:
             found = asyncio.ensure_future(work)
             if key is not None:
-                self._keep((owner, key), found)
+                self._keep((owner, key), asked, found)
+        else:
+            work.close()
+            if before != asked:
+                raise RolloutError("This idempotency-key came with another request.", "Use a new key for a new one.")
         result: T = await asyncio.shield(found)
         return result
 
-    def _keep(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
+    def _keep(self, key: tuple[str, str], asked: Any, task: asyncio.Task[Any]) -> None:
         """Keep the answer for those who ask again. What failed is done anew."""
-        self._answers[key] = task
+        self._answers[key] = asked, task
         if len(self._answers) > _MOST_KEYS:
             self._answers.popitem(last=False)
 

@@ -19,6 +19,7 @@ from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
+from rollout_service.errors import RolloutError
 from rollout_service.gateway.wire import NdjsonWriter
 from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import TaskRef
@@ -95,6 +96,17 @@ async def test_a_reader_that_does_not_wait_gets_what_is_there(streams):
     assert await read(streams, stream, wait=0.0) == [b'{"state":"open"}']
     await stream.delivery.group(1)
     assert len(await read(streams, stream, wait=0.0)) == 2
+
+
+async def test_a_key_that_comes_with_another_request_is_refused_and_another_caller_s_is_its_own(streams):
+    async def answer(number: int) -> int:
+        return number
+
+    assert await streams.once("owner", "key", {"n": 1}, answer(1)) == 1
+    assert await streams.once("owner", "key", {"n": 1}, answer(2)) == 1
+    with pytest.raises(RolloutError, match="came with another request. Use a new key"):
+        await streams.once("owner", "key", {"n": 2}, answer(3))
+    assert await streams.once("other", "key", {"n": 2}, answer(4)) == 4
 
 
 async def test_a_client_that_an_earlier_gateway_knew_keeps_its_lease_before_it_reads_again(streams, coordinator):
