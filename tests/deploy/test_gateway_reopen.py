@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+import deploy.gateway_api as gateway_api
 import tests.actors.test_bookkeeping as bookkeeping
 from deploy.gateway_api import api
+from deploy.gateway_streams import Streams
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
@@ -33,8 +35,8 @@ LEASE = 0.4
 class Behind:
     """A gateway in front of a coordinator in this process, and clients of it."""
 
-    def __init__(self, service: Service, port: int) -> None:
-        self.service, self.url = service, f"http://127.0.0.1:{port}"
+    def __init__(self, service: Service, streams: Streams, port: int) -> None:
+        self.service, self.streams, self.url = service, streams, f"http://127.0.0.1:{port}"
         self.links: list[Link] = []
 
     def client(self, name: str, token: str = "all") -> RemoteCoordinator:
@@ -55,7 +57,9 @@ class Behind:
 
 
 @pytest.fixture
-async def behind(service) -> AsyncIterator[Behind]:
+async def behind(service, monkeypatch) -> AsyncIterator[Behind]:
+    streams: list[Streams] = []
+    monkeypatch.setattr(gateway_api, "Streams", lambda *asked: streams.append(Streams(*asked)) or streams[0])
     loaded = RolloutConfig.load(overrides={"gateway": {"port": 0}}, environ={})
     short = service.config.service.model_copy(update={"lease_seconds": LEASE})
     config = service.config.model_copy(update={"gateway": loaded.gateway, "service": short})
@@ -65,7 +69,7 @@ async def behind(service) -> AsyncIterator[Behind]:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
-        made = Behind(service, listening.getsockname()[1])
+        made = Behind(service, streams[0], listening.getsockname()[1])
         yield made
         for link in made.links:
             await asyncio.to_thread(link.close)
@@ -97,17 +101,12 @@ async def test_a_client_whose_collection_was_opened_by_another_reads_and_ends_it
 
 async def test_a_collection_that_a_client_reads_is_not_given_to_another_nor_to_another_token(behind):
     stream = await behind.begun("trainer")
-    remote = behind.client("trainer")
-
-    async def beat() -> None:
-        while True:
-            await remote.renew.remote("trainer")
-            await asyncio.sleep(LEASE / 10)
-
-    beating = asyncio.ensure_future(beat())
-    with pytest.raises(ServiceError, match=r"is read by client trainer\. Close that client first"):
+    read = await behind.streams.find(stream.collection_id, "all")
+    with (
+        behind.streams.reading(read),
+        pytest.raises(ServiceError, match=r"is read by client trainer\. Close that client first"),
+    ):
         await behind.reopened(stream.collection_id, "second")
-    beating.cancel()
     with pytest.raises(ServiceError, match="There is no collection"):
         await behind.reopened(stream.collection_id, "second", token="other")
     with pytest.raises(ServiceError, match="There is no collection 'none'"):
