@@ -1,7 +1,7 @@
 """How much of what a user's endpoint allows is used? A real server that limits, starts slowly and goes down for 60 s.
 
 The phases follow each other in one service, so that the controller has to notice each change. The limits are those of
-a provider, with windows of 6 seconds instead of a minute. 64 slots wait for about 12 places. What is allowed is counted
+a provider, with windows of 6 seconds instead of a minute. 64 slots wait for about 16 places. What is allowed is counted
 by the server: the whole quota of each window, or all places all the time.
 """
 
@@ -27,15 +27,15 @@ from tests.benchmarks.measure import Row, show
 from tests.support.episodes import settings
 from tests.support.openai_server import Behaviour, Exchange, OpenAIServer, Request, failing, talker
 
-EPISODES = 240
+EPISODES = 140
 ACTORS, SLOTS = 2, 32
 WINDOW = 6.0
-QUOTA = 60
+QUOTA = 36
 """Requests a window."""
-TOKENS = 60_000
+TOKENS = 24_000
 """Tokens a window."""
-PLACES = 12
-LATENCY = 1.5
+PLACES = 16
+LATENCY = 3.0
 WARM_UP = 6.0
 """Seconds of each phase that do not count."""
 TRACE_SECONDS = 10

@@ -22,6 +22,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.tally import Tally
 from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
+from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from rollout_service.tau2 import compat, judge, llm_user, tasks, users
 from rollout_service.tau2.deadline import Deadline
@@ -808,3 +809,26 @@ def test_what_was_wrong_with_the_user_stands_beside_the_reward_and_does_not_chan
     tally = Tally()
     tally.add_result(summary)
     assert tally.status()["user_flaws"]["flaws"]["empty_answer"]["episodes"] == 1
+
+
+def test_a_user_that_is_waited_for_holds_no_place_at_the_policy() -> None:
+    class Counting(episodes.LocalPolicy):
+        active = 0
+
+        async def generate(self, *given: Any) -> Generation:
+            self.active += 1
+            try:
+                return await super().generate(*given)
+            finally:
+                self.active -= 1
+
+    counting, seen = Counting(episodes.settings()), []
+
+    def schedule(request: server.Request) -> server.Behaviour:
+        seen.append(counting.active)
+        return server.ok
+
+    with gold_server(schedule) as api:
+        config = episodes.settings(user__model=LOCAL_MODEL, user__base_url=api.base_url)
+        trajectory = episodes.runner(config, counting).run(episodes.request(TELECOM, seed=1))
+    assert (trajectory.reward, seen) == (1.0, [0] * TELECOM_TURNS)
