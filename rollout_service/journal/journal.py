@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,7 @@ import rollout_service.logs as logs
 from rollout_service.errors import ServiceError
 from rollout_service.journal.database import Database, Overtaken, Recovered
 from rollout_service.journal.entries import Entry
+from rollout_service.journal.files import Files
 from rollout_service.journal.log import Log
 from rollout_service.journal.place import FILES, PARTS, Form, check_file_system, check_form, own
 from rollout_service.record.part import Part, discard_files
@@ -92,8 +93,7 @@ class Journal:
             """What the journal held when it was opened."""
             self.is_new = self._database.owner == 1
             """Whether there was no journal in the folder."""
-            self._left = self._sweep()
-            """By file: its parts that have to be given up before it can go."""
+            self._files = self._sweep()
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
                 f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a disk with room."
@@ -183,7 +183,7 @@ class Journal:
                 return
             else:
                 self.problem = None
-                self._discard(parts)
+                self._discard(entries, parts)
                 return
 
     def _final(self, error: Exception) -> ServiceError:
@@ -194,9 +194,9 @@ class Journal:
             )
         return ServiceError(f"The journal {self.folder} is damaged: {error}.", "Start the service with another one.")
 
-    def _discard(self, parts: list[Part]) -> None:
-        """Remove each file whose last part was given up."""
-        files = [part for part in parts if self._is_last(part)]
+    def _discard(self, entries: list[Entry], parts: list[Part]) -> None:
+        """Remove each file that nobody needs now that the entries are recorded and the parts given up."""
+        files = self._files.recorded(entries, parts, time.monotonic())
         if files:
             discard_files(self._parts, files)
             try:
@@ -205,23 +205,18 @@ class Journal:
             except Exception:  # what is left lying takes room, and nothing else
                 _log.exception("Parts on other nodes were not removed.")
 
-    def _is_last(self, part: Part) -> bool:
-        self._left[part.name] = left = self._left.get(part.name, part.of) - 1
-        if left <= 0:
-            del self._left[part.name]
-        return left <= 0
-
-    def _sweep(self) -> Counter[str]:
+    def _sweep(self) -> Files:
         """Remove the files that no episode needs, such as those of processes that died. Nobody writes them any more.
 
         Returns:
-            How many parts of each of the others are needed.
+            The others.
         """
-        needed = Counter(part.name for part in self._database.parts())
+        needed = self._database.parts()
+        names = {part.name for part in needed}
         for path in self._parts.iterdir():
-            if path.name not in needed:
+            if path.name not in names:
                 path.unlink(missing_ok=True)
-        return needed
+        return Files(needed)
 
 
 def _settle(done: asyncio.Future[None]) -> None:

@@ -46,7 +46,7 @@ class Part:
     size: int | None = None
     """Bytes that it has; None: the file holds nothing else."""
     of: int = 1
-    """Parts that the file is to hold. When so many were discarded, nobody needs the file."""
+    """Parts that the file is to hold, if it becomes full."""
 
 
 def read_part(folder: Path, part: Part) -> Trajectory:

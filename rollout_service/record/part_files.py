@@ -1,8 +1,8 @@
 """PartFiles: the files into which one process writes its finished trajectories, several to a file.
 
 Invariant: a part that was returned is on the disk, and so is its file's name. A file is only appended to, never after
-an error, and holds `PARTS_OF_A_FILE` parts at most. Parts that end while the disk is busy share one sync, which is most
-of what a part costs.
+an error or after `OPEN_SECONDS`, and holds `PARTS_OF_A_FILE` parts at most. Parts that end while the disk is busy share
+one sync, which is most of what a part costs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from rollout_service.record.trajectory import Trajectory
 
 PARTS_OF_A_FILE = 32
 """A file goes when nobody needs any of its parts. With more, more disk space waits for the slowest of them."""
+
+OPEN_SECONDS = 600.0
+"""Age at which a file is not added to any more, so that whoever wrote it may be gone: it still is removed in time."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class PartFiles:
         self._name = ""
         self._size = 0
         self._count = 0
+        self._opened = 0.0
 
     def write(self, trajectory: Trajectory) -> Part:
         """Store the trajectory. Returns when it is safe.
@@ -90,6 +95,8 @@ class PartFiles:
                 self._close()
 
     def _append(self, contents: list[bytes]) -> list[Part]:
+        if self._file is not None and time.monotonic() >= self._opened + OPEN_SECONDS:
+            self._close()
         if self._file is None:
             self._open()
         assert self._file is not None
@@ -107,6 +114,7 @@ class PartFiles:
 
     def _open(self) -> None:
         """Begin a file, whose name is on the disk when this returns."""
+        self._opened = time.monotonic()
         self._folder.mkdir(parents=True, exist_ok=True)  # on another node than the coordinator's, nobody else made it
         self._name = f"{uuid.uuid4().hex}.parts"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
