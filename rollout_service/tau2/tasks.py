@@ -95,8 +95,11 @@ def get(reference: TaskRef) -> compat.Task:
     return _task_set(reference.domain, reference.split)[reference.task_id]
 
 
-_REMARKS = {"description", "issues", "annotations"}
-"""Fields of a task that shape neither its conversation nor its score."""
+_REMARKS: dict[str, Any] = {
+    **dict.fromkeys(("description", "issues", "annotations"), True),
+    "initial_state": {"message_history": {"__all__": {"timestamp": True, "tool_messages": {"__all__": {"timestamp"}}}}},
+}
+"""Fields that shape neither a task's conversation nor its score. τ² fills in the timestamps when it reads a task."""
 
 
 def content(task: compat.Task) -> dict[str, Any]:

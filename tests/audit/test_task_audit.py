@@ -89,3 +89,14 @@ def test_the_command_prints_json_that_the_command_compares_with(tmp_path):
     assert "0 tasks differ" in runner.invoke(app, [*command, "--against", str(tmp_path / "audit.json")]).stdout
     shown = runner.invoke(app, command).stdout
     assert "mock rewards doing nothing in 1: create_task_1_nl_eval" in " ".join(shown.split())
+
+
+def test_the_hash_of_a_task_does_not_depend_on_when_it_was_read():
+    for reference in tasks.references("mock", "base"):
+        task = tasks.get(reference)
+        history = (task.initial_state and task.initial_state.message_history) or []
+        later = [each.model_copy(update={"timestamp": "2030-01-01T00:00:00"}) for each in history]
+        state = task.initial_state and task.initial_state.model_copy(update={"message_history": later or None})
+        read_later = task.model_copy(update={"initial_state": state})
+        assert tasks.content_hash(read_later) == tasks.content_hash(task), reference
+        assert not history or "timestamp" not in str(tasks.content(task)["initial_state"]["message_history"])
