@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
 
+import tests.support.workers.cluster as workers
 from deploy.replica import PolicyReplica
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
@@ -32,11 +32,10 @@ HTTP_PORT = free_port()
 def cluster() -> Iterator[None]:
     """This process is connected to a Ray cluster of its own, with more CPUs on paper than the machine has: several
     services share it. Serve runs with HTTP there, for the one service that asks for it."""
-    ray.init("local", num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})
-    yield
-    ray.shutdown()
+    with workers.cluster(num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})
+        yield
 
 
 def start(name: str, **overrides: Any) -> RolloutClient:

@@ -16,12 +16,16 @@ import pytest
 INSTALLED = Path(sys.prefix) / "sglang"
 """Where `make test` puts it."""
 
+_MODELS = {path.stem for path in (INSTALLED / "sglang/srt/models").glob("*.py")}
+
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "sglang_cpu"), str(INSTALLED), str(Path.cwd())]),
     "PYTHONWARNINGS": "ignore",
     "SGLANG_USE_CPU_ENGINE": "1",
     "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",  # the other one is built for another version of torch
     "OMP_NUM_THREADS": "1",
+    # A scheduler imports all models, which takes seconds; the tests have one.
+    "SGLANG_DISABLED_MODEL_ARCHS": ",".join(_MODELS - {"qwen3"}),
 }
 
 ENGINE_ARGUMENTS: dict[str, Any] = {

@@ -1,0 +1,75 @@
+"""A Ray cluster of this process whose workers begin as forks of a template."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+from ray._private.parameter import RayParams
+
+from rollout_service.cluster import SERVE_ENVIRONMENT
+
+
+@contextlib.contextmanager
+def cluster(**options: Any) -> Iterator[None]:
+    """Starts Ray with these options of `ray.init`, and ends it."""
+    folder = tempfile.mkdtemp(prefix="workers-")
+    path = f"{folder}/template"
+    ordinary = Path(ray.__file__).parent / "_private" / "workers"
+    asked: dict[str, Any] = {"path": path, "own": [{}, SERVE_ENVIRONMENT]}
+    asked |= {name: str(ordinary / f"{name}.py") for name in ("setup_worker", "default_worker")}
+    variables = {
+        "TESTS_WORKER_TEMPLATE": json.dumps(asked),
+        # The agent of Ray's dashboard would look through all processes every few seconds.
+        "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    }
+    try:
+        with mock.patch.dict(os.environ, variables), _template(path):
+            with _worker_scripts(str(Path(__file__).with_name("start_worker.py"))):
+                ray.init("local", **options)
+            yield
+            ray.shutdown()
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _worker_scripts(path: str) -> Iterator[None]:
+    """A cluster that is started now starts its workers with this script."""
+    ordinary = RayParams.update_if_absent
+
+    def update_if_absent(self: Any, **options: Any) -> None:
+        ordinary(self, **options | {name: path for name in ("worker_path", "setup_worker_path") if name in options})
+
+    with mock.patch.object(RayParams, "update_if_absent", update_if_absent):
+        yield
+
+
+@contextlib.contextmanager
+def _template(path: str) -> Iterator[None]:
+    """Runs the template, which is ready at first."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.workers.template", path]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not os.path.exists(path):
+            assert program.poll() is None, "the template of workers ended"
+            assert time.monotonic() < deadline, "the template of workers is not ready"
+            time.sleep(0.05)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()

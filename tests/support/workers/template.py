@@ -1,0 +1,161 @@
+"""Imports what workers need, then listens at a path and forks a worker for each request. Run it with the path as its
+argument.
+
+Invariant: a fork has the arguments, the environment, the folder and the output of the process that asked for it. Ray
+and what imports it read the environment at their import, so they are imported by a second template, which is a fork of
+the first one and serves workers of one job and of one environment. Fork and asker end together, whichever ends first.
+All end with the input of this program.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+FIRST = ("pyarrow", "pandas", "litellm", "torch", "transformers.models.auto.tokenization_auto",
+         "transformers.models.qwen3.modeling_qwen3", "fastapi", "rollout_service.tau2.episode")  # fmt: skip
+"""Imported once, without Ray."""
+
+SECOND = ("ray.serve._private.controller", "ray.serve._private.replica", "ray.serve._private.proxy",
+          "actors.coordinator", "actors.fleet", "actors.environment", "rollout_service.policy.serve", "deploy.replica",
+          "deploy.engines.transformers", "tests.support.services")  # fmt: skip
+"""Imported by each second template."""
+
+LONGEST = 1 << 17
+"""Bytes of a request."""
+
+
+def main() -> None:
+    (path,) = sys.argv[1:]
+    gc.disable()  # imports make objects by the million and no garbage
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as Ray does for a worker with one CPU
+    os.environ |= threads
+    _load(FIRST)
+    assert "ray" not in sys.modules, "it would have the wrong environment"
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(f"{path}.unready")
+    listening.listen(100)
+    os.rename(f"{path}.unready", path)
+    _First(listening).run()
+
+
+def _load(modules: tuple[str, ...]) -> None:
+    for name in modules:
+        importlib.import_module(name)
+
+
+class _First:
+    """Passes each request on to the second template that it needs."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ)
+        self._selector.register(0, selectors.EVENT_READ)
+        self._second: dict[str, socket.socket] = {}
+
+    def run(self) -> NoReturn:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd == 0:
+                    os.killpg(0, signal.SIGKILL)
+                asker, _ = self._listening.accept()
+                request, descriptors, _, _ = socket.recv_fds(asker, LONGEST, 3)
+                if request:
+                    socket.send_fds(self._template(request), [request], [asker.fileno(), *descriptors])
+                asker.close()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    def _template(self, request: bytes) -> socket.socket:
+        known = json.loads(request)
+        variables: dict[str, str] = known["variables"]
+        kind = json.dumps([variables.get("RAY_JOB_ID"), known["own"]], sort_keys=True)
+        if kind not in self._second:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if os.fork() == 0:
+                for held in (ours, self._listening, self._selector, *self._second.values()):
+                    held.close()
+                os.environ.clear()
+                os.environ.update(variables)
+                _load(SECOND)
+                gc.freeze()
+                _Second(theirs).run()
+            theirs.close()
+            self._second[kind] = ours
+        return self._second[kind]
+
+
+class _Second:
+    """Forks workers."""
+
+    def __init__(self, requests: socket.socket) -> None:
+        self._requests = requests
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(requests, selectors.EVENT_READ, self._fork)
+        self._open: set[int] = {requests.fileno(), self._selector.fileno()}
+        """Descriptors that are no fork's."""
+
+    def run(self) -> NoReturn:
+        while True:
+            key, _ = self._selector.select()[0]  # one at a time, because it may close what the next one is about
+            key.data()
+
+    def _fork(self) -> None:
+        request, (asker, *standard), _, _ = socket.recv_fds(self._requests, LONGEST, 4)
+        pid = os.fork()
+        if pid == 0:
+            for descriptor in (*self._open, asker):
+                os.close(descriptor)
+            _become(standard, json.loads(request))
+        for descriptor in standard:
+            os.close(descriptor)
+        process = os.pidfd_open(pid)
+        self._open |= {process, asker}
+
+        def asker_ended() -> None:
+            self._selector.unregister(asker)
+            os.kill(pid, signal.SIGKILL)
+
+        def fork_ended() -> None:
+            self._selector.unregister(process)
+            if asker in self._selector.get_map():
+                self._selector.unregister(asker)
+            os.waitpid(pid, 0)
+            for descriptor in (process, asker):
+                self._open.remove(descriptor)
+                os.close(descriptor)
+
+        ends: dict[int, Callable[[], None]] = {process: fork_ended, asker: asker_ended}
+        for descriptor, end in ends.items():
+            self._selector.register(descriptor, selectors.EVENT_READ, end)
+
+
+def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
+    """Be the worker."""
+    os.setpgid(0, 0)  # Ray ends the group of a worker that ended
+    for number, descriptor in enumerate(standard):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["variables"])  # type: ignore[call-overload]
+    os.chdir(str(request["folder"]))
+    sys.argv = request["arguments"]  # type: ignore[assignment]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    gc.enable()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
+
+
+if __name__ == "__main__":
+    main()
