@@ -32,7 +32,7 @@ SLOW = (
     "tau2/test_base_tasks",
     "chaos/test_history",
     "cli/test_service",
-    "deploy/test_gateway_tls",
+    "deploy/test_own_ray",
     "deploy/test_gateway",
     "adapters/test_trl",
     "cli/test_cli",

@@ -593,39 +593,6 @@ def test_a_stream_that_waits_says_for_what(cluster, monkeypatch, caplog):
         waiting.join(60)
 
 
-def test_a_client_is_started_from_a_running_loop_that_goes_on_meanwhile():
-    # In a process of its own: Ray itself is started there, in another thread than the main one.
-    import subprocess
-    import sys
-
-    program = """
-import asyncio
-from rollout_service import RolloutClient, RolloutConfig
-
-async def main():
-    ticks = 0
-    async def tick():
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0.01)
-    ticker = asyncio.create_task(tick())
-    config = RolloutConfig.load(overrides={"tasks.domain": "mock", "service.actors": 1}, environ={})
-    async with await RolloutClient.astart(config=config) as client:
-        print("ticks", ticks)
-        print("rewards", [t.reward for t in await client.acollect(2)])
-    ticker.cancel()
-
-asyncio.run(main())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
-    (ticks, rewards) = done.stdout.splitlines()
-    assert rewards == "rewards [1.0, 1.0]"
-    assert int(ticks.split()[1]) > 20, "a loop that stood still ticked once or twice"
-    assert "Traceback" not in done.stderr
-
-
 def test_a_start_that_is_cancelled_leaves_no_service(cluster):
     async def use():
         config = settings(service__name="abandoned", service__actors=1, tasks__domain="mock")
