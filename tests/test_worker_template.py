@@ -22,6 +22,9 @@ class Witness:
     def process(self) -> tuple[int, int, bool, str]:
         return os.getpid(), os.getpgid(0), "litellm" in sys.modules, ray.get_runtime_context().get_job_id()
 
+    def random_id(self) -> str:
+        return ray.ObjectRef.from_random().hex()
+
 
 def witness(variables: dict[str, str]) -> ray.actor.ActorHandle:
     return Witness.options(runtime_env={"env_vars": variables}).remote()
@@ -36,6 +39,14 @@ def test_a_worker_with_the_service_s_variables_is_a_fork_of_this_job_and_sees_th
     assert ray.get(actor.sees.remote(*SERVE_ENVIRONMENT)) == SERVE_ENVIRONMENT
     ray.kill(actor)
     wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_no_two_forks_make_the_same_random_ids(cluster):
+    actors = [witness(SERVE_ENVIRONMENT) for _ in range(4)]
+    ids = ray.get([actor.random_id.remote() for actor in actors for _ in range(50)])
+    assert len(set(ids)) == len(ids)
+    for actor in actors:
+        ray.kill(actor)
 
 
 def test_a_worker_with_variables_of_its_own_starts_in_ray_s_way(cluster):

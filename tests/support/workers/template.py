@@ -18,9 +18,12 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
 
 FIRST = ("pyarrow", "pandas", "litellm", "torch", "transformers.models.auto.tokenization_auto",
          "transformers.models.qwen3.modeling_qwen3", "fastapi", "rollout_service.tau2.episode")  # fmt: skip
@@ -113,6 +116,7 @@ class _Second:
 
     def _fork(self) -> None:
         request, (asker, *standard), _, _ = socket.recv_fds(self._requests, LONGEST, 4)
+        _draw_random_ids()
         pid = os.fork()
         if pid == 0:
             for descriptor in (*self._open, asker):
@@ -141,6 +145,20 @@ class _Second:
             self._selector.register(descriptor, selectors.EVENT_READ, end)
 
 
+def _draw_random_ids() -> None:
+    """Go on in the random numbers from which Ray makes ids: forks inherit where they stand, and two workers must not
+    make the same ids. Each thread has a sequence of its own, which begins with what all threads share."""
+    from ray import ObjectRef
+
+    for _ in range(1000):  # more than a worker makes in its main thread
+        ObjectRef.from_random()
+    others = [threading.Thread(target=ObjectRef.from_random) for _ in range(8)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+
+
 def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
     """Be the worker."""
     os.setpgid(0, 0)  # Ray ends the group of a worker that ended
@@ -152,6 +170,7 @@ def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
     os.chdir(str(request["folder"]))
     sys.argv = request["arguments"]  # type: ignore[assignment]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+    np.random.seed()
     gc.enable()
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
