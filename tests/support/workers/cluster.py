@@ -38,11 +38,23 @@ def cluster(**options: Any) -> Iterator[None]:
     try:
         with mock.patch.dict(os.environ, variables), _template(path):
             with _worker_scripts(str(Path(__file__).with_name("start_worker.py"))):
-                ray.init("local", **options)
+                _start_ray(options)
             yield
             ray.shutdown()
     finally:
         shutil.rmtree(folder)
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    """On a busy machine Ray gives up its own start, because a part of it took too long."""
+    for attempt in range(3):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
 
 
 @contextlib.contextmanager
