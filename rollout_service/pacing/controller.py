@@ -33,6 +33,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds without any request after failures without an answer between them; the time doubles. The longest one is what
 is lost after the end of an outage."""
 
+_OUTAGE = 5
+"""Round trips that fail in a row before it is taken for an outage, which says nothing about the limit."""
+
+_FORGETTING = 0.99
+"""What one answer leaves of the largest limit that is remembered."""
+
 _LEAST_PERIOD = 1.0
 """Least seconds between two resets of a limit of which the provider says nothing new."""
 
@@ -86,6 +92,8 @@ class Controller:
         self._limit = min(bound, FIRST_LIMIT)
         self._ceiling = bound
         """Most requests in flight that were not refused, as far as known."""
+        self._best = 1.0
+        """Largest limit of late."""
         self._held = 0
         """Answers since the limit reached the ceiling."""
         self._patience = self._patience_of_first_probe = 1
@@ -163,6 +171,7 @@ class Controller:
             self._told(budget, started, ended)
         if result.kind == "answered":
             self.answered += 1
+            self._recover()
             self._grow(in_flight)
             return
         self.refused += 1
@@ -183,8 +192,15 @@ class Controller:
         period = max(reset, _LEAST_PERIOD)
         self._purses[budget.unit] = _Purse(remaining, budget.limit, ended + reset, period, started)
 
-    def _grow(self, in_flight: int) -> None:
+    def _recover(self) -> None:
+        """Take that the endpoint answers. After an outage, the limit need not grow from one."""
+        if self._failures >= _OUTAGE:
+            self._ceiling = max(self._ceiling, int(self._best))
+            self._limit = max(self._limit, self._ceiling // 2)
         self._failures = 0
+        self._best = max(float(self._limit), self._best * _FORGETTING)
+
+    def _grow(self, in_flight: int) -> None:
         if 2 * in_flight < self._limit:  # a limit that is not used says nothing about what the endpoint bears
             return
         if self._limit < self._ceiling:

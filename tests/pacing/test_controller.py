@@ -142,6 +142,17 @@ def test_failures_between_answers_leave_some_requests_in_flight_but_an_outage_le
     assert controller.limit == 1
 
 
+def test_after_an_outage_the_limit_starts_at_half_of_what_was_borne_before():
+    controller = Controller(64)
+    simulate(controller, Endpoint(), 3.0)
+    before = controller.limit
+    for second in range(10, 20):
+        controller.ended(Result("failed", 0.1), controller.limit, float(second))
+    assert controller.limit == 1
+    controller.ended(Result("answered", 0.1), 1, 30.0)
+    assert before // 2 - 1 <= controller.limit <= before // 2 + 1
+
+
 def test_a_wait_counts_from_the_end_of_the_request_that_was_told_it():
     controller = Controller(64)
     controller.ended(Result("refused", 0.1, Advice(7.0), age=2.0), 4, 10.0)
