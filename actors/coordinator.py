@@ -15,6 +15,7 @@ from typing import Any
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+import rollout_service.served_user as served_user
 import rollout_service.services as services
 from actors import pacer
 from actors.actor_slots import ActorSlots
@@ -290,6 +291,7 @@ class Coordinator:
             "weight_version": self._policy.version,
             "paused": self._policy.is_paused,
             "journal": self._books.status(),
+            "user_simulator": served_user.described(self._config),
             "clients": self._clients.silences(),
             "user_endpoint": await pacer.numbers(self._config),
         }

@@ -1,6 +1,7 @@
-"""The Serve application that fronts a service's policy replicas: started and waited for.
+"""The Serve applications with a service's models: the policy's, and the user simulator's. Started and waited for.
 
-Invariant: `run` returns when a replica can sample, or raises with the reason of the replica that could not start.
+Invariant: `run` and `wait` return when a replica can sample, or raise with the reason of the replica that could not
+start.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
 from deploy import policy, serve_http
+from rollout_service import served_user
+from rollout_service.cluster import application_name
 from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError, last_cause
 from rollout_service.policy.replica_size import gpus
@@ -25,14 +28,16 @@ from rollout_service.services import Parts, leftovers
 _POLL_SECONDS = 0.1
 
 
-def check_free(config: RolloutConfig, application: str) -> None:
-    """Check that a service may start this application.
+def check_free(config: RolloutConfig) -> None:
+    """Check that a service may start its models' applications.
 
     Raises:
         ServiceError: a dead service left one of that name.
     """
-    if config.policy.application is None and application in serve.status().applications:
-        raise leftovers(Parts(config.service.name, "", [], [application]))
+    own = {application_name(config)} if config.policy.application is None else set()
+    own |= {served_user.application_name(config.service.name)} if config.serves_user else set()
+    if left := sorted(own & serve.status().applications.keys()):
+        raise leftovers(Parts(config.service.name, "", [], left))
 
 
 def run(config: RolloutConfig, application: str) -> None:
@@ -48,19 +53,38 @@ def run(config: RolloutConfig, application: str) -> None:
         _check_runs(application)
         return
     serve_http.start(config)
+    route = None if settings.http_port is None else "/"
+    begin(RunTarget(policy.service_app(config), name=application, route_prefix=route), "policy")
+    wait(settings, application, "policy", "policy")
+
+
+def begin(target: RunTarget, whose: str) -> None:
+    """Begin to start an application.
+
+    Args:
+        whose: `policy` or `user simulator`, for errors.
+
+    Raises:
+        ServiceError: Serve does not take it.
+    """
     try:
-        target = RunTarget(
-            policy.service_app(config), name=application, route_prefix=None if settings.http_port is None else "/"
-        )
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise ServiceError(
-            f"The policy's Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
+            f"The {whose}'s Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from safe_cause(error)
-    _wait_until_running(settings, application)
 
 
-def _wait_until_running(settings: PolicyConfig, application: str) -> None:
+def wait(settings: PolicyConfig, application: str, whose: str, section: str) -> None:
+    """Wait until a replica can sample.
+
+    Args:
+        settings: of its engine.
+        section: where these stand in the configuration, for errors.
+
+    Raises:
+        ServiceError: none can start, or none did in time.
+    """
     deadline = time.monotonic() + settings.start_seconds
     while True:
         status = serve.status().applications.get(application)
@@ -71,11 +95,11 @@ def _wait_until_running(settings: PolicyConfig, application: str) -> None:
         cause = last_cause(said) or "a replica's process died; its own log says more."
         # Serve retries a failed start, but settings that were refused once will be refused again.
         if state in ("DEPLOY_FAILED", "UNHEALTHY") or ConfigError.__name__ in said:
-            raise ServiceError(f"The policy's replicas cannot start: {cause}", "Fix the cause above and restart.")
+            raise ServiceError(f"The {whose}'s replicas cannot start: {cause}", "Fix the cause above and restart.")
         if time.monotonic() > deadline:
             free = ray.available_resources()
             raise ServiceError(
-                f"The policy's replicas did not come up in policy.start_seconds={settings.start_seconds:g}: "
+                f"The {whose}'s replicas did not come up in {section}.start_seconds={settings.start_seconds:g}: "
                 f"{cause if said else state}. The cluster has {free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} "
                 f"CPUs free; a replica asks for {gpus(settings):g} and {settings.cpus_per_replica:g}.",
                 "Free some, ask for fewer replicas, or allow more time.",

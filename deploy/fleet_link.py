@@ -45,6 +45,8 @@ def receive_variables(config: RolloutConfig) -> None:
     named = [("policy.env_vars_from", name) for name in config.policy.env_vars_from]
     if config.gateway.tokens_var is not None:
         named.append(("gateway.tokens_var", config.gateway.tokens_var))
+    if config.serves_user and config.user.key_var is not None:
+        named.append(("user.serve", config.user.key_var))
     if named:
         secrets.receive(_ask(config, lambda fleet: fleet.replica_variables.remote()) or {})
     for setting, name in named:

@@ -88,7 +88,7 @@ async def _generated(request: Request, policy: PolicyConfig, generate: Generate)
     if policy.engine == "scripted":
         raise RequestError("the scripted engine plays tasks; it needs an engine with a model to answer tokens")
     start = time.perf_counter()
-    body = await _body(request, policy.http_body_bytes, policy.http_body_seconds)
+    body = await read_body(request, policy.http_body_bytes, policy.http_body_seconds, "policy.")
     asked = await _at_once_if(len(body) <= _SHORT_BODY, read_request, body, policy.http_prompts)
     tasks = []
     try:
@@ -112,15 +112,18 @@ async def _at_once_if(is_short: bool, function: Callable[..., _Result], *args: A
     return function(*args) if is_short else await asyncio.get_running_loop().run_in_executor(_beside, function, *args)
 
 
-async def _body(request: Request, largest: int, seconds: float) -> bytes:
+async def read_body(request: Request, largest: int, seconds: float, section: str = "") -> bytes:
     """Read the body, within the bounds of size and time.
+
+    Args:
+        section: of the settings `http_body_bytes` and `http_body_seconds`, for errors.
 
     Raises:
         HTTPException: the body is too large, too slow or incomplete.
     """
     too_large = HTTPException(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body has more than policy.http_body_bytes={largest}: send fewer prompts at a time",
+        f"the body has more than {section}http_body_bytes={largest}: send less at a time",
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and (len(declared) > len(str(largest)) or int(declared) > largest):
@@ -134,7 +137,7 @@ async def _body(request: Request, largest: int, seconds: float) -> bytes:
                 if size > largest:
                     raise too_large
     except TimeoutError:
-        said = f"the body did not come in policy.http_body_seconds={seconds:g}; {size} bytes did"
+        said = f"the body did not come in {section}http_body_seconds={seconds:g}; {size} bytes did"
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, said) from None
     except ClientDisconnect:
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"the body ended after {size} bytes") from None

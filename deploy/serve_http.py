@@ -18,13 +18,6 @@ from rollout_service.errors import ServiceError, last_cause
 from rollout_service.redaction import safe_cause
 
 
-def address(config: RolloutConfig) -> tuple[str, int] | None:
-    """Host and port that the settings ask for; None: no HTTP."""
-    if config.policy.http_port is not None:
-        return config.policy.http_host, config.policy.http_port
-    return None if config.gateway.port is None else (config.gateway.host, config.gateway.port)
-
-
 def start(config: RolloutConfig) -> None:
     """Start Serve, with HTTP if the settings ask for it. Does nothing if it runs like that.
 
@@ -32,7 +25,7 @@ def start(config: RolloutConfig) -> None:
         ServiceError: it cannot be started, or runs at another address.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    asked = address(config)
+    asked = config.http_address
     location = "Disabled" if asked is None else "EveryNode"
     try:
         serve.start(proxy_location=location, **({} if asked is None else {"http_options": options(config)}))
@@ -46,7 +39,7 @@ def start(config: RolloutConfig) -> None:
 
 def options(config: RolloutConfig) -> dict[str, Any]:
     """Serve's HTTP options for the address and the TLS files of the settings."""
-    found = address(config)
+    found = config.http_address
     assert found is not None
     made: dict[str, Any] = {"host": found[0], "port": found[1]}
     if config.gateway.tls_certificate is not None:
@@ -60,11 +53,18 @@ def _check_address(config: RolloutConfig, host: str, port: int) -> None:
     there = _said(running.host, running.port, running.ssl_certfile) if serve.status().proxies else "without HTTP"
     asked = _said(host, port, config.gateway.tls_certificate)
     if there != asked:
-        whose = "policy.http_host and http_port" if config.policy.http_port is not None else "gateway.host and port"
+        whose = _asks(config)
         raise ServiceError(
             f"{whose} ask for HTTP {asked}, but Serve runs on this cluster already, {there}.",
             "Stop it with `serve shutdown`, or ask for the address that it has.",
         )
+
+
+def _asks(config: RolloutConfig) -> str:
+    """The settings that say where Serve shall listen."""
+    if config.policy.http_port is not None:
+        return "policy.http_host and http_port"
+    return "gateway.host and port" if config.gateway.port is not None else "user.serve.http_port (8000 if null)"
 
 
 def _said(host: str | None, port: int, certificate: str | None) -> str:

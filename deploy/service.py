@@ -7,6 +7,7 @@ imports Ray Serve, and the environment actors start while the policy's replicas 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -33,9 +34,12 @@ from rollout_service.cluster import (
 )
 from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.config import RolloutConfig
+from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.errors import ServiceError
+from rollout_service.gateway.tokens import new_token
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.preflight import check_http
+from rollout_service.redaction import remember
 
 _STOP_SECONDS = 10.0
 """How long the coordinator may take to end its collections."""
@@ -57,6 +61,7 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
     check_http(config, here=True)  # this process is on a node, and every node serves HTTP
     begun = time.monotonic()
     name = application_name(config)
+    _make_user_key(config)
     service = _create_actors(config, name, owner)
     served: list[str] = []
     try:
@@ -67,12 +72,19 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
         kept = secrets.of_episodes(config) if config.service.journal is not None else {}
         received = service.fleet.receive.remote(secrets.of_replicas(config), kept)
         started = service.coordinator.start.remote(secrets.of_episodes(config), service.fleet)
-        if name is not None:
+        if name is not None or config.serves_user:
             from deploy import application
 
-            application.check_free(config, name)
+            application.check_free(config)
             served = owned_applications(config)
-            application.run(config, name)
+            if config.serves_user:
+                from deploy import user_simulator
+
+                user_simulator.begin(config)
+            if name is not None:
+                application.run(config, name)
+            if config.serves_user:
+                user_simulator.wait(config)
             if config.policy.application is not None:  # replicas from before, with weights that somebody gave them
                 call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
@@ -85,6 +97,12 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
         _stop(config, service, served)
         raise
     return service
+
+
+def _make_user_key(config: RolloutConfig) -> None:
+    """Make the key of a user simulator that the service serves, unless this process has one."""
+    if config.serves_user:
+        remember(os.environ.setdefault(USER_KEY_VAR, new_token()))
 
 
 def _create_actors(config: RolloutConfig, application: str | None, owner: str | None) -> Service:

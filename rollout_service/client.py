@@ -78,7 +78,7 @@ class RolloutClient(WeightsClient):
             if self._disconnects:
                 cluster.connect(address, self._settings.service.namespace)
             if self._embedded:
-                check_gpus(self._settings.policy, cluster.gpus())
+                check_gpus(self._settings, cluster.gpus())
             if self._remote is not None:
                 self._service: Service = self._remote
             else:

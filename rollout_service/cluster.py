@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
+import rollout_service.served_user as served_user
 import rollout_service.twins as twins
 from rollout_service.calls import Call as Call
 from rollout_service.calls import NoAnswerYet as NoAnswerYet
@@ -87,9 +88,10 @@ def application_name(config: RolloutConfig) -> str | None:
 
 def owned_applications(config: RolloutConfig) -> list[str]:
     """Names of the Serve applications that a service starts, and that end with it."""
-    gateway = [] if config.gateway.port is None else [gateway_name(config.service.name)]
-    policy = application_name(config)
-    return gateway if policy is None or config.policy.application is not None else [*gateway, policy]
+    name, policy = config.service.name, application_name(config)
+    others = [] if config.gateway.port is None else [gateway_name(name)]
+    others += [served_user.application_name(name)] if config.serves_user else []
+    return others if policy is None or config.policy.application is not None else [*others, policy]
 
 
 class Reference(Protocol[R_co]):

@@ -13,6 +13,7 @@ import os
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
+import rollout_service.served_user_check as served_user_check
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.suitability import check_suits
 from rollout_service.config import RolloutConfig
@@ -49,7 +50,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
         engine_check.check_model(config.policy)
     check_http(config, here=here)
     check_tape(config, here=here)
-    check_user(config)
+    check_user(config, here=here)
     if here:
         check_keys(config)
     warn_of_release()
@@ -101,15 +102,22 @@ def check_tape(config: RolloutConfig, *, here: bool) -> None:
     taping.check_tasks(taping.opened(config), check_tasks(config))
 
 
-def check_user(config: RolloutConfig) -> None:
+def check_user(config: RolloutConfig, *, here: bool) -> None:
     """Check the user simulator.
+
+    Args:
+        here: whether a model that the service serves as the user will run on this machine.
 
     Raises:
         ConfigError: its key is not set, its model takes no such temperature, or its price is not known and there is a
             budget in dollars.
         UserSimulatorError: nothing listens at its address.
+        RolloutError: the service cannot serve it, see `served_user_check.check`.
     """
     if config.user_kind != "llm" or config.tape.asks_nobody:
+        return
+    if config.serves_user:
+        served_user_check.check(config, here=here)
         return
     secrets.secret(config.user.api_key_var, "user.api_key_var")
     from rollout_service.tau2 import llm_user
@@ -140,7 +148,7 @@ def check_keys(config: RolloutConfig) -> None:
     user = config.user
     if config.tape.asks_nobody:
         return
-    if config.user_kind != "llm" or user.base_url is not None or user.api_key_var is not None:
+    if config.user_kind != "llm" or user.serve or user.base_url is not None or user.api_key_var is not None:
         return
     from rollout_service.tau2 import llm_user
 

@@ -23,7 +23,7 @@ from rollout_service.errors import ServiceError
 from rollout_service.policy import applications
 
 _ACTOR = re.compile(r"(?P<service>.+)-(coordinator|fleet|pacer|environment-\d+)", re.DOTALL)
-_APPLICATION = re.compile(r"(?P<service>.+)-(policy|gateway)", re.DOTALL)
+_APPLICATION = re.compile(r"(?P<service>.+)-(policy|user|gateway)", re.DOTALL)
 
 _POLL_SECONDS = 0.1
 

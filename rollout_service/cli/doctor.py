@@ -38,7 +38,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("policy's tokenizer", lambda: _codec(config)),
         ("policy's context", lambda: _context(config)),
         ("policy's endpoint", lambda: _endpoint(config)),
-        ("user simulator", lambda: _user(config)),
+        ("user simulator", lambda: _user(config, address)),
         ("judge", lambda: _judge(config)),
         ("tape", lambda: _tape(config)),
         ("keys", lambda: _on_nodes(_keys, config, address)),
@@ -127,7 +127,7 @@ def _model(config: RolloutConfig) -> str:
 
 
 def _gpus(config: RolloutConfig, address: str | None) -> str:
-    needed = engine_check.needed_gpus(config.policy)
+    needed = engine_check.needed_gpus(config.policy) + engine_check.users_gpus(config)
     if not needed:
         return "none is needed"
     if address is not None:
@@ -136,7 +136,7 @@ def _gpus(config: RolloutConfig, address: str | None) -> str:
         found, where = cluster_size(address)[2], f"the cluster at {address}"
     else:
         found, where = float(_gpus_here()), "this machine"
-    engine_check.check_gpus(config.policy, found)
+    engine_check.check_gpus(config, found)
     return f"{needed:g} of {found:g} on {where}"
 
 
@@ -166,7 +166,7 @@ def _unasked(config: RolloutConfig) -> list[str]:
     texts = []
     if config.policy.engine == "http":
         texts.append("whether policy.url samples: no turn was asked for")
-    if config.user_kind == "llm":
+    if config.user_kind == "llm" and config.user.serve is None:
         texts.append(f"whether {config.user.model} answers and takes the key: no request was made, since it may cost")
     if config.policy.engine in ("sglang", "transformers"):
         texts.append("whether the engine starts with policy.engine_arguments, and whether the model fits in memory")
@@ -186,13 +186,15 @@ def _context(config: RolloutConfig) -> str:
     return f"{context_length(policy):,} tokens, prompt and turn together"
 
 
-def _user(config: RolloutConfig) -> str:
+def _user(config: RolloutConfig, address: str | None) -> str:
     user = config.user
     if config.user_kind == "dummy":
         return "none: the solo agent works alone"
     if config.user_kind == "scripted":
         return "scripted"
-    preflight.check_user(config)
+    preflight.check_user(config, here=address is None)
+    if user.serve is not None:
+        return f"{user.serve.model}, served by this service ({user.serve.engine}, replicas: {user.serve.replicas})"
     key = f"key in {user.api_key_var}" if user.api_key_var else "no key variable named"
     return f"{user.model} at {user.base_url or 'its provider'}, {key}"
 

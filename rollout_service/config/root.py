@@ -81,6 +81,25 @@ class RolloutConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_served_user(self) -> Self:
+        if self.user.serve is None:
+            return self
+        if self.gateway.tls_certificate is not None:
+            raise Refused(
+                "is set beside gateway.tls_certificate: episodes reach the model on their own node, without TLS.",
+                "Leave out the certificate, or serve the model elsewhere and name it in user.base_url.",
+                "user.serve",
+            )
+        asked, shared = self.user.serve.http_port, self.policy.http_port or self.gateway.port
+        if asked is not None and shared is not None and asked != shared:
+            raise Refused(
+                f"is {asked}, but policy.http_port or gateway.port is {shared}, and Ray Serve listens at one address.",
+                "Leave it out.",
+                "user.serve.http_port",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_budget(self) -> Self:
         if self.user_kind != "llm" and self.budget.of_user:
             why, remedy = "no language model plays the user", "Leave it out, or set user.model."
@@ -91,6 +110,20 @@ class RolloutConfig(Section):
     def user_kind(self) -> Literal["dummy", "scripted", "llm"]:
         """The agent's partner in the conversation. `dummy`: nobody, because the solo agent works alone."""
         return "dummy" if self.agent == "solo" else self.user.resolved_kind
+
+    @property
+    def serves_user(self) -> bool:
+        """Whether the service serves the user simulator's model, and episodes ask it."""
+        return self.user.serve is not None and self.user_kind == "llm" and not self.tape.asks_nobody
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        """Host and port where Ray Serve answers on every node; None: nowhere."""
+        if self.policy.http_port is not None:
+            return self.policy.http_host, self.policy.http_port
+        if self.gateway.port is not None:
+            return self.gateway.host, self.gateway.port
+        return ("127.0.0.1", self.user.serve.http_port or 8000) if self.user.serve is not None else None
 
     def explicit(self) -> dict[str, Any]:
         """The fields that were set rather than left at their default, by dotted name."""

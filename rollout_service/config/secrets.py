@@ -45,13 +45,14 @@ def secret(variable: str | None, field: str, environ: Mapping[str, str] | None =
 
 def of_episodes(config: RolloutConfig) -> dict[str, str]:
     """The variables that environment actors need, with the values that this process has."""
-    user = config.user.api_key_var if config.user_kind == "llm" else None
+    user = config.user.key_var if config.user_kind == "llm" else None
     return _set_here(user, config.evaluation.judge.api_key_var)
 
 
 def of_replicas(config: RolloutConfig) -> dict[str, str]:
-    """The variables that the policy's replicas need, with the values that this process has."""
-    return _set_here(*config.policy.env_vars_from, config.gateway.tokens_var)
+    """The variables that replicas need, with the values that this process has."""
+    served = config.user.key_var if config.serves_user else None
+    return _set_here(*config.policy.env_vars_from, config.gateway.tokens_var, served)
 
 
 def _set_here(*names: str | None) -> dict[str, str]:

@@ -14,13 +14,14 @@ from rollout_service.config.refusal import Refused, check_speaks
 from rollout_service.config.script import Script
 from rollout_service.config.secret_free import ModelArguments, Url, VariableName
 from rollout_service.config.section import Seconds, Section
+from rollout_service.config.user_server import USER_KEY_VAR, UserServer
 
 
 class User(Section):
     """The user simulator."""
 
     kind: Literal["scripted", "llm"] | None = Field(
-        None, description="Who plays the user; null: llm when user.model is set, else scripted."
+        None, description="Who plays the user; null: llm when user.model or user.serve is set, else scripted."
     )
     model: str | None = Field(None, description="Name of the model for litellm, such as openai/gpt-4.1-mini.")
     base_url: Url | None = Field(None, description="URL of an OpenAI-compatible endpoint; null: the provider's own.")
@@ -39,6 +40,9 @@ class User(Section):
         description="Most requests in flight towards the user's endpoint, all environment actors together. The service "
         "finds by itself how many of them the endpoint bears, see docs/user_simulators.md.",
     )
+    serve: UserServer | None = Field(
+        None, description="A model that the service itself serves as the user simulator; null: it serves none."
+    )
     script: Script = Script()
 
     @field_validator("kind", mode="before")
@@ -48,8 +52,11 @@ class User(Section):
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
-        if self.kind == "llm" and not self.model:
+        if self.kind == "llm" and not self.model and self.serve is None:
             raise Refused("is llm, but user.model is not set.", "Name a model, or set TAU2_USER_MODEL.", "user.kind")
+        if self.serve is not None:
+            why = "the service itself serves the model that user.serve names"
+            self.check_unset({"model", "base_url", "api_key_var"}, "user.", why, "Leave out one of them.")
         return self
 
     @model_validator(mode="after")
@@ -66,4 +73,9 @@ class User(Section):
     @property
     def resolved_kind(self) -> Literal["scripted", "llm"]:
         """`kind`, or what follows from the model when it is null."""
-        return self.kind or ("llm" if self.model else "scripted")
+        return self.kind or ("llm" if self.model or self.serve is not None else "scripted")
+
+    @property
+    def key_var(self) -> str | None:
+        """NAME of the environment variable that holds the key; None: no key is sent."""
+        return self.api_key_var if self.serve is None else USER_KEY_VAR

@@ -9,7 +9,7 @@ import importlib.util
 from importlib import metadata
 from pathlib import Path
 
-from rollout_service.config import PolicyConfig
+from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError
 from rollout_service.policy.replica_size import gpus
 
@@ -72,17 +72,26 @@ def needed_gpus(policy: PolicyConfig) -> float:
     return 0.0 if outside else replicas * gpus(policy)
 
 
-def check_gpus(policy: PolicyConfig, found: float) -> None:
+def users_gpus(config: RolloutConfig) -> float:
+    """GPUs of all replicas of a user simulator that the service serves."""
+    server = config.user.serve
+    return needed_gpus(server.as_policy()) if server is not None and config.serves_user else 0.0
+
+
+def check_gpus(config: RolloutConfig, found: float) -> None:
     """Check that the replicas find room on a machine, or a cluster that does not grow, with so many GPUs.
 
     Raises:
         ServiceError: they do not.
     """
-    if needed_gpus(policy) > found:
+    of_policy, of_user = needed_gpus(config.policy), users_gpus(config)
+    if of_policy + of_user > found:
+        both = f", the user simulator's for {of_user:g}" if of_user else ""
         raise ServiceError(
-            f"The policy's replicas ask for {needed_gpus(policy):g} GPUs, and there are {found:g}.",
-            "Ask for fewer: policy.replicas, policy.gpus_per_replica, tp_size in policy.engine_arguments; or start the "
-            "service on a larger cluster.",
+            f"The policy's replicas ask for {of_policy:g} GPUs{both}, and there are {found:g}.",
+            "Ask for fewer: policy.replicas, policy.gpus_per_replica, tp_size in policy.engine_arguments"
+            + (", the same in user.serve" if of_user else "")
+            + "; or start the service on a larger cluster.",
         )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
+from rollout_service import served_user
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.chat.suitability import check_suits
@@ -70,7 +71,7 @@ class EpisodeRunner:
             TapeError: the tape cannot be used with this configuration.
             CodecError: the codec's chat template lacks something that the episodes need.
         """
-        self._config = config
+        self._config = config = served_user.as_called(config)
         self._codec = codec
         self._policy = policy
         self._loop = loop

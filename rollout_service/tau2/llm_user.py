@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import uuid
 from typing import Any
 
 import litellm
@@ -29,6 +30,7 @@ from rollout_service.errors import (
 )
 from rollout_service.record.trajectory import UserUsage
 from rollout_service.redaction import safe_cause
+from rollout_service.served_user import SESSION_HEADER
 from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.attempts import Attempts
 from rollout_service.tau2.deadline import Deadline
@@ -91,6 +93,8 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             arguments["api_base"] = config.base_url
         if key or config.base_url:
             arguments["api_key"] = key or "none"  # a local endpoint needs no key, but its client library does
+        if config.serve is not None:  # a conversation stays where its prefix is cached
+            arguments["extra_headers"] = {SESSION_HEADER: uuid.uuid4().hex, **arguments.get("extra_headers", {})}
         super().__init__(tools=tools, instructions=str(task.user_scenario), llm=config.model, llm_args=arguments)
         self._config = config
         self._usage = usage

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from rollout_service import served_user
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.record.trajectory import TaskRef
@@ -38,7 +39,7 @@ def opened(config: RolloutConfig) -> TapeFolder | None:
 
 def settings(config: RolloutConfig) -> dict[str, Any]:
     """What all answers of a tape have in common, as JSON values."""
-    user, judge = config.user, config.evaluation.judge
+    user, judge = served_user.as_called(config).user, config.evaluation.judge
     own = {} if user.temperature is None else {"temperature": user.temperature}
     return {
         "tau2": f"{compat.DISTRIBUTION} {compat.VERSION}",

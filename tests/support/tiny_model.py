@@ -8,6 +8,8 @@ whatever the random numbers are.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,34 @@ def _forbid(model: transformers.Qwen3ForCausalLM, tokens: list[int]) -> None:
         layer.mlp.down_proj.weight[0] = 0.0
     model.lm_head.weight[:, 0] = 0.0
     model.lm_head.weight[tokens, 0] = -1000.0
+
+
+def make_speaker(path: Path, tokenizer: Any, says: Mapping[str, str]) -> Path:
+    """Write a model that says the same every time: each token is followed by the one that follows it in the texts, and
+    the end of the text by the end of the turn; gives the folder.
+
+    Args:
+        says: texts by the prompt's last token. No token may have two successors.
+    """
+    end = tokenizer.eos_token_id
+    follows: dict[int, int] = {}
+    for opening, text in says.items():
+        tokens = [tokenizer.convert_tokens_to_ids(opening), *tokenizer.encode(text, add_special_tokens=False), end]
+        for token, successor in itertools.pairwise(tokens):
+            assert follows.setdefault(token, successor) == successor, f"two tokens follow {tokenizer.decode([token])!r}"
+    make(path, tokenizer=tokenizer, hidden_size=len(follows) + 1, num_hidden_layers=1, eos_token_id=end)
+    model = transformers.Qwen3ForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.model.embed_tokens.weight.zero_()
+        model.model.embed_tokens.weight[:, 0] = 1.0  # of all other tokens
+        model.lm_head.weight[end, 0] = 10.0
+        for place, (token, successor) in enumerate(follows.items(), 1):
+            model.model.embed_tokens.weight[token, 0] = 0.0
+            model.model.embed_tokens.weight[token, place] = 1.0
+            model.lm_head.weight[successor, place] = 10.0
+    model.save_pretrained(path)
+    return path
