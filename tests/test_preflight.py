@@ -114,12 +114,20 @@ def test_a_model_s_folder_has_a_configuration_and_weights(tmp_path):
     ],
 )
 def test_replicas_that_find_no_gpus_are_refused(overrides, needed):
-    policy = served("m", **overrides).policy
-    assert engine_check.needed_gpus(policy) == needed
-    engine_check.check_gpus(policy, needed)
+    config = served("m", **overrides)
+    assert engine_check.needed_gpus(config.policy) == needed
+    engine_check.check_gpus(config, needed)
     if needed:
         with pytest.raises(ServiceError, match=f"ask for {needed:g} GPUs, and there are 0"):
-            engine_check.check_gpus(policy, 0)
+            engine_check.check_gpus(config, 0)
+
+
+def test_a_served_user_needs_its_gpus_beside_the_policy_s():
+    own = {"model": "u", "engine": "sglang", "replicas": 2, "gpus_per_replica": 0.5}
+    config = served("m", user__serve=own)
+    engine_check.check_gpus(config, 2)
+    with pytest.raises(ServiceError, match=r"for 1 GPUs, the user simulator's for 1, and there are 1\."):
+        engine_check.check_gpus(config, 1)
 
 
 def test_a_key_is_missed_only_where_the_provider_would_look_for_it(monkeypatch):
