@@ -16,8 +16,8 @@ from ray.exceptions import RayError
 from ray.serve import RunTarget
 from ray.serve.exceptions import RayServeException
 
+import rollout_service.served_user as served_user
 from deploy import policy, serve_http
-from rollout_service import served_user
 from rollout_service.cluster import application_name
 from rollout_service.config import PolicyConfig, RolloutConfig
 from rollout_service.errors import ConfigError, ServiceError, last_cause

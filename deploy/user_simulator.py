@@ -20,10 +20,10 @@ from starlette.responses import Response
 import rollout_service.config.secrets as secrets
 import rollout_service.garbage as garbage
 import rollout_service.logs as logs
+import rollout_service.served_user as served_user
 from deploy import application, fleet_link, serve_http
 from deploy.chat_api import ChatApi
 from deploy.engines import factory
-from rollout_service import served_user
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import Evaluation, RolloutConfig

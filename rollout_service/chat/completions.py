@@ -62,6 +62,8 @@ class _Call(_Part):
     id: str
     type: Literal["function"] = "function"
     function: _CalledFunction
+    name: str | None = None
+    """τ²-bench repeats the function's name here."""
 
 
 class _Message(_Part):

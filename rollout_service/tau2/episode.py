@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from rollout_service import served_user
+import rollout_service.served_user as served_user
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.chat.parsed_turn import ChatMessage, ParsedTurn
 from rollout_service.chat.suitability import check_suits

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from rollout_service import served_user
+import rollout_service.served_user as served_user
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.record.trajectory import TaskRef
