@@ -164,7 +164,9 @@ def test_a_telecom_episode_with_the_user_s_tool_calls_is_played_counted_and_tape
     assert [str(violation) for _, found in verify([trajectory]) for violation in found] == []
     (tape_file,) = (tmp_path / "tape").glob("telecom/*/*.jsonl")
     recorded = [json.loads(line) for line in tape_file.read_text().splitlines()]
-    assert len([line for line in recorded if "end" not in line]) == usage.requests
+    assert recorded.pop(0)["take"]["domain"] == "telecom"
+    assert recorded.pop() == {"end": str(trajectory.outcome)}
+    assert len(recorded) == usage.requests
 
 
 def test_a_start_that_fails_names_the_user_simulator_and_leaves_nothing(cluster, model):
