@@ -95,16 +95,17 @@ def get(reference: TaskRef) -> compat.Task:
     return _task_set(reference.domain, reference.split)[reference.task_id]
 
 
-_REMARKS: dict[str, Any] = {
-    **dict.fromkeys(("description", "issues", "annotations"), True),
-    "initial_state": {"message_history": {"__all__": {"timestamp": True, "tool_messages": {"__all__": {"timestamp"}}}}},
-}
-"""Fields that shape neither a task's conversation nor its score. τ² fills in the timestamps when it reads a task."""
+_REMARKS = {"description", "issues", "annotations"}
+"""Fields that shape neither a task's conversation nor its score."""
 
 
 def content(task: compat.Task) -> dict[str, Any]:
-    """What the task asks for and how it is scored, as JSON values. Fields that are not set are left out."""
+    """What the task asks for and how it is scored, as JSON values. Fields that are not set are left out. Of its opening
+    messages only what the task's file says counts: τ² fills in the time of reading, and newer releases more fields."""
     values: dict[str, Any] = task.model_dump(mode="json", exclude=_REMARKS, exclude_none=True)
+    if opening := values.get("initial_state", {}).get("message_history"):
+        said = task.initial_state.message_history
+        opening[:] = [message.model_dump(mode="json", exclude_unset=True, exclude_none=True) for message in said]
     return values
 
 
