@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ pytest_plugins = ["tests.support.services"]
 # A busy machine must not fail a test: an example may take as long as it takes.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# Of every cluster that a test starts, an agent would look through all processes every few seconds.
+os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "600000"
 
 gc.disable()  # until everything is imported, which makes objects by the million and no garbage
 

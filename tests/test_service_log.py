@@ -57,13 +57,13 @@ def test_a_fault_deep_in_a_policy_is_logged_with_its_stack_and_its_retry_and_the
     assert (trajectory.attempt, trajectory.reward) == (2, 1.0)
     name = re.escape(trajectory.trajectory_id)
     stack = logged(
-        rf"WARNING actors\.running: Episode {name}, attempt 1: fault of kind policy \(another attempt may help\): "
-        r"RuntimeError: the device is too hot\nTraceback .*?process that raised it:.*?\nRuntimeError: the device is "
+        rf"WARNING actors\.collection_log: Episode {name}, attempt 1: fault of kind policy \(another attempt may help\)"
+        r": RuntimeError: the device is too hot\nTraceback .*?process that raised it:.*?\nRuntimeError: the device is "
     )
     assert "scripted.py" in stack, "the frames of the replica's process"
     assert "in overheated" in stack
     assert "\x1b" not in stack
-    logged(rf"INFO actors\.running: Episode {name} is tried again \(attempt 2 of 3\): policy: the device is too hot")
+    logged(rf"INFO actors\.collection_log: Episode {name} is tried again \(attempt 2 of 3\): policy: the device is")
     logged(rf"INFO actors\.coordinator: Collection {trajectory.collection_id} ended after .* 1 of 1 episodes done")
 
 
@@ -76,8 +76,8 @@ def test_an_environment_actor_that_is_lost_is_logged_with_what_becomes_of_its_ep
         trajectories = [trajectory for group in stream for trajectory in group]
     assert [trajectory.reward for trajectory in trajectories] == [1.0, 1.0]
     logged(r"WARNING actors\.pool: Environment actor logs-environment-0 was lost: .*?\. Another one is started\.")
-    logged(r"WARNING actors\.running: Episode \S+, attempt 1: fault of kind service \(another attempt may help\)")
-    logged(r"INFO actors\.running: Episode \S+ is played again: its environment actor was lost, which does not count")
+    logged(r"WARNING actors\.collection_log: Episode \S+, attempt 1: fault of kind service \(another attempt may")
+    logged(r"INFO actors\.collection_log: Episode \S+ is played again: its environment actor was lost, which does not")
     assert service.status()["lost_actors"] == 1
 
 

@@ -9,6 +9,7 @@ failed. On SIGUSR1 it ends: in the way `normal` its main thread returns, in any 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,12 +17,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import deploy.service  # noqa: F401  # imported here, once
+import transformers.models.auto.tokenization_auto  # noqa: F401  # these three are imported here, once
+
+import deploy.application
+import deploy.service  # noqa: F401
 import rollout_service.assets
 import rollout_service.cluster as cluster
 import rollout_service.tau2.tasks
 from rollout_service.client import RolloutClient
 from tests.support.episodes import settings
+from tests.support.workers import random_ids
 
 _ATTACH_SECONDS = 100.0
 
@@ -90,7 +95,9 @@ def work(pipe: int, address: str, job: str) -> None:
 
 def main() -> None:
     pipe, address = sys.argv[1:]
+    gc.freeze()
     for job in sys.stdin:
+        random_ids.draw()
         if os.fork() == 0:
             work(int(pipe), address, job.strip())
             return

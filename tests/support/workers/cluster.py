@@ -30,13 +30,8 @@ def cluster(**options: Any) -> Iterator[None]:
     ordinary = Path(ray.__file__).parent / "_private" / "workers"
     asked: dict[str, Any] = {"path": path, "own": [{}, SERVE_ENVIRONMENT]}
     asked |= {name: str(ordinary / f"{name}.py") for name in ("setup_worker", "default_worker")}
-    variables = {
-        "TESTS_WORKER_TEMPLATE": json.dumps(asked),
-        # The agent of Ray's dashboard would look through all processes every few seconds.
-        "REPORTER_UPDATE_INTERVAL_MS": "600000",
-    }
     try:
-        with mock.patch.dict(os.environ, variables), _template(path):
+        with mock.patch.dict(os.environ, {"TESTS_WORKER_TEMPLATE": json.dumps(asked)}), _template(path):
             with _worker_scripts(str(Path(__file__).with_name("start_worker.py"))):
                 _start_ray(options)
             yield

@@ -18,7 +18,6 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -115,8 +114,10 @@ class _Second:
             key.data()
 
     def _fork(self) -> None:
+        from tests.support.workers import random_ids  # it imports Ray
+
         request, (asker, *standard), _, _ = socket.recv_fds(self._requests, LONGEST, 4)
-        _draw_random_ids()
+        random_ids.draw()
         pid = os.fork()
         if pid == 0:
             for descriptor in (*self._open, asker):
@@ -143,20 +144,6 @@ class _Second:
         ends: dict[int, Callable[[], None]] = {process: fork_ended, asker: asker_ended}
         for descriptor, end in ends.items():
             self._selector.register(descriptor, selectors.EVENT_READ, end)
-
-
-def _draw_random_ids() -> None:
-    """Go on in the random numbers from which Ray makes ids: forks inherit where they stand, and two workers must not
-    make the same ids. Each thread has a sequence of its own, which begins with what all threads share."""
-    from ray import ObjectRef
-
-    for _ in range(1000):  # more than a worker makes in its main thread
-        ObjectRef.from_random()
-    others = [threading.Thread(target=ObjectRef.from_random) for _ in range(8)]
-    for thread in others:
-        thread.start()
-    for thread in others:
-        thread.join()
 
 
 def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
