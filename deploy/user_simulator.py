@@ -87,7 +87,7 @@ def _options(server: UserServer, timeout_seconds: float) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": server.cpus_per_replica,
             "num_gpus": gpus(server.as_policy()),
-            "runtime_env": {"env_vars": SERVE_ENVIRONMENT},
+            "runtime_env": {"env_vars": SERVE_ENVIRONMENT | server.env_vars},
         },
         "request_router_config": RequestRouterConfig(request_router_class="deploy.routing:SessionRouter"),
         "graceful_shutdown_timeout_s": timeout_seconds,

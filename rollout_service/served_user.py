@@ -84,4 +84,4 @@ def in_own_words() -> Iterator[None]:
         yield
     except (ConfigError, CodecError) as error:
         said = (text.replace("policy.", "user.serve.") for text in (error.problem, error.remedy))
-        raise type(error)(*said) from error
+        raise type(error)(*said) from error.__cause__

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from rollout_service.config.policy import PolicyConfig
-from rollout_service.config.secret_free import EngineArguments, TemplateArguments
+from rollout_service.config.secret_free import EngineArguments, EnvVars, TemplateArguments
 from rollout_service.config.section import MOST_PROCESSES, Seconds, Section
 
 USER_KEY_VAR = "USER_SIMULATOR_KEY"
@@ -32,6 +32,9 @@ class UserServer(Section):
     cpus_per_replica: float = Field(0.0, ge=0, description="CPUs that Ray reserves for a replica.")
     engine_arguments: EngineArguments = Field(
         default_factory=dict, description="Arguments of the engine, as policy.engine_arguments."
+    )
+    env_vars: EnvVars = Field(
+        default_factory=dict, description="Environment variables of the replicas, as policy.env_vars."
     )
     context_length: int | None = Field(
         None, ge=256, description="Most tokens of prompt and answer together; null: the model's context length."
