@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ _OFFERS = re.compile(
     re.IGNORECASE,
 )
 """A polite end, which is often a question."""
+
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?\n])")
 
 _DECLINES = re.compile(r"^\W*(?:no\b|nope|nah|that(?:'s| is) (?:all|it|everything)|i(?:'m| am) (?:all set|good))", re.I)
 
@@ -69,6 +72,10 @@ _RUN = 8
 _NOTHING = re.compile(
     r"\W*|\W*(?:no (?:response|answer|reply|message|output)|silence|empty|blank|null|none|n/?a|undefined)\W*", re.I
 )
+
+_END = 1500
+"""Characters at the end of the agent's last words that show whether it is done. `_ASKS` takes quadratic time, and a
+policy that repeats itself writes tens of thousands of characters."""
 
 _FEW_WORDS = 4
 """A text with fewer words may be said twice."""
@@ -109,6 +116,10 @@ class Conversation:
         texts = (m.get("content") for m in reversed(self.messages[:at]) if m["role"] == "assistant")
         return str(next((text for text in texts if text), ""))
 
+    def end_heard_before(self, at: int) -> str:
+        """The end of it."""
+        return self.heard_before(at)[-_END:]
+
 
 def premature_stop(it: Conversation) -> list[int]:
     """The user ends the conversation as if all were done, while the agent waits for an answer or goes on working.
@@ -120,13 +131,15 @@ def premature_stop(it: Conversation) -> list[int]:
     if it.stop is None:
         return []
     at, text = it.stop
-    last = it.heard_before(at)
+    last = it.end_heard_before(at)
     words = SIGNALS.sub("", text).strip()
-    is_open = bool(_ASKS.search(_OFFERS_SENTENCE.sub("", last)))
+    is_open = bool(_ASKS.search(_without_offers(last)))
     return [at] if is_open and not _DECLINES.match(words) else []
 
 
-_OFFERS_SENTENCE = re.compile(rf"[^.!?\n]*(?:{_OFFERS.pattern})[^.!?\n]*[.!?]?", re.IGNORECASE)
+def _without_offers(text: str) -> str:
+    """The text without the sentences that politely end the conversation."""
+    return "".join(sentence for sentence in _SENTENCE_ENDS.split(text) if not _OFFERS.search(sentence))
 
 
 def goal_not_reached(it: Conversation) -> list[int]:
@@ -139,7 +152,7 @@ def goal_not_reached(it: Conversation) -> list[int]:
     if it.stop is None or it.is_reached is not False or premature_stop(it):
         return []
     at, _ = it.stop
-    last = it.heard_before(at)
+    last = it.end_heard_before(at)
     return [] if _DONE.search(last) or _CANNOT.search(last) else [at]
 
 
@@ -221,8 +234,7 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
         one, other = other, one
     if len(other) < _ALIKE * len(one):
         return False
-    common = sum(min(one.count(word), other.count(word)) for word in set(one))
-    return common >= _ALIKE * len(one)
+    return (Counter(one) & Counter(other)).total() >= _ALIKE * len(one)
 
 
 HEURISTICS: Mapping[str, Callable[[Conversation], list[int]]] = {

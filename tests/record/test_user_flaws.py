@@ -109,3 +109,13 @@ def test_planted_flaws_are_found_and_clean_conversations_are_left_alone():
 @pytest.mark.parametrize("name", user_flaws.HEURISTICS)
 def test_every_heuristic_says_what_it_misses(name):
     assert "It misses" in str(user_flaws.HEURISTICS[name].__doc__)
+
+
+@pytest.mark.parametrize("words", ["please ", "if you ", "word ", "1", "? "])
+def test_an_agent_that_repeats_itself_without_end_does_not_stall_the_process(words):
+    assert found_in(talk("Hello!", "Hi.", words * 20_000, "Bye. ###STOP###", reached=False))
+
+
+def test_long_answers_are_compared_in_little_time():
+    answer = " ".join(map(str, range(30_000)))
+    assert "repeated_answer" in found_in(talk("One?", answer, "Two?", f"{answer} ###STOP###"))
