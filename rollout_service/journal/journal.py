@@ -94,6 +94,8 @@ class Journal:
             self.is_new = self._database.owner == 1
             """Whether there was no journal in the folder."""
             self._files = self._sweep()
+        except Overtaken as error:
+            raise self._final(error) from error
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
                 f"service.journal: {folder} cannot be used: {error}.", "Choose a folder on a disk with room."
@@ -138,7 +140,6 @@ class Journal:
             self._changed.notify()
         self._thread.join()
         with contextlib.suppress(sqlite3.Error, OSError, Overtaken):  # the next owner sweeps as well
-            self._database.commit([])  # who is no owner any more removes nothing
             self._sweep()
         self._database.close()
         self._lock.close()
@@ -163,7 +164,7 @@ class Journal:
 
     def _write(self, entries: list[Entry]) -> None:
         """Commit the entries, however often that must be tried. Sets `_failure` if it is no use."""
-        pause = _FIRST_PAUSE
+        pause, begun = _FIRST_PAUSE, time.monotonic()
         while True:
             try:
                 parts = self._database.commit(entries)
@@ -183,7 +184,7 @@ class Journal:
                 return
             else:
                 self.problem = None
-                self._discard(entries, parts)
+                self._discard(entries, parts, begun)
                 return
 
     def _final(self, error: Exception) -> ServiceError:
@@ -194,9 +195,13 @@ class Journal:
             )
         return ServiceError(f"The journal {self.folder} is damaged: {error}.", "Start the service with another one.")
 
-    def _discard(self, entries: list[Entry], parts: list[Part]) -> None:
-        """Remove each file that nobody needs now that the entries are recorded and the parts given up."""
-        files = self._files.recorded(entries, parts, time.monotonic())
+    def _discard(self, entries: list[Entry], parts: list[Part], begun: float) -> None:
+        """Remove each file that nobody needs now that the entries are recorded and the parts given up.
+
+        Args:
+            begun: when that began. Entries about further parts may have waited since then, however long it took.
+        """
+        files = self._files.recorded(entries, parts, begun)
         if files:
             discard_files(self._parts, files)
             try:
@@ -210,10 +215,15 @@ class Journal:
 
         Returns:
             The others.
+
+        Raises:
+            Overtaken: another service owns the journal. Nothing was removed.
         """
+        found = list(self._parts.iterdir())  # before the check: what a later owner's actors write is not among them
         needed = self._database.parts()
         names = {part.name for part in needed}
-        for path in self._parts.iterdir():
+        self._database.commit([])  # checks who the owner is
+        for path in found:
             if path.name not in names:
                 path.unlink(missing_ok=True)
         return Files(needed)

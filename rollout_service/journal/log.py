@@ -2,7 +2,7 @@
 
 Invariant: a committed transaction survives what follows it, whole. Each owner writes segments of its own, and nobody
 appends to a file after an error. A transaction counts only if the owner still is the owner when it is written: whoever
-takes the log over first says so, and then reads.
+takes the log over first says so, and then reads. An owner removes only what it has read, and only while it is one.
 
 In the folder are `owner`, the number of the owner, which each new owner overwrites; `epoch-N`, made exclusively by
 owner N; and segments `N-M.log`. A segment's line is the checksum (CRC-32) of a text and the text, in JSON: first what
@@ -44,6 +44,7 @@ class Log:
 
         Raises:
             ServiceError: a newer release wrote it, or it is damaged.
+            Overtaken: another service took it over meanwhile.
             OSError: the disk is full, cannot be written or fails.
         """
         self._folder = folder
@@ -55,8 +56,7 @@ class Log:
             _lines(path)
         self.owner = self._take_over()
         """Number of this owner."""
-        self._replay()
-        self._compact()
+        self._compact(self._replay())
 
     def commit(self, entries: Iterable[Entry]) -> list[Part]:
         """Write the entries in one transaction, all or none. Returns when they are safe.
@@ -96,37 +96,45 @@ class Log:
         self._segment = None
 
     def _take_over(self) -> int:
-        """Become the owner."""
+        """Become the owner. The one that says so last has the highest number, so that its segments come last."""
         while True:
             number = 1 + max(_numbers(self._folder), default=0)
             with contextlib.suppress(FileExistsError):  # somebody else was faster
                 os.close(os.open(self._folder / f"{_EPOCH}{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-                break
-        # In place, not by a rename: a network file system looks at the file again when it is opened.
+                self._say(number)
+                if number == max(_numbers(self._folder)):
+                    return number
+
+    def _say(self, number: int) -> None:
+        """Write who the owner is. In place, not by a rename: a network file system looks at the file again when it is
+        opened."""
         owner = os.open(self._folder / _OWNER, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             _write(owner, f"{number:020d}".encode())
         finally:
             os.close(owner)
         sync_folder(self._folder)
-        return number
 
     def _check_owner(self) -> None:
         if (self._folder / _OWNER).read_text() != f"{self.owner:020d}":
             raise Overtaken
 
-    def _replay(self) -> None:
-        for path in _segments(self._folder):
+    def _replay(self) -> list[Path]:
+        """Returns the files that a snapshot replaces."""
+        unfinished, segments = self._folder.glob(f"*{_UNFINISHED}"), _segments(self._folder)
+        old = [*segments, *unfinished]
+        for path in segments:
             head, *transactions = _lines(path) or [{}]
             if head.get("snapshot"):
                 self._state.close()
                 self._state = Database(":memory:")
             for transaction in transactions:
                 self._state.commit(_ADAPTERS[kind].validate_python(entry) for kind, entry in transaction)
+        return old
 
-    def _compact(self) -> None:
-        """Replace everything by a snapshot. Its name appears when it is whole."""
-        old, name = [*_segments(self._folder), *self._folder.glob(f"*{_UNFINISHED}")], self._next_name()
+    def _compact(self, old: Iterable[Path]) -> None:
+        """Replace these files by a snapshot. Its name appears when it is whole."""
+        name = self._next_name()
         snapshot = self._begin(f"{name}{_UNFINISHED}", is_snapshot=True)
         try:
             _write(snapshot, _line(_transaction(_entries(self._state.recover()))))
@@ -134,6 +142,7 @@ class Log:
             os.close(snapshot)
         (self._folder / f"{name}{_UNFINISHED}").rename(self._folder / f"{name}{_SEGMENT}")
         sync_folder(self._folder)
+        self._check_owner()  # the next owner may be reading them
         for path in old:
             path.unlink(missing_ok=True)
         for number in _numbers(self._folder):

@@ -95,7 +95,7 @@ class PartFiles:
                 self._close()
 
     def _append(self, contents: list[bytes]) -> list[Part]:
-        if self._file is not None and time.monotonic() >= self._opened + OPEN_SECONDS:
+        if self._file is not None and (time.monotonic() >= self._opened + OPEN_SECONDS or self._was_removed()):
             self._close()
         if self._file is None:
             self._open()
@@ -120,6 +120,10 @@ class PartFiles:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._file, self._size, self._count = os.open(self._folder / self._name, flags, 0o666), 0, 0
         sync_folder(self._folder)
+
+    def _was_removed(self) -> bool:
+        """Whether somebody removed the file: what is added to it could not be read."""
+        return self._file is not None and os.fstat(self._file).st_nlink == 0
 
     def _abandon(self) -> None:
         """Write no more into the file: nobody knows what an error left at its end. Remove it if it holds no part."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rollout_service.journal.database as database_module
+import rollout_service.journal.journal as journal_module
 import rollout_service.journal.log as log_module
 import rollout_service.journal.place as place
 from rollout_service.collecting.planning import SamplerPosition
@@ -39,8 +40,8 @@ from rollout_service.journal.entries import (
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.log import Log
 from rollout_service.journal.place import FILES, PARTS, check_file_system
-from rollout_service.record.part import Part
-from rollout_service.record.part_files import PARTS_OF_A_FILE, PartFiles
+from rollout_service.record.part import Part, is_there
+from rollout_service.record.part_files import OPEN_SECONDS, PARTS_OF_A_FILE, PartFiles
 from rollout_service.record.trajectory import Outcome, TaskRef
 from tests.support.trajectories import make_trajectory
 
@@ -259,6 +260,69 @@ def test_what_is_written_while_another_owner_takes_the_log_over_does_not_count(f
     assert Log(fast_folder / "log").recover() == found
 
 
+@pytest.mark.parametrize("moment", ["_replay", "_compact"])
+def test_an_owner_that_another_one_overtakes_while_it_opens_the_log_removes_nothing_of_it(
+    fast_folder, monkeypatch, moment
+):
+    first = Log(fast_folder / "log")
+    first.commit(TRANSACTIONS[0])
+    first.close()
+    found: list[Recovered] = []
+    goes_on = getattr(Log, moment)
+
+    def late(log: Log, *old: list[Path]) -> object:
+        monkeypatch.undo()
+        other = Log(fast_folder / "log")
+        other.commit(TRANSACTIONS[1])
+        found.append(other.recover())
+        other.close()
+        return goes_on(log, *old)
+
+    monkeypatch.setattr(Log, moment, late)
+    with pytest.raises(Overtaken):
+        Log(fast_folder / "log")
+    assert Log(fast_folder / "log").recover() == found[0]
+
+
+def test_of_two_that_take_the_log_over_the_one_that_says_so_last_has_the_highest_number(fast_folder, monkeypatch):
+    write = log_module._write
+    other: list[Log] = []
+
+    def late(file: int, content: bytes) -> None:  # it has its number, and has not said yet that it is the owner
+        monkeypatch.undo()
+        other.append(Log(fast_folder / "log"))
+        other[0].commit(TRANSACTIONS[0])
+        write(file, content)
+
+    monkeypatch.setattr(log_module, "_write", late)
+    last = Log(fast_folder / "log")
+    assert last.owner > other[0].owner
+    with pytest.raises(Overtaken):
+        other[0].commit(TRANSACTIONS[1])
+    last.commit(TRANSACTIONS[1])
+    found = last.recover()
+    last.close()
+    assert Log(fast_folder / "log").recover() == found
+
+
+def test_a_journal_that_is_overtaken_while_it_is_opened_says_so_and_removes_no_part(tmp_path, monkeypatch):
+    (tmp_path / PARTS).mkdir()
+    recover = Log.recover
+    paths = []
+
+    def late(log: Log) -> Recovered:
+        monkeypatch.undo()
+        opened("log", tmp_path).close()  # as on a machine where the lock does not hold
+        paths.append(tmp_path / PARTS / "of the other one")
+        paths[0].write_text("")
+        return recover(log)
+
+    monkeypatch.setattr(Log, "recover", late)
+    with pytest.raises(ServiceError, match="Another service took over the journal"):
+        Journal(tmp_path, "rollout", form="log")
+    assert paths[0].exists()
+
+
 def test_a_log_whose_owner_died_within_a_snapshot_is_as_it_was(fast_folder, monkeypatch):
     log = Log(fast_folder / "log")
     for entries in TRANSACTIONS:
@@ -331,6 +395,32 @@ async def test_a_journal_waits_for_a_full_disk_and_for_a_read_only_one_and_goes_
 async def until(holds: Callable[[], bool]) -> None:
     while not holds():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+async def test_a_file_whose_part_waited_for_a_full_disk_is_kept(tmp_path, monkeypatch):
+    """The entry about it waits longer than a file is added to."""
+    now = [0.0]
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
+    journal = Journal(tmp_path, "rollout")
+    files = PartFiles(tmp_path / PARTS, "node")
+    first, second = (files.write(make_trajectory()) for _ in range(2))
+    for entry in (asked(), stored(0, first), stored(1), Delivered("c", 0)):
+        journal.record(entry)
+    await journal.durable()
+    commit = journal._database.commit
+
+    def late(entries: list[Entry]) -> list[Part]:
+        monkeypatch.setattr(journal._database, "commit", commit)
+        journal.record(stored(2, second))
+        now[0] = 10 * OPEN_SECONDS
+        return commit(entries)
+
+    monkeypatch.setattr(journal._database, "commit", late)
+    journal.record(Acknowledged("c", (0,)))
+    await journal.durable()
+    await journal.durable()
+    assert is_there(tmp_path / PARTS, second)
+    journal.close()
 
 
 @pytest.mark.parametrize("form", FORMS)

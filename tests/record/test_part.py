@@ -109,6 +109,12 @@ def test_after_an_error_the_parts_that_a_file_has_are_kept_and_another_file_is_b
     assert [read_part(tmp_path, part).trajectory_id for part in (first, second)] == ["first", "second"]
 
 
+def test_a_file_that_somebody_removed_is_not_added_to(tmp_path):
+    files = PartFiles(tmp_path, "node")
+    discard_files(tmp_path, [files.write(make_trajectory())])
+    assert is_there(tmp_path, files.write(make_trajectory()))
+
+
 def test_a_file_that_was_cut_is_missed_before_its_part_is_read(tmp_path):
     files = PartFiles(tmp_path, "node")
     parts = [files.write(make_trajectory()) for _ in range(2)]
