@@ -94,8 +94,16 @@ def check_tape(config: RolloutConfig, *, here: bool) -> None:
 
     Raises:
         TapeError: it was not, or cannot be.
+        ConfigError: no episode asks a model, so nothing can be on it.
     """
-    if not config.tape.is_on or not (here or os.path.isdir(str(config.tape.path))):
+    if not config.tape.is_on:
+        return
+    if config.user_kind != "llm" and not _asks_judge(config):
+        raise ConfigError(
+            f"tape.mode is {config.tape.mode}, but no model plays the user and no configured task has a judge.",
+            "Set user.model, or leave the tape out.",
+        )
+    if not (here or os.path.isdir(str(config.tape.path))):
         return
     from rollout_service.tau2 import taping
 
@@ -118,6 +126,7 @@ def check_user(config: RolloutConfig, *, here: bool) -> None:
         return
     if config.serves_user:
         served_user_check.check(config, here=here)
+        check_price(config, config.budget)
         return
     secrets.secret(config.user.api_key_var, "user.api_key_var")
     from rollout_service.tau2 import llm_user
@@ -130,13 +139,28 @@ def check_price(config: RolloutConfig, budget: Budget) -> None:
     """Check that a budget of dollars can be held.
 
     Raises:
-        ConfigError: the price of the user simulator's model is not known.
+        ConfigError: the price of the user simulator's or the judge's model is not known.
     """
-    priced = config.user.price.prompt_usd is not None or config.tape.asks_nobody
-    if budget.usd is not None and config.user.model is not None and not priced:
-        from rollout_service.tau2 import llm_user
+    if budget.usd is None or config.tape.asks_nobody:
+        return
+    user, judge = config.user, config.evaluation.judge
+    if user.model is not None and user.price.prompt_usd is None:
+        _check_listed("user", user.model)
+    if judge.model is not None and judge.price.prompt_usd is None and _asks_judge(config):
+        _check_listed("evaluation.judge", judge.model)
 
-        llm_user.check_price(config.user.model)
+
+def _check_listed(section: str, model: str) -> None:
+    from rollout_service.tau2 import llm_user
+
+    llm_user.check_price(section, model)
+
+
+def _asks_judge(config: RolloutConfig) -> bool:
+    """Whether a configured task has its judge."""
+    from rollout_service.tau2 import evaluation, tasks
+
+    return any(evaluation.is_judged(tasks.get(task), config.evaluation.type) for task in check_tasks(config))
 
 
 def check_keys(config: RolloutConfig) -> None:
@@ -172,9 +196,7 @@ def check_judge(config: RolloutConfig) -> None:
     secrets.secret(judge.api_key_var, "evaluation.judge.api_key_var")
     if judge.base_url is None:
         return
-    from rollout_service.tau2 import evaluation, tasks
-
-    if any(evaluation.is_judged(tasks.get(task), config.evaluation.type) for task in check_tasks(config)):
+    if _asks_judge(config):
         check_endpoint("evaluation.judge.base_url", judge.base_url)
 
 

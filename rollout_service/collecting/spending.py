@@ -46,7 +46,9 @@ class Spending:
         """
         it = self.budget
         if it.usd is not None and not self.is_priced:
-            return "usd: the cost of an episode is not known, because litellm has no price for user.model"
+            return (
+                "usd: an episode's cost is not known: litellm has no price for a model, or its API reported no tokens"
+            )
         if it.usd is not None and self.usd >= it.usd:
             return f"usd: ${self.usd:.2f} of ${it.usd:.2f} are spent"
         if it.wall_seconds is not None and seconds >= it.wall_seconds:

@@ -31,7 +31,9 @@ class Price(Section):
         return self
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """US dollars for so many tokens. None: no price is set."""
+        """US dollars for so many tokens. None: no price is set, or an API that is not free reported no tokens."""
         if self.prompt_usd is None or self.completion_usd is None:
             return None
+        if not prompt_tokens and not completion_tokens and self.prompt_usd + self.completion_usd > 0:
+            return None  # every request has tokens
         return (prompt_tokens * self.prompt_usd + completion_tokens * self.completion_usd) / 1e6

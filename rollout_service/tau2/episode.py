@@ -196,7 +196,7 @@ class _Episode:
         except EpisodeEnd as cancelled:
             reason = cancelled.reason  # while the judge was asked
         except EpisodeFault as error:
-            reason, fault = TerminationReason.FAULT, error.fault
+            reason, fault, score = TerminationReason.FAULT, error.fault, None
             if orchestrator is not None:
                 conversation = orchestrator.get_trajectory()
         timing = self._timing

@@ -198,16 +198,19 @@ def check_user(config: User) -> None:
     check_endpoint(config)
 
 
-def check_price(model: str) -> None:
+def check_price(section: str, model: str) -> None:
     """Check that litellm knows what the model's tokens cost.
+
+    Args:
+        section: of the settings that name the model: `user` or `evaluation.judge`.
 
     Raises:
         ConfigError: it does not, so that dollars cannot be counted.
     """
     if listed_price(model) is None:
         raise ConfigError(
-            f"budget.usd is set, but litellm knows no price for user.model {model!r}.",
-            "Set user.price, or budget.user_tokens instead.",
+            f"budget.usd is set, but litellm knows no price for {section}.model {model!r}.",
+            f"Set {section}.price, or budget.user_tokens instead.",
         )
 
 

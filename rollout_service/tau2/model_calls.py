@@ -7,6 +7,7 @@ the answer; only the one call of litellm in it is watched.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -178,6 +179,7 @@ class _Call:
             if recorded is not None:
                 self.answers.append(_Answer(recorded, is_replayed=True))
                 return litellm.ModelResponse(**recorded.answer)
+            request = copy.deepcopy(request)  # litellm changes the tools in place for some providers
         begun = perf_counter()
         response = litellm.completion(**arguments)
         seconds = perf_counter() - begun

@@ -117,7 +117,11 @@ async def test_a_request_that_cannot_be_met_is_refused_in_openai_s_shape(client,
     assert error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"text"', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b"\xff", b'"text"', b"[" * 100_000],
+    ids=["empty", "cut", "list", "no text", "text", "too deep"],
+)
 async def test_a_body_that_is_no_json_object_is_refused(client, body):
     answer = await client.post("/chat/completions", content=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from aiohttp import web
 
 import rollout_service.preflight as preflight
 from rollout_service.config.price import Price
-from rollout_service.errors import EpisodeFault, TapeError
+from rollout_service.errors import ConfigError, EpisodeFault, TapeError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.folder import TapeFolder
 from rollout_service.tape.recording import Take
-from rollout_service.tau2 import compat, judge, llm_user, tasks
+from rollout_service.tau2 import compat, evaluation, judge, lazy_llm_utils, llm_user, tasks
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls
 from tests.support import episodes
@@ -203,3 +205,77 @@ def test_a_model_that_is_asked_past_the_tape_is_counted_without_one_and_refused_
     tape = EpisodeTape(TapeFolder(tmp_path), "replay", Take("retail", "0", "", 0, 7, 1), dict)
     with pytest.raises(EpisodeFault, match="by a way that the tape does not see"):
         ModelCalls("user", Deadline(60.0), usage, tape=tape).ask(otherwise, 30.0)
+
+
+def test_a_request_is_recorded_as_it_was_although_litellm_changes_tools_for_some_providers(tmp_path: Path) -> None:
+    parameters = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    folder, take = TapeFolder(tmp_path), Take("retail", "0", "", 0, 7, 1)
+    with OpenAIServer(server.talker(1)) as api:
+        arguments = {
+            "model": "hosted_vllm/m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": copy.deepcopy(tools),
+            "api_base": api.base_url,
+            "api_key": "none",
+            "_skip_mcp_handler": True,
+        }
+        calls = ModelCalls("user", Deadline(60.0), UserUsage(), tape=EpisodeTape(folder, "record", take, dict))
+        calls.ask(lambda: lazy_llm_utils.load().completion(**arguments), 30.0)
+    (recording,) = folder.recordings(take)
+    assert [entry.request.tools for entry in recording.entries] == [tools]
+
+
+def test_an_episode_whose_end_cannot_be_recorded_has_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = evaluation.score
+
+    def scored(*args: Any, **others: Any) -> evaluation.Score:
+        shutil.rmtree(tmp_path / "tape")
+        return score(*args, **others)
+
+    monkeypatch.setattr(evaluation, "score", scored)
+    with OpenAIServer(server.gold_user([tasks.get(RETAIL)])) as api:
+        (lost,) = play(tmp_path / "tape", "record", api.base_url, RETAIL, policy(), 1)
+    assert lost.fault is not None
+    assert (lost.fault.kind, lost.fault.error) == ("service", "FileNotFoundError")
+    assert (lost.outcome, lost.reward, lost.reward_info) == (Outcome.ABORTED, None, None)
+
+
+def test_tokens_that_the_api_does_not_report_cost_nobody_knows_what() -> None:
+    price = Price(prompt_usd=1.0, completion_usd=5.0)
+    assert price.of(0, 0) is None
+    assert Price(prompt_usd=0.0, completion_usd=0.0).of(0, 0) == 0.0
+
+    async def uncounted(exchange: Exchange) -> web.StreamResponse:
+        answer = exchange.completion(exchange.reply())
+        del answer["usage"]
+        return web.json_response(answer)
+
+    usage = UserUsage()
+    arguments = {"model": "openai/own", "messages": [{"role": "user", "content": "hi"}], "api_key": "none"}
+    with OpenAIServer(server.talker(1), always(uncounted)) as api:
+        request = functools.partial(lazy_llm_utils.load().completion, **arguments, base_url=api.base_url)
+        ModelCalls("user", Deadline(60.0), usage, price=price).ask(request, 30.0)
+    assert (usage.requests, usage.cost_usd) == (1, None)
+
+
+def test_a_tape_that_nothing_would_be_recorded_on_is_refused(tmp_path: Path) -> None:
+    tape = {"tape__path": str(tmp_path / "tape"), "tape__mode": "record"}
+    with pytest.raises(ConfigError, match=r"tape\.mode is record, but no model plays the user .*Set user\.model"):
+        preflight.check(episodes.settings(tasks__domain="telecom", **tape), here=True)
+    judged = {"tasks__domain": JUDGED.domain, "tasks__ids": [JUDGED.task_id]}
+    preflight.check(episodes.settings(evaluation__type="all_with_nl_assertions", **judged, **tape), here=True)
+
+
+def test_a_budget_in_dollars_needs_the_judge_s_price_where_a_task_has_a_judge() -> None:
+    user = {"user__model": PRICED_MODEL, "budget__usd": 1.0}
+    judge = {"evaluation__type": "all_with_nl_assertions", "evaluation__judge__model": "openai/no-such-model"}
+    config = episodes.settings(tasks__domain="mock", **user, **judge)
+    with pytest.raises(ConfigError, match=r"no price for evaluation\.judge\.model .*Set evaluation\.judge\.price"):
+        preflight.check_price(config, config.budget)
+    for changed in (
+        {"evaluation__judge__price": {"prompt_usd": 1.0, "completion_usd": 1.0}},
+        {"evaluation__type": "env", "evaluation__judge__model": None},
+    ):
+        known = episodes.settings(tasks__domain="mock", **user, **(judge | changed))
+        preflight.check_price(known, known.budget)
