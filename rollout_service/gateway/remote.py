@@ -118,6 +118,8 @@ class _Cursor:
     """The trainer has all groups up to this gateway's number for good."""
     acknowledged: set[int] = field(default_factory=set)
     """Our numbers of the groups that the trainer has for good."""
+    told: set[int] = field(default_factory=set)
+    """The gateway's numbers of the groups beyond `settled` that it was told of."""
     has_ended: bool = False
     """Whether there are no more groups."""
 
@@ -128,8 +130,10 @@ class _Cursor:
 
     @property
     def also(self) -> list[int]:
-        """The gateway's numbers of the groups beyond `settled` that the trainer has for good."""
-        return [number for number, own in self.theirs.items() if number > self.settled and own in self.acknowledged]
+        """The gateway's numbers of the groups beyond `settled` that the trainer has for good, and the gateway was not
+        told of."""
+        beyond = range(self.settled + 1, self.last + 1)
+        return [n for n in beyond if n not in self.told and self.theirs.get(n, -1) in self.acknowledged]
 
     def came(self, number: int, group_id: str) -> bool:
         """Note a group, by the gateway's number. Returns whether it is a new one."""
@@ -147,6 +151,7 @@ class _Cursor:
     def restart(self) -> None:
         """Begin anew with a gateway that does not know how far it was."""
         self.theirs.clear()
+        self.told.clear()
         self.last = self.settled = 0
 
 
@@ -213,6 +218,7 @@ class RemoteCoordinator:
             if also := cursor.also:
                 body["also"] = also
             await self._link.ask(Ask("POST", f"{_path(collection_id)}/acknowledge", body), _nothing)
+            cursor.told.update(also)
             self._forget_if_over(collection_id, cursor)
 
     def _forget_if_over(self, collection_id: str, cursor: _Cursor) -> None:

@@ -14,11 +14,11 @@ from tests.support.trajectories import make_trajectory
 
 
 class Link:
-    """Stands for a gateway that has two groups."""
+    """Stands for a gateway that has some groups."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End, count: int = 2) -> None:
         self.asked: list[Ask] = []
-        self.groups = [(number, [make_trajectory(group_id=f"group {number}")]) for number in (1, 2)]
+        self.groups = [(number, [make_trajectory(group_id=f"group {number}")]) for number in range(1, count + 1)]
         self.end = end
 
     async def ask(self, ask: Ask, read: Any) -> Any:
@@ -44,6 +44,18 @@ async def test_what_is_acknowledged_after_the_end_reaches_the_gateway(end):
         await coordinator._acknowledge("c", [number])
     assert [ask.body for ask in link.asked if ask.method == "POST"] == [{"number": 0, "also": [2]}, {"number": 2}]
     assert not coordinator._cursors, "a long training run remembers no collection that is over"
+
+
+async def test_a_reader_that_keeps_its_first_group_tells_of_each_later_one_once():
+    link = Link(End("ended"), 20)
+    coordinator = RemoteCoordinator(link)
+    for number in range(20):
+        await coordinator._next_group("c")
+        if number:
+            await coordinator._acknowledge("c", [number])
+    assert [ask.body for ask in link.asked if ask.method == "POST"] == [
+        {"number": 0, "also": [number]} for number in range(2, 21)
+    ], "a gateway takes no more than 1,024 numbers in one request"
 
 
 async def test_what_a_reader_acknowledged_with_its_last_call_needs_no_other():

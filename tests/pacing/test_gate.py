@@ -51,8 +51,8 @@ def test_more_threads_than_places_all_get_their_turn_and_never_too_many_at_once(
 
 def test_a_wait_that_one_request_was_told_holds_for_the_others():
     gate, starts = Gate(8, 60.0, 600.0), []
-    ask(gate, Result("refused", 0.01, Advice(1.0)))
     told = time.monotonic()
+    ask(gate, Result("refused", 0.01, Advice(1.0)))
 
     def work() -> None:
         with gate.place(Deadline(120.0)) as place:
