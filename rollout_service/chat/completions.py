@@ -1,7 +1,7 @@
 """OpenAI's chat completions: a request's body read, and a turn written as an answer.
 
 Invariant: any bytes give a `CompletionRequest` or a `RefusedRequest` in OpenAI's shape that names the parameter. No
-parameter is silently ignored but `seed` and `user`, which OpenAI promises nothing of either.
+parameter is silently ignored but `seed` and `user`: OpenAI guarantees no effect of them either.
 """
 
 from __future__ import annotations

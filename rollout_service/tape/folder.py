@@ -123,7 +123,8 @@ class TapeFolder:
         return self.path / take.domain / f"{_plain(take.task_id)}{_version(take.task_hash)}"
 
     def recordings(self, take: Take) -> list[Recording]:
-        """What is recorded of this episode, in all its attempts. Finished attempts come first, of those the newest.
+        """What is recorded of this episode, in all its attempts. Finished attempts come first, the newest before
+        the older ones.
 
         Raises:
             TapeError: a file cannot be read.
@@ -132,8 +133,9 @@ class TapeFolder:
         for path in self.of_task(take).glob(f"{take.prefix}*.jsonl"):
             recording = Recording.read(path)
             if recording is not None:
-                found.append((recording.outcome is not None, recording.take.attempt, _number(path), recording))
-        return [recording for *_, recording in sorted(found, key=lambda each: each[:3], reverse=True)]
+                is_whole = recording.outcome is not None
+                found.append((is_whole, recording.begun, recording.take.attempt, _number(path), recording))
+        return [recording for *_, recording in sorted(found, key=lambda each: each[:4], reverse=True)]
 
     def finished(self, domains: Iterable[str]) -> Iterator[Recording]:
         """Every recording of an episode of these domains that was finished.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -102,6 +103,8 @@ class Recording:
     entries: list[Entry]
     outcome: str | None
     """How the episode ended; None: the attempt was not finished."""
+    begun: str = ""
+    """When, in UTC, as 2026-01-31T09:00:00.000000+00:00; empty in files of earlier versions."""
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -126,7 +129,7 @@ class Recording:
                     outcome = value["end"]
                     break
                 entries.append(Entry.from_dict(value, entries[-1].request if entries else None))
-            return cls(Take(**header["take"]), entries, outcome)
+            return cls(Take(**header["take"]), entries, outcome, str(header.get("begun", "")))
         except OSError as error:
             raise TapeError(f"tape.path: {path} cannot be read: {error}.", "Check the folder's rights.") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -161,7 +164,8 @@ class RecordingWriter:
                 break
             except FileExistsError:  # the same episode was recorded before
                 continue
-        self._write({"format": FORMAT, "take": asdict(take)})
+        begun = datetime.now(UTC).isoformat(timespec="microseconds")
+        self._write({"format": FORMAT, "begun": begun, "take": asdict(take)})
 
     def append(self, entry: Entry) -> None:
         """Append an answer.

@@ -25,7 +25,7 @@ from tests.support.episodes import settings
 from tests.support.openai_server import Exchange, OpenAIServer, Request
 
 _EPISODES = 100
-"""Of each domain."""
+"""Episodes of each domain."""
 
 _MODEL = "openai/gpt-4.1-mini"
 

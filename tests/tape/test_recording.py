@@ -221,6 +221,19 @@ def test_the_attempt_that_was_finished_is_replayed(folder: TapeFolder) -> None:
     assert answers(replaying(folder), opening, later) == ["b", "end"]
 
 
+def test_of_two_recordings_of_an_episode_the_newer_is_replayed(folder: TapeFolder) -> None:
+    """Also if the older one took more attempts."""
+    opening = request("rules", "hello")
+    record(folder, entry(opening, "older"), attempt=2)
+    older = folder.recordings(TAKE)[0]
+    record(folder, entry(opening, "newer"))
+    assert answers(replaying(folder), opening) == ["newer"]
+    (path,) = folder.of_task(TAKE).glob("*attempt-2.jsonl")
+    path.write_text(path.read_text().replace(f'"begun": "{older.begun}", ', ""))  # as earlier versions wrote it
+    assert answers(replaying(folder), opening) == ["newer"]
+    assert [(each.take.attempt, each.begun) for each in folder.recordings(TAKE)][1:] == [(2, "")]
+
+
 def test_what_is_missing_is_recorded_as_a_whole_episode(folder: TapeFolder) -> None:
     opening = request("rules", "hello")
     record(folder, entry(opening, "a"), entry(request("rules", "hello", "a", "one way"), "left"))
