@@ -18,7 +18,7 @@ _log = logs.logger(__name__)
 
 
 class CollectionLog:
-    """Of one collection."""
+    """The log lines of one collection."""
 
     def __init__(self) -> None:
         self._pauses = 0

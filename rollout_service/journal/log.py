@@ -205,7 +205,7 @@ def _segments(folder: Path) -> list[Path]:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """Of all owners that left a file behind."""
+    """The numbers of all owners that left a file behind."""
     begun = [path.name.removeprefix(_EPOCH) for path in folder.glob(f"{_EPOCH}*")]
     return [int(number) for number in (*begun, *(path.name.partition("-")[0] for path in _segments(folder)))]
 

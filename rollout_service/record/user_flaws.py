@@ -19,7 +19,7 @@ from rollout_service.termination import TerminationReason
 Message = Mapping[str, Any]
 
 SIGNALS = re.compile(r"###(?:STOP|TRANSFER|OUT-OF-SCOPE)###")
-"""With which τ²'s user simulators end a conversation."""
+"""Words with which τ²'s user simulators end a conversation."""
 
 _STOP = "###STOP###"
 

@@ -50,7 +50,7 @@ def of(domain: str) -> SourceFiles:
     """The data files of a domain, as they were at the first call in this process. Call it before reading them.
 
     They are the files that τ²'s own domains name (each `*_PATH` of the `utils` module) and the splits beside the tasks.
-    Of a folder (`*_PATH` or `*_DIR`) they are the JSON files in it.
+    For a folder (`*_PATH` or `*_DIR`) they are the JSON files in it.
     """
     constructor = compat.registry.get_env_constructor(domain)
     function = constructor.func if isinstance(constructor, functools.partial) else constructor
