@@ -13,15 +13,24 @@ from typing import Any
 
 import rollout_service.adapters.rows as rows
 import rollout_service.config.arguments as arguments
+from rollout_service.config import RolloutConfig
 from rollout_service.errors import StorageError, TaskError
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.tau2 import tasks
+from rollout_service.tau2.task_choice import TaskChoice
 
 AGENT_NAME = "tau2"
 """Name of the agent loop, in verl's rows and in its file of agent loops."""
 
 
-def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str], *, overwrite: bool = False) -> int:
+def prepare_data(
+    path: str | Path,
+    domains: Iterable[str],
+    splits: Iterable[str],
+    *,
+    overwrite: bool = False,
+    config: RolloutConfig | None = None,
+) -> int:
     """Write the tasks of every split of every domain, in τ²'s order.
 
     * `.jsonl`, for slime's `--prompt-data` with `--input-key prompt --metadata-key metadata` (`slime/utils/data.py`,
@@ -31,11 +40,14 @@ def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str]
 
     The index is the task's position in its split.
 
+    Args:
+        config: of the service, which leaves tasks out, see `TaskChoice`; None: all are there.
+
     Returns:
         Number of rows written.
 
     Raises:
-        TaskError: unknown domain or split.
+        TaskError: unknown domain or split; or no task of it is left.
         StorageError: the file exists, cannot be written, or does not end in .jsonl or .parquet.
     """
     path = arguments.path("path", path, StorageError)
@@ -46,7 +58,8 @@ def prepare_data(path: str | Path, domains: Iterable[str], splits: Iterable[str]
         raise StorageError(f"{path} does not end in .jsonl or .parquet.", "slime reads the first, verl the second.")
     if path.exists() and not overwrite:
         raise StorageError(f"{path} exists.", "Pass --overwrite, or choose another name.")
-    found = [task for domain in domains for split in splits for task in tasks.references(domain, split)]
+    choose = tasks.references if config is None else TaskChoice(config).references
+    found = [task for domain in domains for split in splits for task in choose(domain, split)]
     try:
         _WRITERS[path.suffix](path, found)
     except OSError as error:

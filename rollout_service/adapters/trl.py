@@ -40,22 +40,28 @@ from rollout_service.redaction import shown
 
 if TYPE_CHECKING:
     from rollout_service.client import RolloutClient
+    from rollout_service.config import RolloutConfig
 
 Columns = dict[str, list[Any]]
 RolloutFunc = Callable[[list[Any], Any], Columns]
 Weights = Callable[[Any], Mapping[str, Any]]
 
 
-def prompts(domain: str, split: str = "train", ids: list[str] | None = None) -> list[dict[str, str]]:
+def prompts(
+    domain: str, split: str = "train", ids: list[str] | None = None, config: RolloutConfig | None = None
+) -> list[dict[str, str]]:
     """Rows for a `datasets.Dataset`, one per task. The prompt is the task's name; the service renders the real one.
 
-    Raises:
-        TaskError: unknown domain, split or id; lists the valid ones.
-    """
-    from rollout_service.tau2 import tasks
+    Args:
+        config: of the service, which leaves tasks out, see `TaskChoice`; None: all are there.
 
-    chosen = tasks.references(domain, split, ids)
-    return [{"prompt": str(task)} for task in chosen]
+    Raises:
+        TaskError: unknown domain, split or id, with the valid ones; or a named task is left out.
+    """
+    from rollout_service.tau2 import task_choice, tasks
+
+    choose = tasks.references if config is None else task_choice.TaskChoice(config).references
+    return [{"prompt": str(task)} for task in choose(domain, split, ids)]
 
 
 def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | None = None, **_: Any) -> list[Any]:

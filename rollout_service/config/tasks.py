@@ -101,16 +101,17 @@ class Tasks(Section):
     @field_validator("exclude", mode="before")
     @classmethod
     def _read_excluded(cls, value: Any) -> Any:
-        if value == []:
-            return value
         if isinstance(value, str):
             try:
-                lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
+                text = Path(value).expanduser().read_text(encoding="utf-8")
             except (OSError, ValueError) as error:
                 raise Refused(
                     f"names a file that cannot be read: {error}.", "Give a list of ids, or correct it.", "tasks.exclude"
                 ) from error
-            value = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            lines = [line.strip() for line in text.splitlines()]
+            value = [line for line in lines if line and not line.startswith("#")]
+        if value == []:
+            return value
         try:
             return read_ids(value, "tasks.exclude")
         except TaskError as error:

@@ -86,7 +86,8 @@ class TaskChoice:
         if domain not in self._tasks.domains:
             return
         known = {task_id for ids in tasks.splits(domain).values() for task_id in ids}
-        known |= {task.task_id for task in tasks.references(domain, split)}
+        for name in {split, self._tasks.chosen_split}:
+            known |= {task.task_id for task in tasks.references(domain, name)}
         if unknown := sorted(self._tasks.excluded(domain) - known):
             raise TaskError(
                 f"tasks.exclude: {domain} has no task {', '.join(map(repr, unknown[:5]))}.",

@@ -91,8 +91,11 @@ def get(reference: TaskRef) -> compat.Task:
     Raises:
         TaskError: there is no such task.
     """
-    references(reference.domain, reference.split, [reference.task_id])
-    return _task_set(reference.domain, reference.split)[reference.task_id]
+    found = _task_set(reference.domain, reference.split).get(reference.task_id)
+    if found is None:
+        references(reference.domain, reference.split, [reference.task_id])  # raises, with the valid ids
+        raise AssertionError(f"{reference} is in its split and yet not there")
+    return found
 
 
 _REMARKS = {"description", "issues", "annotations"}

@@ -67,8 +67,9 @@ def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again
 
 
 async def test_the_status_tells_of_the_user_s_endpoint(actor, config):
-    told = await pacer.numbers(config)
-    assert told is not None
+    deadline = time.monotonic() + 120
+    while (told := await pacer.numbers(config)) is None:  # a busy machine may take longer than it waits
+        assert time.monotonic() < deadline, "the pacer does not answer"
     assert told["limit"] >= 1
     assert await pacer.numbers(settings()) is None
 

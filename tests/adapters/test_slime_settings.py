@@ -173,6 +173,16 @@ def test_prompts_are_not_overwritten_unasked(tmp_path):
         prepare_data(tmp_path / "other.jsonl", ["nowhere"], ["base"])
 
 
+def test_the_command_line_leaves_out_what_the_service_leaves_out(tmp_path):
+    settings, path = tmp_path / "settings.yaml", tmp_path / "prompts.jsonl"
+    settings.write_text("policy: {tokenizer: model}\ntasks: {domain: airline, exclude: ['0', '2']}")
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare-data", "--domain", "airline", "--split", "base", "-o", str(path), "--config", str(settings)])
+    assert ended.value.code == 0
+    named = [json.loads(line)["metadata"]["task_id"] for line in path.read_text().splitlines()]
+    assert (len(named), named[:2]) == (48, ["1", "3"])
+
+
 def test_the_command_line_writes_prompts(tmp_path, capsys):
     path = tmp_path / "prompts.jsonl"
     with pytest.raises(SystemExit) as ended:

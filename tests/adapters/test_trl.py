@@ -16,6 +16,7 @@ import transformers
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
+from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, TaskError
 from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
@@ -409,6 +410,14 @@ def test_prompts_name_the_tasks_of_a_split() -> None:
     assert len(prompts("retail", "train")) == 74
     with pytest.raises(TaskError, match="no task 'nothing'"):
         prompts("mock", "base", ["nothing"])
+
+
+def test_prompts_leave_out_what_the_service_leaves_out() -> None:
+    config = RolloutConfig(tasks={"domain": "airline", "exclude": ["0", "2"]})
+    rows = prompts("airline", "base", config=config)
+    assert [row["prompt"] for row in rows[:2]] == ["airline/base/1", "airline/base/3"]
+    with pytest.raises(TaskError, match=r"airline/base/2 is left out: tasks.exclude names it"):
+        prompts("airline", "base", ["1", "2"], config)
 
 
 def test_the_reward_function_without_the_rollout_function_is_refused() -> None:

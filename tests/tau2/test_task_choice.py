@@ -60,6 +60,14 @@ def test_a_plan_draws_the_file_s_tasks_and_no_caller_names_another_file(own):
         planner.plan(CollectionRequest(split="/etc/secrets.json"), 0)
 
 
+def test_an_exclusion_of_the_file_s_tasks_leaves_other_splits_alone(own):
+    config = episodes.settings(tasks__domain="mock", tasks__path=str(own), tasks__exclude=["yours"])
+    assert {task.task_id for task in TaskChoice(config).references("mock", "base")} >= {
+        "create_task_1",
+        "update_task_1",
+    }
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -89,8 +97,10 @@ def test_a_file_that_is_no_list_of_tasks_is_refused(tmp_path):
 def test_excluded_tasks_are_never_drawn_and_a_file_may_name_them(tmp_path):
     everything = [task.task_id for task in tasks.references("mock")]
     assert chosen(tasks__exclude=everything[1:]) == everything[:1]
-    (tmp_path / "bad.txt").write_text("# known to be bad\n" + "\n".join(everything[1:]) + "\n")
+    (tmp_path / "bad.txt").write_text("  # known to be bad\n" + "\n".join(everything[1:]) + "\n")
     assert chosen(tasks__exclude=str(tmp_path / "bad.txt")) == everything[:1]
+    (tmp_path / "none.txt").write_text("# none so far\n")
+    assert chosen(tasks__exclude=str(tmp_path / "none.txt")) == chosen()
     config = episodes.settings(tasks__domain={"mock": 1, "airline": 1}, tasks__exclude=[f"mock/{everything[0]}"])
     sampler = Tau2TaskSource(config).sampler(config.tasks.domain, "base", None, shuffle=True, seed=0)
     drawn = {task.task_id for task in itertools.islice(sampler, 200)}

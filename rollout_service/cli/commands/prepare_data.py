@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from rollout_service.cli.options import Config
 from rollout_service.cli.stderr import say
+from rollout_service.config import RolloutConfig
 
 
 def prepare_data(
@@ -20,9 +22,12 @@ def prepare_data(
     domain: Annotated[list[str], typer.Option(help="A domain. Repeat it for more.")],
     split: Annotated[list[str] | None, typer.Option(help="A split. Repeat it for more. Default: train.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output if it exists.")] = False,
+    config: Config = None,
 ) -> None:
-    """Write the tasks of splits as prompts for slime or verl, a row each."""
+    """Write the tasks of splits as prompts for slime or verl, a row each. With --config, tasks that the settings leave
+    out are left out."""
     from rollout_service.adapters.prompts import prepare_data as write
 
-    count = write(output, domain, split or ["train"], overwrite=overwrite)
+    settings = None if config is None else RolloutConfig.load(config)
+    count = write(output, domain, split or ["train"], overwrite=overwrite, config=settings)
     say(f"{count} prompts are in {output}.")
