@@ -463,15 +463,16 @@ async def test_a_collection_that_is_read_again_is_not_thrown_away(service):
 
 async def test_what_was_acknowledged_is_let_go_of_after_its_reader_has_let_go(service, monkeypatch):
     """If its owner lets go first, Ray leaves a small object in the owner's memory for good."""
-    monkeypatch.setattr(lending, "_SECONDS", 0.05)
     stream = service.stream("manual")
-    group = await anext(stream)
+    groups = [await anext(stream) for _ in range(2)]
     collection = service.coordinator._collections[stream.collection_id]
-    results = collection._given[0]
-    await stream.aack(group)
-    assert 0 not in collection._given
-    assert len(results) == SIZE
-    while results:  # noqa: ASYNC110
+    kept, let_go = collection._given[0], collection._given[1]
+    for seconds, group in zip((600.0, 0.05), groups, strict=True):
+        monkeypatch.setattr(lending, "_SECONDS", seconds)
+        await stream.aack(group)
+    assert not {0, 1} & set(collection._given)
+    assert len(kept) == SIZE
+    while let_go:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -172,6 +172,6 @@ async def test_an_evaluation_that_cannot_be_counted_has_failed(streams, monkeypa
     monkeypatch.setattr(Evaluation, "add", lambda self, group: 1 / 0)
     evaluations = Evaluations(streams)
     accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
-    report = await evaluations.report(accepted.collection_id, "us", 10.0)
+    report = await evaluations.report(accepted.collection_id, "us", 120.0)
     assert report["state"] == "failed"
     assert "division by zero" in report["error"]["problem"]
