@@ -111,11 +111,12 @@ class Gate:
     def _wait(self, patience: Patience) -> None:
         turn = threading.Event()
         with self._lock:
+            if self._reporter is None:
+                reporter = threading.Thread(target=self._report_on, name="user-gate", daemon=True)
+                reporter.start()  # it may raise: then nothing has changed, and the next request tries again
+                self._reporter = reporter
             self._queue.append(turn)
             self._admit()
-            if self._reporter is None:
-                self._reporter = threading.Thread(target=self._report_on, name="user-gate", daemon=True)
-                self._reporter.start()
             if len(self._queue) == 1:  # later ones need not hurry the report
                 self._news.set()
         try:

@@ -73,6 +73,18 @@ def test_a_request_whose_episode_is_cancelled_leaves_the_queue():
     ask(gate)
 
 
+def test_a_machine_without_another_thread_fails_one_request_and_not_all_later_ones(monkeypatch):
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate = Gate(1, 60.0, 600.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            ask(gate)
+    ask(gate, patience=Deadline(60.0))
+
+
 def test_requests_go_on_when_the_exchange_is_lost_and_return_to_it_when_it_is_back():
     reports: list[Report] = []
     is_lost = False
