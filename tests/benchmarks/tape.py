@@ -7,7 +7,6 @@ calls, so a replay is equal only if every answer comes from the tape.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import tempfile
 import time
@@ -23,13 +22,14 @@ from tests.benchmarks.measure import Row, show
 from tests.support import openai_server as server
 from tests.support.episodes import settings
 from tests.support.openai_server import Exchange, OpenAIServer, Request
+from tests.support.trajectories import without_times
 
 _EPISODES = 100
 """Episodes of each domain."""
 
 _MODEL = "openai/gpt-4.1-mini"
 
-_OF_THE_COLLECTION = ("trajectory_id", "collection_id", "group_id", "timing")
+_OF_THE_COLLECTION = ("trajectory_id", "collection_id", "group_id")
 
 
 def run() -> bool:
@@ -81,17 +81,10 @@ def _collect(played: list[compat.Task], domain: str, tape: Path, mode: str, url:
     return sorted(batch, key=lambda each: (each.task, each.seed, each.sample_index)), seconds
 
 
-def _plain(trajectory: Trajectory) -> str:
+def _plain(trajectory: Trajectory) -> dict[str, Any]:
     """All of a trajectory but its times and the names of its collection."""
-    record = trajectory.to_dict()
-    for name in _OF_THE_COLLECTION:
-        del record[name]
-    for segment in record["segments"]:
-        for turn in segment["turns"]:
-            del turn["policy_seconds"]
-    for message in record["messages"]:
-        del message["timestamp"]
-    return json.dumps(record)
+    record = without_times(trajectory)
+    return {name: value for name, value in record.items() if name not in _OF_THE_COLLECTION}
 
 
 def _schedule(request: Request) -> server.Behaviour:

@@ -191,3 +191,15 @@ def unlike_any_default(hint: Any, number: int = 3) -> Any:
     if issubclass(inner, StrEnum):
         return list(inner)[-1]
     return {str: f"text {number}", int: number, float: number + 0.25, bool: True}[inner]
+
+
+def without_times(trajectory: Trajectory) -> dict[str, Any]:
+    """All of a trajectory but its times."""
+    record = trajectory.to_dict()
+    del record["timing"]
+    for segment in record["segments"]:
+        for turn in segment["turns"]:
+            del turn["policy_seconds"]
+    for message in record["messages"]:
+        del message["timestamp"]
+    return record

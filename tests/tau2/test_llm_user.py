@@ -29,20 +29,11 @@ from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
 from tests.support.openai_server import Exchange, OpenAIServer, Schedule, always, at
+from tests.support.user_tasks import JUDGED, RETAIL, TELECOM, TELECOM_TURNS
 
 LOCAL_MODEL = "openai/some-local-model"
 PRICED_MODEL = "openai/gpt-4.1-mini"
 KEY = "correct-horse-battery-staple"
-
-RETAIL = tasks.references("retail", "base", ["0"])[0]
-TELECOM = tasks.references(
-    "telecom",
-    "base",
-    ["[mobile_data_issue]bad_network_preference|bad_vpn|user_abroad_roaming_disabled_off[PERSONA:Hard]"],
-)[0]
-"""The user acts twice, the agent once, the user once more: seven user turns, three of them tool calls."""
-TELECOM_TURNS = 7
-JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,11 @@ from rollout_service.tau2.model_calls import ModelCalls
 from tests.support import episodes
 from tests.support import openai_server as server
 from tests.support.openai_server import Exchange, OpenAIServer, always
+from tests.support.trajectories import without_times
+from tests.support.user_tasks import JUDGED, RETAIL, TELECOM
 
 KEY = "correct-horse-battery-staple"
 PRICED_MODEL = "openai/gpt-4.1-mini"
-RETAIL = tasks.references("retail", "base", ["0"])[0]
-TELECOM = tasks.references(
-    "telecom",
-    "base",
-    ["[mobile_data_issue]bad_network_preference|bad_vpn|user_abroad_roaming_disabled_off[PERSONA:Hard]"],
-)[0]
-JUDGED = tasks.references("mock", "base", ["create_task_1_nl_eval"])[0]
 
 
 @pytest.fixture(autouse=True)
@@ -62,17 +56,6 @@ def play(tape: Path, mode: str, url: str, task: TaskRef, policy: Any, samples: i
     }
     runner = episodes.runner(episodes.settings(**overrides), policy)
     return [runner.run(episodes.request(task, seed=5 + sample, sample=sample)) for sample in range(samples)]
-
-
-def without_times(trajectory: Trajectory) -> str:
-    record = trajectory.to_dict()
-    del record["timing"]
-    for segment in record["segments"]:
-        for turn in segment["turns"]:
-            del turn["policy_seconds"]
-    for message in record["messages"]:
-        del message["timestamp"]
-    return json.dumps(record)
 
 
 def variations(exchange: Exchange) -> Any:

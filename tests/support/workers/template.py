@@ -9,6 +9,7 @@ All end with the input of this program.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -32,6 +33,8 @@ SECOND = ("ray.serve._private.controller", "ray.serve._private.replica", "ray.se
           "actors.coordinator", "actors.fleet", "actors.environment", "rollout_service.policy.serve", "deploy.replica",
           "deploy.engines.transformers", "tests.support.services")  # fmt: skip
 """Imported by each second template."""
+
+_PR_SET_PDEATHSIG = 1
 
 LONGEST = 1 << 17
 """Bytes of a request."""
@@ -148,6 +151,7 @@ class _Second:
 
 def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
     """Be the worker."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # one that hangs as it exits ends with the template
     os.setpgid(0, 0)  # Ray ends the group of a worker that ended
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
