@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class PartFiles:
         """
         self._folder = folder
         self._node = node
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
+        """Contents that no thread writes yet. Any thread adds to it; the one that has the turn takes from it."""
         self._turn = threading.Lock()
         self._file: int | None = None
         """Descriptor of the file that is written."""
@@ -78,7 +80,9 @@ class PartFiles:
 
     def _write_waiting(self) -> None:
         """Write everything that waits."""
-        everything, self._waiting = self._waiting, []
+        everything = []
+        while self._waiting:
+            everything.append(self._waiting.popleft())
         while everything:
             try:
                 room = PARTS_OF_A_FILE - self._count
