@@ -58,15 +58,4 @@ class UserServer(Section):
 
     def as_policy(self) -> PolicyConfig:
         """The settings of an engine that serves the model."""
-        return PolicyConfig(
-            engine=self.engine,
-            model=self.model,
-            replicas=self.replicas,
-            gpus_per_replica=self.gpus_per_replica,
-            cpus_per_replica=self.cpus_per_replica,
-            engine_arguments=self.engine_arguments,
-            context_length=self.context_length,
-            tool_parser=self.tool_parser,
-            template_arguments=self.template_arguments,
-            start_seconds=self.start_seconds,
-        )
+        return PolicyConfig(**self.model_dump(exclude={"env_vars", "http_port", "max_new_tokens"}))
