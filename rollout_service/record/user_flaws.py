@@ -220,7 +220,7 @@ def repeated_answer(it: Conversation) -> list[int]:
     found = []
     earlier: list[tuple[list[str], list[str]]] = []
     for at, text in it.said:
-        if it.messages[at - 1]["role"] == "tool":
+        if at and it.messages[at - 1]["role"] == "tool":
             continue
         words, heard = _words(SIGNALS.sub("", text)), _words(it.heard_before(at))
         if len(words) >= _FEW_WORDS and any(_alike(words, said) and not _alike(heard, then) for said, then in earlier):
