@@ -23,6 +23,7 @@ class TaskChoice:
 
     def __init__(self, config: RolloutConfig) -> None:
         self._tasks = config.tasks
+        self._excluded = {domain: config.tasks.excluded(domain) for domain in config.tasks.domains}
         self._evaluation = config.evaluation
 
     def references(self, domain: str, split: str, ids: Sequence[str] | None = None) -> list[TaskRef]:
@@ -63,8 +64,8 @@ class TaskChoice:
     def _reason(self, reference: TaskRef) -> str:
         """Why the task is left out; empty: it is not."""
         task = tasks.get(reference)
-        if reference.domain in self._tasks.domains:
-            if reference.task_id in self._tasks.excluded(reference.domain):
+        if reference.domain in self._excluded:
+            if reference.task_id in self._excluded[reference.domain]:
                 return "tasks.exclude names it"
             for path, wanted in self._tasks.filter.items():
                 if not _has(_values(task, path), wanted):
@@ -83,16 +84,11 @@ class TaskChoice:
         Raises:
             TaskError: it does not.
         """
-        if domain not in self._tasks.domains:
+        if domain not in self._excluded:
             return
-        known = {task_id for ids in tasks.splits(domain).values() for task_id in ids}
-        for name in {split, self._tasks.chosen_split}:
-            known |= {task.task_id for task in tasks.references(domain, name)}
-        if unknown := sorted(self._tasks.excluded(domain) - known):
-            raise TaskError(
-                f"tasks.exclude: {domain} has no task {', '.join(map(repr, unknown[:5]))}.",
-                f"Correct the id; `rollout-service tasks --domain {domain}` lists them.",
-            )
+        self._check_excluded(domain, split)
+        if not self._tasks.filter:
+            return
         everything = [tasks.get(task) for task in tasks.references(domain, split)]
         for path in self._tasks.filter:
             if not any(_values(task, path) for task in everything):
@@ -101,6 +97,23 @@ class TaskChoice:
                     f"Name one of a task's fields, such as {', '.join(sorted(compat.Task.model_fields))}, with dots "
                     "for what is in them.",
                 )
+
+    def _check_excluded(self, domain: str, split: str) -> None:
+        """Check that the ids that are left out exist.
+
+        Raises:
+            TaskError: one does not.
+        """
+        if not self._excluded[domain]:
+            return
+        known = {task_id for ids in tasks.splits(domain).values() for task_id in ids}
+        for name in {split, self._tasks.chosen_split}:
+            known |= {task.task_id for task in tasks.references(domain, name)}
+        if unknown := sorted(self._excluded[domain] - known):
+            raise TaskError(
+                f"tasks.exclude: {domain} has no task {', '.join(map(repr, unknown[:5]))}.",
+                f"Correct the id; `rollout-service tasks --domain {domain}` lists them.",
+            )
 
 
 _REMEDY = (
