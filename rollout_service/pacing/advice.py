@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import functools
 import math
 import re
 import time
@@ -38,6 +37,9 @@ _EPOCH = 1e9
 
 _SHOWN = 40
 """Most characters of a header that a log line shows."""
+
+_ignored: set[str] = set()
+"""Headers that were warned of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +134,6 @@ def _count(text: str) -> int | None:
 
 
 def _ignore(name: str, text: str) -> None:
-    _ignore_once(name, text[:_SHOWN])
-
-
-@functools.cache
-def _warned() -> set[str]:
-    return set()
-
-
-def _ignore_once(name: str, shown: str) -> None:
-    if name not in _warned():
-        _warned().add(name)
-        _log.warning("A provider's header %s is ignored, because it makes no sense: %r.", name, shown)
+    if name not in _ignored:
+        _ignored.add(name)
+        _log.warning("A provider's header %s is ignored, because it makes no sense: %r.", name, text[:_SHOWN])

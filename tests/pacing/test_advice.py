@@ -25,7 +25,7 @@ OPENAI = {
 
 @pytest.fixture(autouse=True)
 def nothing_was_warned() -> None:
-    advice._warned().clear()
+    advice._ignored.clear()
 
 
 def test_openai_s_headers_are_read():
