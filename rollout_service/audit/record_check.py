@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from typing import get_args
 
 from pydantic import ValidationError
 
 from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig
+from rollout_service.config.limits import Limits
 from rollout_service.config.sampling import Sampling
 from rollout_service.record.trajectory import Trajectory, outcome_of
 from rollout_service.termination import UNSCORED, TerminationReason
@@ -61,6 +63,8 @@ def _ending(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         yield "outcome", f"it is {outcome}, but an episode that ended by {reason!r} is {outcome_of(reason)}"
     if (trajectory.fault is not None) != (reason == TerminationReason.FAULT):
         yield "fault", f"it is {trajectory.fault}, and the episode ended by {reason!r}"
+    if trajectory.started and not _is_time(trajectory.started):
+        yield "started", f"it is {trajectory.started!r}, no time with its zone"
     reward, parts = trajectory.reward, trajectory.reward_info
     if reward is not None and reason in UNSCORED:
         yield "reward", f"it is {reward}, and an episode that ended by {reason!r} is not scored"
@@ -70,6 +74,13 @@ def _ending(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         yield "reward", f"it is {reward}, and reward_info says {None if parts is None else parts.get('reward')}"
 
 
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
 def _provenance(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     made = trajectory.provenance
     for name, known in _WORDS.items():
@@ -77,6 +88,11 @@ def _provenance(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
             yield f"provenance.{name}", f"it is {value!r}, none of {', '.join(filter(None, known))}"
     if made.evaluator and trajectory.reward is None:
         yield "provenance.evaluator", f"it is {made.evaluator!r}, and there is no reward"
+    for name, limit in made.limits.items():
+        if name not in Limits.model_fields or not (isinstance(limit, int) and limit >= 1):
+            yield f"provenance.limits.{name}", f"it is {limit!r}"
+    if made.user_arguments and made.user in ("scripted", "dummy"):
+        yield "provenance.user_arguments", f"they are set, and the user is {made.user}"
     try:
         Sampling(**made.sampling)
     except (TypeError, ValidationError) as error:

@@ -17,8 +17,9 @@ the schema:
    database; an episode in which the policy never spoke has no reward.
 
 The audit cannot find changes that leave an honest record: in identifiers, seeds and attempts; in log-probs, weight
-versions and counts of cached tokens within their bounds; in seconds, costs and the user simulator's usage; in names of
-models and versions of the service; in what the user said and the greeting; in context tokens; and in a fault's text.
+versions and counts of cached tokens within their bounds; in times, costs, limits and the user simulator's usage; in
+names of models and versions of the service; in what the user said and the greeting; in context tokens; and in a fault's
+text.
 """
 
 from __future__ import annotations
@@ -359,14 +360,20 @@ def check_reward(trajectory: Trajectory, _: str | None = None) -> Iterator[Viola
 
 
 def _not_of_tau2(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    from rollout_service.tau2 import compat, tasks
+    from rollout_service.tau2 import compat, domain, tasks
 
-    task, reason = trajectory.task, trajectory.termination_reason
+    task, reason, made = trajectory.task, trajectory.termination_reason, trajectory.provenance
     try:
         if (found := tasks.references(task.domain, task.split, [task.task_id])[0]) != task:
             yield "task", f"its index is {found.index}, recorded {task.index}"
-        if (made := trajectory.provenance.task_hash) and made != (installed := tasks.hash_of(found)):
-            yield "task", f"the installed task has the hash {installed}, recorded {made}: its contents changed"
+        if made.task_hash and made.task_hash != (installed := tasks.hash_of(found)):
+            yield (
+                "task",
+                f"the installed one has the hash {installed}, recorded {made.task_hash}: its contents changed",
+            )
+        played = domain.get(task.domain, Retrieval(**made.retrieval) if made.retrieval else None)
+        if made.domain_hash and made.domain_hash != (installed := played.content_hash(made.agent == "solo")):
+            yield "domain", f"its policy and tools have the hash {installed} here, recorded {made.domain_hash}"
     except TaskError as error:
         yield "task", error.problem
     if reason not in {*TerminationReason, *(known.value for known in compat.TerminationReason)}:

@@ -79,3 +79,8 @@ class User(Section):
     def key_var(self) -> str | None:
         """NAME of the environment variable that holds the key; None: no key is sent."""
         return self.api_key_var if self.serve is None else USER_KEY_VAR
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What the model is given beside messages and tools. There is no secret in it."""
+        return self.arguments if self.temperature is None else {**self.arguments, "temperature": self.temperature}

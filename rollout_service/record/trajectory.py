@@ -200,6 +200,13 @@ class Provenance:
     """Hash of what the task asked for and of how it was scored; empty: not recorded."""
     retrieval: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
     """How the agent searched documents, `variant` and `top_k`, in the domain where it can; empty elsewhere."""
+    domain_hash: str = field(default="", metadata=schema.ADDED)
+    """Hash of the text of the domain's policy and of the agent's tools; empty: not recorded."""
+    user_arguments: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
+    """What the user simulator's model was given beside messages and tools, such as `temperature`; empty also if it was
+    not recorded, or if no model plays the user."""
+    limits: dict[str, Any] = field(default_factory=dict, metadata=schema.ADDED)
+    """`max_steps` and `max_errors` as τ² counts them, and `max_turns`; empty: not recorded."""
     tau2_distribution: str = ""
     tau2_version: str = ""
     service_version: str = ""
@@ -233,6 +240,8 @@ class Trajectory:
     fault: Fault | None = None
     database_hashes: dict[str, str | None] = field(default_factory=dict)
     """τ²'s own hashes of the final databases, `assistant` and `user`; None: the domain has no such database."""
+    started: str = field(default="", metadata=schema.ADDED)
+    """When this attempt began, in UTC, as 2026-01-31T09:00:00.000000+00:00; empty: not recorded."""
     timing: Timing = field(default_factory=Timing)
     user_usage: UserUsage = field(default_factory=UserUsage)
     user_flaws: dict[str, Any] | None = field(default=None, metadata=schema.ADDED)

@@ -7,7 +7,9 @@ official environments.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,3 +153,9 @@ class Domain:
             holder.add_stop_tool()
             schemas += [tool.openai_schema for tool in holder.tools]
         return schemas
+
+    @once
+    def content_hash(self, solo: bool) -> str:
+        """16 hexadecimal digits of the SHA-256 of the policy's text, for no task in particular, and of the tools."""
+        content = [self.original(solo=solo).get_policy(), self.tool_schemas(solo)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

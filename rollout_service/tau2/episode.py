@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import rollout_service.served_user as served_user
@@ -28,8 +29,7 @@ from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record import user_flaws
-from rollout_service.record.trajectory import Provenance, TaskRef, Timing, Trajectory, outcome_of
-from rollout_service.redaction import redact
+from rollout_service.record.trajectory import Timing, Trajectory, outcome_of
 from rollout_service.tau2 import (
     agent,
     api_errors,
@@ -46,8 +46,8 @@ from rollout_service.tau2 import (
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.models import EpisodeModels
 from rollout_service.tau2.orchestrator import Orchestrator
+from rollout_service.tau2.provenance import ProvenanceSource
 from rollout_service.termination import UNSCORED, TerminationReason
-from rollout_service.version import __version__
 
 
 class EpisodeRunner:
@@ -89,7 +89,7 @@ class EpisodeRunner:
         self._context_length = None if only_endpoint_knows(config.policy) else context_length(config.policy)
         """None: the endpoint itself says when an episode is too long."""
         self._vocabulary = vocabulary(config.policy)
-        self._model = redact(config.policy.model or config.policy.url or config.policy.engine)
+        self.provenance = ProvenanceSource(config, codec, self._vocabulary)
 
     def prepare(self) -> dict[str, str]:
         """Load what the episodes of the configured domains share, before the first of them needs it.
@@ -128,34 +128,6 @@ class EpisodeRunner:
         """Ids with which a turn may end when its finish reason is `stop`."""
         return self._codec.turn_end_ids.union(sampling.stop_token_ids)
 
-    def provenance(self, evaluator: str, sampling: Sampling, task: TaskRef) -> Provenance:
-        """The provenance of a trajectory of the task with this sampling, scored by `evaluator`."""
-        codec, config = self._codec, self._config
-        searched = domain.get(task.domain, config.tasks.searched).retrieval
-        return Provenance(
-            model=self._model,
-            tokenizer=codec.name,
-            tokenizer_fingerprint=codec.tokenizer_fingerprint,
-            tokenizer_size=codec.tokenizer_size,
-            model_vocabulary_size=self._vocabulary,
-            template_fingerprint=codec.template_fingerprint,
-            history=config.policy.history,
-            tool_parser=codec.tool_parser,
-            template_arguments=dict(codec.template_arguments),
-            template_date=codec.date,
-            greeting=codec.greeting,
-            sampling=sampling.model_dump(),
-            agent=config.agent,
-            user=str(config.user.model) if self._user_kind == "llm" else self._user_kind,
-            evaluation=config.evaluation.type,
-            evaluator=evaluator,
-            task_hash=tasks.hash_of(task),
-            retrieval={} if searched is None else searched._asdict(),
-            tau2_distribution=compat.DISTRIBUTION,
-            tau2_version=compat.VERSION,
-            service_version=__version__,
-        )
-
 
 class _Episode:
     """The state of one episode while it runs."""
@@ -167,6 +139,7 @@ class _Episode:
         self._deadline = deadline
         self._chosen = request.sampling or runner._config.policy.sampling
         self._sampling = runner.sampling(self._chosen)
+        self._started = datetime.now(UTC).isoformat(timespec="microseconds")
         self._timing = Timing(queue_seconds=request.waited_seconds)
         self._task = tasks.get(request.task)
         self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gate)
@@ -355,12 +328,13 @@ class _Episode:
             reward_info=reward_info,
             fault=fault,
             database_hashes=hashes,
+            started=self._started,
             timing=self._timing,
             user_usage=self._models.user_usage,
             user_flaws=user_flaws.looked_for(record, reason, part, reward_info),
             judge_usage=self._models.judge_usage,
-            provenance=self._runner.provenance(
-                "" if score is None else score.evaluator, self._chosen, self._request.task
+            provenance=self._runner.provenance.of(
+                self._request.task, self._chosen, "" if score is None else score.evaluator
             ),
         )
 

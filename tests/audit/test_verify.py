@@ -125,6 +125,14 @@ def _task_hash(t: Trajectory) -> None:
     t.provenance.task_hash = "0" * 16
 
 
+def _domain_hash(t: Trajectory) -> None:
+    t.provenance.domain_hash = "0" * 16
+
+
+def _no_zone(t: Trajectory) -> None:
+    t.started = "2026-01-31T09:00:00"
+
+
 def _tool_result(t: Trajectory) -> None:
     next(m for m in t.messages if m["role"] == "tool" and not m["error"])["content"] = '"changed"'
 
@@ -154,6 +162,8 @@ def _tool_result(t: Trajectory) -> None:
         ("reward", _hash),
         ("reward", _tool_result),
         ("reward", _task_hash),
+        ("reward", _domain_hash),
+        ("record", _no_zone),
     ],
 )
 def test_each_kind_of_damage_is_found_by_its_check(sound, check: str, damage: Callable[[Trajectory], None]):

@@ -38,11 +38,13 @@ UNTOLD = {
         user_usage.requests user_usage.failed_requests
         provenance.model provenance.user provenance.service_version provenance.sampling.temperature
         provenance.sampling.max_new_tokens provenance.sampling.ignore_eos
+        provenance.limits.max_steps provenance.limits.max_errors provenance.limits.max_turns
     """,
     "dropped": """
         messages.cost messages.turn_idx reward_info.nl_assertions reward_info.communicate_checks
         provenance.sampling.temperature provenance.sampling.top_p provenance.sampling.top_k
         provenance.sampling.max_new_tokens provenance.sampling.stop_token_ids provenance.sampling.ignore_eos
+        provenance.limits.max_steps provenance.limits.max_errors provenance.limits.max_turns
     """,
     "retyped": "",
 }

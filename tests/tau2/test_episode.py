@@ -19,6 +19,7 @@ from rollout_service.errors import EpisodeFault, FaultKind, Tau2Error
 from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
+from rollout_service.tau2 import domain as shared_domain
 from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 
@@ -40,7 +41,12 @@ def test_the_scripted_pair_completes_a_task_with_reward_1_and_a_clean_audit(doma
     assert violations(trajectory) == []
     assert len(trajectory.segments) == 1
     assert trajectory.policy_token_count == sum(turn.end - turn.start for turn in trajectory.turns)
-    assert trajectory.provenance.tau2_distribution == compat.DISTRIBUTION
+    made = trajectory.provenance
+    assert made.tau2_distribution == compat.DISTRIBUTION
+    assert (made.limits, made.user_arguments) == ({"max_steps": 200, "max_errors": 10, "max_turns": 30}, {})
+    assert made.domain_hash == shared_domain.get(domain).content_hash(False)
+    begun = datetime.datetime.fromisoformat(trajectory.started)
+    assert abs(datetime.datetime.now(datetime.UTC) - begun) < datetime.timedelta(hours=1)
 
 
 def test_the_user_performs_its_own_gold_actions_in_a_dual_control_domain():

@@ -795,6 +795,7 @@ def test_what_was_wrong_with_the_user_stands_beside_the_reward_and_does_not_chan
     assert trajectory.reward == 0.0
     assert clean_run().user_flaws is not None
     assert "premature_stop" not in clean_run().user_flaws
+    assert trajectory.provenance.user_arguments == {"temperature": 0.0}
     assert run(None).user_flaws is None, "a scripted user is not looked at"
     summary = EpisodeSummary.of(trajectory)
     tally = Tally()
