@@ -129,11 +129,16 @@ class Bookkeeping:
         if self._error is not None:
             raise self._error
 
-    async def found(self, collections: Mapping[str, RunningCollection], collection_id: str) -> RunningCollection:
+    async def found(
+        self, collections: Mapping[str, RunningCollection], collection_id: str, client: str | None = None
+    ) -> RunningCollection:
         """The collection of this id among those that are open.
 
+        Args:
+            client: id of the client that asks for it; None: it need not be its reader.
+
         Raises:
-            ServiceError: there is none.
+            ServiceError: there is none, or another client reads it.
         """
         await self.until_read()
         if collection_id not in collections:
@@ -141,6 +146,7 @@ class Bookkeeping:
                 f"There is no collection {collection_id!r}.",
                 "It ended, its client was silent for service.lease_seconds, or the service was restarted.",
             )
+        collections[collection_id].check_client(client)
         return collections[collection_id]
 
     async def begin(self, running: RunningCollection, request: CollectionRequest) -> None:
@@ -162,18 +168,27 @@ class Bookkeeping:
         await self._journal.durable()
 
     async def acknowledge(
-        self, collections: Mapping[str, RunningCollection], collection_id: str, numbers: Sequence[int]
+        self,
+        collections: Mapping[str, RunningCollection],
+        collection_id: str,
+        numbers: Sequence[int],
+        client: str | None = None,
     ) -> RunningCollection | None:
         """Note that the reader has these groups for good. Returns when that is safe.
 
         Args:
             collections: those that are open.
+            client: as for `found`.
 
         Returns:
             The collection, if it is open.
+
+        Raises:
+            ServiceError: another client reads it.
         """
         await self.until_read()
         if (running := collections.get(collection_id)) is not None:
+            running.check_client(client)
             running.acknowledge(numbers)
         else:
             self._journal.record(Acknowledged(collection_id, tuple(numbers)))

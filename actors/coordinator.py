@@ -45,8 +45,7 @@ from rollout_service.tau2.task_source import Tau2TaskSource
 _log = logs.logger(__name__)
 
 _END_SECONDS = 5.0
-"""How long a cancellation waits for running episodes. An episode that waits for the policy or the user notices within a
-second; one that is being evaluated may take longer, but calls the policy no more."""
+"""Longest wait of a cancellation for running episodes. One that is being evaluated then calls the policy no more."""
 
 
 class Coordinator:
@@ -175,19 +174,22 @@ class Coordinator:
             self._take_on(running)
             self._pool.fill_up()
 
-    async def next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
+    async def next_group(
+        self, collection_id: str, acked: Sequence[int] = (), again: bool = False, client: str | None = None
+    ) -> Group | None:
         """The next finished group, waiting for it; None when the collection has no more.
 
         Args:
             acked: numbers of groups that the reader has for good, see `acknowledge`.
             again: the reader may have missed an answer: the groups that are not acknowledged come once more.
+            client: id of the client that asks, whose collection it must be.
 
         Raises:
             RolloutError: the collection cannot go on: an episode's request is impossible, no actor comes up, it was
                 cancelled, a budget is spent. Every group that was finished by then was given before.
-            ServiceError: unknown collection.
+            ServiceError: unknown collection, or another client opened it again.
         """
-        running = await self._books.found(self._collections, collection_id)
+        running = await self._books.found(self._collections, collection_id, client)
         self._hear(running)
         running.acknowledge(acked, again)
         reader = running.new_reader()
@@ -212,19 +214,20 @@ class Coordinator:
             running.changed.clear()
             await running.changed.wait()
 
-    async def acknowledge(self, collection_id: str, numbers: Sequence[int]) -> None:
-        """Take that the reader has these groups for good. Returns when that is safe: they do not come again."""
-        running = await self._books.acknowledge(self._collections, collection_id, numbers)
+    async def acknowledge(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
+        """Take that the reader has these groups for good. Returns when that is safe: they do not come again. Errors and
+        `client` are those of `next_group`."""
+        running = await self._books.acknowledge(self._collections, collection_id, numbers, client)
         if running is not None and running.is_over:
             if running.limit is not None:
                 running.end()
             self._forget(running)
 
-    async def cancel(self, collection_id: str) -> None:
+    async def cancel(self, collection_id: str, client: str | None = None) -> None:
         """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the
-        running ones have ended, so that none of them calls the policy any more."""
+        running ones have ended, so that none of them calls the policy any more. Another client's stays as it is."""
         await self._books.until_read()
-        running = self._drop(collection_id)
+        running = self._drop(collection_id, client=client)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 while running is not None and running.active:
@@ -232,9 +235,9 @@ class Coordinator:
                     await running.changed.wait()
                 await self._books.durable()
 
-    async def cancel_submitted(self, submission: Accepted) -> None:
+    async def cancel_submitted(self, submission: Accepted, client: str | None = None) -> None:
         """Cancel with submit()'s result, for clients that never awaited it."""
-        await self.cancel(submission.collection_id)
+        await self.cancel(submission.collection_id, client)
 
     async def renew(self, client: str) -> None:
         """Renew the client's lease. Without it for `service.lease_seconds`, the client loses its collections; those
@@ -270,13 +273,14 @@ class Coordinator:
         await self.stop()
         await asyncio.to_thread(services.end, self._config.service, owned_applications(self._config))
 
-    def _drop(self, collection_id: str, why: str = "") -> RunningCollection | None:
+    def _drop(self, collection_id: str, why: str = "", client: str | None = None) -> RunningCollection | None:
         running = self._collections.get(collection_id)
-        if running is not None:
-            _log.info("Collection %s was cancelled %s%s.", collection_id, running.account, why)
-            self._end(running, ServiceError(f"The collection was cancelled{why}.", "Ask for it again."))
-            running.end()
-            self._forget(running)
+        if running is None or not running.belongs_to(client):
+            return None
+        _log.info("Collection %s was cancelled %s%s.", collection_id, running.account, why)
+        self._end(running, ServiceError(f"The collection was cancelled{why}.", "Ask for it again."))
+        running.end()
+        self._forget(running)
         return running
 
     async def status(self) -> dict[str, Any]:

@@ -230,6 +230,20 @@ class RunningCollection:
             text = f"The next group of collection {self.name} was asked for again."
             raise ServiceError(text, "Have one reader at a time.")
 
+    def belongs_to(self, client: str | None) -> bool:
+        """Whether this client reads it. None stands for the service itself, which may do anything."""
+        return client is None or client == self.client
+
+    def check_client(self, client: str | None) -> None:
+        """Check that no other client opened it again: what this one took would be delivered twice, or lost.
+
+        Raises:
+            ServiceError: one did.
+        """
+        if not self.belongs_to(client):
+            text = f"Collection {self.name} is read by client {self.client} now."
+            raise ServiceError(text, "What this client did not acknowledge comes to that one.")
+
     def park(self) -> None:
         """Begin nothing more until its reader comes back. What is stored takes no memory meanwhile."""
         self.is_parked = True
@@ -257,6 +271,7 @@ class RunningCollection:
         if client != self.client:
             self.journal.record(Reopened(self.name, client))
         self.client = client
+        self.new_reader()  # a call of the former client that still waits would take a group that nobody gets
         self.acknowledge((), again=True)
         over = sum(len(self._played(group)) for group in self._acknowledged)
         return Accepted(self.name, self.asked - over, self.first_draw)

@@ -20,13 +20,15 @@ from rollout_service.record.trajectory import Trajectory
 class Source:
     """The groups of one collection as the coordinator gives them, each once, also if it is started again meanwhile."""
 
-    def __init__(self, coordinator: CoordinatorHandle, collection_id: str, again: bool) -> None:
+    def __init__(self, coordinator: CoordinatorHandle, collection_id: str, client: str, again: bool) -> None:
         """
         Args:
+            client: id of the client that reads it, as the coordinator knows it.
             again: an earlier gateway may have taken groups that were not acknowledged: they are to come once more.
         """
         self._coordinator = coordinator
         self._collection_id = collection_id
+        self._client = client
         self._again = again
         self._given: set[int] = set()
         """Numbers of the groups that were given, as the coordinator numbers them."""
@@ -57,7 +59,8 @@ class Source:
         while True:
             told = tuple(self._untold)
             try:
-                group = await answer(self._coordinator.next_group.remote(self._collection_id, told, self._again))
+                asked = self._coordinator.next_group.remote(self._collection_id, told, self._again, self._client)
+                group = await answer(asked)
             except Interrupted:
                 self._again = True
                 interruptions += 1
@@ -103,5 +106,5 @@ class Source:
         """Tell the coordinator which groups the reader has for good. Returns when that is safe."""
         told = tuple(self._untold)
         if told:
-            await answer(self._coordinator.acknowledge.remote(self._collection_id, told))
+            await answer(self._coordinator.acknowledge.remote(self._collection_id, told, self._client))
             self._untold = [number for number in self._untold if number not in told]

@@ -115,7 +115,7 @@ class Streams:
         return accepted
 
     def _add(self, collection_id: str, owner: str, client: str, again: bool) -> Stream:
-        source = Source(self._coordinator, collection_id, again)
+        source = Source(self._coordinator, collection_id, client, again)
         delivery = Delivery(source.take, source.release, self._config.gateway.most_held_groups)
         stream = Stream(collection_id, owner, client, source, delivery)
         self._streams[collection_id] = stream
@@ -249,7 +249,7 @@ class Streams:
         """End the collection. Returns when nothing of it reaches the policy any more."""
         self._streams.pop(stream.collection_id, None)
         stream.delivery.close(ServiceError("The collection was cancelled.", "Ask for it again."))
-        await answer(self._coordinator.cancel.remote(stream.collection_id))
+        await answer(self._coordinator.cancel.remote(stream.collection_id, stream.client))
 
     async def heard(self, owner: str, client: str) -> None:
         """Note that the client is there. Its collections that an earlier gateway began go on as well."""

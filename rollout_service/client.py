@@ -314,7 +314,7 @@ class RolloutClient(WeightsClient):
         ack = arguments.choice("ack", ack, ACKNOWLEDGING)
         if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, submit, ack)
+        return GroupStream(self._coordinator, submit, ack, self._id)
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

@@ -51,14 +51,21 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     """The groups of one collection, in order of completion; iterate with `for` or `async for`."""
 
     def __init__(
-        self, coordinator: CoordinatorHandle, submit: Callable[[], Reference[Accepted]], ack: str = "auto"
+        self,
+        coordinator: CoordinatorHandle,
+        submit: Callable[[], Reference[Accepted]],
+        ack: str = "auto",
+        client: str | None = None,
     ) -> None:
         """
         Args:
             submit: asks for the collection. Called at once, and again where the coordinator's death cut the call off.
             ack: `auto`: whoever asks for the next group has the last one for good. `manual`: `ack` says so.
+            client: id of the client that the collection belongs to. When another one has opened it again, this stream
+                takes nothing more of it, and closing it cancels nothing.
         """
         self._coordinator = coordinator
+        self._client = client
         self._submit = submit
         self._submission = submit()
         self._mode = ack
@@ -132,7 +139,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         numbers = tuple(number for number, name in self._given.items() if name in names)
         if len(names) != 1 or not numbers:
             raise ServiceError("This is no group that the stream gave.", "Give one as it came.")
-        await repeated(lambda: self._coordinator.acknowledge.remote(self.collection_id, numbers))
+        await repeated(lambda: self._coordinator.acknowledge.remote(self.collection_id, numbers, self._client))
 
     ack = twins.blocking(aack)
 
@@ -212,7 +219,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         """Reference of the next group. Kept until the group was given: an interrupted wait must not lose it."""
         if self._pending is None:
             self._pending = self._coordinator.next_group.remote(
-                self.collection_id, tuple(self._acknowledged), self._interruptions > 0
+                self.collection_id, tuple(self._acknowledged), self._interruptions > 0, self._client
             )
             self._waiting_since = time.monotonic()
         return self._pending
@@ -224,7 +231,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
     def close(self) -> None:
         """Cancel what has not finished yet. Returns at once."""
         if not self._finished and reachable(self._submission):
-            self._coordinator.cancel_submitted.remote(as_argument(self._submission))
+            self._coordinator.cancel_submitted.remote(as_argument(self._submission), self._client)
         self._finished = True
 
     async def aclose(self) -> None:
@@ -236,7 +243,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         except RolloutError:  # it was never accepted
             return
         self._finished = True
-        await repeated(lambda: self._coordinator.cancel.remote(self.collection_id))
+        await repeated(lambda: self._coordinator.cancel.remote(self.collection_id, self._client))
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be on its way out

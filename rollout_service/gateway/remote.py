@@ -187,7 +187,10 @@ class RemoteCoordinator:
         self._cursors.pop(collection_id, None)  # the gateway numbers the groups anew
         return Accepted(**found)
 
-    async def _next_group(self, collection_id: str, acked: Sequence[int] = (), again: bool = False) -> Group | None:
+    async def _next_group(
+        self, collection_id: str, acked: Sequence[int] = (), again: bool = False, client: str | None = None
+    ) -> Group | None:
+        """The gateway knows the client by the header that the link sends, here and below."""
         cursor = self._cursors.setdefault(collection_id, _Cursor())
         query = {"limit": "1", "wait": f"{WAIT_SECONDS:g}", "form": "arrow"}
         while True:
@@ -210,7 +213,7 @@ class RemoteCoordinator:
                 _check_not_failed(end)
                 return None
 
-    async def _acknowledge(self, collection_id: str, numbers: Sequence[int]) -> None:
+    async def _acknowledge(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
         cursor = self._cursors.get(collection_id)
         if cursor is not None:
             cursor.acknowledge(numbers)
@@ -225,12 +228,12 @@ class RemoteCoordinator:
         if cursor.is_over:
             self._cursors.pop(collection_id, None)
 
-    async def _cancel(self, collection_id: str) -> None:
+    async def _cancel(self, collection_id: str, client: str | None = None) -> None:
         self._cursors.pop(collection_id, None)
         with contextlib.suppress(Missing):  # it ended before
             await self._link.ask(Ask("DELETE", _path(collection_id)), _nothing)
 
-    async def _cancel_submitted(self, submission: Accepted | Reference[Accepted]) -> None:
+    async def _cancel_submitted(self, submission: Accepted | Reference[Accepted], client: str | None = None) -> None:
         accepted = submission if isinstance(submission, Accepted) else await submission
         await self._cancel(accepted.collection_id)
 

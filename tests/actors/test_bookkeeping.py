@@ -113,7 +113,8 @@ class Service:
         def remote(*arguments: Any) -> Call[Any]:
             call: concurrent.futures.Future[Any] = concurrent.futures.Future()
             self._calls.append(call)
-            task = asyncio.ensure_future(getattr(self.coordinator, name)(*arguments))
+            loop = asyncio.get_running_loop()  # a stream that is collected later makes no call
+            task = loop.create_task(getattr(self.coordinator, name)(*arguments))
             task.add_done_callback(lambda task: call.done() or self.is_mute or _settle(call, task))
             return Call(call)
 
@@ -121,7 +122,7 @@ class Service:
 
     def stream(self, ack: str = "auto", budget: Budget | None = None) -> GroupStream:
         request = CollectionRequest(n=EPISODES, group_size=SIZE, budget=budget)
-        return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack)
+        return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack, "client")
 
 
 def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
@@ -277,7 +278,8 @@ async def test_a_service_that_ends_takes_no_acknowledgement_and_hands_out_nothin
 
 
 def reopened(service: Service, stream: GroupStream, client: str = "another") -> GroupStream:
-    return GroupStream(service, functools.partial(service.reopen.remote, stream.collection_id, client))
+    submit = functools.partial(service.reopen.remote, stream.collection_id, client)
+    return GroupStream(service, submit, client=client)
 
 
 @pytest.mark.parametrize("is_new_start", [False, True])
@@ -306,6 +308,42 @@ async def test_another_client_goes_on_with_a_collection_whose_client_is_gone(ser
     assert set(plays.values()) == {1}, "nothing that was stored is played again"
     await service.coordinator.stop()
     assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "the reader has everything"
+
+
+async def test_a_client_whose_collection_was_opened_again_takes_acknowledges_and_ends_nothing_of_it(
+    service, monkeypatch
+):
+    gate, play = asyncio.Event(), Pool.run_episode
+
+    def held(pool: Pool, name: str, request: EpisodeRequest) -> tuple[Any, Any]:
+        summary, trajectory = play(pool, name, request)
+
+        async def later() -> EpisodeSummary:
+            await gate.wait()
+            return await summary
+
+        return later(), trajectory
+
+    monkeypatch.setattr(Pool, "run_episode", held)
+    stream = service.stream()
+    await stream.aopen()
+    waiting = asyncio.ensure_future(anext(stream))
+    while not service.coordinator._collections[stream.collection_id]._reader:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    service.coordinator._client_is_gone("client", "it was silent")
+    again = reopened(service, stream)
+    await again.aopen()
+    with pytest.raises(ServiceError, match="was asked for again"):
+        await waiting  # its call was under way, and would have taken the first group
+    gate.set()
+    groups = [await anext(again)]
+    for call in (service.coordinator.next_group, service.coordinator.acknowledge):
+        with pytest.raises(ServiceError, match="is read by client another now"):
+            await call(stream.collection_id, (0,), client="client")
+    await stream.aclose()
+    groups += [group async for group in again]
+    assert sorted(ids(groups)) == sorted(plays), "the other client has every trajectory once"
+    assert set(plays.values()) == {1}
 
 
 @pytest.mark.parametrize("acknowledges", [False, True])

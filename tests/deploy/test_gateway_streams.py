@@ -44,7 +44,7 @@ class Coordinator:
     async def on_submit(self, request: CollectionRequest, client: str, submission: str) -> Accepted:
         return Accepted(submission.partition(":")[2], 1, 0)
 
-    async def on_next_group(self, collection: str, acked: tuple[int, ...], again: bool) -> Group | None:
+    async def on_next_group(self, collection: str, acked: tuple[int, ...], again: bool, client: str) -> Group | None:
         if collection in self.given:
             return None
         self.given.add(collection)
@@ -54,9 +54,9 @@ class Coordinator:
     async def on_renew(self, client: str) -> None:
         self.renewed[client] += 1
 
-    async def on_acknowledge(self, collection: str, numbers: tuple[int, ...]) -> None: ...
+    async def on_acknowledge(self, collection: str, numbers: tuple[int, ...], client: str) -> None: ...
 
-    async def on_cancel(self, collection: str) -> None:
+    async def on_cancel(self, collection: str, client: str) -> None:
         await self.cancels.wait()
         self.cancelled.append(collection)
 
