@@ -196,7 +196,7 @@ def unlike_any_default(hint: Any, number: int = 3) -> Any:
 def without_times(trajectory: Trajectory) -> dict[str, Any]:
     """All of a trajectory but its times."""
     record = trajectory.to_dict()
-    del record["timing"]
+    del record["timing"], record["started"]
     for segment in record["segments"]:
         for turn in segment["turns"]:
             del turn["policy_seconds"]
