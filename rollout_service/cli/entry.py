@@ -15,6 +15,7 @@ from rollout_service.cli.commands.codec import codec
 from rollout_service.cli.commands.collect import collect
 from rollout_service.cli.commands.cost import cost
 from rollout_service.cli.commands.doctor import doctor
+from rollout_service.cli.commands.export import export
 from rollout_service.cli.commands.prepare_data import prepare_data
 from rollout_service.cli.commands.rescore import rescore
 from rollout_service.cli.commands.service import service
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
 )
-for _command in (collect, cost, tasks, verify, rescore, doctor, codec, size, prepare_data, token, version):
+for _command in (collect, cost, tasks, verify, rescore, export, doctor, codec, size, prepare_data, token, version):
     app.command()(_command)
 app.add_typer(service, name="service")
 

@@ -35,6 +35,26 @@ def writing_lock(path: Path) -> Iterator[None]:
             os.close(held)
 
 
+def check_not_written(path: Path) -> None:
+    """Check that no process holds the lock of the trajectories at `path`, without holding it.
+
+    Raises:
+        StorageError: one does.
+    """
+    try:
+        lock = os.open(path.parent / f".lock-{path.name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody holds it; whoever reads the file itself says what is wrong with it
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(f"A process still writes to {path}.", "Wait for its end, or end it.") from None
+    except OSError:  # its file system has no locks
+        return
+    finally:
+        os.close(lock)
+
+
 def _held(path: Path, lock: Path) -> int | None:
     while True:
         try:

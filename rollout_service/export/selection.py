@@ -1,0 +1,161 @@
+"""Selection: which trajectories of some files are exported.
+
+Invariant: a file is read once and never held in memory. Every trajectory of the files is taken or is counted with the
+reason why it is left out. None is taken twice, and none of a file that is damaged or still being written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout_service.errors import StorageError
+from rollout_service.record.storage import iterate
+from rollout_service.record.trajectory import Outcome, Trajectory
+from rollout_service.record.writing_lock import check_not_written
+
+TOKENS = ("tokenizer_fingerprint", "template_fingerprint")
+"""Fields of `Provenance` that must be equal where token ids of several trajectories stand side by side."""
+
+RUN = (*TOKENS, "model", "sampling", "agent", "user", "evaluation", "retrieval", "tau2_distribution", "tau2_version")
+"""Fields of `Provenance` that must be equal in one run of a benchmark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is asked for, beside a reward: an episode without one is never exported."""
+
+    domain: str | None = None
+    """Only this domain's."""
+    reward: float | None = None
+    """Only those with at least this reward."""
+    unique: bool = False
+    """Of several trajectories of a task whose token ids are all equal, only the first."""
+    per_task: int | None = None
+    """Of each task only so many, the first ones."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses among the scored episodes of a task, which changes pass^k."""
+        return self.reward is not None or self.unique or self.per_task is not None
+
+
+class Selected:
+    """The trajectories of files that a selection takes: an iterable, for one pass."""
+
+    def __init__(self, files: Sequence[Path], selection: Selection, same: Sequence[str]) -> None:
+        """
+        Args:
+            same: fields of `Provenance` in which all trajectories that are taken must agree.
+
+        Raises:
+            StorageError: there is no file, one does not exist, its ending is unknown, or a process writes to it.
+        """
+        if not files:
+            raise StorageError("There is no file to read.", "Name at least one file of trajectories.")
+        self.files = files
+        self.left_out: Counter[str] = Counter()
+        """Trajectories that are not taken, by reason."""
+        self.taken = 0
+        self._selection = selection
+        self._same = same
+        self._first: Trajectory | None = None
+        self._seen: set[bytes] = set()
+        self._conversations: set[bytes] = set()
+        self._of_task: Counter[tuple[str, str, str]] = Counter()
+        for path in files:
+            check_not_written(path)
+        self._stored = [iterate(path) for path in files]
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """
+        Raises:
+            StorageError: a file is damaged or unfinished, a trajectory comes twice, two of them differ in what must be
+                the same, or none is taken.
+        """
+        for trajectory, reason in self.everything():
+            if not reason:
+                yield trajectory
+
+    def everything(self) -> Iterator[tuple[Trajectory, str]]:
+        """Every trajectory of the files, with the reason why it is left out, which is empty where it is taken.
+
+        Raises:
+            StorageError: as `__iter__`.
+        """
+        for path, stored in zip(self.files, self._stored, strict=True):
+            for trajectory in stored:
+                self._check_new(trajectory, path)
+                reason = self._reason(trajectory)
+                if reason:
+                    self.left_out[reason] += 1
+                else:
+                    self._check_same(trajectory)
+                    self.taken += 1
+                yield trajectory, reason
+        if not self.taken:
+            found = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+            raise StorageError(
+                f"No trajectory of {_names(self.files)} is exported: {found or 'there is none'}.",
+                "Choose other files, or leave out a filter.",
+            )
+
+    def _check_new(self, trajectory: Trajectory, path: Path) -> None:
+        identity = _digest([trajectory.collection_id, trajectory.trajectory_id])
+        if identity in self._seen:
+            raise StorageError(
+                f"Trajectory {trajectory.trajectory_id!r} of {path} came before.",
+                "Name each file once, and none that holds the same trajectories as another.",
+            )
+        self._seen.add(identity)
+
+    def _check_same(self, trajectory: Trajectory) -> None:
+        first = self._first = self._first or trajectory
+        for name in self._same:
+            one, other = getattr(first.provenance, name), getattr(trajectory.provenance, name)
+            if one != other:
+                raise StorageError(
+                    f"The trajectories {first.trajectory_id!r} and {trajectory.trajectory_id!r} differ in "
+                    f"provenance.{name}: {one!r} and {other!r}.",
+                    "Export files of one run each.",
+                )
+
+    def _reason(self, trajectory: Trajectory) -> str:
+        """Why the trajectory is left out; empty: it is taken."""
+        wanted = self._selection
+        if wanted.domain is not None and trajectory.task.domain != wanted.domain:
+            return "of another domain"
+        if trajectory.outcome is Outcome.ABORTED:
+            return "ended by a fault" if trajectory.fault is not None else "cancelled"
+        if trajectory.reward is None:
+            return "without a reward"
+        if not trajectory.is_scored:
+            return "in which the policy never spoke"
+        if wanted.reward is not None and trajectory.reward < wanted.reward:
+            return f"with a reward below {wanted.reward:g}"
+        task = (trajectory.task.domain, trajectory.task.split, trajectory.task.task_id)
+        if wanted.unique:
+            conversation = _digest([*task, *(segment.token_ids.tobytes() for segment in trajectory.segments)])
+            if conversation in self._conversations:
+                return "with the same tokens as another of the task"
+            self._conversations.add(conversation)
+        if wanted.per_task is not None and self._of_task[task] >= wanted.per_task:
+            return f"beyond the first {wanted.per_task} of the task"
+        self._of_task[task] += 1
+        return ""
+
+
+def _digest(parts: Iterable[Any]) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
+        whole.update(len(text).to_bytes(8, "little") + text)
+    return whole.digest()
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in files)

@@ -1,0 +1,134 @@
+"""Which trajectories an export takes, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from rollout_service.errors import ConfigError, StorageError
+from rollout_service.export.exporting import export
+from rollout_service.export.place import new_at
+from rollout_service.export.selection import RUN, TOKENS, Selected, Selection
+from rollout_service.record import storage
+from rollout_service.record.trajectory import Outcome
+from rollout_service.record.writing_lock import writing_lock
+from tests.support.trajectories import make_segment, make_trajectory
+
+
+def scored(name, task="1", **overrides):
+    base = make_trajectory(trajectory_id=name, segments=[make_segment(seed=int(overrides.pop("tokens", 0)))])
+    return replace(base, task=replace(base.task, task_id=task), **overrides)
+
+
+def taken(path, same=TOKENS, **wanted):
+    selected = Selected([path], Selection(**wanted), same)
+    return [trajectory.trajectory_id for trajectory in selected], dict(selected.left_out)
+
+
+def test_every_trajectory_is_taken_or_counted_with_the_reason(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(
+        path,
+        [
+            scored("good"),
+            scored("bad", reward=0.0),
+            scored("cancelled", reward=None, outcome=Outcome.ABORTED, termination_reason="cancelled"),
+            scored("slow", reward=None, termination_reason="wall_time"),
+            replace(scored("silent"), segments=[]),
+            scored("elsewhere", task="2"),
+        ],
+    )
+    assert taken(path) == (
+        ["good", "bad", "elsewhere"],
+        {"cancelled": 1, "without a reward": 1, "in which the policy never spoke": 1},
+    )
+    assert taken(path, reward=1.0)[0] == ["good", "elsewhere"]
+    assert taken(path, unique=True)[0] == ["good", "elsewhere"]
+    assert taken(path, per_task=1) == (
+        ["good", "elsewhere"],
+        {
+            "beyond the first 1 of the task": 1,
+            "cancelled": 1,
+            "without a reward": 1,
+            "in which the policy never spoke": 1,
+        },
+    )
+    with pytest.raises(StorageError, match=r"No trajectory of .* is exported: 6 of another domain"):
+        taken(path, domain="airline")
+
+
+def test_only_equal_tokens_of_one_task_are_the_same_conversation(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(path, [scored("a"), scored("b", tokens=9), scored("c"), scored("d", task="2")])
+    assert taken(path, unique=True) == (["a", "b", "d"], {"with the same tokens as another of the task": 1})
+
+
+def test_a_trajectory_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(path, [scored("a"), scored("b")])
+    with pytest.raises(StorageError, match=r"'a' of .* came before"):
+        list(Selected([path, path], Selection(), TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tokenizer_fingerprint", "x"), ("model", "m"), ("sampling", {"top_p": 0.5})]
+)
+def test_trajectories_of_another_run_are_refused_with_the_field(tmp_path, field, value):
+    path, other = tmp_path / "all.jsonl", scored("b")
+    storage.write(path, [scored("a"), replace(other, provenance=replace(other.provenance, **{field: value}))])
+    with pytest.raises(StorageError, match=rf"'a' and 'b' differ in provenance.{field}"):
+        taken(path, RUN)
+    if field != "tokenizer_fingerprint":
+        assert taken(path)[0] == ["a", "b"]
+
+
+def test_a_file_that_is_being_written_or_broke_off_is_refused(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(path, [scored("a"), scored("b")])
+    with writing_lock(path), pytest.raises(StorageError, match="A process still writes to"):
+        taken(path)
+    os.truncate(path, path.stat().st_size - 9)
+    with pytest.raises(StorageError, match="line 2 is unfinished"):
+        taken(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_output_is_replaced_only_on_demand_and_only_by_a_whole_one(tmp_path, kind):
+    def make(place, text):
+        if kind == "folder":
+            place.mkdir()
+            place /= "data"
+        place.write_text(text)
+
+    def fail_over(place):
+        make(place, "half")
+        raise OSError("the disk is full")
+
+    def text():
+        return (path / "data" if kind == "folder" else path).read_text()
+
+    path = tmp_path / "out"
+    with new_at(path) as place:
+        make(place, "old")
+        assert not path.exists()
+    with pytest.raises(StorageError, match="exists already"), new_at(path):
+        pass
+    with pytest.raises(StorageError, match="the disk is full"), new_at(path, overwrite=True) as place:
+        fail_over(place)
+    assert text() == "old"
+    with new_at(path, overwrite=True) as place:
+        make(place, "new")
+    assert (text(), [each.name for each in tmp_path.iterdir()]) == ("new", ["out"])
+
+
+def test_an_option_without_effect_is_refused(tmp_path):
+    for options, words in [
+        ({"to": "pdf"}, "to is 'pdf'"),
+        ({"tokenizer": "t"}, "tokenizer has no effect in an export to tau2"),
+        ({"reward": 1.0}, "would change its pass"),
+        ({"per_task": 0}, "per_task is 0"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            export(tmp_path / "a.jsonl", **({"to": "tau2", "output": tmp_path / "a.json"} | options))

@@ -1,0 +1,164 @@
+"""τ²-bench's own tools read what is exported to them, and compute what this service computes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from rollout_service.errors import ConfigError, StorageError, TaskError
+from rollout_service.export.exporting import export
+from rollout_service.record import storage
+from rollout_service.record.evaluation import Evaluation
+from rollout_service.record.manifest import Asked, Manifest
+from rollout_service.record.trajectory import TaskRef
+from rollout_service.tau2 import compat, tasks
+from tests.support import episodes
+from tests.support.trajectories import make_trajectory
+
+LIMITS = {"max_steps": 200, "max_errors": 10}
+TRIALS = 3
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Three trials of each of mock's tasks with a policy that errs, and one that hits a limit of ours."""
+    runner = episodes.runner(episodes.settings(policy__script__early_stop=0.3, policy__script__malformed_call=0.2))
+    found = [
+        runner.run(episodes.request(task, seed=trial, name=f"{task.task_id}", sample=trial))
+        for task in tasks.references("mock")
+        for trial in range(TRIALS)
+    ]
+    short = episodes.runner(episodes.settings(limits__max_turns=1))
+    return [*found[:-1], short.run(episodes.request(found[-1].task, name=found[-1].task.task_id, sample=TRIALS - 1))]
+
+
+@pytest.fixture(scope="module")
+def stored(played, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tau2") / "mock.jsonl"
+    storage.write(path, played)
+    return path
+
+
+def load(path):
+    from tau2.data_model.simulation import Results
+
+    return Results.load(path)
+
+
+def assertion_raised(trajectory):
+    """Whether τ²'s own evaluation raises, as it does on some unfinished conversations of mock."""
+    return "assertions_raised" in (trajectory.reward_info["info"] or {})
+
+
+def test_tau2_s_metrics_of_the_export_are_ours(played, stored, tmp_path):
+    from tau2.metrics import agent_metrics
+
+    done = export(stored, "tau2", tmp_path / "mock.json", **LIMITS)
+    assert (done.trajectories, done.left_out) == (len(played), {})
+    results = load(done.output)
+    ours = Evaluation(TRIALS)
+    ours.add(played)
+    values = [rate.value for rate in ours.pass_rates]
+    assert 0 < values[-1] < values[0] < 1
+    by_task = agent_metrics.get_tasks_pass_hat_k(results)
+    assert [math.fsum(by_task[f"pass^{k}"]) / len(by_task) for k in range(1, TRIALS + 1)] == values
+    metrics = agent_metrics.compute_metrics(results)
+    assert list(metrics.pass_hat_ks.values()) == pytest.approx(values, rel=1e-15)
+    assert metrics.avg_reward == pytest.approx(sum(t.reward for t in played) / len(played), rel=1e-15)
+
+
+def test_tau2_scores_the_exported_messages_as_they_were_scored(played, stored, tmp_path):
+    from tau2.scripts.evaluate_trajectories import compute_simulation_rewards
+
+    results = load(export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output)
+    scored = {each.trajectory_id: each.reward for each in played if not assertion_raised(each)}
+    results.simulations = [each for each in results.simulations if each.id in scored]
+    again = compute_simulation_rewards(results).simulations
+    assert {each.id: each.reward_info.reward for each in again} == scored
+    assert {0.0, 1.0} == set(scored.values())
+
+
+def test_tau2_s_view_and_its_checks_for_the_leaderboard_take_the_export(played, stored, tmp_path, monkeypatch):
+    from rich.prompt import IntPrompt, Prompt
+    from tau2.scripts import view_simulations
+    from tau2.scripts.leaderboard.verify_trajectories_public import check_format, check_num_trials, check_tasks
+
+    path = export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output
+    results, is_read, problem = check_format(path)
+    assert (is_read, problem) == (True, "")
+    assert check_num_trials(results) == (True, "")
+    dated = [task for task in results.tasks if task.initial_state and task.initial_state.message_history]
+    assert check_tasks(results) == (False, f"Task mismatches found in {len(dated)} tasks")  # τ² dates them as it reads
+    monkeypatch.setattr(compat.registry, "get_tasks_loader", lambda _: lambda _: results.tasks)
+    assert check_tasks(results) == (True, "")
+    chosen = iter(["1", "2", "3", "", "4", "5"])
+    monkeypatch.setattr(Prompt, "ask", lambda *_, **__: next(chosen))
+    monkeypatch.setattr(IntPrompt, "ask", lambda *_, **__: 1)
+    shown = view_simulations.ConsoleDisplay.console
+    with shown.capture() as text:
+        view_simulations.main(sim_file=str(path))
+    assert f"Loaded {len(played)} simulations" in text.get()
+    assert "Error" not in text.get()
+
+
+def test_the_export_says_what_was_recorded_and_invents_nothing(played, stored, tmp_path):
+    written = json.loads(export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output.read_text())
+    info, first, last = written["info"], written["simulations"][0], written["simulations"][-1]
+    assert (info["max_steps"], info["max_errors"], info["num_trials"], info["seed"]) == (200, 10, TRIALS, None)
+    assert info["agent_info"] | {"llm_args": None} == {
+        "implementation": "llm_agent",
+        "llm": "scripted",
+        "llm_args": None,
+    }
+    assert info["user_info"] == {"implementation": "scripted", "llm": None, "llm_args": None}
+    assert info["git_commit"] == f"unknown ({compat.DISTRIBUTION} {compat.VERSION})"
+    assert (first["trial"], last["trial"]) == (0, TRIALS - 1)
+    assert first["messages"] == played[0].messages
+    assert first["end_time"] == played[0].messages[-1]["timestamp"]
+    assert (last["termination_reason"], last["info"]["termination_reason"]) == ("max_steps", "max_turns")
+
+
+def test_limits_come_from_the_manifest_and_are_refused_where_nothing_says_them(played, tmp_path):
+    path = tmp_path / "mock.jsonl"
+    storage.write(path, played[:1])
+    with pytest.raises(ConfigError, match=r"limits.max_steps is recorded nowhere.*Give --max-steps"):
+        export(path, "tau2", tmp_path / "mock.json")
+    settings = {"limits.max_steps": 7, "limits.max_errors": 3, "tasks.seed": 5}
+    Manifest([Asked("c", 1, 1, 0, 1, settings)]).write(path)
+    info = json.loads(export(path, "tau2", tmp_path / "mock.json").output.read_text())["info"]
+    assert (info["max_steps"], info["max_errors"], info["seed"]) == (7, 3, 5)
+    with pytest.raises(ConfigError, match=r"limits.max_steps is 7 in the manifests"):
+        export(path, "tau2", tmp_path / "other.json", max_steps=8)
+
+
+def test_episodes_without_a_reward_are_left_out_but_count_as_trials(played, tmp_path):
+    path = tmp_path / "mock.jsonl"
+    storage.write(path, [*played[:3], make_trajectory(reward=None, reward_info=None, task=played[0].task)])
+    done = export(path, "tau2", tmp_path / "mock.json", **LIMITS)
+    assert (done.trajectories, done.left_out) == (3, {"without a reward": 1})
+    written = json.loads(done.output.read_text())
+    assert (written["info"]["num_trials"], len(written["simulations"])) == (4, 3)
+    assert written["rollout_service"]["left_out"] == {"without a reward": 1}
+
+
+def test_a_task_or_a_release_that_is_not_the_installed_one_is_refused(played, tmp_path):
+    first = played[0]
+    cases = [("tau2_version", "1.2.3", StorageError, "was played on"), ("task_hash", "00", TaskError, "contents chang")]
+    for field, value, error, words in cases:
+        path = tmp_path / f"{field}.jsonl"
+        storage.write(path, [replace(first, provenance=replace(first.provenance, **{field: value}))])
+        with pytest.raises(error, match=words):
+            export(path, "tau2", tmp_path / "mock.json", **LIMITS)
+    assert not (tmp_path / "mock.json").exists()
+
+
+def test_several_domains_are_refused_and_one_can_be_chosen(played, tmp_path):
+    path = tmp_path / "two.jsonl"
+    storage.write(path, [played[0], replace(played[1], task=TaskRef("telecom", "base", "1", 0))])
+    with pytest.raises(StorageError, match=r"mock and telecom.*--domain"):
+        export(path, "tau2", tmp_path / "mock.json", **LIMITS)
+    done = export(path, "tau2", tmp_path / "mock.json", domain="mock", **LIMITS)
+    assert (done.trajectories, done.left_out) == (1, {"of another domain": 1})
