@@ -23,6 +23,7 @@ from deploy.gateway_evaluations import Evaluations
 from deploy.gateway_streams import Streams
 from rollout_service.cluster import answer
 from rollout_service.collecting.coordinator import Service
+from rollout_service.collecting.evaluating import conditions
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
 from rollout_service.gateway import messages, metrics, tokens, wire
@@ -193,7 +194,8 @@ def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         owner, asked = _owner(request), body.request(config.policy.sampling)
         known = rollout_client or uuid.uuid4().hex
         key = _of_route("evaluations", idempotency_key)
-        accepted = await streams.once(owner, key, asked, evaluations.begin(asked, owner, known, key))
+        limits = conditions(config, asked.max_turns)
+        accepted = await streams.once(owner, key, asked, evaluations.begin(asked, owner, known, key, limits))
         return {"evaluation_id": accepted.collection_id, "episodes": accepted.episodes}
 
     @app.get("/v1/evaluations/{evaluation_id}")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from deploy.gateway_streams import Stream, Streams
@@ -39,8 +42,18 @@ class Evaluations:
         self._running: dict[str, _Running] = {}
         self._tasks = BackgroundTasks()
 
-    async def begin(self, request: CollectionRequest, owner: str, client: str, key: str | None) -> Accepted:
+    async def begin(
+        self,
+        request: CollectionRequest,
+        owner: str,
+        client: str,
+        key: str | None,
+        limits: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Accepted:
         """Begin an evaluation whose trials are the groups of this collection.
+
+        Args:
+            limits: of its episodes, see `conditions`.
 
         Raises:
             TaskError: the service refuses it.
@@ -48,7 +61,7 @@ class Evaluations:
         accepted = await self._streams.begin(request, owner, client, key)
         stream = await self._streams.find(accepted.collection_id, owner)
         stream.is_kept = False  # its numbers are here alone
-        counted = Evaluation(request.group_size)
+        counted = Evaluation(request.group_size, conditions=dict(limits))
         running = _Running(stream, accepted.episodes, counted, End("open"), asyncio.Event())
         self._running = {name: each for name, each in self._running.items() if self._streams.has(name)}
         self._running[accepted.collection_id] = running
@@ -72,7 +85,9 @@ class Evaluations:
             )
         with self._streams.reading(stream), contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.over.wait(), wait)
-        return running.end.to_dict() | {"episodes": running.episodes, "report": running.counted.to_dict()}
+        counted = copy.deepcopy(running.counted)  # groups come meanwhile
+        report = await asyncio.to_thread(counted.to_dict)  # intervals of a large evaluation take a tenth of a second
+        return running.end.to_dict() | {"episodes": running.episodes, "report": report}
 
     async def _read(self, running: _Running) -> None:
         number, delivery = 0, running.stream.delivery

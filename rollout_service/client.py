@@ -23,7 +23,7 @@ import rollout_service.embedded as embedded
 import rollout_service.twins as twins
 from rollout_service.cluster import Reference, call, repeated
 from rollout_service.collecting.coordinator import Service
-from rollout_service.collecting.evaluating import asked_for, counted
+from rollout_service.collecting.evaluating import asked_for, conditions, counted
 from rollout_service.collecting.gathering import gathered
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.request import Accepted
@@ -150,12 +150,13 @@ class RolloutClient(WeightsClient):
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the
-                slots, relative to the weights of other collections; 1), `budget` (limits by
-                name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the
-                caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so. What
-                is left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks
-                and episode seeds. Without one, a collection goes on where the last one of the same selection stopped.
+                `policy.sampling`), `max_turns` (as in `limits`), `max_attempts`, `max_staleness` and `late` (as in
+                `service`), `weight` (share of the slots, relative to the weights of other collections; 1), `budget`
+                (limits by name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is
+                the caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so.
+                What is left out, or None, comes from the configuration. With a `seed` the same call gives the same
+                tasks and episode seeds. Without one, a collection goes on where the last one of the same selection
+                stopped.
 
         Raises:
             BudgetReached: the service's budget is spent; from the stream, after the last group: a budget ended it
@@ -206,14 +207,16 @@ class RolloutClient(WeightsClient):
     ) -> Evaluation:
         """Play every task of a selection several times, and count: pass^1 to pass^`trials` with 95% intervals, and
         rewards by domain. No trajectory is kept. An episode that a fault stopped counts among the faults, and is never
-        taken for a failure of the policy.
+        taken for a failure of the policy. The limits are τ²-bench's own: `limits.max_turns`, which is for training,
+        does not hold here.
 
         Args:
             trials: episodes of each task, from 1 to 1000.
             tasks: only so many tasks. None: every task of the selection.
             progress: show progress on stderr.
-            selection: as for `stream`: `domain`, `split`, `ids`, `seed`, `sampling`, `max_attempts`, `weight` and
-                `budget`. Without a `seed` it is 0, so that the same call plays the same episodes.
+            selection: as for `stream`: `domain`, `split`, `ids`, `seed`, `sampling`, `max_turns`,
+                `max_attempts`, `weight` and `budget`. Without a `seed` it is 0, so that the same call plays the same
+                episodes.
 
         Raises:
             IncompleteEvaluation: the service was lost on the way, or a budget ended it early. It holds what was
@@ -229,7 +232,8 @@ class RolloutClient(WeightsClient):
     async def _evaluate(self, trials: int, tasks: int | None, progress: bool, selection: dict[str, Any]) -> Evaluation:
         arguments.truth("progress", progress)
         with contextlib.closing(self.astream(**asked_for(trials, tasks, selection))) as stream:
-            return await counted(stream, trials, progress)
+            limits = conditions(self.config, selection.get("max_turns"))
+            return await counted(stream, trials, progress, limits)
 
     def reopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
         """The groups of an open collection that were not acknowledged, also those that another client was given.

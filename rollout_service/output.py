@@ -273,6 +273,8 @@ def _settings(running: RolloutConfig, request: CollectionRequest) -> dict[str, A
     own: dict[str, Any] = {f"tasks.{name}": getattr(request, name) for name in _SELECTION}
     if request.domain not in (None, running.tasks.domain) and request.ids is None:
         own["tasks.ids"] = []  # the service's are those of its own domain
+    if request.max_turns is not None:
+        own["limits.max_turns"] = request.max_turns
     if request.sampling is not None:
         sampled = request.sampling.model_dump(mode="json")
         own |= {f"policy.sampling.{name}": value for name, value in sampled.items()}

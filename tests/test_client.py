@@ -78,6 +78,15 @@ def test_an_evaluation_plays_each_task_several_times_and_gives_the_same_again(cl
     again = asyncio.run(client.aevaluate(trials=3, tasks=2))
     assert again.solved == found.solved == dict.fromkeys(found.solved, (3, 3))
     assert (len(found.solved), found.summary.faults) == (2, {})
+    assert found.conditions == {"max_turns": None, "response_length": None, "max_steps": 200, "max_errors": 10} | {
+        "official": True
+    }
+
+
+def test_an_evaluation_goes_beyond_the_turns_of_training_unless_it_is_told_not_to(client):
+    cut = client.evaluate(tasks=1, max_turns=1, progress=False)
+    assert dict(cut.summary.termination_reasons) == {"max_turns": 1}
+    assert (cut.conditions["max_turns"], cut.conditions["official"]) == (1, False)
 
 
 def test_an_evaluation_that_a_budget_ends_keeps_what_was_counted(client):

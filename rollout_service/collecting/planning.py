@@ -146,6 +146,7 @@ class Planner:
                     task=task,
                     seed=self._tasks.episode_seed(seed, task, first_draw + group, sample),
                     sampling=request.sampling,
+                    max_turns=request.max_turns,
                 )
                 for sample in range(request.group_size)
             ]

@@ -49,6 +49,8 @@ class CollectionRequest:
     groups that would be too old when they are taken. None: they are found too old when they are taken."""
     sampling: Sampling | None = None
     """How the policy samples for these episodes; None: as the service is configured."""
+    max_turns: int | None = None
+    """Most policy turns of an episode; None: `limits.max_turns` of the service."""
     max_attempts: int | None = None
     """Attempts at an episode that infrastructure faults stop."""
     max_staleness: int | None = None
@@ -68,6 +70,7 @@ class CollectionRequest:
             "group_size": arguments.whole("group_size", self.group_size, 1, MOST_EPISODES, TaskError),
             "seed": _whole("seed", self.seed),
             "groups_per_update": _whole("groups_per_update", self.groups_per_update, 1),
+            "max_turns": _whole("max_turns", self.max_turns, 1),
             "max_attempts": _whole("max_attempts", self.max_attempts, 1),
             "max_staleness": _whole("max_staleness", self.max_staleness, 0),
             "weight": arguments.optional(arguments.number, "weight", self.weight, *WEIGHTS, TaskError),
@@ -152,10 +155,12 @@ class EpisodeRequest:
     """Oldest weight version that may sample for it. With an older one the trajectory would be too old when done."""
     sampling: Sampling | None = None
     """How its turns are sampled; None: as the service is configured."""
+    max_turns: int | None = None
+    """Most policy turns; None: as the service is configured."""
 
     def identity(self) -> dict[str, Any]:
         """The fields that its trajectory takes over unchanged."""
-        own = ("waited_seconds", "min_version", "sampling")
+        own = ("waited_seconds", "min_version", "sampling", "max_turns")
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in own}
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
 
-from rollout_service.collecting.evaluating import MOST_TRIALS, SEED, SELECTION, asked_for
+from rollout_service.collecting.evaluating import MOST_TRIALS, NO_LIMIT, SEED, SELECTION, asked_for
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
@@ -49,6 +49,9 @@ class EvaluationBody:
     ids: list[str] | None = None
     seed: Annotated[int, Field(description="The same seed gives the same tasks and episode seeds.")] = SEED
     sampling: Sampling | None = None
+    max_turns: Annotated[
+        int, Field(ge=1, description="Most policy turns of an episode. Default: more than τ²'s max_steps allows.")
+    ] = NO_LIMIT
     max_attempts: int | None = None
     weight: float | None = None
     budget: Budget | None = None

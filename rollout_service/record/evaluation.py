@@ -1,21 +1,30 @@
 """Evaluation: how often a policy solves tasks, from several trials of each.
 
 Invariant: a task counts for pass^k only with at least k trials that have a score, and each number says how many tasks
-it is from. It keeps counts, and no trajectory.
+it is from. An episode without a score is in no number but the counts of such episodes. It keeps counts, and no
+trajectory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rollout_service.errors import RolloutError
-from rollout_service.record.statistics import Summary, pass_hat_k, wilson_interval
+from rollout_service.record.bootstrap import FEWEST, intervals
+from rollout_service.record.interval import wilson_interval
+from rollout_service.record.statistics import Summary, pass_hat_k
 from rollout_service.record.trajectory import Trajectory
 
 _SOLVED = 1.0 - 1e-6
 """Least reward of a trial that τ²-bench counts as a success."""
+
+_SIGNIFICANT, _POWER = 1.959963984540054, 0.8416212335729143
+"""Normal quantiles of a two-sided test at 5%, and of 80% power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +34,41 @@ class PassRate:
     k: int
     value: float
     interval: tuple[float, float]
-    """95% interval over the tasks, see `wilson_interval`."""
+    """95% interval over the tasks, see `rollout_service.record.bootstrap`. With fewer than ten tasks, or where all
+    tasks agree, it is Wilson's interval for as many independent values, which is wider."""
     tasks: int
     """Tasks with at least k trials that have a score. Others are left out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        return {"k": self.k, "value": self.value, "interval": list(self.interval), "tasks": self.tasks}
+
+
+@dataclass(frozen=True, slots=True)
+class SmallestDifference:
+    """The smallest difference in pass^1 to another run of the same tasks, with as many trials, that can be shown.
+
+    It is (z_5% + z_80%) · sqrt(2 σ² / (K T)) for T tasks with K trials each, where σ² is the variance of a trial within
+    its task. The formula is that of the power analysis in Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
+    for paired tasks, two runs whose σ² is the same, and policies that differ alike on every task (ω² = 0). Where they
+    do not, the smallest difference is larger.
+    """
+
+    significant: float
+    """Two runs that differ by less may well be equally good: a difference of this size is significant at 5%."""
+    detectable: float
+    """True difference that a comparison finds in 80% of the cases."""
+    tasks: int
+    trials: int
+    """Trials that every one of the tasks has."""
+    is_bound: bool
+    """Whether σ² is not known, because tasks have one trial each. Then the variance over all trials is taken, which is
+    larger."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        names = ("significant", "detectable", "tasks", "trials", "is_bound")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(slots=True)
@@ -39,6 +80,8 @@ class Evaluation:
     summary: Summary = field(default_factory=Summary)
     solved: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By task: trials that have a score, and those of them that succeeded."""
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """Limits of the episodes by name, and `official`: whether they are τ²-bench's own. Empty: not known."""
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         """Count trials."""
@@ -46,26 +89,92 @@ class Evaluation:
             self.summary.add(trajectory)
             scored, solved = self.solved.setdefault(str(trajectory.task), (0, 0))
             if trajectory.is_scored and trajectory.reward is not None:
-                self.solved[str(trajectory.task)] = scored + 1, solved + (trajectory.reward >= _SOLVED)
+                self.solved[str(trajectory.task)] = scored + 1, solved + is_solved(trajectory.reward)
 
     @property
     def pass_rates(self) -> list[PassRate]:
         """pass^1, pass^2, …, for each k for which a task has trials enough."""
-        rates = []
-        for k in range(1, self.trials + 1):
-            counts = [each for each in self.solved.values() if each[0] >= k]
-            if counts:
-                value = pass_hat_k(counts, k)
-                rates.append(PassRate(k, value, wilson_interval(min(value, 1.0), len(counts)), len(counts)))
-        return rates
+        return _rates(self.solved, self.trials)
+
+    @property
+    def domain_pass_rates(self) -> dict[str, list[PassRate]]:
+        """The same by domain."""
+        return {name: _rates(self._of(name), self.trials) for name in dict.fromkeys(map(_domain, self.solved))}
+
+    def _of(self, domain: str) -> dict[str, tuple[int, int]]:
+        return {task: counts for task, counts in self.solved.items() if _domain(task) == domain}
+
+    @property
+    def fewer(self) -> dict[str, int]:
+        """Tasks with fewer scored trials than `trials`, and how many they have."""
+        return {task: scored for task, (scored, _) in self.solved.items() if scored < self.trials}
+
+    @property
+    def smallest_difference(self) -> SmallestDifference | None:
+        """What this many tasks and trials can show. None: no task has a trial with a score."""
+        return _smallest_difference([counts for counts in self.solved.values() if counts[0]])
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON values: those of the `Summary`, and pass^k."""
-        rates = [
-            {"k": rate.k, "value": rate.value, "interval": list(rate.interval), "tasks": rate.tasks}
-            for rate in self.pass_rates
-        ]
-        return {"trials": self.trials, "tasks": len(self.solved), "pass": rates} | self.summary.to_dict()
+        """The numbers as JSON values: those of the `Summary`, pass^k over all tasks and by domain, what is missing and
+        what can be shown."""
+        smallest = self.smallest_difference
+        return {
+            "trials": self.trials,
+            "tasks": len(self.solved),
+            "pass": [rate.to_dict() for rate in self.pass_rates],
+            "domain_pass": {name: [rate.to_dict() for rate in rates] for name, rates in self.domain_pass_rates.items()},
+            "fewer_trials": self.fewer,
+            "smallest_difference": None if smallest is None else smallest.to_dict(),
+            "conditions": self.conditions,
+        } | self.summary.to_dict()
+
+
+def is_solved(reward: float) -> bool:
+    """Whether τ²-bench counts a trial with this reward as a success."""
+    return reward >= _SOLVED
+
+
+def task_pass_rate(counts: tuple[int, int], k: int) -> float:
+    """pass^k of one task with these (trials, successes). It has at least k trials."""
+    return math.comb(counts[1], k) / math.comb(counts[0], k)
+
+
+def _domain(task: str) -> str:
+    return task.partition("/")[0]
+
+
+def _rates(solved: Mapping[str, tuple[int, int]], trials: int) -> list[PassRate]:
+    rates: list[PassRate] = []
+    kept: dict[tuple[str, ...], list[int]] = {}
+    for k in range(1, trials + 1):
+        if tasks := tuple(task for task, (scored, _) in solved.items() if scored >= k):
+            kept.setdefault(tasks, []).append(k)
+    for tasks, ks in kept.items():
+        counts = [solved[task] for task in tasks]
+        table = np.array([[task_pass_rate(each, k) for k in ks] for each in counts])
+        found = intervals(table, [_domain(task) for task in tasks])
+        for k, (low, high), column in zip(ks, found.tolist(), table.T, strict=True):
+            value = pass_hat_k(counts, k)
+            if len(tasks) < FEWEST or np.ptp(column) == 0:
+                low, high = wilson_interval(min(value, 1.0), len(tasks))
+            rates.append(PassRate(k, value, (min(low, value), max(high, value)), len(tasks)))
+    return rates
+
+
+def _smallest_difference(counts: Sequence[tuple[int, int]]) -> SmallestDifference | None:
+    if not counts:
+        return None
+    trials = min(scored for scored, _ in counts)
+    if trials > 1:
+        # Without bias: s (n - s) / (n (n - 1)) is the sample variance of n trials with s successes.
+        variance = math.fsum(s * (n - s) / (n * (n - 1)) for n, s in counts) / len(counts)
+    else:
+        mean = sum(s for _, s in counts) / sum(n for n, _ in counts)
+        variance = mean * (1 - mean)
+    error = math.sqrt(2 * variance / (trials * len(counts)))
+    least = 1 / (trials * len(counts))  # one trial more or less
+    significant, detectable = (max(least, z * error) for z in (_SIGNIFICANT, _SIGNIFICANT + _POWER))
+    return SmallestDifference(significant, detectable, len(counts), trials, is_bound=trials == 1)
 
 
 class IncompleteEvaluation(RolloutError):

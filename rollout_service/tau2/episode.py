@@ -218,7 +218,7 @@ class _Episode:
         """Take one policy turn. Called in the orchestrator's thread."""
         self._deadline.remaining()
         number = len(self._transcript.turns)
-        if number >= self._config.limits.max_turns:
+        if number >= (self._request.max_turns or self._config.limits.max_turns):
             raise EpisodeEnd(TerminationReason.MAX_TURNS)
         input_ids = self._transcript.prompt(new_messages)
         room = self._room(len(input_ids))
@@ -334,7 +334,10 @@ class _Episode:
             user_flaws=user_flaws.looked_for(record, reason, part, reward_info),
             judge_usage=self._models.judge_usage,
             provenance=self._runner.provenance.of(
-                self._request.task, self._chosen, "" if score is None else score.evaluator
+                self._request.task,
+                self._chosen,
+                "" if score is None else score.evaluator,
+                self._request.max_turns,
             ),
         )
 

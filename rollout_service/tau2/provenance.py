@@ -29,8 +29,12 @@ class ProvenanceSource:
         self._vocabulary = vocabulary
         self._model = redact(config.policy.model or config.policy.url or config.policy.engine)
 
-    def of(self, task: TaskRef, sampling: Sampling, evaluator: str) -> Provenance:
-        """The provenance of a trajectory of the task with this sampling, scored by `evaluator`."""
+    def of(self, task: TaskRef, sampling: Sampling, evaluator: str, max_turns: int | None) -> Provenance:
+        """The provenance of a trajectory of the task with this sampling, scored by `evaluator`.
+
+        Args:
+            max_turns: of its request; None: as configured.
+        """
         codec, config, kind = self._codec, self._config, self._config.user_kind
         played = domain.get(task.domain, config.tasks.searched)
         return Provenance(
@@ -51,7 +55,8 @@ class ProvenanceSource:
             user_arguments=dict(config.user.sent) if kind == "llm" else {},
             evaluation=config.evaluation.type,
             evaluator=evaluator,
-            limits=config.limits.model_dump(include={"max_steps", "max_errors", "max_turns"}),
+            limits=config.limits.model_dump(include={"max_steps", "max_errors"})
+            | {"max_turns": max_turns or config.limits.max_turns},
             task_hash=tasks.hash_of(task),
             domain_hash=played.content_hash(config.agent == "solo"),
             retrieval={} if played.retrieval is None else played.retrieval._asdict(),

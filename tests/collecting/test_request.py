@@ -64,6 +64,7 @@ def test_a_request_s_own_sampling_goes_over_the_service_s(own):
         ({"seed": "1"}, r"seed is '1'"),
         ({"sampling": {"temperature": 1.0}}, r"sampling is"),
         ({"max_attempts": 0}, r"max_attempts is 0"),
+        ({"max_turns": 0}, r"max_turns is 0"),
         ({"max_staleness": -1}, r"max_staleness is -1"),
         ({"late": "never"}, r"late is 'never'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -56,3 +57,42 @@ def test_a_task_with_too_few_scored_trials_is_left_out_of_pass_k_and_counted():
 
 def test_without_a_trial_there_is_no_number():
     assert Evaluation(4).to_dict()["pass"] == []
+
+
+def test_domains_have_rates_of_their_own_and_tasks_with_fewer_trials_are_named():
+    evaluation = Evaluation(2)
+    evaluation.add([trial(0, 1.0), trial(0, 1.0), trial(1, 0.0)])
+    airline = TaskRef("airline", "test", "7", 7)
+    evaluation.add([make_trajectory(task=airline, reward=0.0), make_trajectory(task=airline, reward=1.0)])
+    rates = {name: [(r.k, r.value, r.tasks) for r in each] for name, each in evaluation.domain_pass_rates.items()}
+    assert rates == {"retail": [(1, 0.5, 2), (2, 1.0, 1)], "airline": [(1, 0.5, 1), (2, 0.0, 1)]}
+    assert evaluation.fewer == {"retail/test/1": 1}
+    said = json.loads(json.dumps(evaluation.to_dict()))
+    assert said["fewer_trials"] == evaluation.fewer
+    assert [each["k"] for each in said["domain_pass"]["airline"]] == [1, 2]
+
+
+def test_the_smallest_difference_follows_from_the_variance_within_tasks():
+    evaluation = Evaluation(4)
+    for task in range(25):
+        evaluation.add(trial(task, float(n < 2)) for n in range(4))  # the sample variance of 1, 1, 0, 0 is 1/3
+    found = evaluation.smallest_difference
+    assert found is not None
+    error = math.sqrt(2 / 3 / (4 * 25))
+    assert found.significant == pytest.approx(1.96 * error, rel=1e-4)
+    assert found.detectable == pytest.approx((1.96 + 0.8416) * error, rel=1e-4)
+    assert (found.tasks, found.trials, found.is_bound) == (25, 4, False)
+
+
+def test_of_one_trial_a_task_the_smallest_difference_is_a_bound_and_never_zero():
+    evaluation = Evaluation(1)
+    evaluation.add(trial(task, float(task < 5)) for task in range(10))
+    found = evaluation.smallest_difference
+    assert found is not None
+    assert found.is_bound
+    assert found.significant == pytest.approx(1.96 * math.sqrt(2 * 0.25 / 10), rel=1e-4)
+    solved = Evaluation(1)
+    solved.add(trial(task, 1.0) for task in range(10))
+    assert solved.smallest_difference is not None
+    assert solved.smallest_difference.significant == 0.1
+    assert Evaluation(1).smallest_difference is None

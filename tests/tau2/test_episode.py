@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import threading
@@ -519,3 +520,13 @@ def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
     assert asked == [None] + [4] * (len(trajectory.turns) - 1)
     assert [turn.prefix_version for turn in trajectory.turns] == [4] * len(trajectory.turns)
     assert trajectory.oldest_version == 4
+
+
+def test_a_request_s_own_number_of_turns_is_taken_instead_of_the_configured_one():
+    runner = episodes.runner(episodes.settings(limits__max_turns=1))
+    one = episodes.request(episodes.task("retail"))
+    assert runner.run(one).termination_reason == "max_turns"
+    free = runner.run(dataclasses.replace(one, max_turns=1_000_000))
+    assert len(free.turns) > 1
+    assert free.reward == 1.0
+    assert free.provenance.limits["max_turns"] == 1_000_000

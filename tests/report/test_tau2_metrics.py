@@ -1,0 +1,66 @@
+"""pass^k of airline's test split equals what τ²-bench's own metrics say of the same episodes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+from tau2.data_model.simulation import Results, RewardInfo, SimulationRun
+from tau2.metrics.agent_metrics import compute_metrics, get_tasks_pass_hat_k
+from tau2.run import get_info, get_tasks
+
+from rollout_service.record.evaluation import Evaluation, task_pass_rate
+from rollout_service.record.trajectory import Trajectory
+from rollout_service.tau2 import tasks
+from tests.support import episodes
+
+TRIALS = 4
+ERRS = {"policy__script__wrong_argument": 0.12, "policy__script__early_stop": 0.05, "limits__max_turns": 200}
+
+
+def as_results(trajectories: list[Trajectory]) -> Results:
+    """The episodes as τ²-bench's own runner would have stored them."""
+    info = get_info(domain="airline", agent="llm_agent", user="user_simulator", num_trials=TRIALS)
+    runs = [
+        SimulationRun(
+            id=each.trajectory_id,
+            task_id=each.task.task_id,
+            start_time="2026-01-01T00:00:00",
+            end_time="2026-01-01T00:00:01",
+            duration=1.0,
+            termination_reason=each.termination_reason,
+            reward_info=RewardInfo.model_validate(each.reward_info),
+            agent_cost=0.0,
+            messages=[],
+            trial=each.sample_index,
+        )
+        for each in trajectories
+    ]
+    return Results(info=info, tasks=get_tasks("airline", task_split_name="test"), simulations=runs)
+
+
+@pytest.fixture(scope="module")
+def played() -> list[Trajectory]:
+    runner = episodes.runner(episodes.settings(tasks__domain="airline", **ERRS))
+    chosen = tasks.references("airline", "test")
+    return [
+        runner.run(episodes.request(task, seed=1000 * trial + task.index, name=f"{task.task_id}-{trial}", sample=trial))
+        for task in chosen
+        for trial in range(TRIALS)
+    ]
+
+
+def test_pass_k_equals_tau2s_own_metrics_to_the_last_digit(played):
+    evaluation = Evaluation(TRIALS)
+    evaluation.add(played)
+    results = as_results(played)
+    assert len(Counter(each.reward for each in played)) > 1
+    by_task = get_tasks_pass_hat_k(results)
+    for task, counts in evaluation.solved.items():
+        own = [task_pass_rate(counts, k) for k in range(1, TRIALS + 1)]
+        assert own == [by_task.loc[task.rpartition("/")[2], f"pass^{k}"] for k in range(1, TRIALS + 1)]
+    theirs = compute_metrics(results).pass_hat_ks
+    for rate in evaluation.pass_rates:
+        assert abs(rate.value - theirs[rate.k]) <= math.ulp(rate.value)  # pandas rounds while it adds up
+    assert sorted(theirs) == [rate.k for rate in evaluation.pass_rates] == [1, 2, 3, 4]
