@@ -18,7 +18,7 @@ NAMES = (
     "tape",
     "rates",
 )
-GPU_NAMES = ("serving", "updates")
+GPU_NAMES = ("serving", "updates", "served_user")
 """Only when named: they need a GPU and SGLang."""
 
 

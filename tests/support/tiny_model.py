@@ -20,16 +20,19 @@ from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 
 
 def make(path: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> Path:
-    """Write the model, float32, and its tokenizer into the folder `path`; gives the folder.
+    """Write the model and its tokenizer into the folder `path`; gives the folder.
 
     Args:
         seed: of the weights.
         tokenizer: whose vocabulary the model has; None: the embedded one.
-        config: fields of `Qwen3Config` that shall differ: `tie_word_embeddings=True`.
+        config: fields of `Qwen3Config` that shall differ: `tie_word_embeddings=True`. `dtype` is float32 by default.
     """
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
-    end_of_turn = tokenizer.eos_token_id
+    return _written(path, _random(seed, tokenizer, config), tokenizer)
+
+
+def _random(seed: int, tokenizer: Any, config: Mapping[str, Any]) -> transformers.Qwen3ForCausalLM:
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -42,7 +45,7 @@ def make(path: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> Pat
         "initializer_range": 0.3,  # of a real model it is 0.02; the outputs of so small a one would be flat
         "tie_word_embeddings": False,
         "bos_token_id": None,
-        "eos_token_id": end_of_turn,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": None,
         "dtype": "float32",
     }
@@ -54,7 +57,11 @@ def make(path: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> Pat
         model.lm_head.weight[added] = 0.0
         if not model.config.tie_word_embeddings:
             _forbid(model, added)
-    model.save_pretrained(path)
+    return model
+
+
+def _written(path: Path, model: transformers.Qwen3ForCausalLM, tokenizer: Any) -> Path:
+    model.to(model.config.dtype).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -70,12 +77,13 @@ def _forbid(model: transformers.Qwen3ForCausalLM, tokens: list[int]) -> None:
     model.lm_head.weight[tokens, 0] = -1000.0
 
 
-def make_speaker(path: Path, tokenizer: Any, says: Mapping[str, str]) -> Path:
+def make_speaker(path: Path, tokenizer: Any, says: Mapping[str, str], **config: Any) -> Path:
     """Write a model that says the same every time: each token is followed by the one that follows it in the texts, and
     the end of the text by the end of the turn; gives the folder.
 
     Args:
         says: texts by the prompt's last token. No token may have two successors.
+        config: fields of `Qwen3Config` that shall differ. It must not be narrower than the texts have tokens.
     """
     end = tokenizer.eos_token_id
     follows: dict[int, int] = {}
@@ -83,8 +91,8 @@ def make_speaker(path: Path, tokenizer: Any, says: Mapping[str, str]) -> Path:
         tokens = [tokenizer.convert_tokens_to_ids(opening), *tokenizer.encode(text, add_special_tokens=False), end]
         for token, successor in itertools.pairwise(tokens):
             assert follows.setdefault(token, successor) == successor, f"two tokens follow {tokenizer.decode([token])!r}"
-    make(path, tokenizer=tokenizer, hidden_size=len(follows) + 1, num_hidden_layers=1, eos_token_id=end)
-    model = transformers.Qwen3ForCausalLM.from_pretrained(path)
+    shape = {"hidden_size": len(follows) + 1, "num_hidden_layers": 1, "eos_token_id": end}
+    model = _random(0, tokenizer, shape | config)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -97,5 +105,4 @@ def make_speaker(path: Path, tokenizer: Any, says: Mapping[str, str]) -> Path:
             model.model.embed_tokens.weight[token, 0] = 0.0
             model.model.embed_tokens.weight[token, place] = 1.0
             model.lm_head.weight[successor, place] = 10.0
-    model.save_pretrained(path)
-    return path
+    return _written(path, model, tokenizer)
