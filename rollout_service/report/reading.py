@@ -1,0 +1,114 @@
+"""Reading: the trajectories of a run, from any number of files.
+
+Invariant: a file is read once, in a stream, and every trajectory is given once. An error says why nothing can be
+reported: a file is damaged or still being written, holds the same trajectories as another, or has episodes of different
+conditions, whose numbers mean nothing together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout_service.errors import StorageError
+from rollout_service.record.storage import iterate
+from rollout_service.record.trajectory import Outcome, Trajectory
+from rollout_service.record.writing_lock import check_not_written
+from rollout_service.redaction import shown
+
+SAME = (
+    "model",
+    "tokenizer_fingerprint",
+    "template_fingerprint",
+    "sampling",
+    "agent",
+    "user",
+    "evaluation",
+    "retrieval",
+    "limits",
+    "tau2_distribution",
+    "tau2_version",
+)
+"""Fields of `Provenance` that all episodes of a run have in common. One that an older release did not record is passed
+over."""
+
+
+class Reading:
+    """The trajectories of some files: an iterable, for one pass."""
+
+    def __init__(self, files: Sequence[str | Path], domain: str | None = None) -> None:
+        """
+        Args:
+            domain: only this domain's; None: all.
+
+        Raises:
+            StorageError: there is no file, one does not exist, its ending is unknown, or a process writes to it.
+        """
+        if not files:
+            raise StorageError("There is no file to read.", "Name at least one file of trajectories.")
+        self.files = [Path(file) for file in files]
+        self.conditions: dict[str, Any] = {}
+        """What the episodes that were given have in common, by the names in `SAME`."""
+        self.task_hashes: dict[str, str] = {}
+        """Hash of each task, as far as it is recorded."""
+        self._domain = domain
+        self._seen: set[bytes] = set()
+        for path in self.files:
+            check_not_written(path)
+        self._stored = [iterate(path) for path in self.files]
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """
+        Raises:
+            StorageError: a file is damaged or unfinished, a trajectory comes twice, two of them differ in what must be
+                the same, or there is none.
+        """
+        given = 0
+        domains: dict[str, None] = {}
+        for path, stored in zip(self.files, self._stored, strict=True):
+            for trajectory in stored:
+                domains[trajectory.task.domain] = None
+                if self._domain is None or trajectory.task.domain == self._domain:
+                    self._check_new(trajectory, path)
+                    self._check_same(trajectory, path)
+                    given += 1
+                    yield trajectory
+        if not given:
+            names = ", ".join(map(str, self.files))
+            wanted = "" if self._domain is None else f" of the domain {self._domain!r}"
+            there = f" There are episodes of {', '.join(domains)}." if domains else ""
+            raise StorageError(f"{names} has no trajectory{wanted}.", f"Choose other files.{there}")
+
+    def _check_new(self, trajectory: Trajectory, path: Path) -> None:
+        identity = f"{trajectory.collection_id}\0{trajectory.trajectory_id}".encode(errors="surrogatepass")
+        digest = hashlib.blake2b(identity, digest_size=16).digest()
+        if digest in self._seen:
+            raise StorageError(
+                f"Trajectory {trajectory.trajectory_id!r} of {path} came before.",
+                "Name each file once, and none that holds the same trajectories as another.",
+            )
+        self._seen.add(digest)
+
+    def _check_same(self, trajectory: Trajectory, path: Path) -> None:
+        if trajectory.outcome is Outcome.ABORTED:
+            return  # an episode that never began has no provenance, and none that a fault ended has a reward
+        for name in SAME:
+            value = getattr(trajectory.provenance, name)
+            if value in ("", {}):
+                continue
+            first = self.conditions.setdefault(name, value)
+            if value != first:
+                raise StorageError(
+                    f"{path}: trajectory {trajectory.trajectory_id!r} has provenance.{name} {shown(value)}, and those "
+                    f"before it have {shown(first)}.",
+                    "Report files of one run each, or compare two runs: report A --against B.",
+                )
+        task, found = str(trajectory.task), trajectory.provenance.task_hash
+        if found and self.task_hashes.setdefault(task, found) != found:
+            raise StorageError(
+                f"{path}: trajectory {trajectory.trajectory_id!r} was played with another version of the task {task} "
+                "than those before it.",
+                "Report files of one release of the tasks each.",
+            )
