@@ -156,7 +156,7 @@ def test_differences_are_taken_within_the_tasks_of_both_runs():
     assert found.lost == []
     assert [change.task for change in Comparison(old, new).lost] == [change.task for change in found.gained]
     assert (found.left_out, found.other_conditions) == (4, {"model": ("b", "a")})
-    assert json.loads(json.dumps(found.to_dict()))["differences"][0]["significant"] is True
+    assert json.loads(json.dumps(found.to_dict()))["differences"][-1]["significant"] is True
 
 
 def test_a_run_against_itself_differs_in_nothing():
