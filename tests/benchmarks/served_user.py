@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from deploy import serve_http
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.gateway.tokens import new_token
@@ -135,7 +136,9 @@ def _started(cases: list[Case], models: dict[str, str]) -> Iterator[None]:
     begun = time.monotonic()
     os.environ.setdefault(USER_KEY_VAR, new_token())  # before several threads would each make one
     with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(len(cases)) as threads:
-        starts = [threads.submit(RolloutClient, config=_config(case, models)) for case in cases]
+        configs = [_config(case, models) for case in cases]
+        serve_http.start(configs[0])  # the same for each, and two cannot start it at the same time
+        starts = [threads.submit(RolloutClient, config=config) for config in configs]
         for case, start in zip(cases, starts, strict=True):
             case.client = stack.enter_context(start.result())
             case.gpus = {whose: _gpus(case, whose) for whose in ("policy", "user")}
@@ -184,11 +187,10 @@ def _engine(section: str, gpus: float, cached_tokens: int | None) -> dict[str, A
 
 def _gpus(case: Case, whose: str) -> set[str]:
     """The GPUs of the replicas, as the environment of their engines' processes says."""
-    application = {"policy": case.name, "user": f"{case.name}-user"}[whose]
     found: set[str] = set()
     for process in family():
         with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{application}:"):
+            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{case.name}-{whose}:"):
                 for child in process.children():
                     found |= set(child.environ().get("CUDA_VISIBLE_DEVICES", "").split(",")) - {""}
     return found
