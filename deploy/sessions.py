@@ -1,7 +1,8 @@
 """Which replica serves which session. Pure: no Ray, and the caller passes the time.
 
-Invariant: a session stays with its replica as long as that replica lives. A new session goes to the replica with the
-fewest sessions in use. Ties are broken by a hash, so that tables in different processes mostly choose the same replica.
+Invariant: a session in use stays with its replica as long as that replica lives, and so do the last ones that are not.
+A new session goes to the replica with the fewest sessions in use. Ties are broken by a hash, so that tables in
+different processes mostly choose the same replica.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Collection, Iterable
 _IN_USE_SECONDS = 120.0
 """After so many seconds without a request a session no longer counts as in use, but it keeps its replica."""
 
-_KEPT = 100_000
-"""Number of sessions that are remembered: the most recently used ones."""
+_KEPT = 4096
+"""Number of sessions that are remembered though they are not in use: the most recently used ones. Nobody says that a
+session is over, each takes 200 bytes, and an environment actor has a new one with every episode."""
 
 
 class SessionTable:
@@ -39,8 +41,8 @@ class SessionTable:
         self._last_use[session] = now
         self._last_use.move_to_end(session)
         self._replicas.move_to_end(session)
-        if len(self._replicas) > _KEPT:
-            self._forget(next(iter(self._replicas)))
+        while len(self._replicas) - len(self._last_use) > _KEPT:
+            self._replicas.popitem(last=False)  # the one that was used least recently, so it is not in use
         return replica
 
     def in_use(self, replica: str) -> int:
@@ -62,10 +64,6 @@ class SessionTable:
         self._counts[replica] -= 1
         if not self._counts[replica]:
             del self._counts[replica]
-
-    def _forget(self, session: str) -> None:
-        self._release(session)
-        del self._replicas[session]
 
 
 def _rank(session: str, replica: str) -> bytes:

@@ -1,5 +1,6 @@
 """`python -m tests.chaos.soak --minutes 30`: collections at full rate, one after the other, and the memory of each kind
-of process every few seconds. Prints each kind's memory and its slope per hour.
+of process every few seconds. Prints each kind's memory and its slope per hour. Of the service's own actors it also
+prints what their allocators hold: what is in use and grows is kept by somebody; what is free and grows was fragmented.
 
 Invariant: what grows with the first episodes (caches, imports, Ray's pools of idle workers) is not counted: the slope
 is of the samples after the warm-up, a fifth of the time.
@@ -9,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import ray
 from rich.console import Console
 from rich.table import Table
 
+import rollout_service.services as services
 from rollout_service.client import RolloutClient
 from tests.benchmarks.measure import family
 from tests.chaos.schedule import DOMAINS
@@ -52,6 +58,39 @@ class Sample:
     """Bytes that are not shared with the object store: resident, less shared."""
 
 
+_MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33 or later."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
+
+
+@dataclass(frozen=True, slots=True)
+class Heap:
+    """What the allocators of a process hold."""
+
+    used: int
+    """Bytes that malloc gave out, to C, C++ and for Python's large objects."""
+    free: int
+    """Bytes that malloc keeps, free, between them."""
+    blocks: int
+    """Python's small objects."""
+
+    @classmethod
+    def of(cls, actor: object) -> Heap:
+        """That of the process which calls this."""
+        gc.collect()
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallinfo2.restype = _MallInfo
+        found = glibc.mallinfo2()
+        return cls(found.uordblks + found.hblkhd, found.fordblks, sys.getallocatedblocks())
+
+
 def main() -> None:
     """Run for so many minutes and show the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description="Memory at full rate.")
@@ -68,20 +107,32 @@ def main() -> None:
         begun = time.monotonic()
         watcher = threading.Thread(target=_watch, args=(samples, done, begun, arguments.every))
         watcher.start()
-        episodes, rewards = 0, set()
+        episodes, rewards, heaps = 0, set(), []
         try:
-            while time.monotonic() - begun < 60 * arguments.minutes:
+            while (seconds := time.monotonic() - begun) < 60 * arguments.minutes:
+                if not heaps and seconds >= 60 * arguments.minutes * _WARM_UP:
+                    heaps.append((episodes, _heaps(client)))
                 for group in client.stream(arguments.episodes, group_size=2, domain=dict(DOMAINS), split="base"):
                     episodes += len(group)
                     rewards |= {trajectory.reward for trajectory in group}
         finally:
             seconds = time.monotonic() - begun
+            heaps.append((episodes, _heaps(client)))
             done.set()
             watcher.join()
             if arguments.csv is not None:
                 _store(samples, arguments.csv)
             title = f"{episodes} episodes in {seconds / 60:.1f} minutes, {episodes / seconds:.1f} a second"
             _show(samples, f"{title}; rewards: {sorted(rewards, key=str)}")
+            _show_heaps(heaps[0], heaps[-1])
+
+
+def _heaps(client: RolloutClient) -> dict[str, Heap]:
+    """Of each actor of the service, by its name."""
+    service = client.config.service
+    found = sorted(services.find_actors(service.name, service.namespace))
+    asked = [ray.get_actor(name, namespace=service.namespace).__ray_call__.remote(Heap.of) for name in found]
+    return dict(zip(found, ray.get(asked), strict=True))
 
 
 def _watch(samples: list[Sample], done: threading.Event, begun: float, every: float) -> None:
@@ -132,6 +183,27 @@ def _show(samples: Sequence[Sample], title: str) -> None:
         at, pss, rss = [s.seconds for s in warm], [s.pss for s in warm], [s.rss for s in warm]
         row = [pss[0], pss[-1], max(pss), slope(at, pss), rss[-1], slope(at, rss)]
         table.add_row(kind, *(f"{size / 2**20:,.1f} MiB" for size in row))
+    Console(width=140).print(table)
+
+
+def _show_heaps(first: tuple[int, dict[str, Heap]], last: tuple[int, dict[str, Heap]]) -> None:
+    columns = ("malloc in use", "bytes an episode", "malloc free", "Python objects", "an episode")
+    title = f"what the allocators hold, from episode {first[0]} to episode {last[0]}"
+    table, episodes = Table("actor", *columns, title=title), max(1, last[0] - first[0])
+    for name in [name for name in first[1] if name in last[1]]:
+        before, after = first[1][name], last[1][name]
+        sizes = [
+            f"{one / 2**20:.2f} → {other / 2**20:.2f} MiB"
+            for one, other in ((before.used, after.used), (before.free, after.free))
+        ]
+        table.add_row(
+            name,
+            sizes[0],
+            f"{(after.used - before.used) / episodes:.1f}",
+            sizes[1],
+            f"{before.blocks:,} → {after.blocks:,}",
+            f"{(after.blocks - before.blocks) / episodes:.2f}",
+        )
     Console(width=140).print(table)
 
 
