@@ -12,7 +12,6 @@ Only a control token that the policy itself sampled stays one.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from rollout_service.chat.proof import Proof, prove
 from rollout_service.chat.template import ChatTemplate, ToolSchema
 from rollout_service.chat.template_date import today
 from rollout_service.chat.text_cache import TextCache
-from rollout_service.chat.tokenizer_files import EMBEDDED_TOKENIZER, load_tokenizer
+from rollout_service.chat.tokenizer_files import EMBEDDED_TOKENIZER, fingerprint, load_tokenizer
 from rollout_service.config.policy import PolicyConfig
 from rollout_service.errors import CodecError
 
@@ -76,8 +75,8 @@ class ChatCodec:
         self._encode_plain = TextCache(self._encode_uncached, _CACHE_BYTES)
         self.control = ControlTokens(backend, str(tokenizer.chat_template))
         self.template_arguments = dict(template_arguments or {})
-        self.tokenizer_fingerprint = _fingerprint(backend.to_str())
-        self.template_fingerprint = _fingerprint(str(tokenizer.chat_template))
+        self.tokenizer_fingerprint = fingerprint(backend.to_str())
+        self.template_fingerprint = fingerprint(str(tokenizer.chat_template))
         self.tokenizer_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         """One past the largest id. The model's output layer may have more rows, and not every id below has a token."""
         template = ChatTemplate(tokenizer, self.name, self.template_arguments, date=date or today())
@@ -371,7 +370,3 @@ class ChatCodec:
                 except CodecError:
                     continue  # the template writes no such turn; the proof says which it must write
         return self.control.special_ids.difference(written).union(self.stop_token_ids)
-
-
-def _fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -5,6 +5,7 @@ Invariant: no code of the tokenizer's own is run.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,8 @@ def load_tokenizer(path: str | None) -> tuple[Any, str]:
             f"policy.tokenizer: no tokenizer can be loaded from {source!r}: {first_line(error)}",
             "Give a folder with a tokenizer, or a model name that this machine can download.",
         ) from error
+
+
+def fingerprint(text: str) -> str:
+    """The hash by which a tokenizer's JSON or a chat template is known in trajectories."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
