@@ -24,6 +24,7 @@ from rollout_service.cli.commands.tasks import tasks
 from rollout_service.cli.commands.token import token
 from rollout_service.cli.commands.verify import verify
 from rollout_service.cli.commands.version import version
+from rollout_service.cli.commands.view import view
 from rollout_service.cli.stderr import say
 from rollout_service.errors import RolloutError
 from rollout_service.redaction import conceal, shows_secret
@@ -34,7 +35,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="τ²-bench episodes at scale, as masked token trajectories. --traceback shows where an error was raised.",
 )
-for _command in (collect, cost, tasks, verify, rescore, export, doctor, codec, size, prepare_data, token, version):
+for _command in (
+    collect,
+    cost,
+    tasks,
+    verify,
+    view,
+    rescore,
+    export,
+    doctor,
+    codec,
+    size,
+    prepare_data,
+    token,
+    version,
+):
     app.command()(_command)
 app.add_typer(service, name="service")
 

@@ -3,8 +3,8 @@
 Invariant: the page may run this script and this style and nothing else, and may ask the network for nothing: its
 content security policy names their hashes.
 
-The modules stay as they are but for two things that a single script does not need: `import` lines, and the word
-`export`. They share one scope, so no two of them may define the same name; `tests/viewer/test_bundle.py` checks that.
+Each module becomes a function that runs once and returns what it exports, and each `import` reads from such results. So
+names that a module does not export are its own, as they are in modules.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 APP, STYLE = _HERE / "app", _HERE / "style"
 
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export ", re.MULTILINE)
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export ((?:async )?(?:function|const) (\w+))", re.MULTILINE)
 
 
 def script() -> str:
-    """All modules that `main.js` needs, each after those that it imports, in one function."""
+    """All modules that `main.js` needs, each after those that it imports."""
     bodies: dict[str, str] = {}
     _collect("main", bodies)
     return '"use strict";\n(() => {\n' + "\n".join(bodies.values()) + "\n})();\n"
 
 
 def _collect(name: str, bodies: dict[str, str]) -> None:
-    """Add the module and, before it, what it imports. Modules that import each other would have no order, and the
-    second one is refused by the engine as it uses a name before its definition; there are none."""
+    """Add what the module imports, then the module. There are no circles among them."""
     if name in bodies:
         return
     text = (APP / f"{name}.js").read_text(encoding="utf-8")
-    for imported in _IMPORT.findall(text):
+    for _, imported in _IMPORT.findall(text):
         _collect(imported, bodies)
-    bodies[name] = _EXPORT.sub("", _IMPORT.sub("", text))
+    exported = ", ".join(found for _, found in _EXPORT.findall(text))
+    body = _EXPORT.sub(r"\1", _IMPORT.sub(r"const \1 = \2Module;", text))
+    bodies[name] = f"const {name}Module = (() => {{\n{body}return {{ {exported} }};\n}})();\n"
 
 
 def style() -> str:

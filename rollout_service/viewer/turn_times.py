@@ -1,7 +1,7 @@
 """Turn times: what each turn of an episode waited for, as far as its record says.
 
-Invariant: the parts of an episode add up to its recorded seconds. A part that cannot be placed in a turn is not guessed:
-it is given for the whole episode.
+Invariant: the parts of an episode add up to its recorded seconds. A part that cannot be placed in a turn is not
+guessed: it is given for the whole episode.
 
 The policy's seconds are recorded with each turn. Those of user and tools are the differences between the timestamps of
 messages. Where these do not fit the recorded sums, as with messages that stood in the task, they are left out.
@@ -46,7 +46,7 @@ def _gaps(trajectory: Trajectory) -> list[dict[str, float]] | None:
     indices = [turn.message_index for turn in trajectory.turns]
     times = [_time(message) for message in trajectory.messages]
     known = [index for index in indices if index is not None]
-    if not known or known != sorted(set(known)) or not 0 <= known[0] or known[-1] >= len(times):
+    if not known or known != sorted(set(known)) or known[0] < 0 or known[-1] >= len(times):
         return None
     gaps = [{"user": 0.0, "environment": 0.0} for _ in indices]
     owner = {index: number for number, index in enumerate(indices) if index is not None}

@@ -10,8 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,25 +21,14 @@ from rollout_service.record.parquet import unfinished_part
 from rollout_service.record.storage import Unreadable, salvage
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.report.facts import Facts
-from rollout_service.version import __version__
 from rollout_service.viewer import bundle, episode
 from rollout_service.viewer.blocks import BlockWriter, packed, to_line
+from rollout_service.viewer.index import FileNote, index_block
 from rollout_service.viewer.token_record import Heads, token_record
 from rollout_service.viewer.token_texts import Vocabularies
 
 FROM_THE_FILE_ALONE = ("record", "tokens", "prefix")
 """Checks of `verify` that need neither a tokenizer nor τ²-bench."""
-
-
-@dataclass(slots=True)
-class FileNote:
-    """What a page says of a file that it was made of."""
-
-    name: str
-    readable: int = 0
-    unreadable: int = 0
-    note: str = ""
-    """Why it may not be whole; empty: nothing says so."""
 
 
 def write_page(
@@ -162,14 +149,7 @@ class _Gathered:
             texts, problem = vocabulary.texts(self._tokenizer)
             self._spool.write(packed(f"vocabulary-{number}", [to_line(texts)]))
             tokenizers.append({"name": vocabulary.name, "fingerprint": vocabulary.fingerprint, "problem": problem})
-        index = {
-            "service": __version__,
-            "files": [asdict(file) for file in self.files],
-            "checks": self._checks,
-            "tokenizers": tokenizers,
-            "columns": _columns(self._rows),
-        }
-        return packed("index", [to_line(index)])
+        return index_block(self._rows, self.files, self._checks, tokenizers)
 
 
 def _not_whole(path: Path, file: FileNote) -> str:
@@ -186,17 +166,3 @@ def _not_whole(path: Path, file: FileNote) -> str:
     if file.readable < asked:
         return f"It holds {file.readable:,} of the {asked:,} episodes that were asked for."
     return ""
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows by column. Of a column of text each distinct one is held once, as `values`, with their places in `at`."""
-    names = dict.fromkeys(chain.from_iterable(rows))
-    columns: dict[str, Any] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        if any(isinstance(value, str) for value in values):
-            distinct = {value: place for place, value in enumerate(dict.fromkeys(values))}
-            columns[name] = {"values": list(distinct), "at": [distinct[value] for value in values]}
-        else:
-            columns[name] = values
-    return columns

@@ -1,0 +1,123 @@
+// The open episode: its heading and its tabs.
+import { failure, record } from "./blocks.js";
+import { drawConversation } from "./conversation.js";
+import { badge, element, number } from "./dom.js";
+import { groupOf, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
+import { drawGroup } from "./group.js";
+import { drawRecord } from "./record.js";
+import { drawReward } from "./reward.js";
+import { drawTimeline } from "./timeline.js";
+import { drawTokens } from "./tokens.js";
+
+export const TABS = ["Conversation", "Reward", "Tokens", "Timeline", "Group", "Record"];
+
+// `choose(row)` opens another episode, `onlyGroup(row)` filters by this one's group.
+export function makeDetail(holder, index, groups, choose, onlyGroup) {
+  let tab = TABS[0];
+  let opened = 0;
+  let row = null;
+
+  const draws = {
+    Conversation: (talk) => drawConversation(talk, row),
+    Reward: (talk) => drawReward(talk, row),
+    Tokens: (talk) => drawTokens(talk, row, index),
+    Timeline: (talk) => drawTimeline(talk),
+    Group: () => drawGroup(row, groups, choose),
+    Record: (talk) => drawRecord(talk, row, index),
+  };
+
+  // Only the latest call draws: an episode may be left while its block is unpacked.
+  async function open(newRow) {
+    const turn = (opened += 1);
+    row = newRow;
+    if (!row) return put("none", element("p", { class: "empty nothing" }, "No episode passes the filters."));
+    if (row.outcome === "unreadable") return put(`${row.at} unreadable`, drawUnreadable(row, index));
+    try {
+      const talk = await record(`block-${row.talk}`, row.talkLine);
+      const body = await draws[tab](talk);
+      if (turn !== opened) return undefined;
+      put(`${row.at} ${tab}`, heading(talk), tabBar(), element("div", { class: "tab-body", role: "tabpanel", id: "tab-body" }, body));
+    } catch (error) {
+      if (turn === opened) put(`${row.at} failed`, failure(error));
+    }
+    return undefined;
+  }
+
+  function put(name, ...children) {
+    holder.replaceChildren(...children);
+    holder.dataset.shown = name;
+  }
+
+  function heading(talk) {
+    const [mark, text, kind] = rewardMark(row.reward);
+    const group = groupOf(row);
+    const members = groups.get(group)?.length ?? 1;
+    const only = element("button", { type: "button", class: "quiet", title: "Show only this group (g)" }, `Group of ${members}`);
+    only.addEventListener("click", () => onlyGroup(row));
+    const gold = row.gold ? ` · ${row.matched} of ${row.gold} wanted actions` : "";
+    return element(
+      "header",
+      { class: "detail-head" },
+      element(
+        "div",
+        { class: "detail-title" },
+        element("span", { class: `reward ${kind}` }, `${mark} ${text}`),
+        element("h2", {}, element("span", { class: "domain" }, `${row.domain} `), element("bdi", {}, row.task)),
+        badge(OUTCOME_MARKS[row.outcome] ?? "·", row.outcome.replace("_", " "), `outcome ${row.outcome}`),
+        remarksOf(row).map((remark) => badge(...remark)),
+        element("span", { class: "grow" }),
+        group ? only : null,
+      ),
+      element(
+        "p",
+        { class: "detail-facts" },
+        element("bdi", { class: "id" }, row.id),
+        ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split · ${number(row.calls)} calls${gold} · ended by ${row.ended} · `,
+        checkedText(),
+      ),
+    );
+  }
+
+  function checkedText() {
+    const made = index.checks.join(", ");
+    return row.violations ? `⚠ ${row.violations} found by verify (${made})` : `verified: ${made}`;
+  }
+
+  function tabBar() {
+    return element(
+      "div",
+      { class: "tabs", role: "tablist" },
+      TABS.map((name, at) => {
+        const made = element("button", { type: "button", role: "tab", "aria-selected": name === tab, "aria-controls": "tab-body", tabindex: name === tab ? "0" : "-1" }, name, element("kbd", {}, String(at + 1)));
+        made.addEventListener("click", () => detail.show(name));
+        return made;
+      }),
+    );
+  }
+
+  const detail = {
+    open,
+    get tab() {
+      return tab;
+    },
+    get row() {
+      return row;
+    },
+    show(name) {
+      if (!TABS.includes(name)) return undefined;
+      tab = name;
+      return open(row);
+    },
+  };
+  return detail;
+}
+
+function drawUnreadable(row, index) {
+  return element(
+    "div",
+    { class: "unreadable" },
+    element("h2", {}, "No trajectory can be read here"),
+    element("p", {}, `In ${index.files[row.file].name}: `, element("bdi", {}, row.id)),
+    element("p", { class: "problem" }, row.said),
+  );
+}

@@ -1,0 +1,71 @@
+// The rows of the list, made of the index's columns.
+
+// One object per episode, in the order of the files. `at` is its number.
+export function rowsOf(columns) {
+  const names = Object.keys(columns);
+  const count = names.length ? valuesOf(columns[names[0]]).length : 0;
+  const rows = Array.from({ length: count }, (_, at) => ({ at }));
+  for (const name of names) {
+    const column = columns[name];
+    const isText = !Array.isArray(column);
+    const values = valuesOf(column);
+    for (let at = 0; at < count; at += 1) rows[at][name] = isText ? column.values[values[at]] : values[at];
+  }
+  return rows;
+}
+
+function valuesOf(column) {
+  return Array.isArray(column) ? column : column.at;
+}
+
+// A group's identity: its file counts too, since two files may hold collections of the same name.
+export function groupOf(row) {
+  return row.group ? `${row.file}\n${row.group}` : "";
+}
+
+export function groupsOf(rows) {
+  const groups = new Map();
+  for (const row of rows) {
+    const name = groupOf(row);
+    if (!name) continue;
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(row);
+  }
+  return groups;
+}
+
+// What the rewards of a group are: "all 1", "mixed" and so on.
+export function kindOfGroup(members) {
+  const rewards = members.map((row) => row.reward);
+  if (rewards.some((reward) => typeof reward !== "number")) return "without reward";
+  if (rewards.every((reward) => reward === rewards[0])) return rewards[0] === 0 ? "all 0" : rewards[0] === 1 ? "all 1" : "equal";
+  return "mixed";
+}
+
+export function rewardMark(reward) {
+  if (typeof reward !== "number") return ["–", "no reward", "none"];
+  const shown = String(Math.round(reward * 1000) / 1000);
+  if (reward >= 1) return ["●", shown, "good"];
+  return reward <= 0 ? ["○", shown, "bad"] : ["◐", shown, "part"];
+}
+
+export const OUTCOME_MARKS = {
+  completed: "✓",
+  truncated: "✂",
+  agent_error: "✗",
+  aborted: "⊘",
+  unreadable: "?",
+};
+
+// What makes a row worth a look, as [mark, text] pairs.
+export function remarksOf(row) {
+  const remarks = [];
+  if (row.violations) remarks.push(["⚠", `${row.violations} violation${row.violations > 1 ? "s" : ""}`, "bad"]);
+  if (row.fault) remarks.push(["⊘", row.fault.replace("_", " "), "bad"]);
+  if (row.malformed) remarks.push(["✗", `${row.malformed} malformed`, "warn"]);
+  if (row.refused) remarks.push(["⊝", `${row.refused} refused`, "warn"]);
+  if (row.cut) remarks.push(["✂", `${row.cut} turn${row.cut > 1 ? "s" : ""} cut`, "warn"]);
+  if (row.segments > 1) remarks.push(["⋔", `${row.segments} segments`, "plain"]);
+  if (row.flaws) remarks.push(["☹", `${row.flaws} user flaw${row.flaws > 1 ? "s" : ""}`, "warn"]);
+  return remarks;
+}

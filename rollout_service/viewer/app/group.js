@@ -1,0 +1,52 @@
+// The trajectories of one group, side by side.
+import { record } from "./blocks.js";
+import { badge, element, number, seconds } from "./dom.js";
+import { drawMessage } from "./conversation.js";
+import { groupOf, kindOfGroup, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
+
+const MOST = 16;
+
+export async function drawGroup(row, groups, choose) {
+  const members = [...(groups.get(groupOf(row)) ?? [row])].sort((a, b) => a.sample - b.sample);
+  const shown = members.slice(0, MOST);
+  const talks = await Promise.all(shown.map((member) => record(`block-${member.talk}`, member.talkLine)));
+  const rewards = members.map((member) => rewardMark(member.reward));
+  return element(
+    "div",
+    { class: "group" },
+    element(
+      "p",
+      { class: "headline" },
+      `${members.length} ${members.length === 1 ? "trajectory" : "trajectories"} of the same task, rewards ${kindOfGroup(members)}: `,
+      rewards.map(([mark, text, kind]) => element("span", { class: `reward ${kind}`, title: text }, `${mark} `)),
+    ),
+    members.length > MOST ? element("p", { class: "aside" }, `The first ${MOST} are shown.`) : null,
+    element("div", { class: "columns" }, shown.map((member, at) => drawColumn(member, talks[at], member === row, choose))),
+  );
+}
+
+function drawColumn(member, talk, isCurrent, choose) {
+  const [mark, text, kind] = rewardMark(member.reward);
+  const open = element("button", { type: "button", class: "quiet", disabled: isCurrent }, isCurrent ? "Open above" : "Open");
+  open.addEventListener("click", () => choose(member));
+  return element(
+    "section",
+    { class: `column ${isCurrent ? "current" : ""}`, tabindex: "0", "aria-label": `Sample ${member.sample}` },
+    element(
+      "header",
+      {},
+      element("strong", {}, `#${member.sample} `),
+      element("span", { class: `reward ${kind}` }, `${mark} ${text}`),
+      element("span", { class: "grow" }),
+      open,
+      element(
+        "div",
+        { class: "column-facts" },
+        badge(OUTCOME_MARKS[member.outcome] ?? "·", member.outcome.replace("_", " "), `outcome ${member.outcome}`),
+        ` ${number(member.turns)} turns · ${number(member.policyTokens)} tokens · ${seconds(member.seconds)} `,
+        remarksOf(member).map((remark) => badge(...remark)),
+      ),
+    ),
+    talk.messages.map((message, at) => drawMessage(talk, message, at, true)),
+  );
+}

@@ -1,0 +1,107 @@
+// Starts the page: unpacks the index, then connects filters, list, detail and keys.
+import { failure, record } from "./blocks.js";
+import { makeDetail, TABS } from "./detail.js";
+import { element, number } from "./dom.js";
+import { groupOf, groupsOf, rowsOf } from "./episodes.js";
+import { makeFilters } from "./filters.js";
+import { listenToKeys, makeHelp } from "./keys.js";
+import { makeList } from "./list.js";
+import { searchConversations } from "./search.js";
+import { makeTheme } from "./theme.js";
+
+const byId = (name) => document.getElementById(name);
+
+async function start() {
+  const theme = makeTheme(byId("theme"));
+  const index = await record("index", 0);
+  const rows = rowsOf(index.columns);
+  const groups = groupsOf(rows);
+  const [listHolder, detailHolder, help] = [byId("list"), byId("detail"), byId("help")];
+  makeHelp(help);
+  byId("help-button").addEventListener("click", () => help.showModal());
+  summarize(index, rows);
+
+  let waiting = 0;
+  const openSoon = (row) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => detail.open(row), 60);
+    remember(row, detail.tab);
+  };
+  const list = makeList(listHolder, openSoon, () => detailHolder.focus());
+  const choose = (row) => {
+    if (!list.chooseRow(row)) {
+      filters.clear();
+      list.chooseRow(row);
+    }
+  };
+  const onlyGroup = (row) => filters.setGroup(filters.state.group ? "" : groupOf(row));
+  const detail = makeDetail(detailHolder, index, groups, choose, onlyGroup);
+  const filters = makeFilters(byId("filters"), byId("chips"), index, rows, groups, () => {
+    const passing = filters.passing();
+    tellCount(passing, rows, filters);
+    list.show(passing);
+  });
+
+  let search = 0;
+  const searchAll = async () => {
+    const text = filters.state.text;
+    const mine = (search += 1);
+    if (!text) return;
+    filters.state.found = null;
+    const searched = filters.passingWithoutText();
+    const isWanted = () => mine === search && filters.state.text === text;
+    const tell = (share, found) => {
+      filters.searchState.textContent = share < 1 ? `${Math.round(share * 100)} % searched, ${number(found.size)} found` : "";
+    };
+    const found = await searchConversations(searched, text, isWanted, tell);
+    if (!found || !isWanted()) return;
+    filters.found(found);
+    listHolder.focus();
+  };
+
+  listenToKeys({ list, listHolder, detail, detailHolder, filters, help, theme, onlyGroup, searchAll });
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  if (TABS.includes(wanted.get("tab"))) detail.show(wanted.get("tab"));
+  const passing = filters.passing();
+  tellCount(passing, rows, filters);
+  list.show(passing);
+  const first = rows[Number(wanted.get("episode") ?? 0)];
+  if (first) list.chooseRow(first);
+  listHolder.focus();
+  document.documentElement.dataset.ready = "list";
+}
+
+function remember(row, tab) {
+  if (row) history.replaceState(null, "", `#episode=${row.at}&tab=${tab}`);
+}
+
+function summarize(index, rows) {
+  const scored = rows.filter((row) => typeof row.reward === "number" && row.turns > 0);
+  const mean = scored.length ? scored.reduce((sum, row) => sum + row.reward, 0) / scored.length : null;
+  const names = index.files.map((file) => file.name).join(", ");
+  const unreadable = rows.filter((row) => row.outcome === "unreadable").length;
+  document.title = `${names} – trajectories`;
+  byId("summary").append(
+    element("bdi", {}, names),
+    ` · ${number(rows.length - unreadable)} episodes`,
+    mean === null ? ", none scored" : `, mean reward ${mean.toFixed(3)} of ${number(scored.length)} scored`,
+  );
+  const notices = byId("notices");
+  const notice = (...parts) => notices.append(element("p", {}, element("strong", {}, "⚠ "), ...parts));
+  for (const file of index.files) {
+    const lost = file.unreadable ? ` ${number(file.unreadable)} records cannot be read; they are in the list as “unreadable”.` : "";
+    if (file.note || lost) notice(element("bdi", {}, file.name), `: ${file.note}${lost}`);
+  }
+  if (index.tokenizers.length > 1) notice(`The trajectories were made with ${index.tokenizers.length} different tokenizers. Their token counts are not comparable.`);
+  for (const { problem } of index.tokenizers) if (problem) notice(problem);
+}
+
+function tellCount(passing, rows, filters) {
+  const scored = passing.filter((row) => typeof row.reward === "number" && row.turns > 0);
+  const mean = scored.length ? (scored.reduce((sum, row) => sum + row.reward, 0) / scored.length).toFixed(3) : "–";
+  byId("count").textContent = filters.isEmpty()
+    ? `${number(rows.length)} episodes`
+    : `${number(passing.length)} of ${number(rows.length)} episodes · mean reward ${mean}`;
+}
+
+start().catch((error) => document.getElementById("notices").append(failure(error)));
