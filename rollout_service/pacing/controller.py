@@ -29,9 +29,9 @@ FIRST_LIMIT = 4
 _LONGEST_PATIENCE = 32
 """Most round trips between two probes."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 """Seconds without any request after failures without an answer between them; the time doubles. The longest one is what
-is lost after the end of an outage."""
+may pass before the end of an outage is noticed. One request a second from the whole service is no burden."""
 
 _OUTAGE = 5
 """Round trips that fail in a row before it is taken for an outage, which says nothing about the limit."""

@@ -82,6 +82,15 @@ def test_it_recovers_after_an_outage(seconds, places):
     assert run.rate(70 + seconds, 170 + seconds) >= 0.9 * places / endpoint.latency
     during = [at for at in run.refused if 51 <= at < 50 + seconds]
     assert len(during) <= 10 + seconds, "an endpoint that is out is not asked all the time"
+    after = next(at for at in run.answered if at >= 50 + seconds + endpoint.latency)
+    assert after <= 50 + seconds + endpoint.latency + 1.1, "its end is noticed within a second"
+
+
+@pytest.mark.parametrize("begins", [50.0, 50.5])
+def test_after_an_outage_of_a_minute_an_endpoint_with_slow_answers_is_soon_used_whole(begins):
+    endpoint = Endpoint(latency=3.0, places=16, is_out=lambda now: begins <= now < begins + 60)
+    run = simulate(Controller(256, notice_seconds=0.3), endpoint, begins + 60 + 57, demand=64)
+    assert run.rate(begins + 60 + 9, begins + 60 + 57) >= 0.96 * 16 / 3, "of what starts from 6 s on"
 
 
 def test_it_finds_a_limit_that_was_raised():
