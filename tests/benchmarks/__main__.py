@@ -17,6 +17,7 @@ NAMES = (
     "journal",
     "tape",
     "rates",
+    "against_tau2",
 )
 GPU_NAMES = ("serving", "updates", "served_user")
 """Only when named: they need a GPU and SGLang."""

@@ -234,6 +234,19 @@ def at(numbers: Iterable[int], behaviour: Behaviour) -> Schedule:
 # Brains --------------------------------------------------------------------------------------------------------------
 
 
+def finder(tasks: Sequence[compat.Task]) -> Callable[[str], int]:
+    """Finds the position of the task whose scenario a user's system prompt holds."""
+    scenarios = [str(task.user_scenario) for task in tasks]
+    assert len(set(scenarios)) == len(scenarios), "two of the tasks have the same scenario"
+
+    def find(prompt: str) -> int:
+        # A task with a persona holds the whole scenario of the same task without one: the longest match is the task's.
+        matching = [position for position, scenario in enumerate(scenarios) if scenario in prompt]
+        return max(matching, key=lambda position: len(scenarios[position]))
+
+    return find
+
+
 def gold_user(tasks: Sequence[compat.Task]) -> Brain:
     """Plays the user's side of `rollout_service.tau2.gold` for these tasks; the scenario in the system prompt says
     which.
@@ -241,13 +254,10 @@ def gold_user(tasks: Sequence[compat.Task]) -> Brain:
     What comes next follows from the messages alone: each thing that the agent says (API role `user`: τ² flips the
     roles) opens the next run of the user's own actions, and the calls made since then are the position in the run.
     """
-    scenarios = [(str(task.user_scenario), task) for task in tasks]
-    assert len({scenario for scenario, _ in scenarios}) == len(scenarios), "two of the tasks have the same scenario"
+    find = finder(tasks)
 
     def brain(messages: list[Message], tools: list[dict[str, Any]]) -> Message:
-        # A task with a persona holds the whole scenario of the same task without one: the longest match is the task's.
-        matching = [(len(scenario), task) for scenario, task in scenarios if scenario in messages[0]["content"]]
-        task = max(matching, key=lambda match: match[0])[1]
+        task = tasks[find(messages[0]["content"])]
         spoken = [index for index, message in enumerate(messages) if message["role"] == "user"]
         if len(spoken) == 1:
             return {"content": gold.opening(task)}
