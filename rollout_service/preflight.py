@@ -51,6 +51,7 @@ def check(config: RolloutConfig, *, here: bool = False) -> RolloutConfig:
     check_http(config, here=here)
     check_tape(config, here=here)
     check_user(config, here=here)
+    check_review(config)
     if here:
         check_keys(config)
     warn_of_release()
@@ -135,17 +136,37 @@ def check_user(config: RolloutConfig, *, here: bool) -> None:
     check_price(config, config.budget)
 
 
+def check_review(config: RolloutConfig) -> None:
+    """Check that the user simulator can be reviewed, if it is to be.
+
+    Raises:
+        ConfigError: the installed τ²-bench has no reviewer, or the reviewer's key is not set.
+        ServiceError: nothing listens at its address.
+    """
+    review, is_asked = config.user.review, not config.tape.asks_nobody
+    if not review.is_on:
+        return
+    from rollout_service.tau2 import user_review
+
+    user_review.check(review, needs_key=is_asked)
+    if review.base_url is not None and is_asked:
+        check_endpoint("user.review.base_url", review.base_url)
+
+
 def check_price(config: RolloutConfig, budget: Budget) -> None:
     """Check that a budget of dollars can be held.
 
     Raises:
-        ConfigError: the price of the user simulator's or the judge's model is not known.
+        ConfigError: the price of the user simulator's, its reviewer's or the judge's model is not known.
     """
     if budget.usd is None or config.tape.asks_nobody:
         return
     user, judge = config.user, config.evaluation.judge
     if user.model is not None and user.price.prompt_usd is None:
         _check_listed("user", user.model)
+    review = user.review
+    if review.model is not None and review.price.prompt_usd is None:
+        _check_listed("user.review", review.model)
     if judge.model is not None and judge.price.prompt_usd is None and _asks_judge(config):
         _check_listed("evaluation.judge", judge.model)
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig
 from rollout_service.config.limits import Limits
 from rollout_service.config.sampling import Sampling
-from rollout_service.record.trajectory import Trajectory, outcome_of
+from rollout_service.record.trajectory import Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.termination import UNSCORED, TerminationReason
 
 _WORDS = {
@@ -38,8 +38,12 @@ def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     yield from _messages(trajectory)
     yield from _turns(trajectory)
     yield from _flaws(trajectory)
-    for part in ("timing", "user_usage"):
-        for name, value in asdict(getattr(trajectory, part)).items():
+    yield from _review(trajectory)
+    counted: dict[str, Timing | UserUsage] = {"timing": trajectory.timing, "user_usage": trajectory.user_usage}
+    if trajectory.user_review is not None:
+        counted["user_review.usage"] = trajectory.user_review.usage
+    for part, numbers in counted.items():
+        for name, value in asdict(numbers).items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 yield f"{part}.{name}", f"it is {value}"
 
@@ -120,6 +124,18 @@ def _flaws(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         places = range(len(trajectory.messages))
         if not (isinstance(shown, list) and shown and all(isinstance(at, int) and at in places for at in shown)):
             yield f"user_flaws.{name}", f"it is {shown!r}, not positions of messages"
+
+
+def _review(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Check that there is either a review, whose errors are a list of objects, or the reason why there is none."""
+    made = trajectory.user_review
+    if made is None:
+        return
+    if (made.review is None) != bool(made.problem):
+        yield "user_review", f"its review is {made.review!r}, its problem {made.problem!r}"
+    errors = (made.review or {"errors": []}).get("errors")
+    if not (isinstance(errors, list) and all(isinstance(error, dict) for error in errors)):
+        yield "user_review.review.errors", f"they are {errors!r}, not a list of errors"
 
 
 def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:

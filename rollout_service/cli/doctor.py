@@ -40,6 +40,7 @@ def examine(config: RolloutConfig, address: str | None = None) -> list[Finding]:
         ("policy's endpoint", lambda: _endpoint(config)),
         ("user simulator", lambda: _user(config, address)),
         ("judge", lambda: _judge(config)),
+        ("reviewer", lambda: _reviewer(config)),
         ("tape", lambda: _tape(config)),
         ("keys", lambda: _on_nodes(_keys, config, address)),
         ("gateway", lambda: gateway_checks.served_at(config)),
@@ -204,6 +205,15 @@ def _judge(config: RolloutConfig) -> str:
     preflight.check_judge(config)
     where = f"{judge.model or 'the model that τ² names'} at {judge.base_url or 'its provider'}"
     return f"{where}, asked only about tasks with NL assertions (evaluation.type {config.evaluation.type})"
+
+
+def _reviewer(config: RolloutConfig) -> str:
+    review = config.user.review
+    preflight.check_review(config)
+    if not review.is_on:
+        return "none"
+    where = f"{review.model or 'the model that τ² names'} at {review.base_url or 'its provider'}"
+    return f"{where}, asked about {review.share:.0%} of the episodes"
 
 
 def _tape(config: RolloutConfig) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rollout_service.audit.verify import Violation
 from rollout_service.cli.finding import Finding
+from rollout_service.cli.flaw_report import print_flaws
 from rollout_service.errors import FaultKind
 from rollout_service.record.cost import estimate
 from rollout_service.record.statistics import Summary
@@ -59,26 +60,10 @@ def print_summary(
     for kind, fault in sorted(numbers["faults"].items(), key=lambda item: -item[1]["episodes"]):
         text = f"{fault['episodes']} aborted by {kind}, the first with: {fault['first']} {FaultKind(kind).remedy}"
         console.print(Text(" ".join(text.split())), soft_wrap=True)
-    _print_flaws(console, numbers)
+    print_flaws(console, summary)
     if poison := numbers["poison_tasks"]:
         text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
         console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
-
-
-def _print_flaws(console: Console, numbers: Mapping[str, Any]) -> None:
-    """Print how often the user simulator was at fault, if it ever was, and in which tasks most often."""
-    total = numbers["user_flaws"]
-    if not total["flaws"].get("any", {}).get("episodes"):
-        return
-    tasks = numbers["user_flaws_by_task"].items()
-    table = Table("flaw", "episodes", "rate", "95% interval", "most in task", title="User simulator, by heuristics")
-    for name, flaw in total["flaws"].items():
-        by_task = {task: counts["flaws"].get(name, {"episodes": 0}) for task, counts in tasks}
-        worst = max(by_task, key=lambda task: by_task[task]["episodes"])
-        most = f"{worst}: {by_task[worst]['episodes']}"
-        interval = "{:.3f} to {:.3f}".format(*flaw["interval"])
-        table.add_row(name, f"{flaw['episodes']} of {total['episodes']}", f"{flaw['rate']:.3f}", interval, most)
-    console.print(table)
 
 
 def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, str]]:
@@ -106,10 +91,12 @@ def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, s
 
 
 def _costs(summary: Summary) -> Iterable[tuple[str, str]]:
-    """What user simulators and judges cost: each, together, and of the cheapest and the dearest task."""
+    """What user simulators, judges and reviewers cost: each, together, and of the cheapest and the dearest task."""
     yield "user simulators", _usd(summary.user_cost_usd)
     if summary.judge_cost_usd != 0:
         yield "judges", _usd(summary.judge_cost_usd)
+    if summary.review_cost_usd != 0:
+        yield "user simulators' reviewers", _usd(summary.review_cost_usd)
     if summary.cost.usd == 0:
         return
     yield "cost", str(summary.cost)
@@ -141,7 +128,7 @@ def print_estimate(seen: Sequence[Consumption], episodes: int, source: str) -> N
     table.add_row("judged by", f"{len(seen)} episodes of {len(tasks)} tasks, {source}")
     prompt, completion = (sum(getattr(each, f"{kind}_tokens") for each in seen) for kind in ("prompt", "completion"))
     table.add_row("tokens of an episode", f"{prompt / len(seen):,.0f} sent, {completion / len(seen):,.0f} written")
-    for name in ("user", "judge"):
+    for name in ("user", "judge", "review"):
         mean = statistics.fmean(getattr(each, f"{name}_usd") or 0.0 for each in seen)
         table.add_row(f"{name}, an episode", f"${mean:.4f}")
     table.add_row("an episode", f"${min(costs):.4f} to ${max(costs):.4f}")

@@ -33,11 +33,17 @@ class EpisodeSummary:
     user_tokens: int = 0
     """Tokens of the user simulator, those sent and those it wrote."""
     cost_usd: float | None = 0.0
-    """US dollars that the user simulator and the judge cost; None: not known."""
+    """US dollars that the user simulator, the judge and the reviewer cost; None: not known."""
     user_flaws: tuple[str, ...] | None = None
     """Names of the user simulator's flaws, see `Trajectory.user_flaws`; None: nobody looked."""
     part: Part | None = None
     """Where the trajectory is stored; None: the service has no journal, or nothing came of the episode."""
+    task: str = ""
+    """Name of its task, as `TaskRef` writes it; empty: not known."""
+    user_review: tuple[str, ...] | None = None
+    """What τ²'s reviewer found, see `UserReview.found`; None: there is no review."""
+    review_failed: bool = False
+    """Whether there should have been one."""
 
     @property
     def was_answered(self) -> bool:
@@ -49,7 +55,8 @@ class EpisodeSummary:
     @classmethod
     def of(cls, trajectory: Trajectory) -> EpisodeSummary:
         """The trajectory's summary."""
-        usage = trajectory.user_usage
+        usage, review = trajectory.user_usage, trajectory.user_review
+        found = None if review is None else review.found
         return cls(
             trajectory.trajectory_id,
             trajectory.outcome,
@@ -63,6 +70,9 @@ class EpisodeSummary:
             usage.prompt_tokens + usage.completion_tokens,
             trajectory.cost_usd,
             None if trajectory.user_flaws is None else tuple(trajectory.user_flaws),
+            task=str(trajectory.task),
+            user_review=None if found is None else tuple(found),
+            review_failed=review is not None and found is None,
         )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault
-from rollout_service.record.flaw_counts import FlawCounts
+from rollout_service.record.flaw_counts import FlawCounts, worst
+
+_MOST_TASKS = 20
+"""Most tasks of which the status has the user's flaws: those in which they are surest."""
 
 
 class Tally:
@@ -23,6 +26,9 @@ class Tally:
         self._scored = 0
         self._reward_sum = 0.0
         self._flaws = FlawCounts()
+        self._flaws_by_task: dict[str, FlawCounts] = {}
+        self._reviews = FlawCounts()
+        self._failed_reviews = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
 
@@ -46,6 +52,9 @@ class Tally:
             if each is not None:
                 self._finished += count
                 self._flaws.add(each.user_flaws, count)
+                self._flaws_by_task.setdefault(each.task, FlawCounts()).add(each.user_flaws, count)
+                self._reviews.add(each.user_review, count)
+                self._failed_reviews += count * each.review_failed
                 if each.reward is not None:
                     self._scored += count
                     self._reward_sum += count * each.reward
@@ -59,6 +68,10 @@ class Tally:
             "faults": {str(kind): count for kind, count in self._faults.items()},
             "last_faults": dict(self._last_faults),
             "user_flaws": self._flaws.to_dict(),
+            "user_flaws_by_task": {
+                task: counts.to_dict() for task, counts in worst(self._flaws_by_task, _MOST_TASKS).items()
+            },
+            "user_reviews": {**self._reviews.to_dict(), "failed": self._failed_reviews},
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached_tokens,
         }

@@ -21,7 +21,8 @@ class Budget(Section):
     usd: float | None = Field(
         None,
         gt=0,
-        description="US dollars for the user simulator and the judge. An episode whose cost is not known ends it, too.",
+        description="US dollars for the user simulator, its reviewer and the judge. An episode whose cost is not known "
+        "ends it, too.",
     )
     user_tokens: int | None = Field(
         None, ge=1, description="Tokens of the user simulator, those sent and those it wrote."

@@ -46,7 +46,7 @@ def secret(variable: str | None, field: str, environ: Mapping[str, str] | None =
 def of_episodes(config: RolloutConfig) -> dict[str, str]:
     """The variables that environment actors need, with the values that this process has."""
     user = config.user.key_var if config.user_kind == "llm" else None
-    return _set_here(user, config.evaluation.judge.api_key_var)
+    return _set_here(user, config.user.review.api_key_var, config.evaluation.judge.api_key_var)
 
 
 def of_replicas(config: RolloutConfig) -> dict[str, str]:

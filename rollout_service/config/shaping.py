@@ -33,6 +33,8 @@ PLACE_AND_PACE = (
     "user.retries",
     "user.max_retry_wait_seconds",
     "user.max_concurrency",
+    "user.review.base_url",
+    "user.review.api_key_var",
     "user.script.latency.",
     "evaluation.judge.base_url",
     "evaluation.judge.api_key_var",

@@ -15,7 +15,7 @@ from rollout_service.config.section import Section
 
 
 class Tape(Section):
-    """The tape of the user simulator's and the judge's answers."""
+    """The tape of the user simulator's, its reviewer's and the judge's answers."""
 
     path: str | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""FlawCounts: how often the user simulators of some episodes were at fault, by heuristics.
+"""FlawCounts: how often the user simulators of some episodes were at fault, by heuristics or by a reviewer.
 
 Invariant: a rate is over the episodes that somebody looked at. One with several flaws counts once for each of them.
 """
@@ -6,7 +6,7 @@ Invariant: a rate is over the episodes that somebody looked at. One with several
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,11 @@ class FlawCounts:
         for name in set(flaws):
             self.by_flaw[name] += count
 
+    @property
+    def least(self) -> float:
+        """Lower end of the 95% interval of the rate of any flaw; 0 without an episode."""
+        return wilson_interval(self.flawed / self.episodes, self.episodes)[0] if self.episodes else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """The rates as JSON values: `any` flaw and each that occurred, with its 95% confidence interval."""
         found = {"any": self.flawed} | dict(self.by_flaw.most_common())
@@ -53,3 +58,10 @@ class FlawCounts:
                 if self.episodes and (count or name == "any")
             },
         }
+
+
+def worst(by_task: Mapping[str, FlawCounts], most: int) -> dict[str, FlawCounts]:
+    """The tasks, `most` of them, in which the user is most surely at fault: those with the highest `FlawCounts.least`
+    first. A task without a flaw is none of them."""
+    flawed = [(task, counts) for task, counts in by_task.items() if counts.flawed]
+    return dict(sorted(flawed, key=lambda item: (-item[1].least, item[0]))[:most])

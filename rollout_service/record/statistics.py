@@ -16,7 +16,7 @@ from rollout_service.errors import POISON_TASK, ConfigError
 from rollout_service.record.cost import Cost
 from rollout_service.record.flaw_counts import FlawCounts
 from rollout_service.record.interval import wilson_interval as wilson_interval
-from rollout_service.record.trajectory import Timing, Trajectory
+from rollout_service.record.trajectory import Timing, Trajectory, UserUsage
 
 
 @dataclass(slots=True)
@@ -91,12 +91,20 @@ class Summary:
     """How often the user simulator was at fault."""
     user_flaws_by_task: dict[str, FlawCounts] = field(default_factory=dict)
     """The same by task."""
+    user_reviews: FlawCounts = field(default_factory=FlawCounts)
+    """How often τ²'s reviewer found the user simulator at fault: tags and severities of errors."""
+    user_reviews_by_task: dict[str, FlawCounts] = field(default_factory=dict)
+    """The same by task."""
+    failed_reviews: int = 0
+    """Episodes that should have been reviewed and were not."""
     user_cost_usd: float | None = 0.0
     """US dollars of the user simulators. None: one episode's cost is not known."""
     judge_cost_usd: float | None = 0.0
     """The same of the judges."""
+    review_cost_usd: float | None = 0.0
+    """The same of the user simulators' reviewers."""
     cost: Cost = field(default_factory=Cost)
-    """What the episodes cost, user simulators and judges together."""
+    """What the episodes cost, user simulators, judges and reviewers together."""
     task_costs: dict[str, Cost] = field(default_factory=dict)
     """The same by task."""
 
@@ -129,6 +137,11 @@ class Summary:
         if trajectory.user_flaws is not None:
             self.user_flaws.add(trajectory.user_flaws)
             self.user_flaws_by_task.setdefault(str(trajectory.task), FlawCounts()).add(trajectory.user_flaws)
+        if trajectory.user_review is not None:
+            found = trajectory.user_review.found
+            self.user_reviews.add(found)
+            self.user_reviews_by_task.setdefault(str(trajectory.task), FlawCounts()).add(found)
+            self.failed_reviews += found is None
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, as JSON values by name. `faults` has the episodes and the first text of each kind."""
@@ -141,16 +154,18 @@ class Summary:
             "poison_tasks": dict(+self.poison_tasks),
             "user_flaws": self.user_flaws.to_dict(),
             "user_flaws_by_task": {task: counts.to_dict() for task, counts in self.user_flaws_by_task.items()},
+            "user_reviews": self.user_reviews.to_dict(),
+            "user_reviews_by_task": {task: counts.to_dict() for task, counts in self.user_reviews_by_task.items()},
             "timing": asdict(self.timing),
             "cost": self.cost.to_dict(),
             "task_costs": {task: cost.to_dict() for task, cost in self.task_costs.items()},
         }
 
     def _add_cost(self, trajectory: Trajectory) -> None:
-        user = trajectory.user_usage.cost_usd
-        judge = 0.0 if trajectory.judge_usage is None else trajectory.judge_usage.cost_usd
-        self.user_cost_usd = None if user is None or self.user_cost_usd is None else self.user_cost_usd + user
-        self.judge_cost_usd = None if judge is None or self.judge_cost_usd is None else self.judge_cost_usd + judge
+        review = None if trajectory.user_review is None else trajectory.user_review.usage
+        self.user_cost_usd = _added(self.user_cost_usd, trajectory.user_usage)
+        self.judge_cost_usd = _added(self.judge_cost_usd, trajectory.judge_usage)
+        self.review_cost_usd = _added(self.review_cost_usd, review)
         for cost in (self.cost, self.task_costs.setdefault(str(trajectory.task), Cost())):
             cost.add(trajectory.cost_usd)
 
@@ -162,6 +177,13 @@ class Summary:
         if trajectory.is_scored and trajectory.reward is not None:
             domain.scored += 1
             domain.reward_sum += trajectory.reward
+
+
+def _added(known: float | None, usage: UserUsage | None) -> float | None:
+    """US dollars with those of one more episode. None: not known."""
+    if usage is None or known is None:
+        return known
+    return None if usage.cost_usd is None else known + usage.cost_usd
 
 
 def summarize(trajectories: Iterable[Trajectory]) -> Summary:

@@ -27,6 +27,23 @@ CONTEXT_VERSION = -1
 """Weight version of a context token: no weights sampled it."""
 
 
+REVIEW_NAMES = (
+    "hallucination",
+    "incorrect_interpretation",
+    "guideline_violation",
+    "revealed_info_early",
+    "inconsistent_behavior",
+    "premature_termination",
+    "missed_required_action",
+    "wrong_sequence",
+    "other",
+    "critical_helped",
+    "critical_hindered",
+    "minor",
+)
+"""The tags and the severities of errors that τ²'s reviewer of the user simulator knows."""
+
+
 class Outcome(StrEnum):
     """How an episode ended."""
 
@@ -159,7 +176,30 @@ class UserUsage:
 
 @dataclass(slots=True)
 class JudgeUsage(UserUsage):
-    """What the judge of NL assertions consumed, counted as for the user simulator."""
+    """What the judge of NL assertions or the reviewer of the user consumed, counted as for the user simulator."""
+
+
+@dataclass(slots=True)
+class UserReview:
+    """What τ²'s own reviewer, a language model, says of the user simulator's part. It never changes the reward."""
+
+    model: str
+    review: dict[str, Any] | None
+    """τ²'s `UserOnlyReview`: `errors`, each with `error_tags`, `severity`, `turn_idx` and `reasoning`, and a `summary`.
+    None: the reviewer failed, and `problem` says how."""
+    problem: str = ""
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+
+    @property
+    def found(self) -> list[str] | None:
+        """Each tag and each severity among the errors once, in order of appearance. None: there is no review."""
+        if self.review is None:
+            return None
+        names = []
+        for error in self.review.get("errors") or []:
+            names += [tag if tag in REVIEW_NAMES else "other" for tag in error.get("error_tags") or ["other"]]
+            names += [severity] if (severity := error.get("severity")) in REVIEW_NAMES else []
+        return list(dict.fromkeys(names))
 
 
 @dataclass(slots=True)
@@ -248,6 +288,8 @@ class Trajectory:
     """What heuristics found wrong with the user simulator's part: by the name of each flaw that there is, the positions
     in `messages` that show it, see `rollout_service.record.user_flaws`. None: nobody looked. The reward knows nothing
     of it."""
+    user_review: UserReview | None = field(default=None, metadata=schema.ADDED)
+    """What τ²'s reviewer says of the user simulator. None: the episode was not among those that are reviewed."""
     judge_usage: JudgeUsage | None = field(default=None, metadata=schema.ADDED)
     """None: no judge was asked, or the record is of a version that did not count it."""
     provenance: Provenance = field(default_factory=Provenance)
@@ -264,10 +306,16 @@ class Trajectory:
         return self.reward is not None and any(segment.turns for segment in self.segments)
 
     @property
+    def model_usages(self) -> list[UserUsage]:
+        """What each language model that the episode asked consumed, other than the policy."""
+        review = None if self.user_review is None else self.user_review.usage
+        return [usage for usage in (self.user_usage, self.judge_usage, review) if usage is not None]
+
+    @property
     def cost_usd(self) -> float | None:
-        """US dollars of the user simulator and the judge; None: not known. Answers that a tape replayed count with what
-        they cost when they were recorded."""
-        costs = [usage.cost_usd for usage in (self.user_usage, self.judge_usage) if usage is not None]
+        """US dollars of the user simulator, the judge and the reviewer; None: not known. Answers that a tape replayed
+        count with what they cost when they were recorded."""
+        costs = [usage.cost_usd for usage in self.model_usages]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
 

@@ -1,4 +1,4 @@
-"""Consumption: what an episode consumed of its user simulator and its judge.
+"""Consumption: what an episode consumed of its user simulator, its judge and its user's reviewer.
 
 Invariant: an answer that was recorded counts, usable or not. A price that the settings give goes before the recorded
 cost, so that a tape of an unpriced model can be priced later.
@@ -25,21 +25,23 @@ class Consumption:
     completion_tokens: int
     user_usd: float | None
     judge_usd: float | None
+    review_usd: float | None = 0.0
     """US dollars; None: not known."""
 
     @property
     def usd(self) -> float | None:
-        """US dollars of both. None: one of them is not known."""
-        return None if self.user_usd is None or self.judge_usd is None else self.user_usd + self.judge_usd
+        """US dollars of all. None: one of them is not known."""
+        known = [usd for usd in (self.user_usd, self.judge_usd, self.review_usd) if usd is not None]
+        return sum(known) if len(known) == 3 else None
 
     @classmethod
     def of(cls, recording: Recording, prices: Mapping[str, Price]) -> Self:
         """What the recorded episode consumed.
 
         Args:
-            prices: of `user` and `judge`.
+            prices: of `user`, `judge` and `review`.
         """
-        usd: dict[str, float | None] = {"user": 0.0, "judge": 0.0}
+        usd: dict[str, float | None] = {"user": 0.0, "judge": 0.0, "review": 0.0}
         prompt = completion = 0
         for entry in recording.entries:
             prompt += entry.prompt_tokens
@@ -49,12 +51,12 @@ class Consumption:
             before = usd[entry.asked]
             usd[entry.asked] = None if cost is None or before is None else before + cost
         take = recording.take
-        return cls(take.domain, take.task_id, prompt, completion, usd["user"], usd["judge"])
+        return cls(take.domain, take.task_id, prompt, completion, usd["user"], usd["judge"], usd["review"])
 
     @classmethod
     def of_trajectory(cls, trajectory: Trajectory) -> Self:
         """What an episode consumed that was just played."""
-        usages = [usage for usage in (trajectory.user_usage, trajectory.judge_usage) if usage is not None]
+        usages, review = trajectory.model_usages, trajectory.user_review
         return cls(
             trajectory.task.domain,
             trajectory.task.task_id,
@@ -62,4 +64,5 @@ class Consumption:
             sum(usage.completion_tokens for usage in usages),
             trajectory.user_usage.cost_usd,
             0.0 if trajectory.judge_usage is None else trajectory.judge_usage.cost_usd,
+            0.0 if review is None else review.usage.cost_usd,
         )

@@ -74,7 +74,7 @@ class EpisodeTape:
         """The recorded answer to a request. None: it is to be asked.
 
         Args:
-            asked: `user` or `judge`.
+            asked: `user`, `judge` or `review`.
             key: the request's.
             more: equal requests that were answered and not yet passed to `note`.
 

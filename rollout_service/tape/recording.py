@@ -45,7 +45,7 @@ class Entry:
     """One answer."""
 
     asked: str
-    """Who was asked: `user` or `judge`."""
+    """Who was asked: `user`, `judge` or `review`."""
     key: str
     request: ModelRequest
     answer: dict[str, Any]

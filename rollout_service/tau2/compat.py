@@ -9,10 +9,11 @@ import it late.
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import Tau2Error
@@ -23,7 +24,7 @@ from rollout_service.tau2.once import once
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 from loguru import logger
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 # tau2 logs every message of every episode. logger.enable("tau2") switches that on again.
 logger.disable("tau2")
@@ -112,7 +113,7 @@ try:
     from tau2.evaluator.evaluator import evaluate_simulation as _evaluate_simulation
     from tau2.orchestrator.orchestrator import Orchestrator
     from tau2.registry import registry
-    from tau2.user.user_simulator import DummyUser, UserSimulator
+    from tau2.user.user_simulator import DummyUser, UserSimulator, get_global_user_sim_guidelines
 
     if UPSTREAM:
         from tau2.domains.banking_knowledge import environment as banking_knowledge
@@ -222,6 +223,30 @@ def evaluate_simulation(simulation: SimulationRun, task: Task, domain: str, **ar
     return _evaluate_simulation(simulation=simulation, task=task, domain=domain, **arguments)
 
 
+@once
+def user_reviewer() -> Any:
+    """Upstream's module that reviews the user simulator's part of a conversation.
+
+    Its prompt asks for the severities `critical_helped` and `critical_hindered`, but its own class of errors takes
+    neither, so it would take each answer with a critical error for one that it cannot read. Here the class takes them.
+    """
+    reviewer: Any = importlib.import_module("tau2.evaluator.review_llm_judge_user_only")
+
+    class UserOnlyReviewError(reviewer.UserOnlyReviewError):  # type: ignore[misc]
+        severity: Literal["minor", "critical_helped", "critical_hindered"] | None = None
+
+    class UserOnlyReview(reviewer.UserOnlyReview):  # type: ignore[misc]
+        errors: list[UserOnlyReviewError] = Field(default_factory=list)
+
+    reviewer.UserOnlyReviewError, reviewer.UserOnlyReview = UserOnlyReviewError, UserOnlyReview
+    return reviewer
+
+
+def user_guidelines(has_tools: bool) -> str:
+    """What every user simulator is told, apart from its part in a task."""
+    return str(get_global_user_sim_guidelines(use_tools=has_tools))
+
+
 def task_splits(domain: str) -> dict[str, list[str]] | None:
     """Task ids by split. None: the domain has no splits."""
     loader: Callable[[], dict[str, list[str]]] | None = registry.get_task_splits_loader(domain)
@@ -266,5 +291,7 @@ __all__ = [
     "registry",
     "task_splits",
     "unknown_release",
+    "user_guidelines",
+    "user_reviewer",
     "user_tools",
 ]

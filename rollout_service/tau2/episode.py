@@ -29,7 +29,7 @@ from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
 from rollout_service.record import user_flaws
-from rollout_service.record.trajectory import Timing, Trajectory, outcome_of
+from rollout_service.record.trajectory import Timing, Trajectory, UserReview, outcome_of
 from rollout_service.tau2 import (
     agent,
     api_errors,
@@ -41,6 +41,7 @@ from rollout_service.tau2 import (
     messages,
     taping,
     tasks,
+    user_review,
     users,
 )
 from rollout_service.tau2.deadline import Deadline
@@ -67,7 +68,7 @@ class EpisodeRunner:
             gate: where requests to the user simulator's model wait for their turn; None: one of this runner's own.
 
         Raises:
-            ConfigError: a key's environment variable is not set.
+            ConfigError: a key's environment variable is not set, or users cannot be reviewed.
             TapeError: the tape cannot be used with this configuration.
             CodecError: the codec's chat template lacks something that the episodes need.
         """
@@ -83,6 +84,7 @@ class EpisodeRunner:
         check_suits(codec, config)
         secrets.know(config)
         judge.configure(config.evaluation, needs_key=not config.tape.asks_nobody)
+        user_review.check(config.user.review, needs_key=not config.tape.asks_nobody)
         self._tape = taping.opened(config)
         if self._user_kind == "llm" or "nl_assertions" in config.evaluation.type:
             lazy_llm_utils.load()  # now, because it would later block all running episodes for seconds
@@ -143,6 +145,7 @@ class _Episode:
         self._timing = Timing(queue_seconds=request.waited_seconds)
         self._task = tasks.get(request.task)
         self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gate)
+        self._user_review: UserReview | None = None
         self._domain = domain.get(request.task.domain, self._config.tasks.searched)
         self._transcript = Transcript(
             runner._codec, self._domain.tool_schemas(runner._solo), self._config.policy.history
@@ -165,9 +168,10 @@ class _Episode:
                 _check_not_ended_by_user(reason, conversation)
             elif reason not in UNSCORED:
                 score = self._score(orchestrator, end, conversation, task, reason)
+                self._review(conversation)
             self._models.finish(outcome_of(reason))
         except EpisodeEnd as cancelled:
-            reason = cancelled.reason  # while the judge was asked
+            reason, score = cancelled.reason, None  # while the judge or the reviewer was asked
         except EpisodeFault as error:
             reason, fault, score = TerminationReason.FAULT, error.fault, None
             if orchestrator is not None:
@@ -305,6 +309,16 @@ class _Episode:
         finally:
             self._timing.evaluation_seconds = time.perf_counter() - start
 
+    def _review(self, conversation: list[compat.Message]) -> None:
+        """Have τ² review the user's part, if this episode is among those that are reviewed."""
+        start = time.perf_counter()
+        try:
+            with self._deadline.within("the review of the user"):
+                has_tools = self._domain.user_tools(self._task) is not None
+                self._user_review = self._models.review(conversation, has_tools)
+        finally:
+            self._timing.evaluation_seconds += time.perf_counter() - start
+
     def _trajectory(
         self,
         conversation: list[compat.Message],
@@ -332,6 +346,7 @@ class _Episode:
             timing=self._timing,
             user_usage=self._models.user_usage,
             user_flaws=user_flaws.looked_for(record, reason, part, reward_info),
+            user_review=self._user_review,
             judge_usage=self._models.judge_usage,
             provenance=self._runner.provenance.of(
                 self._request.task,

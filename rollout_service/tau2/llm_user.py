@@ -202,7 +202,7 @@ def check_price(section: str, model: str) -> None:
     """Check that litellm knows what the model's tokens cost.
 
     Args:
-        section: of the settings that name the model: `user` or `evaluation.judge`.
+        section: of the settings that name the model: `user`, `user.review` or `evaluation.judge`.
 
     Raises:
         ConfigError: it does not, so that dollars cannot be counted.

@@ -1,4 +1,4 @@
-"""ModelCalls: how an episode asks a language model, be it the user simulator's or the judge's.
+"""ModelCalls: how an episode asks a language model, be it the user simulator's, the judge's or the reviewer's.
 
 Invariant: each answer is counted once, also one that turns out to be unusable, and with a tape each is recorded or
 replayed once. An answer that came after its request was given up is neither. τ²'s own code builds the request and reads
@@ -53,7 +53,7 @@ class ModelCalls:
     ) -> None:
         """
         Args:
-            asked: `user` or `judge`.
+            asked: `user`, `judge` or `review`.
             usage: what is consumed is added to it.
             price: goes before litellm's.
             replayed_latency: whether a replayed answer takes as long as when it was recorded.

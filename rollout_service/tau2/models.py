@@ -1,6 +1,6 @@
-"""EpisodeModels: the language models that one episode asks: the user simulator's and the judge's.
+"""EpisodeModels: the language models that one episode asks: the user simulator's, the judge's and the reviewer's.
 
-Invariant: both share the episode's deadline and its part of the tape, and each has an account of its own.
+Invariant: they share the episode's deadline and its part of the tape, and each has an account of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.price import Price
 from rollout_service.pacing.gate import Gate
-from rollout_service.record.trajectory import JudgeUsage, Outcome, UserUsage
+from rollout_service.record.trajectory import JudgeUsage, Outcome, UserReview, UserUsage
 from rollout_service.tape.folder import TapeFolder
-from rollout_service.tau2 import compat, evaluation, judge, taping
+from rollout_service.tau2 import compat, evaluation, judge, taping, user_review
 from rollout_service.tau2.deadline import Deadline
+from rollout_service.tau2.grader import Grader
 from rollout_service.tau2.model_calls import ModelCalls
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class EpisodeModels:
         """
         self._config = config
         self._gate = gate
+        self._request = request
         self._task = task
         self._deadline = deadline
         self._tape: EpisodeTape | None = taping.of_episode(folder, config, request, task)
@@ -61,7 +63,29 @@ class EpisodeModels:
         if not evaluation.is_judged(self._task, settings.type):
             return contextlib.nullcontext()
         calls = self._calls("judge", self._judge_usage, settings.judge.price)
-        return judge.Judge(settings.judge.retries, calls, self._judge_usage, self._deadline).of(self._task)
+        asked = Grader("judge", settings.judge.retries, calls, self._judge_usage, self._deadline)
+        return judge.Judge(asked).of(self._task)
+
+    def review(self, conversation: list[compat.Message], user_has_tools: bool) -> UserReview | None:
+        """τ²'s review of the user's part in the finished conversation. None: the episode is not among those chosen.
+
+        Raises:
+            EpisodeEnd: the episode was cancelled.
+        """
+        settings = self._config.user.review
+        if not user_review.is_chosen(settings.share, self._request):
+            return None
+        usage = JudgeUsage()
+        calls = self._calls("review", usage, settings.price)
+        return user_review.review(
+            settings,
+            Grader("user's reviewer", settings.retries, calls, usage, self._deadline),
+            usage,
+            self._task,
+            conversation,
+            user_has_tools=user_has_tools,
+            needs_key=not calls.asks_nobody,
+        )
 
     def finish(self, outcome: Outcome) -> None:
         """Note on the tape how the episode ended.

@@ -40,7 +40,9 @@ def opened(config: RolloutConfig) -> TapeFolder | None:
 def settings(config: RolloutConfig) -> dict[str, Any]:
     """What all answers of a tape have in common, as JSON values."""
     user, judge = served_user.as_called(config).user, config.evaluation.judge
-    return {
+    review = user.review
+    reviewed = {"review": _model(review.model or "τ²'s default", review.arguments)} if review.is_on else {}
+    return reviewed | {
         "tau2": f"{compat.DISTRIBUTION} {compat.VERSION}",
         "user": _model(str(user.model), user.sent) if config.user_kind == "llm" else config.user_kind,
         "judge": _model(judge.model or "τ²'s default", judge.arguments),

@@ -303,6 +303,18 @@ def judge(verdict: Callable[[str], bool] = lambda outcome: True, *, omit: int = 
     return brain
 
 
+def reviewer(*errors: Mapping[str, Any]) -> Brain:
+    """Reviews a user simulator: says that it made these errors."""
+
+    def brain(messages: list[Message], tools: list[dict[str, Any]]) -> Message:
+        assert "<User Simulator Guidelines>" in messages[0]["content"]
+        assert "<User Instructions>" in messages[1]["content"]
+        review = {"errors": [{"reasoning": "as seen", **error} for error in errors], "summary": "read"}
+        return {"content": f"```json\n{json.dumps(review)}\n```"}
+
+    return brain
+
+
 # The server ----------------------------------------------------------------------------------------------------------
 
 

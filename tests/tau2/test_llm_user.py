@@ -24,7 +24,7 @@ from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
-from rollout_service.tau2 import compat, judge, llm_user, tasks, users
+from rollout_service.tau2 import compat, grader, llm_user, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -38,7 +38,7 @@ KEY = "correct-horse-battery-staple"
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (llm_user, judge):
+    for module in (llm_user, grader):
         monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
 
 

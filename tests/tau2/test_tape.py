@@ -18,7 +18,7 @@ from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, User
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.folder import TapeFolder
 from rollout_service.tape.recording import Take
-from rollout_service.tau2 import compat, evaluation, judge, lazy_llm_utils, llm_user, tasks
+from rollout_service.tau2 import compat, evaluation, grader, lazy_llm_utils, llm_user, tasks
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls
 from tests.support import episodes
@@ -33,7 +33,7 @@ PRICED_MODEL = "openai/gpt-4.1-mini"
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (llm_user, judge):
+    for module in (llm_user, grader):
         monkeypatch.setattr(module, "_FIRST_WAIT", 0.02)
     monkeypatch.setenv("SOME_KEY", KEY)
 

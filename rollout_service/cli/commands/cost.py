@@ -52,7 +52,7 @@ def cost(
     if unknown:
         raise ConfigError(
             f"The cost of {unknown} of {len(seen)} episodes is not known: litellm has no price for a model.",
-            "Set user.price or evaluation.judge.price.",
+            "Set user.price, user.review.price or evaluation.judge.price.",
         )
     print_estimate(seen, n, source)
 
@@ -64,7 +64,8 @@ def _recorded(config: RolloutConfig, path: Path | None) -> Sequence[Consumption]
     from rollout_service.tape.folder import TapeFolder
 
     chosen = {(each.domain, each.task_id) for each in preflight.check_tasks(config)}
-    prices = {"user": config.user.price, "judge": config.evaluation.judge.price}
+    user, judge = config.user, config.evaluation.judge
+    prices = {"user": user.price, "judge": judge.price, "review": user.review.price}
     found = TapeFolder(path or "").finished(config.tasks.domains)
     seen = [Consumption.of(each, prices) for each in found if (each.take.domain, each.take.task_id) in chosen]
     if not seen:

@@ -25,6 +25,9 @@ Namespace = Annotated[str, typer.Option(help="Its service.namespace.")]
 
 _DEFAULTS = Service()
 
+_MOST_TASKS = 5
+"""Most tasks whose rate of the user's flaws the status shows."""
+
 service = typer.Typer(no_args_is_help=True, help="A service that lives on a Ray cluster until it is stopped.")
 
 
@@ -158,12 +161,22 @@ def _rows(found: Parts, report: dict[str, Any], address: str) -> Iterator[tuple[
     if (user := report.get("user_endpoint")) is not None:
         said = f"{user['in_flight']} requests in flight of {user['limit']}, {user['waiting']} wait; {user['answered']} "
         yield "user's endpoint", f"{said}answered, {user['refused']} refused or failed"
-    for name, flaw in report["user_flaws"]["flaws"].items():
-        low, high = flaw["interval"]
-        yield f"user's flaws: {name}", f"{flaw['episodes']} episodes, {flaw['rate']:.3f} ({low:.3f} to {high:.3f})"
+    yield from _flaws(report)
     yield "weight version", f"{report['weight_version']}{', paused' if report['paused'] else ''}"
     for client, silence in report["clients"].items():
         yield f"client {client}", f"heard {silence:.0f} s ago"
     for collection, progress in report["collections"].items():
         text = f"{progress['done']} of {progress['episodes']} episodes done; waits for {progress['waits_for']}"
         yield f"collection {collection}", text
+
+
+def _flaws(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rates of the user's flaws with their intervals: each flaw in all tasks, and any flaw in the worst ones."""
+    from rollout_service.cli.flaw_report import rates
+
+    for what in ("user_flaws", "user_reviews"):
+        for name, (episodes, rate, interval) in rates(report[what]):
+            yield f"{what.replace('_', ' ')}: {name}", f"{episodes} episodes, {rate} ({interval})"
+    for task, counts in list(report["user_flaws_by_task"].items())[:_MOST_TASKS]:
+        (_, (episodes, rate, interval)), *_ = rates(counts)
+        yield f"user flaws in {task}", f"{episodes} episodes, {rate} ({interval})"
