@@ -42,7 +42,7 @@ def check(settings: Review, *, needs_key: bool = True) -> None:
     if not compat.UPSTREAM:
         raise ConfigError(
             f"user.review.share is {settings.share:g}, but {compat.DISTRIBUTION} {compat.VERSION} has no reviewer.",
-            "Install upstream τ²-bench (docs/tasks.md has the line), or leave out user.review.",
+            "Install upstream τ²-bench (docs/configuration.md has the line), or leave out user.review.",
         )
     grader.arguments(settings, "user.review", needs_key=needs_key)
 
