@@ -1,9 +1,9 @@
 """Rescore: stored trajectories scored again, under the tasks of the installed τ²-bench.
 
 Invariant: a new reward is the official evaluator's, on a replay of the stored messages. Tokens and messages stay as
-they were. Nothing is guessed: a trajectory that cannot be replayed or scored gets no reward, and has its reason. No
-judge is asked, so a reward that a judge took part in is kept where its task is the same, and not scored where it is
-not.
+they were. The user's flaws, one of which depends on the score, are looked for again. Nothing is guessed: a trajectory
+that cannot be replayed or scored gets no reward, and has its reason. No judge is asked, so a reward that a judge took
+part in is kept where its task is the same, and not scored where it is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import RolloutError
+from rollout_service.record import user_flaws
 from rollout_service.record.trajectory import Trajectory
 
 
@@ -59,15 +61,18 @@ def _scored(trajectory: Trajectory) -> Trajectory:
         TaskError: the installed τ²-bench has no such task.
         ValueError: its messages cannot be replayed, or a judge would have to be asked.
     """
-    from rollout_service.tau2 import compat, evaluation, messages, replay, tasks
+    from rollout_service.tau2 import compat, domain, evaluation, messages, replay, tasks
 
     named, made = trajectory.task, trajectory.provenance
     [reference] = tasks.references(named.domain, named.split, [named.task_id])
     task = tasks.get(reference)
+    solo = made.agent == "solo"
+    policy = domain.get(named.domain, Retrieval(**made.retrieval) if made.retrieval else None).content_hash(solo)
     provenance = dataclasses.replace(
         made,
         evaluator="official",
         task_hash=tasks.hash_of(reference),
+        domain_hash=policy if made.domain_hash == policy else "",  # it was played under a policy that is not installed
         tau2_distribution=compat.DISTRIBUTION,
         tau2_version=compat.VERSION,
     )
@@ -76,17 +81,19 @@ def _scored(trajectory: Trajectory) -> Trajectory:
         if same != (provenance.task_hash, compat.DISTRIBUTION, compat.VERSION):
             raise ValueError("a judge takes part in its reward, and the task is not known to be the same")
         return trajectory
-    solo = made.agent == "solo"
     conversation = [messages.from_record(record) for record in trajectory.messages]
     info = evaluation.evaluate(
         conversation, task, named.domain, trajectory.termination_reason, evaluation_type=made.evaluation, solo=solo
     )
+    record, reward_info = [messages.to_record(message) for message in conversation], info.model_dump(mode="json")
+    part = None if trajectory.user_flaws is None else str(task.user_scenario)
     return dataclasses.replace(
         trajectory,
         task=reference,
         reward=float(info.reward),
-        reward_info=info.model_dump(mode="json"),
-        messages=[messages.to_record(message) for message in conversation],
+        reward_info=reward_info,
+        messages=record,
+        user_flaws=user_flaws.looked_for(record, trajectory.termination_reason, part, reward_info),
         database_hashes=replay.end_hashes(task, named.domain, conversation, solo),
         provenance=provenance,
     )

@@ -45,6 +45,18 @@ def test_a_reward_under_other_tasks_and_another_release_becomes_the_installed_on
     assert audited(found.after) == []
 
 
+def test_flaws_of_the_user_that_depend_on_the_score_are_looked_for_again(played):
+    old = copy.deepcopy(played)
+    last = len(old.messages) - 1
+    old.reward, old.user_flaws, old.provenance.domain_hash = 0.0, {"goal_not_reached": [last]}, "0" * 16
+    old.messages[last]["content"] = "(no response) ###STOP###"
+    old.messages[1]["content"] = "(no response)"
+    [found, scripted] = rescore([old, played])
+    assert found.after.user_flaws == {"empty_answer": [1]}
+    assert scripted.after.user_flaws is None
+    assert audited(found.after) == [], "the hash of a policy that is not installed is not kept"
+
+
 def test_what_cannot_be_scored_is_left_out_with_its_reason(played):
     gone, torn, judged, aborted = (copy.deepcopy(played) for _ in range(4))
     gone.task = TaskRef("mock", "base", "no such task", 0)
