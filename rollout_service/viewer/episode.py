@@ -13,7 +13,6 @@ from typing import Any
 
 import rollout_service.record.schema as schema
 from rollout_service.audit.verify import Violation
-from rollout_service.record.storage import Unreadable
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.report.facts import CallState, Facts, GoldState
 from rollout_service.viewer.turn_times import turn_times
@@ -59,13 +58,18 @@ def row(trajectory: Trajectory, violations: int, facts: Facts) -> dict[str, Any]
     }
 
 
-def unreadable_row(found: Unreadable) -> dict[str, Any]:
-    """The row of a place where no trajectory can be read. What is not known is empty or None, and no number is 0."""
+def unreadable_row(name: str, said: str) -> dict[str, Any]:
+    """The row of a place where no trajectory can be read. What is not known is empty or None, and no number is 0.
+
+    Args:
+        name: the record's own id, or its place in the file.
+        said: why it cannot be read.
+    """
     counts = (
         *("messages", "turns", "segments", "policyTokens", "tokens", "cut", "malformed", "refused", "calls"),
         *("gold", "matched", "flaws", "oldest", "newest", "seconds", "reward", "fault", "sample"),
     )
-    texts = {"id": found.trajectory_id, "outcome": UNREADABLE, "said": str(found.error), "violations": 1}
+    texts = {"id": name, "outcome": UNREADABLE, "said": said, "violations": 0}
     return dict.fromkeys(("group", "domain", "split", "task", "ended"), "") | dict.fromkeys(counts) | texts
 
 

@@ -106,7 +106,9 @@ class _Gathered:
                 file.unreadable += 1
                 if isinstance(item.error, UnfinishedLine):
                     file.note = "Its last line breaks off: it is still being written, or its writer was killed."
-                row = episode.unreadable_row(item)
+                short = str(path), path.name  # a page may be passed on, so it names no folder
+                problem = item.error.problem.replace(*short)
+                row = episode.unreadable_row(item.trajectory_id.replace(*short), problem)
             else:
                 row = self._taken(item, violations)
                 file.readable += row["outcome"] != episode.UNREADABLE
@@ -121,8 +123,8 @@ class _Gathered:
             row = episode.row(trajectory, len(violations), facts)
             talk = to_line(episode.talk(trajectory, violations, facts))
         except Exception as error:  # an unforeseen record must not hide the others
-            said = StorageError(f"It cannot be shown: {type(error).__name__}: {error}.", "See rollout-service verify.")
-            return episode.unreadable_row(Unreadable(trajectory.trajectory_id, said))
+            said = f"It cannot be shown: {type(error).__name__}: {error}. See what rollout-service verify says."
+            return episode.unreadable_row(trajectory.trajectory_id, said)
         vocabulary_place, vocabulary = self._vocabularies.of(trajectory.provenance)
         for segment in trajectory.segments:
             vocabulary.note(segment.token_ids)

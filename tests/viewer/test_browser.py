@@ -101,17 +101,17 @@ def count(browser: Browser) -> str:
 
 def test_filters_narrow_the_list_and_the_first_episode_that_passes_opens(browser, pages):
     opened(browser, pages["some"])
-    assert count(browser) == "6 episodes"
+    assert count(browser) == "6 in the list"
     choose(browser, "domain", "airline")
-    assert count(browser).startswith("2 of 6 episodes")
+    assert count(browser).startswith("2 of 6 in the list")
     shown(browser, "2 ")
     choose(browser, "fault", "user_simulator")
-    assert count(browser).startswith("1 of 6 episodes · mean reward –")
+    assert count(browser).startswith("1 of 6 in the list · mean reward –")
     shown(browser, "3 ")
     assert "Fault of the user simulator: RateLimitError: too many requests" in text(browser, ".message.end")
     assert "which is not a reward of 0" in text(browser, ".message.end")
     browser.press("c")
-    assert count(browser) == "6 episodes"
+    assert count(browser) == "6 in the list"
     for name, value, passing in (
         ("reward", "0", 1),
         ("outcome", "aborted", 1),
@@ -144,7 +144,7 @@ def test_keys_move_through_episodes_tabs_and_messages(browser, pages):
     browser.press("Escape", "g")
     assert count(browser).startswith("2 of 6")
     browser.press("g")
-    assert count(browser) == "6 episodes"
+    assert count(browser) == "6 in the list"
     browser.press("?")
     assert browser.ask("document.getElementById('help').open")
     browser.press("Escape")
@@ -165,7 +165,7 @@ def test_the_search_finds_fields_as_one_types_and_conversations_on_enter(browser
     browser.wait_for("document.getElementById('count').textContent.startsWith('2 of 6')")
     assert text(browser, "#search-state") == "in conversations"
     browser.press("c")
-    assert count(browser) == "6 episodes"
+    assert count(browser) == "6 in the list"
 
 
 def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_context(browser, pages):
@@ -217,13 +217,13 @@ def test_hostile_text_is_shown_as_text(browser, pages):
 
 def test_ten_thousand_episodes_are_listed_by_the_rows_in_view(browser, pages):
     opened(browser, pages["many"])
-    assert count(browser) == "10,000 episodes"
+    assert count(browser) == "10,000 in the list"
     assert browser.ask("document.querySelectorAll('.row').length") < 40
     browser.press("End")
     shown(browser, "9999 ")
     assert browser.ask("document.querySelector('.row.current').id") == "row-9999"
     choose(browser, "reward", "1")
-    assert count(browser).startswith("5,000 of 10,000 episodes · mean reward 1.000")
+    assert count(browser).startswith("5,000 of 10,000 in the list · mean reward 1.000")
     assert browser.ask("document.getElementById('list').scrollTop") > 0, "the chosen episode stays in view"
 
 

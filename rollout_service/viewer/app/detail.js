@@ -117,7 +117,7 @@ function drawUnreadable(row, index) {
     "div",
     { class: "unreadable" },
     element("h2", {}, "No trajectory can be read here"),
-    element("p", {}, `In ${index.files[row.file].name}: `, element("bdi", {}, row.id)),
+    element("p", {}, `${index.files[row.file].name}: `, element("bdi", {}, row.id)),
     element("p", { class: "problem" }, row.said),
   );
 }

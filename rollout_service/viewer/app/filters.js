@@ -37,7 +37,7 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
   const search = element("input", {
     type: "search",
     id: "search",
-    placeholder: "Search tasks, ids, faults; Enter: conversations",
+    placeholder: "Search; Enter: in conversations too",
     "aria-label": "Search",
     "aria-describedby": "search-state",
     spellcheck: "false",

@@ -114,7 +114,7 @@ function contentOfRow(row) {
   ];
 }
 
-// The number alone, where several remarks share the line; the whole text is the remark's title.
+// The number alone, if any, where several remarks share the line; the whole text is the remark's title.
 function shortened(text) {
-  return text.match(/^\d+/)?.[0] ?? text;
+  return text.match(/^\d+/)?.[0] ?? "";
 }

@@ -99,9 +99,8 @@ function summarize(index, rows) {
 function tellCount(passing, rows, filters) {
   const scored = passing.filter((row) => typeof row.reward === "number" && row.turns > 0);
   const mean = scored.length ? (scored.reduce((sum, row) => sum + row.reward, 0) / scored.length).toFixed(3) : "–";
-  byId("count").textContent = filters.isEmpty()
-    ? `${number(rows.length)} episodes`
-    : `${number(passing.length)} of ${number(rows.length)} episodes · mean reward ${mean}`;
+  const all = `${number(rows.length)} in the list`;
+  byId("count").textContent = filters.isEmpty() ? all : `${number(passing.length)} of ${all} · mean reward ${mean}`;
 }
 
 start().catch((error) => document.getElementById("notices").append(failure(error)));

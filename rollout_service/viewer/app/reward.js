@@ -27,7 +27,7 @@ export function drawReward(talk, row) {
       kind === "none" ? "No reward. Nothing was scored, which is not a reward of 0." : `Reward ${shown}`,
       talk.provenance.evaluator ? element("span", { class: "aside" }, ` by the ${talk.provenance.evaluator} evaluator`) : null,
     ),
-    basis ? element("p", {}, "The reward is the product of: ", basis.map((part) => element("code", { class: "part" }, part))) : null,
+    basis ? element("p", {}, "The reward is the product of: ", basis.map((part) => element("code", { class: "basis" }, part))) : null,
     breakdown.length ? table(["part", "value"], breakdown.map(([part, value]) => [part, partMark(value)])) : null,
     section("Database", facts.database === null ? null : [[badge(...(facts.database ? MET : NOT_MET)), "The databases are as the task wants them in the end."]]),
     section("Actions that the task wants", facts.gold && facts.gold.map((action) => [badge(...GOLD[action.state]), goldAction(action)])),

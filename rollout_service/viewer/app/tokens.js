@@ -72,24 +72,39 @@ function drawSegment(segment, at, earlier, talk, texts, violations, facts) {
 
 function drawSpan(segment, span, fork, talk, texts, violations, facts) {
   const body = element("div", { class: `span ${span.mask === 1 ? "sampled" : "given"}`, dir: "ltr" });
-  const long = span.mask !== 1 && span.end - span.start > FOLD;
-  const put = (from, to) => {
-    for (let at = from; at < to; at += 1) body.append(...drawToken(segment, at, span, fork, texts, facts));
+  const tokens = (from, to) => {
+    const made = [];
+    for (let at = from; at < to; at += 1) made.push(...drawToken(segment, at, span, fork, texts, facts));
+    return made;
   };
-  if (long) {
-    put(span.start, span.start + EDGE);
-    const hidden = span.end - span.start - 2 * EDGE;
-    const more = element("button", { type: "button", class: "more" }, `… ${number(hidden)} more context tokens …`);
-    more.addEventListener("click", () => {
-      body.textContent = "";
-      put(span.start, span.end);
-    });
-    body.append(more);
-    put(span.end - EDGE, span.end);
-  } else put(span.start, span.end);
+  let shownTo = span.start;
+  for (const [from, to] of windowsOf(span, fork)) {
+    const [gapStart, gapEnd] = [shownTo, from];
+    if (gapEnd > gapStart) {
+      const more = element("button", { type: "button", class: "more" }, `… ${number(gapEnd - gapStart)} more context tokens …`);
+      more.addEventListener("click", () => more.replaceWith(...tokens(gapStart, gapEnd)));
+      body.append(more);
+    }
+    body.append(...tokens(from, to));
+    shownTo = to;
+  }
   const turnAt = span.turn ? talk.turns.indexOf(span.turn) : -1;
   const label = span.turn ? turnLabel(span.turn, turnAt, segment) : spanLabel(span);
   return [element("div", { class: "span-label" }, label), (violations.byTurn.get(turnAt) ?? []).map(violationNote), body];
+}
+
+// Which parts of a span are shown at first: all of it, or of a long context its ends and where it forks.
+function windowsOf(span, fork) {
+  if (span.mask === 1 || span.end - span.start <= FOLD) return [[span.start, span.end]];
+  const windows = [[span.start, span.start + EDGE]];
+  const put = (from, to) => {
+    const last = windows.at(-1);
+    if (from <= last[1]) last[1] = Math.max(last[1], to);
+    else windows.push([from, to]);
+  };
+  if (fork > span.start && fork < span.end) put(Math.max(span.start, fork - EDGE / 2), Math.min(span.end, fork + EDGE / 2));
+  put(span.end - EDGE, span.end);
+  return windows;
 }
 
 function spanLabel(span) {
