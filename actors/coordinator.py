@@ -24,6 +24,7 @@ from actors.bookkeeping import Bookkeeping, begun_by, go_on
 from actors.budgets import Budgets
 from actors.clients import Clients
 from actors.keeping import Keeping
+from actors.metering import Metering
 from actors.policy_view import PolicyView
 from actors.pool import ActorPool
 from actors.running import RunningCollection
@@ -35,9 +36,9 @@ from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment, Scheduler
-from rollout_service.collecting.tally import Tally
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
+from rollout_service.metrics.meter import Reading
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import FleetState
 from rollout_service.tau2.task_source import Tau2TaskSource
@@ -76,7 +77,7 @@ class Coordinator:
         self._owner, self._state = owner, "starting"
         self._tasks = BackgroundTasks()
         self._books = Bookkeeping(config, self._planner)
-        self._tally, self._late = Tally(), 0
+        self._metering = Metering(config, self._pool, self._scheduler, self._collections, self._policy)
         if self._books.is_restarted:
             self._tasks.start(go_on(self, config, self._books), "going on after a restart")
 
@@ -102,6 +103,7 @@ class Coordinator:
         planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
         await self._pool.start(self._config, variables)
         self._tasks.start(Watch(self._pool, self._config.service).run(), "looking after the environment actors")
+        self._tasks.start(self._metering.run(), "measuring")
         await planner
 
     async def ready(self, seconds: float) -> None:
@@ -291,7 +293,7 @@ class Coordinator:
         own = {
             "state": self._state,
             "owner": self._owner,
-            "late": self._late + sum(running.collection.late for running in self._collections.values()),
+            "late": self._metering.late,
             "weight_version": self._policy.version,
             "paused": self._policy.is_paused,
             "journal": self._books.status(),
@@ -299,7 +301,11 @@ class Coordinator:
             "clients": self._clients.silences(),
             "user_endpoint": await pacer.numbers(self._config),
         }
-        return await report(own, self._pool, self._scheduler, self._tally, self._collections)
+        return await report(own, self._pool, self._scheduler, self._metering.tally, self._collections)
+
+    async def metrics(self) -> list[Reading]:
+        """Every number of docs/metrics.md, also those of the fleet and its replicas if they answer."""
+        return await self._metering.readings(self._fleet)
 
     async def stop(self) -> None:
         """End every collection and the environment actors, and take no more. The journal keeps the collections."""
@@ -355,18 +361,16 @@ class Coordinator:
         finally:
             running.active -= 1
             running.changed.set()
-        if ending.fault is not None:
-            self._tally.add_fault(ending.fault)
+        self._metering.ended(request, ending)
         if ending.impossible is not None:
             self._end(running, ending.impossible)
         if ending.result is not None:
             self._budgets.spent(running, ending.result[0])
-            self._tally.add_attempt(ending.result[0])
             if self._application is None and self._fleet is not None:
                 await self._policy.observe(self._fleet, ending.result[0])
         if ending.record(self._scheduler, assignment, time.monotonic()):
             result = running.result_of(assignment.episode, ending)
-            self._tally.add_result(result[0], running.waiting_result(assignment.episode))
+            self._metering.done(request, result[0], running.waiting_result(assignment.episode))
             running.keep(assignment.episode, assignment.attempt, result)
         else:
             running.drop(ending)
@@ -396,5 +400,5 @@ class Coordinator:
         self._budgets.closed(running)
         self._keeping.end(running)
         running.let_go()
-        self._late += running.collection.late
+        self._metering.forget(running.collection)
         return True

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.exceptions import RayError
 
 import actors.answers as answers
+import actors.exporter as exporter
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.twins as twins
@@ -26,6 +27,8 @@ from actors.restart import is_restarted
 from rollout_service.cluster import DEPLOYMENT, repeated
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError
+from rollout_service.metrics.engines import count_update, engine_readings
+from rollout_service.metrics.meter import Reading
 from rollout_service.policy import replica_size
 from rollout_service.policy.deployment import PolicyHandle, ReplicaMethod
 from rollout_service.policy.replicas import DesiredState, Fit, FleetState, ReplicaState, UpdateReport
@@ -61,6 +64,7 @@ class Fleet:
         self._history = WeightHistory()
         self._handle: PolicyHandle | None = None
         self._finding = asyncio.Lock()
+        self._meter = exporter.meter(config)
         self._groups: dict[str, set[str]] = {}
         """Names of the replicas in each process group."""
         self.desired = DesiredState()
@@ -116,6 +120,10 @@ class Fleet:
     async def replicas(self) -> list[ReplicaState]:
         """What each replica says of itself; empty where an endpoint outside the service serves the policy."""
         return [] if self._application is None else await self._states()
+
+    async def metrics(self) -> list[Reading]:
+        """The numbers of weight updates, and those of the replicas together."""
+        return self._meter.readings() + engine_readings(await self.replicas())
 
     async def adopt_replicas(self) -> None:
         """Continue from the weights of replicas that ran before the service: their newest version is what it serves.
@@ -201,10 +209,12 @@ class Fleet:
         try:
             report = await self._update(update)
         except RolloutError as error:
+            count_update(self._meter, update.mode, None)
             _log.warning("Weight update to version %d failed after %.1f s: %s", update.version, _since(started), error)
             raise
         finally:
             self._updating = None
+        count_update(self._meter, update.mode, _since(started))
         _log.info(
             "Weights of version %d are served by %d replicas after %.1f s (%s).",
             update.version,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -247,10 +248,17 @@ def _add_looks(app: FastAPI, scopes: Scopes, service: Service, config: RolloutCo
 
     @app.get("/v1/metrics", response_class=Response)
     @read
-    async def prometheus() -> Response:
-        """The same numbers for Prometheus."""
-        text = metrics.prometheus(await answer(service.coordinator.status.remote()))
-        return Response(text, media_type=metrics.CONTENT_TYPE)
+    async def numbers(
+        form: Annotated[
+            Literal["prometheus", "json"], Query(description="Text for Prometheus, or JSON.")
+        ] = "prometheus",
+    ) -> Any:
+        """The metrics, by the names of docs/metrics.md."""
+        readings = await answer(service.coordinator.metrics.remote())
+        if form == "json":
+            return Json([asdict(reading) for reading in readings])
+        status = await answer(service.coordinator.status.remote())
+        return Response(metrics.prometheus(readings, status), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/v1/configuration")
     @read

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import ray
 from ray import serve
 
+import actors.exporter as exporter
 import rollout_service.garbage as garbage
 import rollout_service.logs as logs
 from deploy import fleet_link, http_api
@@ -39,6 +40,7 @@ from rollout_service.errors import (
     discreet,
 )
 from rollout_service.gateway.guard import Guard, tokens_of
+from rollout_service.metrics.engines import set_engine
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.resume import resumed
@@ -102,6 +104,7 @@ class PolicyReplica:
         self._catch_up_failure = ""
         """Why the last attempt to catch up failed."""
         self._tasks = BackgroundTasks()
+        self._meter = exporter.meter(config)
         await asyncio.to_thread(fleet_link.receive_variables, config)
         self._guard = Guard(tokens_of(config.gateway))
         self._engine = await asyncio.to_thread(_start_engine, config)
@@ -335,6 +338,7 @@ class PolicyReplica:
             running=self._turn_gate.inside,
             pauses=self._pauses,
             serves=self._config.policy.serves,
+            occupancy=self._engine.occupancy(),
         )
 
     async def check_health(self) -> None:
@@ -345,6 +349,7 @@ class PolicyReplica:
         except Exception as error:
             self._end_soon("its engine is broken", error)
             raise
+        set_engine(self._meter, self.state())
         if self._catching_up is None or self._catching_up.done():  # not awaited, because loading can take minutes
             self._catching_up = self._tasks.start(self._catch_up_if_possible(), "catching up with the newest weights")
 

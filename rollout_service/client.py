@@ -30,6 +30,7 @@ from rollout_service.collecting.request import Accepted
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
+from rollout_service.metrics.text import flat
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.evaluation import Evaluation
@@ -267,6 +268,13 @@ class RolloutClient(WeightsClient):
         return await repeated(self._coordinator.status.remote)
 
     status = twins.blocking(astatus)
+
+    async def ametrics(self) -> dict[str, float]:
+        """The numbers of docs/metrics.md, for a trainer's own logger: `episodes_total/retail/completed`,
+        `reward/retail/mean`. What did not occur yet is left out."""
+        return flat(await repeated(self._coordinator.metrics.remote))
+
+    metrics = twins.blocking(ametrics)
 
     # Life ------------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,21 @@ def test_an_evaluation_goes_beyond_the_turns_of_training_unless_it_is_told_not_t
     assert (cut.conditions["max_turns"], cut.conditions["official"]) == (1, False)
 
 
+def test_a_trainer_s_logger_gets_the_service_s_numbers_as_floats(client):
+    before = client.metrics()
+    batch = client.collect(2, seed=3, progress=False)
+    after = asyncio.run(client.ametrics())
+    assert {type(value) for value in after.values()} == {float}
+    assert after["slots"] == client.status()["slots"]
+    assert after["engine_weight_version"] == client.weight_version()
+    grown = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert grown["episodes_total/mock/completed"] == grown["reward/mock/count"] == 2
+    assert grown["reward/mock/sum"] == sum(t.reward for t in batch)
+    assert grown["sampled_tokens_total/mock"] == sum(t.policy_token_count for t in batch)
+    assert grown["turn_seconds/policy/count"] == sum(len(t.turns) for t in batch)
+    assert grown["episode_seconds/evaluation/sum"] == pytest.approx(sum(t.timing.evaluation_seconds for t in batch))
+
+
 def test_an_evaluation_that_a_budget_ends_keeps_what_was_counted(client):
     with pytest.raises(IncompleteEvaluation, match="episodes: 1 of 1 are used") as caught:
         client.evaluate(trials=1, tasks=4, budget={"episodes": 1}, progress=False)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation, TurnInfo
+from rollout_service.policy.replicas import Occupancy
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 
@@ -82,6 +83,10 @@ class Engine(Protocol):
 
     async def leave(self, group: str) -> None:
         """Leave the process group of that name."""
+        ...
+
+    def occupancy(self) -> Occupancy | None:
+        """How full the engine is now, without waiting for it; None: it has no cache and no queue, or has not said."""
         ...
 
     def check_health(self) -> None:

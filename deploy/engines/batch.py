@@ -4,7 +4,7 @@ Invariant: what a turn reuses of others' keys and values is of the very tokens t
 older weights than it allows. So what runs beside a turn changes when a token is sampled, never the distribution that it
 is sampled from. A turn that the model fails on ends alone: those that ran beside it go on.
 
-For one thread; only `Turn.done` is shared.
+For one thread; only `Turn.done` is shared, and `occupancy` may be asked by another.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from deploy.engines.packed import Context, PackedModel, sample
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation
+from rollout_service.policy.replicas import Occupancy
 
 _MAX_RUNNING = 64
 """Largest number of turns that share a step; more wait."""
@@ -28,6 +29,9 @@ _STEP_TOKENS = 512
 
 _KEPT = 256
 """Most ended turns in the prefix cache. Each of them is compared with every new prompt."""
+
+_LATEST = 64
+"""Number of ended turns whose prompts tell how much the prefix cache helps."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,10 +104,19 @@ class Batch:
         self._running: list[Turn] = []
         self._kept: deque[Context] = deque()
         """Contexts of ended turns, least recently used first. With those of running turns they are the prefix cache."""
+        self._prompts: deque[tuple[int, int]] = deque(maxlen=_LATEST)
+        """Of the latest ended turns: how many tokens of the prompt were cached, and how many there were."""
 
     def __len__(self) -> int:
         """Number of running and waiting turns."""
         return len(self._running) + len(self._waiting)
+
+    def occupancy(self) -> Occupancy:
+        """How full the batch is. Another thread may ask: it looks at copies."""
+        used = sum(context.bytes for context in list(self._kept))
+        used += sum(turn.context.bytes for turn in self._running.copy())
+        cached, tokens = map(sum, zip((0, 0), *list(self._prompts), strict=True))
+        return Occupancy(len(self._waiting), min(1.0, used / self._room), cached / max(1, tokens))
 
     def add(self, turn: Turn) -> None:
         """Let a turn join at the next step, or when there is room."""
@@ -234,6 +247,7 @@ class Batch:
     def _retire(self, turn: Turn, reason: str) -> None:
         """Complete a turn that no longer runs, and keep its context."""
         turn.finish(reason)
+        self._prompts.append((turn.cached, turn.prompt))
         self._kept.append(turn.context)
         size = sum(context.bytes for context in self._kept) + sum(turn.context.bytes for turn in self._running)
         while self._kept and (size > self._room or len(self._kept) > _KEPT):

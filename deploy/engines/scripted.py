@@ -19,6 +19,7 @@ from rollout_service.config import Script
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import Generation, RequestError, TurnInfo
+from rollout_service.policy.replicas import Occupancy
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import Rendezvous, WeightSource
 from rollout_service.record.trajectory import TaskRef
@@ -101,6 +102,10 @@ class ScriptedEngine:
 
     async def leave(self, group: str) -> None:
         """See `Engine`."""
+
+    def occupancy(self) -> Occupancy | None:
+        """See `Engine`. There is no model, so there is nothing to fill."""
+        return None
 
     def check_health(self) -> None:
         """See `Engine`."""

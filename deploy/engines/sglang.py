@@ -33,6 +33,7 @@ from rollout_service.errors import ConfigError, WeightError
 from rollout_service.policy.base import Generation, RequestError, TurnInfo, check_request
 from rollout_service.policy.context import context_length
 from rollout_service.policy.replica_size import processes
+from rollout_service.policy.replicas import Occupancy
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
 from rollout_service.policy.weight_history import Names
@@ -274,6 +275,15 @@ class SglangEngine:
         if not self._closing:
             _log.error("A process of the SGLang engine has died. The replica ends itself and is replaced.")
             os._exit(1)
+
+    def occupancy(self) -> Occupancy | None:
+        """See `Engine`. The scheduler writes these numbers into shared memory when it fills prompts, when it comes to
+        rest, and every 15 tokens in between."""
+        loads = self._manager.load_snapshot_reader.read_all()
+        if not loads:
+            return None
+        load = loads[0]  # there is one: a replica is one copy of the model
+        return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), float(load.cache_hit_rate))
 
     def check_health(self) -> None:
         """See `Engine`. If the scheduler dies, the replica's process ends too; this check finds one that hangs."""

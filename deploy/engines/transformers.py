@@ -41,6 +41,7 @@ from rollout_service.errors import ConfigError, WeightError, first_line
 from rollout_service.policy import process_group
 from rollout_service.policy.base import Generation, TurnInfo, check_request
 from rollout_service.policy.context import context_length
+from rollout_service.policy.replicas import Occupancy
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
     BroadcastTensors,
@@ -170,6 +171,10 @@ class TransformersEngine:
         """See `Engine`."""
         if group in self._groups:
             await asyncio.to_thread(process_group.leave, self._groups.pop(group)[0])
+
+    def occupancy(self) -> Occupancy:
+        """See `Engine`."""
+        return self._batch.occupancy()
 
     def check_health(self) -> None:
         """Raise `RuntimeError` from the cause if the engine's thread has ended."""

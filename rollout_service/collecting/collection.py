@@ -76,7 +76,8 @@ class Collection:
         self.before: frozenset[int] = frozenset()
         """Episodes that were done before this collection: they are not played, and no handout has them."""
         self._again = Repeats()
-        self._ready: deque[int] = deque()
+        self.ready: deque[int] = deque()
+        """Finished groups that wait to be taken."""
         self._handouts_again: deque[Handout] = deque()
         """Groups that were handed out by a process that died, and are handed out again."""
         self._handed_out = 0
@@ -112,7 +113,7 @@ class Collection:
     @property
     def exhausted(self) -> bool:
         """Whether no further group will be handed out."""
-        return self._handed_out == self.groups or (self._cancelled and not self._ready and not self._handouts_again)
+        return self._handed_out == self.groups or (self._cancelled and not self.ready and not self._handouts_again)
 
     def skip(self, episodes: Iterable[int]) -> None:
         """Take episodes as done before this collection, of groups that still lack others. Call it before any start.
@@ -163,7 +164,7 @@ class Collection:
             self._handed_out += 1
         finished = [group for group in range(self.groups) if not self._open[group] and group not in over]
         self._handouts_again.extend(Handout(group, delivered[group]) for group in finished if group in delivered)
-        self._ready.extend(group for group in finished if group not in delivered)
+        self.ready.extend(group for group in finished if group not in delivered)
         begun = {episode // self.group_size for episode in stored} | over
         self._next_new = (max(begun, default=-1) + 1) * self.group_size
         for episode in range(self._next_new):
@@ -189,7 +190,7 @@ class Collection:
         be too old when it is handed out. None: a group may start, or there is no new group left."""
         if self._cancelled or self._next_new == len(self._episodes) or self._next_new % self.group_size:
             return None
-        if len(self._ready) >= self._max_buffered:
+        if len(self.ready) >= self._max_buffered:
             return "buffer"
         ahead = self._next_new // self.group_size - self._handed_out
         return None if self.staleness.in_time(self._taken + ahead) else "staleness"
@@ -328,7 +329,7 @@ class Collection:
         group = episode // self.group_size
         self._open[group] -= 1
         if self._open[group] == 0:
-            self._ready.append(group)
+            self.ready.append(group)
 
     def updated(self, version: int) -> None:
         """Note that the trainer gave new weights, of this version."""
@@ -344,9 +345,9 @@ class Collection:
         if self._handouts_again:
             self._handed_out += 1
             return self._handouts_again.popleft()
-        while self._ready:
-            group = min(self._ready, key=self._age) if self.staleness.maximum is not None else self._ready[0]
-            self._ready.remove(group)
+        while self.ready:
+            group = min(self.ready, key=self._age) if self.staleness.maximum is not None else self.ready[0]
+            self.ready.remove(group)
             members = self._members(group)
             late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
             again = [e for e in late if self._is_dropped(e) and self._episodes[e].charged < self.max_attempts]

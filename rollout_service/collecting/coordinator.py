@@ -11,6 +11,7 @@ from rollout_service.cluster import RemoteMethod, put
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.config import RolloutConfig
+from rollout_service.metrics.meter import Reading
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import FleetState
 
@@ -32,6 +33,7 @@ class CoordinatorHandle(Protocol):
     policy_changed: RemoteMethod[[FleetState], None]
     fleet_state: RemoteMethod[[], FleetState | None]
     status: RemoteMethod[[], dict[str, Any]]
+    metrics: RemoteMethod[[], list[Reading]]
     stop: RemoteMethod[[], None]
 
 

@@ -6,8 +6,12 @@ Invariant: it holds no token arrays, so it is small enough to pass through the c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from rollout_service.errors import Fault, FaultKind
+from rollout_service.metrics.measures import Measures
 from rollout_service.record.part import Part
 from rollout_service.record.trajectory import Outcome, Trajectory
 
@@ -44,6 +48,8 @@ class EpisodeSummary:
     """What τ²'s reviewer found, see `UserReview.found`; None: there is no review."""
     review_failed: bool = False
     """Whether there should have been one."""
+    measures: Annotated[Measures | None, Field(exclude=True)] = None
+    """What the metrics need beside; None: nothing came of the episode. No journal stores it."""
 
     @property
     def was_answered(self) -> bool:
@@ -73,6 +79,7 @@ class EpisodeSummary:
             task=str(trajectory.task),
             user_review=None if found is None else tuple(found),
             review_failed=review is not None and found is None,
+            measures=Measures.of(trajectory),
         )
 
 

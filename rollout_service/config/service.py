@@ -112,6 +112,10 @@ class Service(Section):
         description="Form of the journal; sqlite: a database, which must lie on a local disk; log: files that are only "
         "appended to, for network file systems and mounted buckets.",
     )
+    metrics: bool = Field(
+        True,
+        description="Whether the service's actors export metrics through Ray, for Prometheus; see docs/metrics.md.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the lines that the service's processes log."
     )

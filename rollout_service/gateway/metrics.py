@@ -1,46 +1,30 @@
-"""The service's status as Prometheus reads it.
+"""The service's numbers as Prometheus reads them at the gateway.
 
-Invariant: every number of the status has one name, and a label's value cannot end its line.
+Invariant: a number of the status that a metric of the table has comes from the metric, so each has one name once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import rollout_service.metrics.text as text
+from rollout_service.metrics.meter import Reading
+from rollout_service.metrics.table import PREFIX, TABLE
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_PREFIX = "rollout_service_"
-_COUNTERS = {"finished", "scored", "lost_actors", "late", "prompt_tokens", "cached_tokens"}
-_COLLECTION = {"episodes", "done", "waiting", "running"}
+_COUNTERS = {"finished", "scored"}
 
 
-def prometheus(status: Mapping[str, Any]) -> str:
-    """The text of the numbers in `RolloutClient.status()`."""
-    return "".join(f"{line}\n" for line in _lines(status))
+def prometheus(readings: Sequence[Reading], status: Mapping[str, Any]) -> str:
+    """The text of all metrics, and of the other numbers in `RolloutClient.status()`."""
+    return text.prometheus(readings) + "".join(f"{line}\n" for line in _lines(status))
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in status.items():
-        if isinstance(value, (int, float)):
-            yield from _metric(f"{name}_total" if name in _COUNTERS else name, name in _COUNTERS, [("", value)])
-    faults = [(_label("kind", kind), count) for kind, count in status["faults"].items()]
-    yield from _metric("faults_total", True, faults)
-    for name in sorted(_COLLECTION):
-        values = [
-            (_label("collection", collection), progress[name])
-            for collection, progress in status["collections"].items()
-            if isinstance(progress.get(name), (int, float))
-        ]
-        yield from _metric(f"collection_{name}", False, values)
-
-
-def _metric(name: str, is_counter: bool, values: list[tuple[str, float]]) -> Iterator[str]:
-    if values:
-        yield f"# TYPE {_PREFIX}{name} {'counter' if is_counter else 'gauge'}"
-        yield from (f"{_PREFIX}{name}{label} {value:.17g}" for label, value in values)
-
-
-def _label(name: str, value: str) -> str:
-    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'{{{name}="{escaped}"}}'
+    for key, value in status.items():
+        name = f"{key}_total" if key in _COUNTERS else key
+        if isinstance(value, (int, float)) and not {name, f"{name}_total"} & TABLE.keys():
+            yield f"# TYPE {PREFIX}{name} {'counter' if key in _COUNTERS else 'gauge'}"
+            yield f"{PREFIX}{name} {value:.17g}"

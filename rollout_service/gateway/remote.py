@@ -30,6 +30,7 @@ from rollout_service.gateway.delivery import CursorError, Missing
 from rollout_service.gateway.link import CLIENT_HEADER, WAIT_SECONDS, Ask, Link
 from rollout_service.gateway.messages import to_body
 from rollout_service.gateway.wire import End, read_arrow, to_error
+from rollout_service.metrics.meter import Reading
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import Checkpoint, UpdateMode, WeightUpdate
@@ -48,6 +49,7 @@ _GROUP_SECONDS = 300.0
 
 _REPLICAS = TypeAdapter(list[ReplicaState])
 _REPORT = TypeAdapter(UpdateReport)
+_READINGS = TypeAdapter(list[Reading])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class RemoteCoordinator:
         self.renew = _Method(link, self._renew)
         self.leave = _Method(link, self._leave)
         self.status = _Method(link, self._status)
+        self.metrics = _Method(link, self._metrics)
 
     async def _configuration(self) -> RolloutConfig:
         found = await self._link.ask(Ask("GET", "/v1/configuration", patience=0.0), json.loads)
@@ -245,6 +248,9 @@ class RemoteCoordinator:
 
     async def _status(self) -> dict[str, Any]:
         return await self._link.ask(Ask("GET", "/v1/status"), json.loads)
+
+    async def _metrics(self) -> list[Reading]:
+        return await self._link.ask(Ask("GET", "/v1/metrics", query={"form": "json"}), _READINGS.validate_json)
 
 
 class RemoteFleet:

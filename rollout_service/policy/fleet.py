@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from rollout_service.cluster import RemoteMethod
+from rollout_service.metrics.meter import Reading
 from rollout_service.policy.replicas import DesiredState, FleetState, ReplicaState, UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, UpdateMode, WeightUpdate
 
@@ -17,6 +18,7 @@ class FleetHandle(Protocol):
     replica_variables: RemoteMethod[[], dict[str, str]]
     desired_state: RemoteMethod[[], DesiredState]
     replicas: RemoteMethod[[], list[ReplicaState]]
+    metrics: RemoteMethod[[], list[Reading]]
     adopt_replicas: RemoteMethod[[], None]
     pause: RemoteMethod[[UpdateMode], list[ReplicaState]]
     resume: RemoteMethod[[], list[ReplicaState]]

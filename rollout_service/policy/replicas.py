@@ -13,6 +13,18 @@ from rollout_service.policy.weights import UpdateMode, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How full an engine is."""
+
+    waiting: int
+    """Turns that wait in its queue."""
+    kv_use: float
+    """Share of the room for keys and values that is used, 0 to 1."""
+    cache_hits: float
+    """Share of the latest prompt tokens that were found in the prefix cache, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaState:
     """State of one replica, as it reports it."""
 
@@ -26,6 +38,8 @@ class ReplicaState:
     """Number of the last pause or resume order, see `DesiredState`."""
     serves: str = ""
     """Name of the model in the replica's settings, or `scripted`. Empty: the replica does not say."""
+    occupancy: Occupancy | None = None
+    """None: the engine has no cache and no queue, or the replica does not say."""
 
 
 @dataclass(frozen=True, slots=True)

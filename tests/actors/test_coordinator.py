@@ -25,6 +25,7 @@ from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
+from rollout_service.metrics.text import flat
 from rollout_service.policy.replicas import DesiredState, FleetState
 from rollout_service.record.trajectory import Outcome
 from tests.support.episodes import settings
@@ -148,6 +149,33 @@ async def test_a_lost_actor_is_replaced_and_its_episode_played_again_with_a_line
     assert "begun: 2 episodes in groups of 1." in lines
     assert "is played again: its environment actor was lost, which does not count as an attempt." in lines
     assert "ended after 0 s: 2 of 2 episodes done, 0 failed, 1 retries." in lines
+
+
+async def test_metrics_count_attempts_when_they_end_and_forget_a_collection_that_is_over(start):
+    faults = iter([Fault(FaultKind.USER_SIMULATOR, "Timeout", "no answer", retryable=True)])
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        started.set()
+        await gate.wait()
+        if (fault := next(faults, None)) is not None:
+            return EpisodeSummary(request.trajectory_id, Outcome.ABORTED, "fault", None, fault, policy_tokens=5)
+        return dataclasses.replace(scored(request, (0, 0)), policy_tokens=10)
+
+    started, gate = asyncio.Event(), asyncio.Event()
+    coordinator = await start(play, None, **ENDPOINT)
+    taking = asyncio.ensure_future(taken(coordinator, n=3))
+    await started.wait()
+    during = flat(await coordinator.metrics())
+    gate.set()
+    await taking
+    after = flat(await coordinator.metrics())
+    names = ("running", "slots", "waiting", "open_collections", "held_back/slots")
+    assert [during[name] for name in names] == [2, 2, 1, 1, 1]
+    assert [after[name] for name in names] == [0, 2, 0, 0, 0]
+    assert after["episodes_total/mock/completed"] == after["reward/mock/count"] == 3
+    assert (after["faults_total/user_simulator"], after["retries_total"]) == (1, 1)
+    assert after["sampled_tokens_total/mock"] == 35, "an attempt that is made again has cost its tokens, too"
+    assert after["staleness/mock/mean"] == 0
 
 
 async def test_a_coordinator_is_up_also_while_its_replicas_are_replaced(start, caplog):

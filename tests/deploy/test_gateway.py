@@ -226,6 +226,9 @@ def test_status_metrics_and_settings(http, client):
     metrics = http.get("/v1/metrics").text.splitlines()
     assert f"rollout_service_slots {client.status()['slots']}" in metrics
     assert "# TYPE rollout_service_finished_total counter" in metrics
+    assert "# TYPE rollout_service_episodes_total counter" in metrics
+    kinds = [line for line in metrics if line.startswith("# TYPE")]
+    assert len(kinds) == len({line.split()[2] for line in kinds}), "Prometheus takes each name once"
     assert http.get("/v1/configuration").json()["service"]["name"] == "shared"
 
 

@@ -56,6 +56,9 @@ def test_over_https_a_client_does_what_it_does_within_the_cluster(client, certif
         assert near | {"timing": None} == far | {"timing": None}
         assert essence(batch) == essence(client.collect(8, group_size=2, seed=3, progress=False))
         assert remote.status().keys() == client.status().keys()
+        near, far = client.metrics(), remote.metrics()
+        assert near.keys() == far.keys()
+        assert {k: v for k, v in near.items() if "total" in k} == {k: v for k, v in far.items() if "total" in k}
         assert remote.weight_version() == client.weight_version()
         assert remote.replicas() == client.replicas()
         assert remote.config.tasks == client.config.tasks
