@@ -89,6 +89,7 @@ async def counted(stream: GroupStream, trials: int, progress: bool, limits: Mapp
     found = Evaluation(trials, conditions=dict(limits))
     await stream.aopen()
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
+        stream.tell = bar.waits
         try:
             async for group in stream:
                 found.add(group)

@@ -26,6 +26,7 @@ async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
     came: list[Trajectory] = []
     await stream.aopen()
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
+        stream.tell = bar.waits
         try:
             async for group in stream:
                 came.extend(group)

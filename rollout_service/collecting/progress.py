@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from rollout_service.record.statistics import Summary
@@ -33,28 +33,18 @@ class CollectionProgress:
         self._end: float | None = None
         self._bar: Any = None
         if enabled and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("episodes"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("episodes", total=self._total, completed=self.summary.episodes, note="")
+            self._bar = _Bar(self._total, self.summary.episodes)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            self._bar.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end = time.perf_counter()
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.show(self.summary.episodes, self._note(), "")
+            self._bar.live.stop()
 
     @property
     def seconds(self) -> float:
@@ -66,11 +56,54 @@ class CollectionProgress:
         for trajectory in group:
             self.summary.add(trajectory)
         done = self.summary.episodes
-        note = f"{done / max(self.seconds, 1e-9) * 60:.0f}/min"
-        if unscored := done - self.summary.scored:
-            note += f", {unscored} without a reward"
         if self._bar is not None:
-            self._bar.update(self._task, advance=len(group), note=note)
+            self._bar.show(done, self._note(), "")
         elif self._enabled and (time.perf_counter() - self._last_line >= _LINE_SECONDS or done == self._total):
             self._last_line = time.perf_counter()
-            print(f"{done}/{self._total} episodes, {note}", file=sys.stderr, flush=True)
+            print(f"{done}/{self._total} episodes, {self._note()}", file=sys.stderr, flush=True)
+
+    @property
+    def waits(self) -> Callable[[str], None] | None:
+        """Takes what the next group waits for, see `GroupStream.tell`; None: there is no bar to show it. A log gets
+        such lines from the stream itself."""
+        bar = self._bar
+        return None if bar is None else lambda reason: bar.show(self.summary.episodes, self._note(), reason)
+
+    def _note(self) -> str:
+        """The rate, the mean reward so far, and what went wrong."""
+        summary, done = self.summary, self.summary.episodes
+        parts = [f"{done / max(self.seconds, 1e-9) * 60:.0f}/min"]
+        if summary.scored:
+            parts.append(f"reward {sum(each.reward_sum for each in summary.domains.values()) / summary.scored:.3f}")
+        if summary.faults:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in summary.faults.most_common())
+            parts.append(f"faults: {kinds}")
+        if unscored := done - summary.scored:
+            parts.append(f"{unscored} without a reward")
+        return ", ".join(parts)
+
+
+class _Bar:
+    """What a terminal shows: the bar, and under it what is waited for."""
+
+    def __init__(self, total: int, done: int) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        self._progress = Progress(
+            TextColumn("episodes"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task("episodes", total=total, completed=done, note="")
+        self._reason = Text(style="dim")
+        self.live = Live(Group(self._progress, self._reason), console=Console(stderr=True))
+
+    def show(self, done: int, note: str, reason: str) -> None:
+        """Show how far it is, and what the next group waits for; an empty reason: none to be told."""
+        self._progress.update(self._task, completed=done, note=note)
+        self._reason.plain = f"waits for {reason}" if reason else ""

@@ -43,6 +43,9 @@ _MOST_PATIENCE_SECONDS = 960.0
 ACKNOWLEDGING = ("auto", "manual")
 """When a group counts as the caller's for good, see `GroupStream`."""
 
+_TELL_SECONDS = 3.0
+"""Seconds of waiting after which whoever shows progress is told what for, and told again."""
+
 _STATUS_SECONDS = 10.0
 """Timeout of the call that asks the service for its status."""
 
@@ -83,6 +86,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self._finished = False
         self._waiting_since = time.monotonic()
         self._patience = _PATIENCE_SECONDS
+        self.tell: Callable[[str], None] | None = None
+        """Told what the next group waits for, again and again while it does not come."""
         self.collection_id = ""
         self.episodes = 0
         """Episodes that the whole collection has; known once it is open."""
@@ -193,13 +198,17 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 return await answer(reference, seconds=self._left())
             except NoAnswerYet:
                 waited = time.monotonic() - self._waiting_since
-                self._patience = waited + min(self._patience, _MOST_PATIENCE_SECONDS)
+                is_logged = waited >= self._patience
+                if is_logged:
+                    self._patience = waited + min(self._patience, _MOST_PATIENCE_SECONDS)
                 with contextlib.suppress(Exception):  # the wait itself says what is wrong
                     status = await answer(self._coordinator.status.remote(), seconds=_STATUS_SECONDS)
                     reason = waits_for(status, self.collection_id)
-                    _log.warning(
-                        "Collection %s: no group for %.0f s; waiting for %s.", self.collection_id, waited, reason
-                    )
+                    if self.tell is not None:
+                        self.tell(reason)
+                    if is_logged:
+                        text = "Collection %s: no group for %.0f s; waiting for %s."
+                        _log.warning(text, self.collection_id, waited, reason)
 
     def _handed_over(self, group: Group, trajectories: list[Trajectory]) -> list[Trajectory]:
         """The group is the caller's; what comes now is another wait."""
@@ -226,7 +235,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     def _left(self) -> float:
         """Seconds until it is time to say what is waited for."""
-        return max(0.0, self._waiting_since + self._patience - time.monotonic())
+        left = max(0.0, self._waiting_since + self._patience - time.monotonic())
+        return left if self.tell is None else min(left, _TELL_SECONDS)
 
     def close(self) -> None:
         """Cancel what has not finished yet. Returns at once."""

@@ -140,6 +140,7 @@ def _read(
         contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
         CollectionProgress(file.left if is_reopened else stream.episodes, earlier=earlier) as progress,
     ):
+        stream.tell = progress.waits
         if file is not None and (file.stored or file.aborted):
             say(f"{file.path} has {file.stored} episodes of {file.stored + file.left}.{_lost(file.aborted)}")
         try:

@@ -6,12 +6,12 @@ service that they name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rollout_service.cli.options import Config, Settings, Tokenizer, read_settings
+from rollout_service.cli.service_table import at, ends, service_table, watched
 from rollout_service.cli.stderr import say
 from rollout_service.config.service import Service
 from rollout_service.errors import ServiceError
@@ -24,9 +24,6 @@ Name = Annotated[str, typer.Argument(help="Its service.name.")]
 Namespace = Annotated[str, typer.Option(help="Its service.namespace.")]
 
 _DEFAULTS = Service()
-
-_MOST_TASKS = 5
-"""Most tasks whose rate of the user's flaws the status shows."""
 
 service = typer.Typer(no_args_is_help=True, help="A service that lives on a Ray cluster until it is stopped.")
 
@@ -49,27 +46,34 @@ def start(
     status = cluster.call(embedded.start(prepared, owner=None).coordinator.status.remote())
     own = {"name": name, "namespace": namespace}
     chosen = "".join(f" --set service.{key}={value}" for key, value in own.items() if value != getattr(_DEFAULTS, key))
-    there = _at(address) + ("" if namespace == _DEFAULTS.namespace else f" --namespace {namespace}")
+    there = at(address) + ("" if namespace == _DEFAULTS.namespace else f" --namespace {namespace}")
     print(f"Service {name} is ready; environment actors: {status['actors']}, slots: {status['slots']}.")
     print(f"Collect:  rollout-service collect --address {address}{chosen} …")
-    print(f"Watch it: rollout-service service status {name}{there}")
+    print(f"Watch it: rollout-service service status {name}{there} --watch")
     print(f"Stop it:  rollout-service service stop {name}{there}")
 
 
 @service.command()
-def status(name: Name = _DEFAULTS.name, address: Address = "auto", namespace: Namespace = _DEFAULTS.namespace) -> int:
+def status(
+    name: Name = _DEFAULTS.name,
+    address: Address = "auto",
+    namespace: Namespace = _DEFAULTS.namespace,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+) -> int:
     """Show what a service does. The exit code is 1 if it is not ready for collections."""
     from rich.console import Console
-    from rich.table import Table
 
     import rollout_service.services as services
 
-    found = _found(name, address, namespace)
-    report = services.report(found)
-    table = Table(show_header=False, title=f"Service {name}")
-    for key, text in _rows(found, report, address):
-        table.add_row(key, text)
-    Console().print(table)
+    def look() -> tuple[Parts, dict[str, Any]]:
+        found = _found(name, address, namespace)
+        return found, services.report(found)
+
+    if watch:
+        found, report = watched(look, address)
+    else:
+        found, report = look()
+        Console().print(service_table(found, report, address))
     return 0 if report["state"] == "running" else 1
 
 
@@ -98,16 +102,11 @@ def list_all(address: Address = "auto") -> None:
         report = services.report(parts)
         counts = [str(report.get(key, "–")) for key in ("actors", "slots", "running")]
         sizes = [str(len(report[key])) if key in report else "–" for key in ("collections", "clients")]
-        table.add_row(parts.name, parts.namespace or "–", report["state"], _ends(report), *counts, *sizes)
+        table.add_row(parts.name, parts.namespace or "–", report["state"], ends(report), *counts, *sizes)
         dead += [parts] if report["state"] == "dead" else []
     Console().print(table)
     for parts in dead:
-        say(f"Service {parts.name} is dead and left {parts}. Remove it with: {parts.stop_command}{_at(address)}")
-
-
-def _at(address: str) -> str:
-    """The option with which a further command finds the same cluster."""
-    return "" if address == "auto" else f" --address {address}"
+        say(f"Service {parts.name} is dead and left {parts}. Remove it with: {parts.stop_command}{at(address)}")
 
 
 def _connect(address: str) -> None:
@@ -133,50 +132,3 @@ def _found(name: str, address: str, namespace: str) -> Parts:
             "See all with `rollout-service service list`.",
         )
     return found
-
-
-def _ends(report: dict[str, Any]) -> str:
-    """When the service ends."""
-    if "owner" not in report:
-        return "–"
-    return "when it is stopped" if report["owner"] is None else f"with its client {report['owner']}"
-
-
-def _rows(found: Parts, report: dict[str, Any], address: str) -> Iterator[tuple[str, str]]:
-    yield "state", report["state"]
-    yield "parts", str(found)
-    if found.is_dead:
-        yield "remedy", f"{found.stop_command}{_at(address)}"
-    if "owner" not in report:
-        return
-    yield "ends", _ends(report)
-    yield "environment actors", f"{report['actors']} ready, {report['lost_actors']} lost"
-    if report["start_error"] is not None:
-        yield "last failed start", report["start_error"]
-    yield "slots", f"{report['running']} of {report['slots']} busy"
-    mean = "" if report["mean_reward"] is None else f", mean reward {report['mean_reward']:.3f}"
-    yield "episodes", f"{report['finished']} finished, {report['scored']} scored{mean}"
-    for kind, count in report["faults"].items():
-        yield f"faults: {kind}", f"{count}, the last one: {report['last_faults'][kind]}"
-    if (user := report.get("user_endpoint")) is not None:
-        said = f"{user['in_flight']} requests in flight of {user['limit']}, {user['waiting']} wait; {user['answered']} "
-        yield "user's endpoint", f"{said}answered, {user['refused']} refused or failed"
-    yield from _flaws(report)
-    yield "weight version", f"{report['weight_version']}{', paused' if report['paused'] else ''}"
-    for client, silence in report["clients"].items():
-        yield f"client {client}", f"heard {silence:.0f} s ago"
-    for collection, progress in report["collections"].items():
-        text = f"{progress['done']} of {progress['episodes']} episodes done; waits for {progress['waits_for']}"
-        yield f"collection {collection}", text
-
-
-def _flaws(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The rates of the user's flaws with their intervals: each flaw in all tasks, and any flaw in the worst ones."""
-    from rollout_service.cli.flaw_report import rates
-
-    for what in ("user_flaws", "user_reviews"):
-        for name, (episodes, rate, interval) in rates(report[what]):
-            yield f"{what.replace('_', ' ')}: {name}", f"{episodes} episodes, {rate} ({interval})"
-    for task, counts in list(report["user_flaws_by_task"].items())[:_MOST_TASKS]:
-        (_, (episodes, rate, interval)), *_ = rates(counts)
-        yield f"user flaws in {task}", f"{episodes} episodes, {rate} ({interval})"
