@@ -15,9 +15,7 @@ from typing import Any
 
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
-import rollout_service.served_user as served_user
 import rollout_service.services as services
-from actors import pacer
 from actors.actor_slots import ActorSlots
 from actors.attempt import Ending, play
 from actors.bookkeeping import Bookkeeping, begun_by, go_on
@@ -297,11 +295,9 @@ class Coordinator:
             "weight_version": self._policy.version,
             "paused": self._policy.is_paused,
             "journal": self._books.status(),
-            "user_simulator": served_user.described(self._config),
             "clients": self._clients.silences(),
-            "user_endpoint": await pacer.numbers(self._config),
         }
-        return await report(own, self._pool, self._scheduler, self._metering.tally, self._collections)
+        return await report(own, self._config, self._pool, self._scheduler, self._metering.tally, self._collections)
 
     async def metrics(self) -> list[Reading]:
         """Every number of docs/metrics.md, also those of the fleet and its replicas if they answer."""

@@ -10,16 +10,20 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+import rollout_service.served_user as served_user
+from actors import pacer
 from actors.pool import ActorPool
 from actors.running import RunningCollection
 from rollout_service.collecting.scheduler import Scheduler
 from rollout_service.collecting.tally import Tally
 from rollout_service.collecting.waits import waits_for
+from rollout_service.config import RolloutConfig
 from rollout_service.policy.fleet import FleetHandle
 
 
 async def report(
     own: Mapping[str, Any],
+    config: RolloutConfig,
     pool: ActorPool,
     scheduler: Scheduler,
     tally: Tally,
@@ -33,6 +37,8 @@ async def report(
     places = _by_collection(await pool.places())
     status: dict[str, Any] = {
         **own,
+        "user_simulator": served_user.described(config),
+        "user_endpoint": await pacer.numbers(config),
         "actors": len(pool),
         "lost_actors": pool.lost,
         "start_error": None if pool.start_error is None else str(pool.start_error),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from rollout_service.services import Parts
@@ -37,7 +38,9 @@ def service_table(found: Parts, report: dict[str, Any], address: str) -> Table:
     return table
 
 
-def watched(look: Callable[[], tuple[Parts, dict[str, Any]]], address: str) -> tuple[Parts, dict[str, Any]]:
+def watched(
+    look: Callable[[], tuple[Parts, dict[str, Any]]], address: str, console: Console
+) -> tuple[Parts, dict[str, Any]]:
     """Show the service's table again and again, until Ctrl-C. Returns what was seen last.
 
     Args:
@@ -49,7 +52,7 @@ def watched(look: Callable[[], tuple[Parts, dict[str, Any]]], address: str) -> t
     from rich.live import Live
 
     seen = look()
-    with Live(service_table(*seen, address), auto_refresh=False) as live:
+    with Live(service_table(*seen, address), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(_WATCH_SECONDS)

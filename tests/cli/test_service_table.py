@@ -40,11 +40,9 @@ def report(finished: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def screen(monkeypatch) -> io.StringIO:
-    text = io.StringIO()
-    monkeypatch.setattr("rich.get_console", lambda: Console(file=text, force_terminal=True, width=160))
+def screen(monkeypatch) -> Console:
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.0)
-    return text
+    return Console(file=io.StringIO(), force_terminal=True, width=160)
 
 
 def test_a_watched_service_is_looked_at_until_ctrl_c_and_the_last_table_stays(screen):
@@ -56,9 +54,9 @@ def test_a_watched_service_is_looked_at_until_ctrl_c_and_the_last_table_stays(sc
             raise KeyboardInterrupt
         return PARTS, found
 
-    _, seen = watched(look, "auto")
+    _, seen = watched(look, "auto", screen)
     assert seen["finished"] == 7
-    shown = screen.getvalue()
+    shown = screen.file.getvalue()
     assert all(f"{finished} finished" in shown for finished in (1, 2, 7))
     assert shown.rindex("7 finished") > shown.rindex("2 finished")
     assert "7 of 9 episodes done; waits for 4 episodes running" in shown
@@ -74,7 +72,7 @@ def test_a_watched_service_that_is_gone_says_so(screen):
         return found
 
     with pytest.raises(ServiceError, match="no service named"):
-        watched(look, "auto")
+        watched(look, "auto", screen)
 
 
 def test_what_a_fault_said_is_shown_as_it_is():

@@ -70,7 +70,7 @@ def status(
         return found, services.report(found)
 
     if watch:
-        found, report = watched(look, address)
+        found, report = watched(look, address, Console())
     else:
         found, report = look()
         Console().print(service_table(found, report, address))
