@@ -32,6 +32,8 @@ def report(finished: int) -> dict[str, Any]:
         "faults": {"service": 1},
         "last_faults": {"service": "[red]LostActor[/red]: it died"},
         "user_flaws": {"flaws": {}},
+        "user_reviews": {"flaws": {}},
+        "user_flaws_by_task": {},
         "weight_version": 3,
         "paused": False,
         "clients": {},
