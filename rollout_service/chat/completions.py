@@ -53,6 +53,11 @@ class _Text(_Part):
     text: str
 
 
+def _as_parts(value: Any) -> Any:
+    """A message's text as a list of parts, the other form of it."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class _CalledFunction(_Part):
     name: str
     arguments: str
@@ -68,7 +73,7 @@ class _Call(_Part):
 
 class _Message(_Part):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Text] = ""
+    content: Annotated[list[_Text], BeforeValidator(_as_parts)] | None = None
     name: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[_Call] = []
@@ -101,15 +106,39 @@ class _Body(_Part):
     user: str | None = None
 
 
+_UNSUPPORTED = {
+    *("stop", "logit_bias", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs", "prediction"),
+    *("response_format", "modalities", "audio", "reasoning_effort", "verbosity", "functions", "function_call"),
+    *("stream_options", "web_search_options", "store", "metadata", "service_tier", "safety_identifier"),
+    "prompt_cache_key",
+}
+"""OpenAI's parameters that are refused, so that nobody takes them for misspelt."""
+
+_ONLY = {
+    "stream": "Answers are not streamed; leave it out",
+    "n": "A request gets one answer; leave it out",
+    "parallel_tool_calls": "The model may make several calls in an answer; leave it out",
+    "tool_choice": "It may be 'auto' or 'none', because no engine here is made to call a tool",
+}
+"""Parameters of which only some values are supported, and what to do."""
+
+
 class CompletionRequest:
     """What is asked for."""
 
     def __init__(self, body: _Body) -> None:
+        """
+        Raises:
+            RefusedRequest: a message lacks something, or two parameters exclude each other.
+        """
         self.model = body.model
         self.messages = [_message(number, message) for number, message in enumerate(body.messages)]
         self.tools: list[dict[str, Any]] = (
             [tool.model_dump() for tool in body.tools] if body.tool_choice == "auto" else []
         )
+        if body.max_completion_tokens and body.max_tokens:
+            text = "'max_tokens' and 'max_completion_tokens' are two names of one parameter. Leave one out."
+            raise RefusedRequest(text, "invalid_value", "max_tokens")
         self.most_tokens = body.max_completion_tokens or body.max_tokens
         """Most tokens of the answer; None: the request names no number."""
         self._temperature, self._top_p = body.temperature, body.top_p
@@ -153,24 +182,36 @@ def _refused(error: ValidationError) -> RefusedRequest:
     first = error.errors()[0]
     path = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
     param = "".join(path).lstrip(".")
+    if param in _UNSUPPORTED:
+        return RefusedRequest(f"Unsupported parameter: '{param}'. Leave it out.", "unsupported_parameter", param)
+    if param in _ONLY and first["type"] == "literal_error":
+        return RefusedRequest(f"Unsupported value for '{param}'. {_ONLY[param]}.", "unsupported_value", param)
     if first["type"] == "extra_forbidden":
         return RefusedRequest(f"Unknown parameter: '{param}'.", "unknown_parameter", param)
     if first["type"] == "missing":
-        return RefusedRequest(f"Missing required parameter: '{param}'.", "missing_required_parameter", param)
+        return _missing(param)
     return RefusedRequest(f"Invalid value for '{param}': {first['msg']}.", "invalid_value", param)
+
+
+def _missing(param: str) -> RefusedRequest:
+    return RefusedRequest(f"Missing required parameter: '{param}'.", "missing_required_parameter", param)
 
 
 def _message(number: int, message: _Message) -> ChatMessage:
     """The message for the chat template.
 
     Raises:
-        RefusedRequest: the arguments of a call are no JSON object.
+        RefusedRequest: it lacks its text or the id of its call, or a call's arguments are no JSON object.
     """
-    content = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    if message.content is None and message.role != "assistant":
+        raise _missing(f"messages[{number}].content")
+    content = "".join(part.text for part in message.content or ())
     role = "system" if message.role == "developer" else message.role
     made: ChatMessage = {"role": role, "content": content}
     if message.role == "tool":
-        made["tool_call_id"] = message.tool_call_id or "call_0"
+        if message.tool_call_id is None:
+            raise _missing(f"messages[{number}].tool_call_id")
+        made["tool_call_id"] = message.tool_call_id
     if message.reasoning_content is not None:
         made["reasoning_content"] = message.reasoning_content
     if message.tool_calls:

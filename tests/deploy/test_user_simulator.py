@@ -32,6 +32,8 @@ from tests.support.services import HTTP_PORT, start
 CALL, TEXT = "[CALLS]reboot_device[ID]abcdefghi[ARGS]{}", "I have done so"
 TOOL = {"type": "function", "function": {"name": "reboot_device", "parameters": {"type": "object", "properties": {}}}}
 HELLO = [{"role": "system", "content": "You are a user."}, {"role": "user", "content": "Hi! How can I help you?"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "https://localhost/x.png"}}
+RESULT = {"role": "tool", "content": "Done."}
 CONTEXT = 400
 KEY = tokens.new_token()
 
@@ -88,6 +90,20 @@ async def test_a_call_and_then_a_text_come_as_openai_writes_them(client):
     assert usage["prompt_tokens_details"]["cached_tokens"] > first["usage"]["prompt_tokens"] // 2
 
 
+async def test_tool_choice_none_and_no_tools_are_the_same(client):
+    without = (await ask(client, tools=None)).json()
+    refused = (await ask(client, tool_choice="none", parallel_tool_calls=True, n=1, stream=False)).json()
+    assert refused["usage"]["prompt_tokens"] == without["usage"]["prompt_tokens"]
+    assert (await ask(client, tool_choice="auto")).json()["usage"]["prompt_tokens"] > without["usage"]["prompt_tokens"]
+
+
+async def test_a_text_in_parts_is_the_same_as_in_one_piece(client):
+    parts = [{"type": "text", "text": "Hi! How can "}, {"type": "text", "text": "I help you?"}]
+    messages = [HELLO[0], {"role": "user", "content": parts}]
+    usages = [(await ask(client, messages=each)).json()["usage"] for each in (HELLO, messages)]
+    assert usages[0]["prompt_tokens"] == usages[1]["prompt_tokens"]
+
+
 async def test_max_tokens_cuts_an_answer_and_says_so(client):
     answer = (await ask(client, max_completion_tokens=2)).json()
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -97,11 +113,21 @@ async def test_max_tokens_cuts_an_answer_and_says_so(client):
 @pytest.mark.parametrize(
     ("changes", "status", "code", "param"),
     [
-        ({"logit_bias": {"1": 5}}, 400, "unknown_parameter", "logit_bias"),
+        ({"temprature": 0.5}, 400, "unknown_parameter", "temprature"),
+        ({"stop": ["\n"]}, 400, "unsupported_parameter", "stop"),
+        ({"response_format": {"type": "text"}}, 400, "unsupported_parameter", "response_format"),
+        ({"stream": True}, 400, "unsupported_value", "stream"),
+        ({"n": 2}, 400, "unsupported_value", "n"),
+        ({"tool_choice": "required"}, 400, "unsupported_value", "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, 400, "unsupported_value", "tool_choice"),
+        ({"parallel_tool_calls": False}, 400, "unsupported_value", "parallel_tool_calls"),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 400, "invalid_value", "max_tokens"),
         ({"messages": []}, 400, "invalid_value", "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_value", "messages[0].role"),
         ({"messages": None}, 400, "missing_required_parameter", "messages"),
-        ({"stream": True}, 400, "invalid_value", "stream"),
+        ({"messages": [{"role": "user"}]}, 400, "missing_required_parameter", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "invalid_value", "messages[0].content[0].type"),
+        ({"messages": [RESULT]}, 400, "missing_required_parameter", "messages[0].tool_call_id"),
         ({"temperature": "hot"}, 400, "invalid_value", "temperature"),
         ({"temperature": 1e-9}, 400, "invalid_value", "temperature"),
         ({"model": "gpt-5"}, 404, "model_not_found", "model"),
