@@ -206,7 +206,7 @@ def _codec(source: str | None, tool_parser: str = "auto", arguments: str = "{}",
     return ChatCodec.load(source, tool_parser=tool_parser, template_arguments=given, date=date or None)
 
 
-def _codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
+def codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
     """The codec of the trajectory's tokens, with the parser and the template arguments that made it.
 
     Raises:
@@ -243,7 +243,7 @@ def check_messages(trajectory: Trajectory, tokenizer: str | None = None) -> Iter
     if not trajectory.turns:
         return
     try:
-        codec = _codec_of(trajectory, tokenizer)
+        codec = codec_of(trajectory, tokenizer)
     except CodecError as error:
         yield Violation(trajectory.trajectory_id, "messages", "tokenizer", str(error))
         return

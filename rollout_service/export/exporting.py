@@ -13,9 +13,9 @@ from typing import Any
 
 import rollout_service.config.arguments as arguments
 from rollout_service.errors import ConfigError, StorageError
-from rollout_service.export import tau2_results
+from rollout_service.export import hf_dataset, inspect_log, sft_rows, tau2_results
 from rollout_service.export.place import new_at
-from rollout_service.export.selection import RUN, Selected, Selection
+from rollout_service.export.selection import RUN, TOKENS, Selected, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,9 @@ class _Format:
 
 FORMATS = {
     "tau2": _Format(tau2_results.write, ".json", RUN, ("max_steps", "max_errors"), is_run=True),
+    "inspect": _Format(inspect_log.write, ".eval", RUN, is_run=True),
+    "sft": _Format(sft_rows.write, ".jsonl", TOKENS, ("tokenizer",)),
+    "hf": _Format(hf_dataset.write, "", TOKENS),
 }
 """By name."""
 

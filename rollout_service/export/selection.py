@@ -21,7 +21,19 @@ from rollout_service.record.writing_lock import check_not_written
 TOKENS = ("tokenizer_fingerprint", "template_fingerprint")
 """Fields of `Provenance` that must be equal where token ids of several trajectories stand side by side."""
 
-RUN = (*TOKENS, "model", "sampling", "agent", "user", "evaluation", "retrieval", "tau2_distribution", "tau2_version")
+RUN = (
+    *TOKENS,
+    "model",
+    "sampling",
+    "agent",
+    "user",
+    "user_arguments",
+    "evaluation",
+    "retrieval",
+    "limits",
+    "tau2_distribution",
+    "tau2_version",
+)
 """Fields of `Provenance` that must be equal in one run of a benchmark."""
 
 

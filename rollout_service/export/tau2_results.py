@@ -12,16 +12,15 @@ the simulation's `info`. The file is written as it is read: the simulations come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rollout_service.config.tasks import Retrieval
-from rollout_service.errors import ConfigError, StorageError, TaskError
+from rollout_service.errors import ConfigError, StorageError
+from rollout_service.export import installed
 from rollout_service.export.selection import Selected
 from rollout_service.record.encoding import to_json
-from rollout_service.record.manifest import read_manifest
-from rollout_service.record.trajectory import Provenance, TaskRef, Trajectory
+from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.termination import TerminationReason
 from rollout_service.version import __version__
 
@@ -43,7 +42,7 @@ def write(selected: Selected, path: Path, *, max_steps: int | None = None, max_e
     """Write the results of one run in one domain.
 
     Args:
-        max_steps: τ²'s limit that the episodes had, if no manifest beside the files says it.
+        max_steps: τ²'s limit that the episodes had, if the trajectories are too old to say it.
         max_errors: the same of tool errors.
 
     Raises:
@@ -52,7 +51,7 @@ def write(selected: Selected, path: Path, *, max_steps: int | None = None, max_e
         TaskError: a task is not the installed one.
         ConfigError: a limit is not known.
     """
-    run = _Run(_settings(selected.files), {"limits.max_steps": max_steps, "limits.max_errors": max_errors})
+    run = _Run({"max_steps": max_steps, "max_errors": max_errors})
     with path.open("wb") as file:
         file.write(b'{"simulations": [')
         separator = b"\n"
@@ -75,16 +74,16 @@ def simulation(trajectory: Trajectory, trial: int) -> dict[str, Any]:
     Args:
         trial: its number among the task's trials, from 0.
     """
-    times = [message["timestamp"] for message in trajectory.messages if message.get("timestamp")]
+    start, end = times(trajectory)
     known = trajectory.termination_reason in _KNOWN
     costs = [message.get("cost") for message in trajectory.messages if message["role"] == "assistant"]
     numbers = [cost for cost in costs if cost is not None]
     return {
         "id": trajectory.trajectory_id,
         "task_id": trajectory.task.task_id,
-        "timestamp": times[-1] if times else "",
-        "start_time": times[0] if times else "",
-        "end_time": times[-1] if times else "",
+        "timestamp": end,
+        "start_time": start,
+        "end_time": end,
         "duration": trajectory.timing.episode_seconds,
         "termination_reason": trajectory.termination_reason if known else str(TerminationReason.MAX_STEPS),
         "agent_cost": sum(numbers) if len(numbers) == len(costs) else None,
@@ -105,28 +104,14 @@ def simulation(trajectory: Trajectory, trial: int) -> dict[str, Any]:
 class _Run:
     """What the trajectories of one run have in common."""
 
-    def __init__(self, settings: dict[str, list[Any]], given: dict[str, int | None]) -> None:
-        self._settings = settings
-        self._limits = {name: self._limit(name, value) for name, value in given.items()}
+    def __init__(self, given: dict[str, int | None]) -> None:
+        self._given = given
         self._trials: Counter[str] = Counter()
         self._tasks: dict[str, TaskRef] = {}
         self._first: Trajectory | None = None
+        self._limits: dict[str, int] = {}
         self.newest: str | None = None
         """When the last message of all was written."""
-
-    def _limit(self, name: str, given: int | None) -> int:
-        recorded = self._settings.get(name, [])
-        values = [given] if given is not None else recorded
-        if len(values) != 1 or (recorded and recorded != values):
-            option = "--" + name.removeprefix("limits.").replace("_", "-")
-            found = f"is {' and '.join(map(str, recorded))} in the manifests" if recorded else "is recorded nowhere"
-            raise ConfigError(
-                f"{name} {found}, and τ²'s results need it.",
-                f"Give {option} if you know which limit the episodes had."
-                if not recorded
-                else "Export files of one run each, and leave out the option.",
-            )
-        return int(values[0])
 
     def next_trial(self, trajectory: Trajectory) -> int:
         """The trajectory's number among its task's trials, from 0. Those that are left out count too."""
@@ -138,20 +123,18 @@ class _Run:
         """Note a trajectory that is exported.
 
         Raises:
-            StorageError: it is of another domain or another τ²-bench.
+            StorageError: it is of another domain than the first, or the installed τ²-bench is another one.
             TaskError: its task is not the installed one.
+            ConfigError: a limit is not known.
         """
-        first = self._first = self._first or trajectory
-        if trajectory.task.domain != first.task.domain:
-            raise StorageError(
-                f"The trajectories are of several domains, {first.task.domain} and {trajectory.task.domain}, and a "
-                "file of τ²'s results has one.",
-                "Export each with --domain.",
-            )
-        if trajectory.task.task_id not in self._tasks:
-            check_installed(trajectory)
-            self._tasks[trajectory.task.task_id] = trajectory.task
-        elif self._tasks[trajectory.task.task_id].split.endswith(".json") != trajectory.task.split.endswith(".json"):
+        if self._first is None:
+            self._first = trajectory
+            self._limits = {name: self._limit(name, trajectory) for name in self._given}
+        check_one_domain(self._first, trajectory)
+        known = self._tasks.setdefault(trajectory.task.task_id, trajectory.task)
+        if known is trajectory.task:
+            installed.check_installed(trajectory)
+        elif known.split.endswith(".json") != trajectory.task.split.endswith(".json"):
             raise StorageError(
                 f"Task {trajectory.task.task_id!r} is τ²-bench's own and one of a file of tasks.",
                 "Export files of one run each.",
@@ -159,97 +142,79 @@ class _Run:
         said = [message["timestamp"] for message in trajectory.messages if message.get("timestamp")]
         self.newest = max([*said, *([self.newest] if self.newest else [])], default=None)
 
+    def _limit(self, name: str, trajectory: Trajectory) -> int:
+        given, recorded = self._given[name], trajectory.provenance.limits.get(name)
+        option = "--" + name.replace("_", "-")
+        if given is None and recorded is None:
+            raise ConfigError(
+                f"limits.{name} is not recorded in trajectory {trajectory.trajectory_id!r}, and τ²'s results need it.",
+                f"Give {option} if you know which limit the episodes had.",
+            )
+        if recorded is not None and given not in (None, recorded):
+            raise ConfigError(f"{option} is {given}, and the episodes had {recorded}.", "Leave the option out.")
+        return int(given if recorded is None else recorded)  # type: ignore[arg-type]
+
     def task_records(self) -> list[dict[str, Any]]:
         """The tasks in their split's order, as τ² writes them."""
-        from rollout_service.tau2 import tasks
-
         ordered = sorted(self._tasks.values(), key=lambda task: (task.split, task.index))
-        return [tasks.get(reference).model_dump(mode="json") for reference in ordered]
+        return [installed.task_record(task) for task in ordered]
 
     def info(self) -> dict[str, Any]:
         """τ²'s `Info`."""
-        from rollout_service.tau2 import domain, tasks
-
         assert self._first is not None
         first, made = self._first, self._first.provenance
-        task = tasks.get(first.task)
-        searched = Retrieval(**made.retrieval) if made.retrieval else None
-        world = domain.get(first.task.domain, searched).original(solo=made.agent == "solo")
-        seeds = self._settings.get("tasks.seed", [])
         return {
             "git_commit": f"unknown ({made.tau2_distribution} {made.tau2_version})",
             "num_trials": max(self._trials.values()),
-            "max_steps": self._limits["limits.max_steps"],
-            "max_errors": self._limits["limits.max_errors"],
-            "user_info": self._user(made, domain.get(first.task.domain, searched).user_tools(task)),
+            **self._limits,
+            "user_info": _user(first),
             "agent_info": {
                 "implementation": _AGENTS.get(made.agent, made.agent),
                 "llm": made.model,
                 "llm_args": made.sampling,
             },
-            "environment_info": {"domain_name": first.task.domain, "policy": world.get_policy()},
-            "seed": seeds[0] if len(seeds) == 1 else None,
+            "environment_info": {"domain_name": first.task.domain, "policy": installed.policy_text(first)},
+            "seed": None,
             "retrieval_config": made.retrieval.get("variant"),
             "retrieval_config_kwargs": _top_k(made.retrieval),
         }
 
-    def _user(self, made: Provenance, tools: list[Any] | None) -> dict[str, Any]:
-        if made.user in _USERS:
-            return {"implementation": _USERS[made.user], "llm": None, "llm_args": None}
-        from rollout_service.tau2 import compat
 
-        simulator = compat.UserSimulator(tools=tools, instructions="", llm=made.user)
-        return {
-            "implementation": "user_simulator",
-            "llm": made.user,
-            "llm_args": self._user_arguments(),
-            "global_simulation_guidelines": simulator.global_simulation_guidelines,
-        }
-
-    def _user_arguments(self) -> dict[str, Any] | None:
-        """What the user simulator's model was asked with; None: it is not recorded."""
-        temperature, further = self._settings.get("user.temperature", []), self._settings.get("user.arguments", [])
-        if len(temperature) != 1 or len(further) != 1:
-            return None
-        return dict(further[0]) | ({} if temperature[0] is None else {"temperature": temperature[0]})
-
-
-def check_installed(trajectory: Trajectory) -> None:
-    """Check that the installed τ²-bench is the one that played the episode, with the same task.
+def check_one_domain(first: Trajectory, other: Trajectory) -> None:
+    """Check that both trajectories are of one domain.
 
     Raises:
-        StorageError: it is another release.
-        TaskError: there is no such task, or its contents changed.
+        StorageError: they are not.
     """
-    from rollout_service.tau2 import compat, tasks
-
-    made = trajectory.provenance
-    if (made.tau2_distribution, made.tau2_version) != (compat.DISTRIBUTION, compat.VERSION):
+    if first.task.domain != other.task.domain:
         raise StorageError(
-            f"Trajectory {trajectory.trajectory_id!r} was played on {made.tau2_distribution} {made.tau2_version}; "
-            f"{compat.DISTRIBUTION} {compat.VERSION} is installed, whose tasks and policies may differ.",
-            "Export it where that release is installed, or score it again with `rollout-service rescore`.",
+            f"The trajectories are of several domains, {first.task.domain} and {other.task.domain}, and the format has "
+            "one a file.",
+            "Export each with --domain.",
         )
-    if made.task_hash and made.task_hash != (here := tasks.hash_of(trajectory.task)):
-        raise TaskError(
-            f"Trajectory {trajectory.trajectory_id!r}: its task {trajectory.task} has the hash {made.task_hash}, and "
-            f"the installed one {here}: the task's contents changed.",
-            "Score the file again with `rollout-service rescore`, or restore the tasks.",
-        )
+
+
+def _user(trajectory: Trajectory) -> dict[str, Any]:
+    made = trajectory.provenance
+    if made.user in _USERS:
+        return {"implementation": _USERS[made.user], "llm": None, "llm_args": None}
+    return {
+        "implementation": "user_simulator",
+        "llm": made.user,
+        "llm_args": made.user_arguments or None,
+        "global_simulation_guidelines": installed.guidelines(trajectory),
+    }
 
 
 def _top_k(retrieval: dict[str, Any]) -> dict[str, Any] | None:
     return None if retrieval.get("top_k") is None else {"top_k": retrieval["top_k"]}
 
 
-def _settings(files: Sequence[Path]) -> dict[str, list[Any]]:
-    """The different values of each setting that the manifests beside the files record, by its name."""
-    found: dict[str, list[Any]] = {}
-    for path in files:
-        manifest = read_manifest(path)
-        for asked in [] if manifest is None else manifest.collections:
-            for name, value in asked.settings.items():
-                values = found.setdefault(name, [])
-                if value not in values:
-                    values.append(value)
-    return found
+def times(trajectory: Trajectory) -> tuple[str, str]:
+    """When the episode began and when it ended, in UTC; for records that do not say it, the times of its first and last
+    message, as τ² wrote them; empty: not known."""
+    if trajectory.started:
+        start = datetime.fromisoformat(trajectory.started)
+        return start.isoformat(), (start + timedelta(seconds=trajectory.timing.episode_seconds)).isoformat()
+    said = [message["timestamp"] for message in trajectory.messages if message.get("timestamp")]
+    return (said[0], said[-1]) if said else ("", "")

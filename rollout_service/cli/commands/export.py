@@ -27,7 +27,8 @@ def export(
         str | None, typer.Option(help="sft: folder or hub name of the tokenizer, if the file names no folder here.")
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="tau2: limits.max_steps of the episodes, if no manifest has it.")
+        int | None,
+        typer.Option(min=1, help="tau2: limits.max_steps of the episodes, if the file is too old to say it."),
     ] = None,
     max_errors: Annotated[int | None, typer.Option(min=1, help="tau2: limits.max_errors, likewise.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the new one is complete.")] = False,
