@@ -59,9 +59,7 @@ def guidelines(trajectory: Trajectory) -> str:
     """The guidelines that τ² gives the user simulator's model."""
     from rollout_service.tau2 import compat, tasks
 
-    tools = domain_of(trajectory).user_tools(tasks.get(trajectory.task))
-    text: str = compat.UserSimulator(tools=tools, instructions="", llm="user").global_simulation_guidelines
-    return text
+    return compat.user_guidelines(domain_of(trajectory).user_tools(tasks.get(trajectory.task)) is not None)
 
 
 def task_record(task: TaskRef) -> dict[str, Any]:

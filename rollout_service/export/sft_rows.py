@@ -4,9 +4,9 @@ Invariant: `input_ids` are the tokens that the engine saw and sampled, and `assi
 the policy sampled: nothing that was decoded is encoded again. The messages are of the same conversation: the opening
 ones are checked to render to the first tokens, and what the policy wrote is read from its tokens.
 
-TRL's SFTTrainer takes `input_ids` and `assistant_masks` as they are, without its own tokenization. `messages`, in which
-`train` says what the policy wrote in this segment, and `tools` are for people and for other trainers. Arguments of calls
-and `tools` are JSON text: as objects, a reader of columns would fill every row with the keys of all others.
+TRL's SFTTrainer takes `input_ids` and `assistant_masks` as they are, and tokenizes nothing. `messages`, in which
+`train` says what the policy wrote in this segment, and `tools` are for people and for other trainers. Arguments of
+calls and `tools` are JSON text: as objects, a reader of columns would fill every row with the keys of all others.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def simulation(trajectory: Trajectory, trial: int) -> dict[str, Any]:
         "messages": trajectory.messages,
         "trial": trial,
         "seed": trajectory.seed,
+        "user_only_review": _review(trajectory),
         "info": {
             "termination_reason": trajectory.termination_reason,
             "collection_id": trajectory.collection_id,
@@ -99,6 +100,19 @@ def simulation(trajectory: Trajectory, trial: int) -> dict[str, Any]:
             "sample_index": trajectory.sample_index,
         },
     }
+
+
+def _review(trajectory: Trajectory) -> dict[str, Any] | None:
+    """The review of the user simulator as upstream's class takes it. It knows only `critical` of the two severities
+    that its own prompt asks for."""
+    review = trajectory.user_review.review if trajectory.user_review is not None else None
+    if review is None:
+        return None
+    errors = [
+        error | {"severity": "critical"} if str(error.get("severity")).startswith("critical") else error
+        for error in review.get("errors") or []
+    ]
+    return review | {"errors": errors}
 
 
 class _Run:

@@ -10,15 +10,14 @@ import pytest
 
 from rollout_service.errors import ConfigError, StorageError, TaskError
 from rollout_service.export.exporting import export
+from rollout_service.export.tau2_results import simulation
 from rollout_service.record import storage
 from rollout_service.record.evaluation import Evaluation
-from rollout_service.record.manifest import Asked, Manifest
-from rollout_service.record.trajectory import TaskRef
+from rollout_service.record.trajectory import TaskRef, UserReview
 from rollout_service.tau2 import compat, tasks
 from tests.support import episodes
 from tests.support.trajectories import make_trajectory
 
-LIMITS = {"max_steps": 200, "max_errors": 10}
 TRIALS = 3
 
 
@@ -31,8 +30,10 @@ def played():
         for task in tasks.references("mock")
         for trial in range(TRIALS)
     ]
-    short = episodes.runner(episodes.settings(limits__max_turns=1))
-    return [*found[:-1], short.run(episodes.request(found[-1].task, name=found[-1].task.task_id, sample=TRIALS - 1))]
+    short = episodes.runner(episodes.settings(limits__max_turns=1)).run(
+        episodes.request(found[-1].task, name=found[-1].task.task_id, sample=TRIALS - 1)
+    )
+    return [*found[:-1], replace(short, provenance=found[-1].provenance)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def assertion_raised(trajectory):
 def test_tau2_s_metrics_of_the_export_are_ours(played, stored, tmp_path):
     from tau2.metrics import agent_metrics
 
-    done = export(stored, "tau2", tmp_path / "mock.json", **LIMITS)
+    done = export(stored, "tau2", tmp_path / "mock.json")
     assert (done.trajectories, done.left_out) == (len(played), {})
     results = load(done.output)
     ours = Evaluation(TRIALS)
@@ -73,7 +74,7 @@ def test_tau2_s_metrics_of_the_export_are_ours(played, stored, tmp_path):
 def test_tau2_scores_the_exported_messages_as_they_were_scored(played, stored, tmp_path):
     from tau2.scripts.evaluate_trajectories import compute_simulation_rewards
 
-    results = load(export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output)
+    results = load(export(stored, "tau2", tmp_path / "mock.json").output)
     scored = {each.trajectory_id: each.reward for each in played if not assertion_raised(each)}
     results.simulations = [each for each in results.simulations if each.id in scored]
     again = compute_simulation_rewards(results).simulations
@@ -86,7 +87,7 @@ def test_tau2_s_view_and_its_checks_for_the_leaderboard_take_the_export(played, 
     from tau2.scripts import view_simulations
     from tau2.scripts.leaderboard.verify_trajectories_public import check_format, check_num_trials, check_tasks
 
-    path = export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output
+    path = export(stored, "tau2", tmp_path / "mock.json").output
     results, is_read, problem = check_format(path)
     assert (is_read, problem) == (True, "")
     assert check_num_trials(results) == (True, "")
@@ -109,7 +110,7 @@ def test_tau2_s_view_and_its_checks_for_the_leaderboard_take_the_export(played, 
 
 
 def test_the_export_says_what_was_recorded_and_invents_nothing(played, stored, tmp_path):
-    written = json.loads(export(stored, "tau2", tmp_path / "mock.json", **LIMITS).output.read_text())
+    written = json.loads(export(stored, "tau2", tmp_path / "mock.json").output.read_text())
     info, first, last = written["info"], written["simulations"][0], written["simulations"][-1]
     assert (info["max_steps"], info["max_errors"], info["num_trials"], info["seed"]) == (200, 10, TRIALS, None)
     assert info["agent_info"] | {"llm_args": None} == {
@@ -121,27 +122,35 @@ def test_the_export_says_what_was_recorded_and_invents_nothing(played, stored, t
     assert info["git_commit"] == f"unknown ({compat.DISTRIBUTION} {compat.VERSION})"
     assert (first["trial"], last["trial"]) == (0, TRIALS - 1)
     assert first["messages"] == played[0].messages
-    assert first["end_time"] == played[0].messages[-1]["timestamp"]
+    assert first["start_time"] == played[0].started
     assert (last["termination_reason"], last["info"]["termination_reason"]) == ("max_steps", "max_turns")
 
 
-def test_limits_come_from_the_manifest_and_are_refused_where_nothing_says_them(played, tmp_path):
-    path = tmp_path / "mock.jsonl"
-    storage.write(path, played[:1])
-    with pytest.raises(ConfigError, match=r"limits.max_steps is recorded nowhere.*Give --max-steps"):
-        export(path, "tau2", tmp_path / "mock.json")
-    settings = {"limits.max_steps": 7, "limits.max_errors": 3, "tasks.seed": 5}
-    Manifest([Asked("c", 1, 1, 0, 1, settings)]).write(path)
-    info = json.loads(export(path, "tau2", tmp_path / "mock.json").output.read_text())["info"]
-    assert (info["max_steps"], info["max_errors"], info["seed"]) == (7, 3, 5)
-    with pytest.raises(ConfigError, match=r"limits.max_steps is 7 in the manifests"):
-        export(path, "tau2", tmp_path / "other.json", max_steps=8)
+def test_limits_that_nobody_recorded_are_asked_for_and_recorded_ones_are_not_changed(played, tmp_path):
+    path, first = tmp_path / "old.jsonl", played[0]
+    storage.write(path, [replace(first, provenance=replace(first.provenance, limits={}), started="")])
+    with pytest.raises(ConfigError, match=r"limits.max_steps is not recorded.*Give --max-steps"):
+        export(path, "tau2", tmp_path / "old.json", max_errors=3)
+    written = json.loads(export(path, "tau2", tmp_path / "old.json", max_steps=7, max_errors=3).output.read_text())
+    assert (written["info"]["max_steps"], written["info"]["max_errors"]) == (7, 3)
+    assert written["simulations"][0]["end_time"] == first.messages[-1]["timestamp"]
+    storage.write(tmp_path / "new.jsonl", [first])
+    with pytest.raises(ConfigError, match=r"--max-steps is 7, and the episodes had 200"):
+        export(tmp_path / "new.jsonl", "tau2", tmp_path / "new.json", max_steps=7)
+
+
+def test_a_review_is_written_with_the_severities_that_tau2_s_class_takes(played):
+    errors = [{"severity": "critical_helped", "reasoning": "r"}, {"severity": "minor", "reasoning": "r"}]
+    reviewed = replace(played[0], user_review=UserReview("judge", {"has_errors": True, "errors": errors}))
+    review = simulation(reviewed, 0)["user_only_review"]
+    assert [error["severity"] for error in review["errors"]] == ["critical", "minor"]
+    assert simulation(played[0], 0)["user_only_review"] is None
 
 
 def test_episodes_without_a_reward_are_left_out_but_count_as_trials(played, tmp_path):
     path = tmp_path / "mock.jsonl"
     storage.write(path, [*played[:3], make_trajectory(reward=None, reward_info=None, task=played[0].task)])
-    done = export(path, "tau2", tmp_path / "mock.json", **LIMITS)
+    done = export(path, "tau2", tmp_path / "mock.json")
     assert (done.trajectories, done.left_out) == (3, {"without a reward": 1})
     written = json.loads(done.output.read_text())
     assert (written["info"]["num_trials"], len(written["simulations"])) == (4, 3)
@@ -150,12 +159,12 @@ def test_episodes_without_a_reward_are_left_out_but_count_as_trials(played, tmp_
 
 def test_a_task_or_a_release_that_is_not_the_installed_one_is_refused(played, tmp_path):
     first = played[0]
-    cases = [("tau2_version", "1.2.3", StorageError, "was played on"), ("task_hash", "00", TaskError, "contents chang")]
+    cases = [("domain_hash", "00", StorageError, "may differ"), ("task_hash", "00", TaskError, "the contents differ")]
     for field, value, error, words in cases:
         path = tmp_path / f"{field}.jsonl"
         storage.write(path, [replace(first, provenance=replace(first.provenance, **{field: value}))])
         with pytest.raises(error, match=words):
-            export(path, "tau2", tmp_path / "mock.json", **LIMITS)
+            export(path, "tau2", tmp_path / "mock.json")
     assert not (tmp_path / "mock.json").exists()
 
 
@@ -163,6 +172,6 @@ def test_several_domains_are_refused_and_one_can_be_chosen(played, tmp_path):
     path = tmp_path / "two.jsonl"
     storage.write(path, [played[0], replace(played[1], task=TaskRef("telecom", "base", "1", 0))])
     with pytest.raises(StorageError, match=r"mock and telecom.*--domain"):
-        export(path, "tau2", tmp_path / "mock.json", **LIMITS)
-    done = export(path, "tau2", tmp_path / "mock.json", domain="mock", **LIMITS)
+        export(path, "tau2", tmp_path / "mock.json")
+    done = export(path, "tau2", tmp_path / "mock.json", domain="mock")
     assert (done.trajectories, done.left_out) == (1, {"of another domain": 1})

@@ -1,0 +1,84 @@
+"""Inspect's log: what is in the archive, and that Inspect's own library reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import zipfile
+
+import pytest
+
+from rollout_service.export.exporting import export
+from rollout_service.record import storage
+from tests.support import episodes
+
+PYTHON = os.environ.get("INSPECT_PYTHON")
+
+READ = """
+import json, sys
+from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries
+log = read_eval_log(sys.argv[1])
+summaries = read_eval_log_sample_summaries(sys.argv[1])
+score = log.results.scores[0]
+print(json.dumps({
+    "status": log.status, "model": log.eval.model, "metrics": {n: m.value for n, m in score.metrics.items()},
+    "samples": [[s.id, s.epoch, s.scores["tau2_reward"].value, [m.role for m in s.messages]] for s in log.samples],
+    "summaries": [[s.id, s.epoch, s.scores["tau2_reward"].value] for s in summaries],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Two trials of three tasks with a policy that errs, and one of a user with tools."""
+    runner = episodes.runner(episodes.settings(policy__script__early_stop=0.4))
+    return [
+        runner.run(episodes.request(episodes.task("mock", n), seed=5 * n + trial, name=str(n), sample=trial))
+        for n in range(3)
+        for trial in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def log(played, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect")
+    storage.write(folder / "mock.jsonl", played)
+    return export(folder / "mock.jsonl", "inspect", folder / "mock.eval").output
+
+
+def test_a_sample_is_a_trial_with_tau2_s_reward_and_the_results_have_pass_k(played, log):
+    with zipfile.ZipFile(log) as archive:
+        names, header = archive.namelist(), json.loads(archive.read("header.json"))
+        samples = [json.loads(archive.read(name)) for name in names if name.startswith("samples/")]
+        summaries = json.loads(archive.read("summaries.json"))
+    assert [(s["id"], s["epoch"]) for s in samples] == [(t.task.task_id, t.sample_index + 1) for t in played]
+    assert [s["scores"]["tau2_reward"]["value"] for s in samples] == [t.reward for t in played]
+    assert [s["uuid"] for s in summaries] == [t.trajectory_id for t in played]
+    metrics = {name: each["value"] for name, each in header["results"]["scores"][0]["metrics"].items()}
+    assert metrics["mean"] == metrics["pass^1"] == sum(t.reward for t in played) / len(played)
+    assert 0 < metrics["pass^2"] < metrics["pass^1"] < 1
+    assert header["eval"]["config"] == {"epochs": 2}
+
+
+def test_a_user_s_own_calls_are_in_the_store_and_not_in_the_messages(tmp_path):
+    trajectory = episodes.run("telecom", 0)
+    storage.write(tmp_path / "a.jsonl", [trajectory])
+    with zipfile.ZipFile(export(tmp_path / "a.jsonl", "inspect", tmp_path / "a.eval").output) as archive:
+        [name] = [name for name in archive.namelist() if name.startswith("samples/")]
+        sample = json.loads(archive.read(name))
+    assert any(message["role"] == "user" and message.get("tool_calls") for message in trajectory.messages)
+    assert not any(message["role"] == "user" and message.get("tool_calls") for message in sample["messages"])
+    assert sample["store"]["tau2_messages"] == trajectory.messages
+    assert sample["role_usage"] == {}  # a scripted user asks no model
+
+
+@pytest.mark.skipif(PYTHON is None, reason="needs INSPECT_PYTHON, a Python with inspect-ai")
+def test_inspect_s_own_library_reads_the_log(played, log):
+    done = subprocess.run([str(PYTHON), "-c", READ, str(log)], capture_output=True, text=True, check=True)
+    read = json.loads(done.stdout)
+    assert (read["status"], read["model"]) == ("success", "scripted")
+    assert read["metrics"]["pass^1"] == sum(t.reward for t in played) / len(played)
+    assert sorted(sample[:3] for sample in read["samples"]) == sorted(read["summaries"])
+    assert len(read["samples"]) == len(played)
+    assert read["samples"][0][3][:3] == ["assistant", "user", "assistant"]
