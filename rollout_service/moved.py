@@ -27,7 +27,6 @@ _MOVED = {
     "planning": "collecting.planning",
     "progress": "collecting.progress",
     "record_check": "audit.record_check",
-    "report": "cli.report",
     "request": "collecting.request",
     "scheduling": "collecting.scheduler",
     "schema": "record.schema",

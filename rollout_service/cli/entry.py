@@ -15,8 +15,10 @@ from rollout_service.cli.commands.codec import codec
 from rollout_service.cli.commands.collect import collect
 from rollout_service.cli.commands.cost import cost
 from rollout_service.cli.commands.doctor import doctor
+from rollout_service.cli.commands.evaluate import evaluate
 from rollout_service.cli.commands.export import export
 from rollout_service.cli.commands.prepare_data import prepare_data
+from rollout_service.cli.commands.report import report
 from rollout_service.cli.commands.rescore import rescore
 from rollout_service.cli.commands.service import service
 from rollout_service.cli.commands.size import size
@@ -37,6 +39,8 @@ app = typer.Typer(
 )
 for _command in (
     collect,
+    evaluate,
+    report,
     cost,
     tasks,
     verify,

@@ -25,13 +25,13 @@ from rollout_service.tape.consumption import Consumption
 
 
 def print_summary(
-    summary: Summary, seconds: float, *, where: Path | None = None, limit: str = "", is_replayed: bool = False
+    summary: Summary, seconds: float | None, *, where: Path | None = None, limit: str = "", is_replayed: bool = False
 ) -> None:
     """Print the closing tables of a collection: rewards and outcomes by domain, then the totals, then for each kind of
     fault the first one's text and the remedy.
 
     Args:
-        seconds: wall time of the collection.
+        seconds: wall time of the collection; None: not known.
         where: file in which the trajectories were stored, if any.
         limit: what ended the collection early, if anything did.
         is_replayed: whether all answers of user simulators and judges came from a tape.
@@ -66,7 +66,7 @@ def print_summary(
         console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
 
 
-def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, str]]:
+def _totals(numbers: Mapping[str, Any], seconds: float | None) -> Iterable[tuple[str, str]]:
     """Names and values of the totals.
 
     Args:
@@ -74,8 +74,9 @@ def _totals(numbers: Mapping[str, Any], seconds: float) -> Iterable[tuple[str, s
     """
     spent = {name: numbers["timing"][f"{name}_seconds"] for name in ("policy", "user", "environment", "evaluation")}
     whole = sum(spent.values()) or 1.0
-    yield "wall time", f"{seconds:.1f} s"
-    yield "rate", f"{numbers['episodes'] / max(seconds, 1e-9) * 60:.1f} episodes/min"
+    if seconds is not None:
+        yield "wall time", f"{seconds:.1f} s"
+        yield "rate", f"{numbers['episodes'] / max(seconds, 1e-9) * 60:.1f} episodes/min"
     yield "ended by", _counts(numbers["termination_reasons"])
     yield "turns", f"{numbers['turns']} ({numbers['malformed_calls']} malformed tool calls)"
     unknown = numbers["unknown_tokens"]

@@ -106,6 +106,26 @@ def test_a_collection_that_was_cut_off_is_resumed_then_appended_to(client, tmp_p
     assert len({(t.task.task_id, t.seed) for t in storage.read(path)}) == 10
 
 
+def test_an_evaluation_that_was_cut_off_is_resumed_and_reported_like_its_file(client, tmp_path):
+    path = tmp_path / "out.jsonl"
+    chosen = ["--domain", "mock", "--trials", "2", "-o", path, "--task", "create_task_1", *running(client)]
+    assert command("evaluate", *chosen).returncode == 0
+    whole = sorted((t.trajectory_id, t.seed) for t in storage.read(path))
+    os.truncate(path, path.stat().st_size * 3 // 4)
+    refused = command("evaluate", *chosen, "--max-turns", "5", "--resume")
+    assert refused.returncode == 2
+    assert "limits.max_turns was 1000000 and is 5" in refused.stderr
+    done = command("evaluate", *chosen, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert sorted((t.trajectory_id, t.seed) for t in storage.read(path)) == whole
+    for text in ("pass^2", "official conditions", "In training limits.max_turns=30 ends", "completed 2"):
+        assert text in done.stdout
+    again = json.loads(command("evaluate", *chosen, "--resume", "--json").stdout)
+    assert [(each["k"], each["value"], each["tasks"]) for each in again["pass"]] == [(1, 1.0, 1), (2, 1.0, 1)]
+    reported = json.loads(command("report", path, "--json").stdout)["evaluation"]
+    assert reported["pass"] == again["pass"]
+
+
 def test_a_budget_ends_a_collection_early_and_the_table_says_which_limit(client, tmp_path):
     path = tmp_path / "out.jsonl"
     chosen = ["-n", "12", "--group-size", "2", "--domain", "mock", "-o", path, *running(client)]

@@ -162,6 +162,10 @@ COMMANDS = {
     "collect --config": ["collect", "--config"],
     "collect --set": ["collect", "--set"],
     "collect --output": ["collect", "--output"],
+    "evaluate --trials": ["evaluate", "--trials"],
+    "evaluate --max-turns": ["evaluate", "--max-turns"],
+    "report --k": ["report", "missing.jsonl", "--k"],
+    "report --against": ["report", "missing.jsonl", "--against"],
     "doctor --set": ["doctor", "--set"],
     "doctor --config": ["doctor", "--config"],
 }

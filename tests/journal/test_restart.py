@@ -12,7 +12,7 @@ import ray
 
 import rollout_service.services as services
 from rollout_service import RolloutClient
-from rollout_service.cli.commands.collect import _play
+from rollout_service.cli.playing import play_with
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.output import Output
@@ -80,7 +80,7 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         assert [len(group) for group in left] == [2, 2, 2], "it waited for the trainer's lease to lapse"
         finished = client.status()["finished"]
         chosen = dict.fromkeys(("n", "group_size", "seed", "budget", "weight"))
-        progress, limit = _play(client, Output(path, "resume"), client.config, chosen)
+        progress, limit = play_with(client, Output(path, "resume"), client.config, chosen)
         assert (progress.summary.episodes, limit) == (4, "")
         assert len({trajectory.trajectory_id for trajectory in read(path)}) == len(read(path)) == 6
         assert client.status()["finished"] == finished, "what was finished is not played again"

@@ -1,0 +1,103 @@
+"""`evaluate`: pass^k of a policy, from the command line.
+
+Invariant: episodes are played by τ²-bench's own limits unless the command is told otherwise, and what differs is said.
+An episode that a fault ended is never counted as a failure. With an output, what is stored there is not played again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rollout_service.cli.playing as playing
+from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_limits, read_settings
+
+_MOST_TASKS = 20
+"""Tasks with fewer trials that are printed."""
+
+
+def evaluate(
+    trials: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each task; pass^k up to this k.")] = 4,
+    domain: Domain = None,
+    split: Split = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task id. Repeat it for more. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed plays the same episodes.")] = 0,
+    max_turns: Annotated[
+        int | None, typer.Option(min=1, help="Most policy turns of an episode. Default: no limit, as in τ²-bench.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to store: .jsonl or .parquet.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what the output has, if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first task is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Share of the slots, relative to other collections' weights. Default: 1.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
+    ] = None,
+    token_var: Annotated[
+        str | None, typer.Option(help="With a gateway: NAME of the environment variable that holds its token.")
+    ] = None,
+    start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
+    tokenizer: Tokenizer = None,
+    config: Config = None,
+    settings: Settings = None,
+) -> int:
+    """Play every task several times in official conditions: pass^1 to pass^k with intervals, faults apart."""
+    from rollout_service.collecting.evaluating import NO_LIMIT, conditions
+    from rollout_service.output import Output
+    from rollout_service.record.evaluation import Evaluation
+    from rollout_service.record.writing_lock import writing_lock
+
+    how = playing.mode(output, resume=resume, overwrite=overwrite)
+    place = playing.Place(address, token_var, start)
+    place.check()
+    loaded = read_settings(config, settings, tokenizer, domain, split, task)
+    chosen: dict[str, Any] = {"n": None, "group_size": trials, "seed": seed, "max_turns": max_turns or NO_LIMIT}
+    chosen |= {"budget": read_limits(budget), "weight": weight}
+    found = Evaluation(trials)
+    with contextlib.nullcontext() if output is None else writing_lock(output):
+        file = None if output is None else Output(output, how)
+        played = playing.play(place, file, loaded, chosen, found.add)
+        if output is not None:
+            found = _stored(output, trials)
+    found.conditions = conditions(played.config, max_turns)
+    if as_json:
+        print(json.dumps(found.to_dict() | {"ended_early": played.limit}, indent=1, ensure_ascii=False))
+    else:
+        _print(found, played, output)
+    aborted = any(each.outcomes["aborted"] for each in found.summary.domains.values())
+    return 1 if played.limit or aborted else 0
+
+
+def _stored(path: Path, trials: int) -> Any:
+    """The evaluation of all that the file has."""
+    from rollout_service.record.evaluation import Evaluation
+    from rollout_service.record.storage import iterate
+
+    found = Evaluation(trials)
+    found.add(iterate(path))
+    return found
+
+
+def _print(found: Any, played: playing.Played, output: Path | None) -> None:
+    from rollout_service.cli.report import print_summary
+    from rollout_service.cli.run_report import print_conditions, print_tables
+    from rollout_service.report import tables
+
+    seconds = None if played.progress is None else played.progress.seconds
+    if played.progress is not None and found.summary.episodes != played.progress.summary.episodes:
+        seconds = None  # a part of the episodes was played before
+    print_summary(found.summary, seconds, where=output, limit=played.limit, is_replayed=played.config.tape.asks_nobody)
+    print_tables(tables.of_evaluation(found, _MOST_TASKS))
+    running = played.config
+    training = running.limits.model_dump() | {"response_length": running.policy.response_length}
+    print_conditions(found.conditions, training)

@@ -1,0 +1,43 @@
+"""`report`: what stored trajectories show, and two runs compared.
+
+Invariant: files are read in a stream, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Files of trajectories, .jsonl or .parquet, of one run.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A file of the run to compare with. Repeat it for more.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="pass^1 to pass^k. Default: the trials of a task, at most 4.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Tasks to print.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Report on stored trajectories: pass^k, outcomes, tool calls, checks, user simulator, tokens, time and cost."""
+    from rollout_service.cli.report import print_summary
+    from rollout_service.cli.run_report import print_tables
+    from rollout_service.report import tables
+    from rollout_service.report.comparison import Comparison
+    from rollout_service.report.run import Run
+
+    run = Run.of(files, domain=domain, k=k)
+    found = None if not against else Comparison(run, Run.of(against, domain=domain, k=k))
+    if as_json:
+        numbers = run.to_dict() | ({} if found is None else {"comparison": found.to_dict()})
+        print(json.dumps(numbers, indent=1, ensure_ascii=False))
+    else:
+        print_summary(run.evaluation.summary, None)
+        print_tables([*tables.of_evaluation(run.evaluation, show), *tables.of_run(run, show)])
+        if found is not None:
+            print_tables(tables.of_comparison(found, show))

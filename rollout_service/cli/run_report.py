@@ -1,0 +1,55 @@
+"""Tables for people in a terminal: pass^k, what a run's trajectories show, and two runs compared.
+
+Invariant: this module only prints. The text of the tables comes from `rollout_service.report.tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rollout_service.collecting.evaluating import OFFICIAL
+from rollout_service.report.tables import Table
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables with the notes below them."""
+    console = Console()
+    for table in tables:
+        if table.rows:
+            console.print(Text(table.title, style="italic"), soft_wrap=True)
+            first, *others = table.columns
+            drawn = RichTable(Column(first, no_wrap=True), *others)
+            for row in table.rows:
+                drawn.add_row(*map(Text, row))
+            console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note), soft_wrap=True)
+
+
+def print_conditions(conditions: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    """Print by which limits episodes ended, and which of the configuration's own, for training, did not hold.
+
+    Args:
+        conditions: of an `Evaluation`.
+        training: the configuration's values by the same names.
+    """
+    names = {name: f"limits.{name}" for name in OFFICIAL} | {"response_length": "policy.response_length"}
+    if conditions["official"]:
+        text = "Played in τ²-bench's official conditions: max_steps 200, max_errors 10, and any number of turns."
+    else:
+        parts = [
+            f"{names[name]} is {conditions[name]} instead of {'no limit' if wanted is None else wanted}"
+            for name, wanted in OFFICIAL.items()
+            if conditions[name] != wanted
+        ]
+        text = f"These are not τ²-bench's official conditions: {', '.join(parts)}."
+    off = [f"{names[name]}={training[name]}" for name in OFFICIAL if training[name] not in (None, conditions[name])]
+    if off:
+        text += f" In training {' and '.join(off)} ends an episode too."
+    Console().print(Text(text), soft_wrap=True)
