@@ -27,7 +27,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
-from rollout_service.journal.entries import Acknowledged, Asked, Spent, Stored
+from rollout_service.journal.entries import Acknowledged, Asked, Served, Spent, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part, is_there
@@ -46,6 +46,7 @@ class Bookkeeping:
 
     def __init__(self, config: RolloutConfig, planner: Planner) -> None:
         self._service = config.service
+        self._has_replicas = cluster.application_name(config) is not None
         self._planner = planner
         self._journal: Journal | NoJournal = NoJournal()
         self._read = asyncio.Event()
@@ -62,7 +63,7 @@ class Bookkeeping:
             version: of the weights that the trainer gave last.
 
         Raises:
-            ServiceError: the journal cannot be used, see `Journal`.
+            ServiceError: the journal cannot be used, see `Journal`; or weights are lost.
         """
         try:
             if self._service.journal is None:
@@ -82,6 +83,10 @@ class Bookkeeping:
         found = self._journal.recovered
         if self.is_restarted and self._journal.is_new:
             _log.error("There is no journal in %s on this node: the collections that were open are lost.", folder)
+        if self.is_restarted and self._has_replicas and version < (found.version or 0):
+            text = f"The fleet died as well, and the replicas have weights of version {version}, not {found.version}."
+            raise ServiceError(text, "Start the service again and give it the weights.")
+        self._journal.record(Served(version))
         self._planner.restore(found.samplers)
         self.spent = found.spent if self.is_restarted else None
         return [self._made_again(collection, folder, version) for collection in found.collections]
@@ -194,6 +199,10 @@ class Bookkeeping:
             self._journal.record(Acknowledged(collection_id, tuple(numbers)))
         await self._journal.durable()
         return running
+
+    def reached(self, version: int) -> None:
+        """Note that the trainer has given weights of this version."""
+        self._journal.record(Served(version))
 
     async def durable(self) -> None:
         """Wait until what was noted before is safe."""

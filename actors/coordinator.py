@@ -324,6 +324,7 @@ class Coordinator:
         return self._policy.state
 
     def _reached(self, version: int) -> None:
+        self._books.reached(version)
         self._scheduler.updated(version)
         self._pump()
 
@@ -337,8 +338,7 @@ class Coordinator:
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():
-            reason = running.held_back
-            if reason is not None and logs.rate_limit.is_due(kind := f"held back: {reason}"):
+            if (reason := running.held_back) and logs.rate_limit.is_due(kind := f"held back: {reason}"):
                 _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(kind))
         self._wake(self._scheduler.wakes_at(now) - now)
 

@@ -23,7 +23,7 @@ import actors.exporter as exporter
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.twins as twins
-from actors.restart import is_restarted
+from actors.restart import is_restarted, patiently
 from rollout_service.cluster import DEPLOYMENT, repeated
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import RolloutError, ServiceError, WeightError
@@ -71,17 +71,18 @@ class Fleet:
         self.version = config.policy.weight_version
         """Version of the weights that the trainer gave last."""
         self._keeps_variables = config.service.journal is not None
+        self._has_forgotten = False
+        """Whether this fleet has to ask the replicas for the version of their weights."""
         if coordinator is not None and is_restarted():
-            self._go_on(twins.run(repeated(coordinator.fleet_state.remote)))
+            self._go_on(config, twins.run(repeated(coordinator.fleet_state.remote)))
 
-    def _go_on(self, state: FleetState | None) -> None:
-        """Become what a fleet was that died.
-
-        Raises:
-            ServiceError: nobody knows that.
-        """
+    def _go_on(self, config: RolloutConfig, state: FleetState | None) -> None:
+        """Become what a fleet was that died. If the coordinator died as well (None), only the replicas know the
+        weights, and only this node's environment the secrets."""
         if state is None:
-            raise ServiceError("Fleet and coordinator died, so nobody knows the weights.", "Start the service again.")
+            self._has_forgotten = True
+            self._take_variables(secrets.of_replicas(config), secrets.of_episodes(config))
+            return
         self.version, self.desired, self._history = state.version, state.desired, state.history
         self._take_variables(state.replica_variables, state.episode_variables)
         _log.warning("The fleet goes on at weight version %d. Process groups have to be made again.", self.version)
@@ -110,6 +111,9 @@ class Fleet:
 
     async def state(self) -> FleetState:
         """What a coordinator or a fleet that is started again must know."""
+        if self._has_forgotten:
+            self._has_forgotten = False
+            await patiently(self._recall)
         variables = (self._variables, self._of_episodes) if self._keeps_variables else ({}, {})
         return FleetState(self.version, self.desired, self._history, *variables)
 
@@ -146,6 +150,12 @@ class Fleet:
         if newest > self._policy.weight_version:
             self._history = WeightHistory.unknown()
         await self._reach(newest)
+
+    async def _recall(self) -> None:
+        if self._application is not None and not await self._states():
+            raise ServiceError("No policy replica answers.", "Start the service again; see their logs.")
+        await self.adopt_replicas()
+        _log.warning("Fleet and coordinator died: the fleet goes on with what the replicas serve, %d.", self.version)
 
     async def pause(self, mode: UpdateMode) -> list[ReplicaState]:
         """Have every replica sample nothing until `resume`.

@@ -31,6 +31,7 @@ from rollout_service.journal.entries import (
     Entry,
     Positioned,
     Reopened,
+    Served,
     Spent,
     Stored,
 )
@@ -93,6 +94,8 @@ class Recovered:
     samplers: list[SamplerPosition] = field(default_factory=list)
     spent: Spent | None = None
     """What the service has spent; None: it has no budget, or has spent nothing."""
+    version: int | None = None
+    """Of the weights that the trainer gave last; None: not recorded."""
 
 
 class Database:
@@ -179,6 +182,8 @@ class Database:
                 self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
             case Positioned():
                 self._position(entry.sampler)
+            case Served():
+                self._execute("INSERT OR REPLACE INTO facts VALUES ('weight_version', ?)", (entry.version,))
             case Spent():
                 self._execute(
                     "INSERT OR REPLACE INTO spent SELECT ?1, ?2, ?3 WHERE ?1 = ?4 OR EXISTS "
@@ -263,6 +268,7 @@ class Database:
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
             [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
             self._spent(SERVICE),
+            self._fact("weight_version", None),
         )
 
     def _spent(self, collection_id: str) -> Spent | None:

@@ -109,4 +109,11 @@ class Positioned:
     sampler: SamplerPosition
 
 
-Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The trainer has given weights of this version."""
+
+    version: int
+
+
+Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned | Served

@@ -24,11 +24,11 @@ from pydantic import TypeAdapter
 
 from rollout_service.errors import ServiceError
 from rollout_service.journal.database import Database, Overtaken, Recovered
-from rollout_service.journal.entries import Acknowledged, Delivered, Entry, Positioned
+from rollout_service.journal.entries import Acknowledged, Delivered, Entry, Positioned, Served
 from rollout_service.record.part import Part
 from rollout_service.record.part_files import sync_folder
 
-VERSION = 1
+VERSION = 2
 """Raised whenever an older release would misread a segment."""
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Entry)}
@@ -169,6 +169,8 @@ def _entries(found: Recovered) -> Iterator[Entry]:
         yield Positioned(position)
     if found.spent is not None:
         yield found.spent
+    if found.version is not None:
+        yield Served(found.version)
     for collection in found.collections:
         name = collection.asked.collection_id
         yield collection.asked

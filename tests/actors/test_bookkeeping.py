@@ -30,6 +30,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import BudgetReached, Interrupted, ServiceError
 from rollout_service.journal.place import PARTS
+from rollout_service.policy.replicas import FleetState
 from rollout_service.record.part import Part, read_part
 from rollout_service.record.part_files import PartFiles
 from rollout_service.record.trajectory import Trajectory
@@ -456,6 +457,31 @@ async def test_a_restarted_coordinator_takes_weights_pause_and_secrets_from_the_
     assert (await restarted.status())["weight_version"] == 7
     assert restarted._pool.variables == {"USER_KEY": "correct horse battery"}
     monkeypatch.delenv("USER_KEY")
+
+
+async def test_a_coordinator_that_died_with_its_fleet_refuses_weights_that_are_older_than_the_trainer_s(
+    service, monkeypatch
+):
+    stream = service.stream()
+    await anext(stream)
+    await service.coordinator.policy_changed(FleetState(7))
+    await service.coordinator._books.durable()
+    monkeypatch.setattr(bookkeeping, "is_restarted", lambda: True)
+    monkeypatch.setattr(module, "go_on", _nothing)
+    for version in (6, 7):
+        service.die()
+        restarted = Coordinator(service.config, None)
+        await restarted.policy_changed(FleetState(version))
+        starting = restarted.start({}, Fleet(service.config, None, None))
+        if version == 7:
+            await starting
+            assert list((await restarted.status())["collections"]) == [stream.collection_id]
+            continue
+        with pytest.raises(ServiceError, match="replicas have weights of version 6, not 7"):
+            await starting
+        with pytest.raises(ServiceError, match="Start the service again and give it the weights"):
+            await restarted.submit(CollectionRequest(n=2), "client")
+        service.coordinator = restarted
 
 
 async def test_a_journal_that_cannot_be_used_is_the_error_of_every_call(service):

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 import actors.fleet as module
+import actors.restart as restart
 from actors.fleet import Fleet
 from rollout_service.cluster import Call
 from rollout_service.errors import ServiceError, WeightError
@@ -328,10 +329,24 @@ async def test_a_fleet_that_died_goes_on_with_what_the_coordinator_kept_of_it(mo
     monkeypatch.delenv("REPLICAS_KEY")
 
 
-async def test_a_fleet_that_died_with_its_coordinator_does_not_guess_the_weights(monkeypatch):
+async def test_a_fleet_that_died_with_its_coordinator_waits_for_the_replicas_and_goes_on_with_what_they_serve(
+    monkeypatch,
+):
     monkeypatch.setattr(module, "is_restarted", lambda: True)
-    with pytest.raises(ServiceError, match="nobody knows the weights"):
-        await asyncio.to_thread(Fleet, settings(), "application", Coordinator(Replicas([])))
+    monkeypatch.setattr(restart, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("JUDGE_KEY", "battery staple")
+    config = settings(service__journal="/a/journal", evaluation__judge={"model": "m", "api_key_var": "JUDGE_KEY"})
+    replicas = Replicas([])
+    ours = await asyncio.to_thread(Fleet, config, "application", Coordinator(replicas))
+    ours._handle = replicas
+    asked = asyncio.ensure_future(ours.state())
+    while len(replicas.asked) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not asked.done(), "without a replica nobody knows the weights"
+    replicas.names, replicas.versions = ["a", "b"], {"a": 7}
+    state = await asked
+    assert (state.version, state.desired.pauses) == (7, 4)
+    assert state.episode_variables == {"JUDGE_KEY": "battery staple"}, "the node's environment has the secrets"
 
 
 async def test_without_a_coordinator_weights_are_still_updated():

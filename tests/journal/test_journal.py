@@ -34,6 +34,7 @@ from rollout_service.journal.entries import (
     Ended,
     Entry,
     Reopened,
+    Served,
     Spent,
     Stored,
 )
@@ -106,6 +107,13 @@ def test_what_was_committed_is_recovered_equal(database):
     assert found.samplers == [SamplerPosition("mock", 1, 5)]
     expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
+
+
+def test_the_version_of_the_weights_that_came_last_is_known(database):
+    assert database.recover().version is None
+    database.commit([Served(7)])
+    database.commit([Served(8), asked()])
+    assert database.recover().version == 8
 
 
 def test_what_was_spent_is_known_as_long_as_its_collection_is_open(database):
@@ -498,7 +506,7 @@ def test_a_log_of_a_newer_release_is_refused_and_kept(tmp_path, monkeypatch):
         patched.setattr(log_module, "VERSION", 99)
         Log(tmp_path / "log").close()
     before = sorted((tmp_path / "log").iterdir())
-    with pytest.raises(ServiceError, match="has format 99; this release knows formats up to 1"):
+    with pytest.raises(ServiceError, match="has format 99; this release knows formats up to 2"):
         Journal(tmp_path, "rollout", form="log")
     assert sorted((tmp_path / "log").iterdir()) == before
 
