@@ -5,6 +5,7 @@
 #   make lint      ruff's checks and format
 #   make types     mypy --strict
 #   make docs      writes the tables of settings in docs/configuration.md
+#   make grafana   writes a folder for Prometheus and Grafana, with the service's dashboard (docs/metrics.md)
 #   make bench     speed against baselines                   (docs/performance.md)
 #   make parity    fast against official scores              (docs/performance.md)
 #   make fuzz      30,000 wild turns, of which none may be a fault
@@ -25,7 +26,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # A test run starts many processes that import the same modules: they compile them once.
 test: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types docs parity fuzz chaos families families-episodes bench slime-contract tokenizer clean
+.PHONY: demo test lint types docs grafana parity fuzz chaos families families-episodes bench slime-contract tokenizer clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
@@ -43,6 +44,9 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m tests.settings_tables
+
+grafana: $(VENV)/.installed
+	$(BIN)/python -m deploy.grafana.provision $(ARGS)
 
 parity: $(VENV)/.installed-test
 	$(BIN)/python -m tests.parity $(ARGS)

@@ -58,8 +58,10 @@ def count_attempt(meter: Meter, domain: str, summary: EpisodeSummary) -> None:
 
 def _count_time(meter: Meter, domain: str, it: Measures) -> None:
     turns = len(it.turn_seconds)
+    meter.add("turns_total", turns, domain=domain)
     meter.observe("episode_turns", turns, domain=domain)
     for part, seconds in zip(PARTS, it.part_seconds, strict=True):
+        meter.add("part_seconds_total", max(0.0, seconds), part=part)
         meter.observe("episode_seconds", seconds, part=part)
         if turns and part != "policy":
             meter.observe("turn_seconds", seconds / turns, part=part)
@@ -76,5 +78,6 @@ def count_episode(meter: Meter, domain: str, summary: EpisodeSummary, version: i
     meter.add("episodes_total", domain=domain, outcome=summary.outcome)
     if summary.reward is not None:
         meter.observe("reward", summary.reward, domain=domain)
+        meter.add("reward_sum_total", max(0.0, summary.reward), domain=domain)  # τ²'s rewards are from 0 to 1
     if summary.versions is not None:
         meter.observe("staleness", max(0, version - summary.versions[0]), domain=domain)

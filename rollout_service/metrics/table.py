@@ -47,6 +47,9 @@ _DOMAIN = ("domain",)
 _EPISODES = (
     Metric("episodes_total", "counter", ("domain", "outcome"), "episodes that are done, by how they ended"),
     Metric("reward", "histogram", _DOMAIN, "rewards of the episodes that are done and scored", _REWARDS),
+    Metric("reward_sum_total", "counter", _DOMAIN, "sum of those rewards"),
+    Metric("turns_total", "counter", _DOMAIN, "turns of attempts that ended"),
+    Metric("part_seconds_total", "counter", ("part",), "seconds of attempts by part"),
     Metric("episode_turns", "histogram", _DOMAIN, "turns of an attempt", _TURNS),
     Metric("episode_seconds", "histogram", ("part",), "seconds of an attempt by part", _LONG_SECONDS),
     Metric(

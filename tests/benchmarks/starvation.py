@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _rows(name: str, it: Steady) -> list[Row]:
     ]
 
 
-def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
+def steady_state(name: str, episodes: int, actors: int = 2, **overrides: Any) -> Steady:
     """Run that many episodes of a domain and look at the time when all slots were busy."""
     config = settings(
         tasks__domain=name,
@@ -75,6 +76,7 @@ def steady_state(name: str, episodes: int, actors: int = 2) -> Steady:
         service__actors=actors,
         service__slots=IN_FLIGHT // actors,
         service__max_buffered_groups=episodes,
+        **overrides,
     )
     with RolloutClient(config=config) as client:
         while client.status()["actors"] < actors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 from ray import serve
 
 from deploy import policy as application
+from deploy.grafana.dashboard import queries
 from rollout_service import RolloutClient
 from rollout_service.audit.verify import verify
 from rollout_service.config.sampling import Sampling
@@ -27,8 +29,9 @@ from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from tests.support import openai_server, tiny_model
 from tests.support.episodes import settings
+from tests.support.prometheus import BINARY, needed, scraping
 from tests.support.reference import Reference, error, pure_error
-from tests.support.services import HTTP_PORT, start
+from tests.support.services import HTTP_PORT, start, wait_until
 
 IDS = ["create_task_1", "update_task_1"]
 
@@ -57,6 +60,18 @@ def service(cluster, model):
         ) as client,
     ):
         yield client
+
+
+@pytest.fixture(scope="module")
+def prometheus(cluster, tmp_path_factory):
+    """It scrapes from the first test on, so that the last one need not wait."""
+    with scraping(tmp_path_factory.mktemp("prometheus")) as query:
+        yield query
+
+
+@pytest.fixture(scope="module", autouse=BINARY is not None)
+def _scraped(request):
+    request.getfixturevalue("prometheus")
 
 
 @pytest.fixture
@@ -444,3 +459,23 @@ def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_pa
 def test_an_engine_without_what_it_serves_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         settings(**overrides)
+
+
+@needed
+def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(service, prometheus, model):
+    def left() -> list[str]:
+        service.collect(2, progress=False)
+        return [f"{title}: {query}" for title, query in asked if not prometheus(query)]
+
+    variables = {"$service": "laptop", "$SessionName": ".+", "$__rate_interval": "10m"}
+    asked = []
+    for title, query in queries():
+        for name, value in variables.items():
+            query = query.replace(name, value)
+        asked.append((title, query))
+    wait_until(lambda: not left())
+    names = [name for _, query in asked for name in re.findall(r"(ray_\w+){", query)]
+    rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures"}
+    there = {name for name in names if prometheus(name)}
+    assert {name for name in names if not any(each in name for each in rare)} <= there
+    assert set(prometheus('ray_rollout_service_slots{service="laptop"}')) == {service.status()["slots"]}

@@ -50,7 +50,8 @@ def test_an_attempt_counts_what_it_consumed_and_took():
         "unknown_costs_total/retail": 0.0,
     }
     assert consumed.items() <= found.items()
-    assert found["episode_turns/retail/mean"] == 2
+    assert found["episode_turns/retail/mean"] == found["turns_total/retail"] == 2
+    assert found["part_seconds_total/evaluation"] == 0.5
     assert found["episode_seconds/queue/sum"] == 8.0
     assert (found["turn_seconds/policy/count"], found["turn_seconds/policy/sum"]) == (2, 2.0)
     assert (found["turn_seconds/user/count"], found["turn_seconds/user/sum"]) == (1, 2.0)
@@ -70,6 +71,7 @@ def test_an_episode_without_reward_is_no_reward_of_0():
     count_episode(meter, "retail", replace(SUMMARY, outcome=Outcome.ABORTED, reward=None, versions=None), version=5)
     found = flat(meter)
     assert (found["reward/retail/count"], found["reward/retail/mean"]) == (1, 0.5)
+    assert found["reward_sum_total/retail"] == 0.5
     assert (found["staleness/retail/count"], found["staleness/retail/mean"]) == (1, 2)
     assert found["episodes_total/retail/completed"] == found["episodes_total/retail/aborted"] == 1
 
