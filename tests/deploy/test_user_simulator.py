@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import date
 from typing import Any
 
@@ -17,6 +18,7 @@ from deploy.engines.transformers import TransformersEngine
 from rollout_service import served_user
 from rollout_service.audit.verify import verify
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
+from rollout_service.config import RolloutConfig
 from rollout_service.config.user_server import UserServer
 from rollout_service.errors import CodecError, ConfigError, ServiceError
 from rollout_service.gateway import tokens
@@ -171,13 +173,42 @@ def served(model: str, **overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
+class Sessions:
+    """Conversations with a served user simulator over HTTP, each of two requests that share what they begin with."""
+
+    def __init__(self, config: RolloutConfig) -> None:
+        called = served_user.as_called(config).user
+        self._url, self._key = f"{called.base_url}/chat/completions", os.environ[str(called.api_key_var)]
+        self._model = str(called.model).removeprefix("openai/")
+
+    def meets_a_new_replica(self, name: str) -> bool:
+        """Have a conversation. Whether its replica has never seen the instructions that all of them share."""
+        messages = [{"role": "system", "content": "word " * 100}, {"role": "user", "content": f"{name} " * 50}]
+        first = self._usage(name, messages)
+        more = [{"role": "assistant", "content": TEXT}, {"role": "user", "content": "And now?"}]
+        second = self._usage(name, messages + more)
+        assert second["prompt_tokens_details"]["cached_tokens"] >= first["prompt_tokens"] - 1, "it left its replica"
+        return bool(first["prompt_tokens_details"]["cached_tokens"] < 50)
+
+    def _usage(self, name: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        body = {"model": self._model, "messages": messages, "temperature": 0.0}
+        headers = {"authorization": f"Bearer {self._key}", "x-session-id": name}
+        return httpx.post(self._url, json=body, headers=headers, timeout=120.0).json()["usage"]
+
+
 def test_a_telecom_episode_with_the_user_s_tool_calls_is_played_counted_and_taped(cluster, model, tmp_path):
     tape = {"tape__path": str(tmp_path / "tape"), "tape__mode": "record"}
-    with start("own-user", **served(model, **tape)) as service:
+    two = served(model, **tape)
+    two["user__serve"] |= {"replicas": 2}
+    with start("own-user", **two) as service:
         status = service.status()["user_simulator"]
         (trajectory,) = service.collect(1, progress=False)
         application = serve.status().applications["own-user-user"]
-    assert status == {"application": "own-user-user", "model": model, "engine": "transformers", "replicas": 1}
+        # Which sessions go to which replica is drawn at each start: 40 all go to one once in 10^12 times.
+        sessions = Sessions(service.config)
+        new = sum(sessions.meets_a_new_replica(f"s{number}") for number in range(40))
+    assert new == 2, "the sessions are spread over both replicas, and each stays on its own"
+    assert status == {"application": "own-user-user", "model": model, "engine": "transformers", "replicas": 2}
     assert application.status == "RUNNING"
     assert "own-user-user" not in serve.status().applications, "it ends with the service"
     assert trajectory.fault is None
