@@ -200,6 +200,5 @@ def without_times(trajectory: Trajectory) -> dict[str, Any]:
     for segment in record["segments"]:
         for turn in segment["turns"]:
             del turn["policy_seconds"]
-    for message in record["messages"]:
-        del message["timestamp"]
+    record["messages"] = [{k: v for k, v in message.items() if k != "timestamp"} for message in record["messages"]]
     return record

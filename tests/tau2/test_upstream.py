@@ -21,6 +21,7 @@ from rollout_service.config.tasks import OFFLINE
 from rollout_service.record import storage
 from rollout_service.record.statistics import summarize
 from rollout_service.tau2 import compat, domain, grader, tasks
+from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.task_choice import TaskChoice
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -108,7 +109,9 @@ def test_retail_is_left_with_the_tasks_that_no_judge_scores_and_says_so():
 HELPED = {"turn_idx": 2, "error_tags": ["hallucination", "made up"], "severity": "critical_helped"}
 
 
-def reviewed(brain: server.Brain, schedule: server.Schedule = server.CLEAN, **settings: Any) -> tuple[Any, Any]:
+def reviewed(
+    brain: server.Brain, schedule: server.Schedule = server.CLEAN, clock: Deadline | None = None, **settings: Any
+) -> tuple[Any, Any]:
     """An episode whose user is reviewed, and the requests of the reviewer. The user has tools of its own."""
     task = episodes.task("telecom", 26)
     priced = {"prompt_usd": 1.0, "completion_usd": 2.0}
@@ -121,7 +124,7 @@ def reviewed(brain: server.Brain, schedule: server.Schedule = server.CLEAN, **se
             user__review__model="openai/some-reviewer",
             user__review__price=priced,
         )
-        return episodes.runner(config).run(episodes.request(task)), api.requests
+        return episodes.runner(config).run(episodes.request(task), clock), api.requests
 
 
 @on_upstream
@@ -166,6 +169,26 @@ def test_a_review_that_fails_is_noted_and_the_episode_keeps_its_reward(monkeypat
     assert summarize([trajectory]).failed_reviews == 1
     assert EpisodeSummary.of(trajectory).review_failed
     assert list(verify([trajectory])) == [(trajectory, [])]
+
+
+@on_upstream
+@pytest.mark.parametrize("ended", ["wall_time", "cancelled"])
+def test_a_review_that_the_time_does_not_suffice_for_is_noted_and_only_a_cancelled_episode_is_lost(ended):
+    clock = Deadline(600.0)
+
+    async def end(exchange: server.Exchange) -> Any:
+        if ended == "cancelled":
+            clock.cancelled.set()
+        else:
+            clock._deadline = 0.0
+        return await server.hang(exchange)
+
+    trajectory, _ = reviewed(server.reviewer(), always(end), clock)
+    if ended == "cancelled":
+        assert (trajectory.outcome, trajectory.reward, trajectory.user_review) == ("aborted", None, None)
+    else:
+        assert (trajectory.outcome, trajectory.reward, trajectory.user_review.review) == ("completed", 1.0, None)
+        assert "limits.wall_seconds" in trajectory.user_review.problem
 
 
 @on_upstream
