@@ -18,6 +18,7 @@ NAMES = (
     "tape",
     "rates",
     "against_tau2",
+    "viewer",
 )
 GPU_NAMES = ("serving", "updates", "served_user")
 """Only when named: they need a GPU and SGLang."""

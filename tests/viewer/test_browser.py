@@ -12,7 +12,7 @@ import pytest
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.record import storage
-from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory, UserReview
 from rollout_service.viewer.writer import write_page
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.trajectories import make_member, make_segment
@@ -44,6 +44,9 @@ def stored() -> list[Trajectory]:
         segment.token_ids[:] = np.resize(ids, len(segment.token_ids))
         segment.turns[0].message_index = 1
         trajectory.provenance = Provenance(tokenizer="embedded", tokenizer_fingerprint=codec.tokenizer_fingerprint)
+    retail[0].reward_info = checks()
+    retail[0].user_review = UserReview("a model", {"errors": [error()], "summary": "A mistake."})
+    retail[1].user_review = UserReview("a model", None, "it timed out")
     retail[1].segments.append(make_segment())  # versions begin again, which verify finds
     return retail + airline + odd
 
@@ -55,6 +58,24 @@ def conversation() -> list[dict[str, Any]]:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "id": "1", "content": '{"status": "on its way"}', "requestor": "assistant", "error": False},
     ]
+
+
+def checks() -> dict[str, Any]:
+    """An evaluator's record: the database is wrong, one action has other arguments, one of two facts was told."""
+    action = {"action_id": "1", "requestor": "assistant", "name": "find_order", "arguments": {"order_id": "#W1"}}
+    told = [{"info": "on its way", "met": True}, {"info": "tomorrow", "met": False}]
+    return {
+        "reward": 0.0,
+        "db_check": {"db_match": False, "db_reward": 0.0},
+        "action_checks": [{"action": action, "action_match": False, "action_reward": 0.0}],
+        "communicate_checks": told,
+        "reward_basis": ["DB", "COMMUNICATE"],
+        "reward_breakdown": {"DB": 0.0, "COMMUNICATE": 0.0},
+    }
+
+
+def error() -> dict[str, Any]:
+    return {"error_tags": ["hallucination"], "severity": "critical", "turn_idx": 0, "reasoning": "He has no zebra."}
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +212,21 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     browser.press("4")
     shown(browser, "1 Timeline")
     assert "user 2.00 s" in text(browser, ".timeline .legend")
+
+
+def test_each_check_of_the_reward_stands_by_itself(browser, pages):
+    opened(browser, pages["some"], "#episode=0&tab=Reward")
+    shown(browser, "0 Reward")
+    rows = browser.ask("[...document.querySelectorAll('.checks tr')].map((found) => found.innerText)")
+    words = ["".join(row.split()) for row in rows]
+    assert words[0] == "✗notmetThedatabasesareasthetaskwantsthemintheend."
+    assert words[1] == '≠otherargumentsfind_order{"order_id":"#W1"}'
+    assert words[2:4] == ["✓metonitsway", "✗notmettomorrow"]
+    assert words[4] == "☹criticalhallucination(turn_idx0)Hehasnozebra."
+    assert text(browser, ".reward-view").count("not checked, or the task has none") == 2
+    browser.press("]")
+    shown(browser, "1 Reward")
+    assert "no review: it timed out" in text(browser, ".reward-view")
 
 
 def test_a_group_stands_side_by_side(browser, pages):

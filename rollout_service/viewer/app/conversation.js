@@ -49,7 +49,7 @@ export function drawMessage(talk, message, at, isShort = false) {
       "header",
       {},
       element("span", { class: "role" }, isGiven ? "Assistant" : `${name}${whose}`),
-      isGiven ? element("span", { class: "given" }, "given, not sampled") : null,
+      isGiven ? element("span", { class: "given" }, isShort ? "given" : "given, not sampled") : null,
       isError ? badge("⊝", "error", "warn") : null,
       flaws.map(([flaw]) => badge("☹", `user flaw: ${flaw.replaceAll("_", " ")}`, "warn")),
       element("span", { class: "grow" }),

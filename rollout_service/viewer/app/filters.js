@@ -21,7 +21,7 @@ const REMARKS = {
 };
 
 const ORDERS = {
-  "file order": null,
+  "by file": null,
   "lowest reward": (row) => row.reward ?? 2,
   "most turns": (row) => -(row.turns ?? -1),
   "most policy tokens": (row) => -(row.policyTokens ?? -1),

@@ -27,7 +27,7 @@ export async function drawGroup(row, groups, choose) {
 
 function drawColumn(member, talk, isCurrent, choose) {
   const [mark, text, kind] = rewardMark(member.reward);
-  const open = element("button", { type: "button", class: "quiet", disabled: isCurrent }, isCurrent ? "Open above" : "Open");
+  const open = element("button", { type: "button", class: "quiet", disabled: isCurrent }, isCurrent ? "This one" : "Open");
   open.addEventListener("click", () => choose(member));
   return element(
     "section",

@@ -1,7 +1,7 @@
 // All other fields of the record, as they are.
 import { element, number, table } from "./dom.js";
 
-const SHOWN_ELSEWHERE = new Set(["messages", "turns", "times", "violations", "facts", "reward_info", "user_flaws"]);
+const SHOWN_ELSEWHERE = new Set(["messages", "turns", "times", "violations", "facts", "reward_info", "user_flaws", "user_review"]);
 
 export function drawRecord(talk, row, index) {
   const file = index.files[row.file];

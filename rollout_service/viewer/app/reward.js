@@ -34,6 +34,7 @@ export function drawReward(talk, row) {
     section("What the user was to be told", checks(facts.communicated)),
     section("Assertions on the environment", checks(facts.assertions)),
     section("Assertions that a judge decided", checks(facts.judged)),
+    talk.user_review ? drawReview(talk.user_review) : null,
     talk.reward_info
       ? element("details", {}, element("summary", {}, "The evaluator's record"), folded(JSON.stringify(talk.reward_info, null, 2), "code", 80, 20000))
       : null,
@@ -46,10 +47,10 @@ function partMark(value) {
 }
 
 // `rows` null: nobody checked.
-function section(title, rows) {
+function section(title, rows, none = "The task wants none.") {
   let body;
   if (rows === null || rows === undefined) body = element("p", { class: "empty" }, "– not checked, or the task has none");
-  else if (!rows.length) body = element("p", { class: "empty" }, "The task wants none.");
+  else if (!rows.length) body = element("p", { class: "empty" }, none);
   else body = table([], rows, "checks");
   return element("section", {}, element("h3", {}, title, rows?.length > 1 ? element("span", { class: "aside" }, ` ${rows.length}`) : null), body);
 }
@@ -60,6 +61,18 @@ function goldAction(action) {
     action.requestor === "user" ? element("span", { class: "aside" }, " by the user") : null,
     action.arguments === "{}" ? null : folded(action.arguments, "code", 12),
   ];
+}
+
+// What τ²'s reviewer says of the user simulator. It never changes the reward.
+function drawReview({ model, review, problem }) {
+  const title = `User simulator, reviewed by ${model}`;
+  if (!review) return element("section", {}, element("h3", {}, title), element("p", { class: "empty" }, `– no review: ${problem}`));
+  const errors = Array.isArray(review.errors) ? review.errors : [];
+  const rows = errors.map((error) => {
+    const tags = Array.isArray(error.error_tags) ? error.error_tags.join(", ") : "";
+    return [badge("☹", String(error.severity ?? "error"), "warn"), [element("p", {}, `${tags} (turn_idx ${error.turn_idx ?? "not said"})`), freeText(String(error.reasoning ?? ""))]];
+  });
+  return [section(title, rows, "The reviewer found no error."), review.summary ? freeText(String(review.summary)) : null];
 }
 
 function checks(found) {
