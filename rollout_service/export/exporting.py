@@ -98,7 +98,10 @@ def export(
     if target.suffix != chosen.ending and chosen.ending:
         raise StorageError(f"{target}: the name does not end in {chosen.ending}.", f"Give one that does, for {to}.")
     paths = [files] if isinstance(files, str | Path) else list(files)
-    selected = Selected([arguments.path("files", path, StorageError) for path in paths], selection, chosen.same)
+    sources = [arguments.path("files", path, StorageError) for path in paths]
+    if target.resolve() in {path.resolve() for path in sources}:
+        raise StorageError(f"{target} is one of the files that are exported.", "Choose another output.")
+    selected = Selected(sources, selection, chosen.same)
     with new_at(target, overwrite=arguments.truth("overwrite", overwrite)) as place:
         chosen.write(selected, place, **given)
     return Exported(target, selected.taken, dict(selected.left_out))

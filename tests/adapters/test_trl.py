@@ -19,8 +19,10 @@ from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, TaskError
+from rollout_service.export.exporting import export
+from rollout_service.record import storage
 from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
-from tests.support import tiny_model
+from tests.support import episodes, tiny_model
 from tests.support.services import start
 from tests.support.trajectories import make_segment, make_trajectory
 
@@ -423,3 +425,22 @@ def test_prompts_leave_out_what_the_service_leaves_out() -> None:
 def test_the_reward_function_without_the_rollout_function_is_refused() -> None:
     with pytest.raises(TrainingDataError, match=r"2 completions were not made by the service.*rollout_func"):
         tau2_reward(["a", "b"], prompts=["p", "p"])
+
+
+def test_the_supervised_trainer_takes_exported_rows_as_they_are(model, tmp_path):
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    played = episodes.run("mock")
+    storage.write(tmp_path / "mock.jsonl", [played])
+    path = export(tmp_path / "mock.jsonl", "sft", tmp_path / "rows.jsonl").output
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    config = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=None)
+    trainer = SFTTrainer(model, args=config, train_dataset=rows)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    [segment] = played.segments
+    sampled = segment.loss_mask == 1
+    labels = batch["labels"][0].numpy()
+    assert batch["input_ids"][0].tolist() == segment.token_ids.tolist()
+    assert np.array_equal(labels != -100, sampled)
+    assert np.array_equal(labels[sampled], segment.token_ids[sampled])

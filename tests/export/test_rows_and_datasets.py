@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from rollout_service.errors import CodecError, StorageError
@@ -91,25 +90,6 @@ def test_messages_that_are_not_of_the_tokens_or_another_tokenizer_are_refused(pl
         with pytest.raises(error, match=words):
             export(path, "sft", tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
-
-
-@pytest.mark.trl
-def test_trl_s_supervised_trainer_takes_the_rows_as_they_are(played, stored, tmp_path):
-    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
-    from tests.support import tiny_model
-
-    path = export(stored, "sft", tmp_path / "rows.jsonl").output
-    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    config = trl.SFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=None, packing=False
-    )
-    model = str(tiny_model.make(tmp_path / "model"))
-    trainer = trl.SFTTrainer(model, args=config, train_dataset=rows)
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    [segment] = played[0].segments
-    assert batch["input_ids"][0].tolist() == segment.token_ids.tolist()
-    assert np.array_equal(batch["labels"][0].numpy() != -100, segment.loss_mask == 1)
-    assert batch["labels"][0][segment.loss_mask == 1].tolist() == segment.token_ids[segment.loss_mask == 1].tolist()
 
 
 @pytest.mark.trl

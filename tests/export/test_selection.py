@@ -132,3 +132,12 @@ def test_an_option_without_effect_is_refused(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=words):
             export(tmp_path / "a.jsonl", **({"to": "tau2", "output": tmp_path / "a.json"} | options))
+
+
+def test_an_export_never_takes_the_place_of_what_it_reads(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(path, [scored("a")])
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="is one of the files that are exported"):
+        export([path], "sft", tmp_path / "." / "all.jsonl", overwrite=True)
+    assert path.read_bytes() == before

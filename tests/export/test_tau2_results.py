@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,17 @@ from tests.support import episodes
 from tests.support.trajectories import make_trajectory
 
 TRIALS = 3
+
+PYTHON = os.environ.get("TAU2_UPSTREAM_PYTHON")
+
+METRICS = """
+import json, sys
+from pathlib import Path
+from tau2.data_model.simulation import Results
+from tau2.metrics.agent_metrics import compute_metrics
+print(json.dumps(list(compute_metrics(Results.load(Path(sys.argv[1]))).pass_hat_ks.values())))
+"""
+"""A program for the other distribution."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +84,17 @@ def test_tau2_s_metrics_of_the_export_are_ours(played, stored, tmp_path):
     assert metrics.avg_reward == pytest.approx(sum(t.reward for t in played) / len(played), rel=1e-15)
 
 
+@pytest.mark.skipif(compat.UPSTREAM or PYTHON is None, reason="needs TAU2_UPSTREAM_PYTHON, a Python with upstream")
+def test_upstream_computes_the_same_from_what_is_exported_here(played, stored, tmp_path):
+    path = export(stored, "tau2", tmp_path / "mock.json").output
+    done = subprocess.run([str(PYTHON), "-c", METRICS, str(path)], capture_output=True, text=True, check=True)
+    ours = Evaluation(TRIALS)
+    ours.add(played)
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(
+        [rate.value for rate in ours.pass_rates], rel=1e-15
+    )
+
+
 def test_tau2_scores_the_exported_messages_as_they_were_scored(played, stored, tmp_path):
     from tau2.scripts.evaluate_trajectories import compute_simulation_rewards
 
@@ -85,6 +109,7 @@ def test_tau2_scores_the_exported_messages_as_they_were_scored(played, stored, t
 def test_tau2_s_view_and_its_checks_for_the_leaderboard_take_the_export(played, stored, tmp_path, monkeypatch):
     from rich.prompt import IntPrompt, Prompt
     from tau2.scripts import view_simulations
+    from tau2.scripts.leaderboard.prepare_submission import get_metrics, validate_submission_traj_set
     from tau2.scripts.leaderboard.verify_trajectories_public import check_format, check_num_trials, check_tasks
 
     path = export(stored, "tau2", tmp_path / "mock.json").output
@@ -95,6 +120,11 @@ def test_tau2_s_view_and_its_checks_for_the_leaderboard_take_the_export(played, 
     assert check_tasks(results) == (False, f"Task mismatches found in {len(dated)} tasks")  # τ² dates them as it reads
     monkeypatch.setattr(compat.registry, "get_tasks_loader", lambda _: lambda _: results.tasks)
     assert check_tasks(results) == (True, "")
+    assert validate_submission_traj_set([results]) == (True, "")
+    _, by_domain, model, user = get_metrics([results])
+    mean = sum(each.reward for each in played) / len(played)
+    assert by_domain["mock"].pass_1 == pytest.approx(mean * 100 if compat.UPSTREAM else mean)
+    assert (model, user) == ("scripted", None)
     menu = iter(["1", "2", "3", "4"])  # a file, its metrics, a simulation, a task; then the last entry, which ends
 
     def ask(*_, choices=None, **__):

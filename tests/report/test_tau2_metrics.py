@@ -6,10 +6,11 @@ import math
 from collections import Counter
 
 import pytest
-from tau2.data_model.simulation import Results, RewardInfo, SimulationRun
+from tau2.data_model.simulation import Results
 from tau2.metrics.agent_metrics import compute_metrics, get_tasks_pass_hat_k
-from tau2.run import get_info, get_tasks
 
+from rollout_service.export.exporting import export
+from rollout_service.record import storage
 from rollout_service.record.evaluation import Evaluation, task_pass_rate
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import tasks
@@ -17,27 +18,6 @@ from tests.support import episodes
 
 TRIALS = 4
 ERRS = {"policy__script__wrong_argument": 0.12, "policy__script__early_stop": 0.05, "limits__max_turns": 200}
-
-
-def as_results(trajectories: list[Trajectory]) -> Results:
-    """The episodes as τ²-bench's own runner would have stored them."""
-    info = get_info(domain="airline", agent="llm_agent", user="user_simulator", num_trials=TRIALS)
-    runs = [
-        SimulationRun(
-            id=each.trajectory_id,
-            task_id=each.task.task_id,
-            start_time="2026-01-01T00:00:00",
-            end_time="2026-01-01T00:00:01",
-            duration=1.0,
-            termination_reason=each.termination_reason,
-            reward_info=RewardInfo.model_validate(each.reward_info),
-            agent_cost=0.0,
-            messages=[],
-            trial=each.sample_index,
-        )
-        for each in trajectories
-    ]
-    return Results(info=info, tasks=get_tasks("airline", task_split_name="test"), simulations=runs)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +31,11 @@ def played() -> list[Trajectory]:
     ]
 
 
-def test_pass_k_equals_tau2s_own_metrics_to_the_last_digit(played):
+def test_pass_k_equals_tau2s_own_metrics_of_the_export_to_the_last_digit(played, tmp_path):
     evaluation = Evaluation(TRIALS)
     evaluation.add(played)
-    results = as_results(played)
+    storage.write(tmp_path / "airline.jsonl", played)
+    results = Results.load(export(tmp_path / "airline.jsonl", "tau2", tmp_path / "airline.json").output)
     assert len(Counter(each.reward for each in played)) > 1
     by_task = get_tasks_pass_hat_k(results)
     for task, counts in evaluation.solved.items():
