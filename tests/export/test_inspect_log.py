@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from rollout_service.export.exporting import export
+from rollout_service.export.inspect_log import sample
 from rollout_service.record import storage
 from tests.support import episodes
+from tests.support.trajectories import make_trajectory
 
 PYTHON = os.environ.get("INSPECT_PYTHON")
 
@@ -31,7 +34,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def played():
-    """Two trials of three tasks with a policy that errs, and one of a user with tools."""
+    """Two trials of three tasks with a policy that errs."""
     runner = episodes.runner(episodes.settings(policy__script__early_stop=0.4))
     return [
         runner.run(episodes.request(episodes.task("mock", n), seed=5 * n + trial, name=str(n), sample=trial))
@@ -61,16 +64,22 @@ def test_a_sample_is_a_trial_with_tau2_s_reward_and_the_results_have_pass_k(play
     assert header["eval"]["config"] == {"epochs": 2}
 
 
-def test_a_user_s_own_calls_are_in_the_store_and_not_in_the_messages(tmp_path):
-    trajectory = episodes.run("telecom", 0)
-    storage.write(tmp_path / "a.jsonl", [trajectory])
-    with zipfile.ZipFile(export(tmp_path / "a.jsonl", "inspect", tmp_path / "a.eval").output) as archive:
-        [name] = [name for name in archive.namelist() if name.startswith("samples/")]
-        sample = json.loads(archive.read(name))
-    assert any(message["role"] == "user" and message.get("tool_calls") for message in trajectory.messages)
-    assert not any(message["role"] == "user" and message.get("tool_calls") for message in sample["messages"])
-    assert sample["store"]["tau2_messages"] == trajectory.messages
-    assert sample["role_usage"] == {}  # a scripted user asks no model
+def test_a_user_s_own_calls_are_in_the_store_and_not_in_the_messages():
+    call = {"id": "c", "name": "toggle", "arguments": {}, "requestor": "user"}
+    said = [
+        {"role": "user", "content": "Hello."},
+        {"role": "user", "content": None, "tool_calls": [call]},
+        {"role": "tool", "id": "c", "content": "on", "requestor": "user"},
+        {"role": "assistant", "content": "Goodbye."},
+    ]
+    trajectory = make_trajectory(messages=said)
+    written = sample(trajectory, 1)
+    assert [(message["role"], message["content"]) for message in written["messages"]] == [
+        ("user", "Hello."),
+        ("assistant", "Goodbye."),
+    ]
+    assert written["store"] == {"tau2_messages": said}
+    assert sample(replace(trajectory, messages=said[:1]), 1)["store"] == {}
 
 
 @pytest.mark.skipif(PYTHON is None, reason="needs INSPECT_PYTHON, a Python with inspect-ai")

@@ -15,7 +15,7 @@ from tests.support import episodes
 
 @pytest.fixture(scope="module")
 def played():
-    """A policy that writes broken calls now and then, in a domain whose user has tools, and one in another."""
+    """A policy that writes broken calls now and then."""
     runner = episodes.runner(episodes.settings(policy__script__malformed_call=0.5))
     return [runner.run(episodes.request(episodes.task("mock", n), seed=n, name=str(n))) for n in range(3)]
 
