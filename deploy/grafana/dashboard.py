@@ -18,7 +18,7 @@ _COLUMNS, _HEIGHT = 24, 8
 
 _WINDOW = "[$__rate_interval]"
 
-_FILTER = '{service=~"$service",SessionName=~"$SessionName"}'
+_FILTER = '{service_name=~"$service_name",SessionName=~"$SessionName"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ def _placed(panel: dict[str, Any], x: int, y: int, width: int, height: int) -> d
 
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "type": "datasource", "query": "prometheus", "hide": 2}
-    return [source, _variable("SessionName", "Ray session"), _variable("service", "service")]
+    return [source, _variable("SessionName", "Ray session"), _variable("service_name", "service")]
 
 
 def _variable(label: str, title: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Literal
 PREFIX = "rollout_service_"
 """How every name begins where it is exported. Ray writes `ray_` before it."""
 
-SERVICE_LABEL = "service"
-"""The label with `service.name`, which Ray's export adds to each metric: a cluster may have several services."""
+SERVICE_LABEL = "service_name"
+"""The label with `service.name`, which Ray's export adds to each metric: a cluster may have several services. It is not
+called `service`, because a Prometheus on Kubernetes has a label of that name of its own."""
 
 PARTS = ("queue", "policy", "user", "environment", "evaluation")
 """Parts of an episode's time, as in `Timing`."""

@@ -28,7 +28,7 @@ def test_every_query_asks_for_metrics_of_the_table_and_for_the_chosen_services()
         named = re.findall(r"ray_\w+", query)
         assert named, title
         assert set(named) <= known, title
-        assert query.count('{service=~"$service",SessionName=~"$SessionName"') == len(named), title
+        assert query.count('{service_name=~"$service_name",SessionName=~"$SessionName"') == len(named), title
         for name in named:  # a counter is only good for its growth, and a gauge has none
             is_rate = f"rate({name}{{" in query
             if name.endswith("_total"):

@@ -467,7 +467,7 @@ def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(servic
         service.collect(2, progress=False)
         return [f"{title}: {query}" for title, query in asked if not prometheus(query)]
 
-    variables = {"$service": "laptop", "$SessionName": ".+", "$__rate_interval": "10m"}
+    variables = {"$service_name": "laptop", "$SessionName": ".+", "$__rate_interval": "10m"}
     asked = []
     for title, query in queries():
         for name, value in variables.items():
@@ -478,4 +478,4 @@ def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(servic
     rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures"}
     there = {name for name in names if prometheus(name)}
     assert {name for name in names if not any(each in name for each in rare)} <= there
-    assert set(prometheus('ray_rollout_service_slots{service="laptop"}')) == {service.status()["slots"]}
+    assert set(prometheus('ray_rollout_service_slots{service_name="laptop"}')) == {service.status()["slots"]}
