@@ -39,7 +39,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Mean reward",
             "short",
-            (("sum by (domain) ({reward_sum_total/s}) / sum by (domain) ({reward_count/s})", "{{domain}}"),),
+            (
+                (
+                    "(sum by (domain) ({reward_sum_total/s}) or 0 * sum by (domain) ({reward_count/s}))"
+                    " / sum by (domain) ({reward_count/s})",  # Ray exports no counter before it has grown
+                    "{{domain}}",
+                ),
+            ),
             "Of the episodes that were scored.",
         ),
         Panel(

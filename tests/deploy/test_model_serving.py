@@ -31,7 +31,7 @@ from tests.support import openai_server, tiny_model
 from tests.support.episodes import settings
 from tests.support.prometheus import BINARY, needed, scraping
 from tests.support.reference import Reference, error, pure_error
-from tests.support.services import HTTP_PORT, start, wait_until
+from tests.support.services import HTTP_PORT, start
 
 IDS = ["create_task_1", "update_task_1"]
 
@@ -93,6 +93,8 @@ def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_upd
     assert {t.weight_version_range for t in before} == {(first, first)}
     assert {t.weight_version_range for t in after} == {(second, second)}
     assert all(turn.cached_tokens for t in after for turn in t.turns[1:])
+    full = [state.occupancy for state in service.replicas()]
+    assert all(each.waiting == 0 and 0 < each.kv_use < 1 and 0 < each.cache_hits < 1 for each in full)
     assert before.trajectories[0].provenance.model == model
 
 
@@ -463,7 +465,7 @@ def test_an_engine_without_what_it_serves_is_refused(overrides, message):
 
 @needed
 def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(service, prometheus, model):
-    def left() -> list[str]:
+    def missing() -> list[str]:
         service.collect(2, progress=False)
         return [f"{title}: {query}" for title, query in asked if not prometheus(query)]
 
@@ -473,9 +475,12 @@ def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(servic
         for name, value in variables.items():
             query = query.replace(name, value)
         asked.append((title, query))
-    wait_until(lambda: not left())
+    deadline = time.monotonic() + 120
+    while left := missing():
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
     names = [name for _, query in asked for name in re.findall(r"(ray_\w+){", query)]
-    rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures"}
+    rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures", "reward_sum"}
     there = {name for name in names if prometheus(name)}
     assert {name for name in names if not any(each in name for each in rare)} <= there
     assert set(prometheus('ray_rollout_service_slots{service_name="laptop"}')) == {service.status()["slots"]}
