@@ -121,8 +121,8 @@ class EnvironmentActor:
 
             settings = self._config.policy
             codec = ChatCodec.of(settings)
-            gate = pacer.gate(self._config, ray.get_runtime_context().get_actor_name() or "environment")
-            self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop, gate)
+            gates = pacer.gates(self._config, ray.get_runtime_context().get_actor_name() or "environment")
+            self._runner = EpisodeRunner(self._config, codec, policy.make(settings, self._application), loop, gates)
             fingerprints: dict[str, str] = self._runner.prepare()
         garbage.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)

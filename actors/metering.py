@@ -126,7 +126,7 @@ class Metering:
         reasons = [self._reason(each) for each in open_ones]
         for reason in REASONS:
             meter.set("held_back", reasons.count(reason), reason=reason)
-        if (user := await pacer.numbers(self._config)) is not None:
+        if (user := (await pacer.numbers(self._config))["user_endpoint"]) is not None:
             for name in ("limit", "in_flight", "waiting"):
                 meter.set(f"user_{name}", user[name])
 

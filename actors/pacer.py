@@ -1,4 +1,5 @@
-"""Pacer: shares the requests that may be in flight towards the user simulator's endpoint among environment actors.
+"""Pacer: shares the requests that may be in flight towards the user simulator's and the judge's endpoints among
+environment actors.
 
 Invariant: it decides nothing itself, see `rollout_service.pacing`. Nothing is lost with it: an environment actor goes
 on with the places that it has, and Ray starts another pacer, which learns the rest from the next reports.
@@ -7,7 +8,9 @@ on with the places that it has, and Ray starts another pacer, which learns the r
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import ray
@@ -18,8 +21,9 @@ import rollout_service.logs as logs
 from rollout_service.cluster import RemoteMethod
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
-from rollout_service.pacing.controller import Controller
-from rollout_service.pacing.gate import NOTICE_SECONDS, Gate
+from rollout_service.pacing import endpoints
+from rollout_service.pacing.endpoints import Side
+from rollout_service.pacing.gate import Gate
 from rollout_service.pacing.shares import Grant, Report, Shares
 
 _EXCHANGE_SECONDS = 2.0
@@ -27,38 +31,45 @@ _EXCHANGE_SECONDS = 2.0
 
 
 class Pacer:
-    """Divides the places of one endpoint. An async Ray actor."""
+    """Divides the places of each endpoint. An async Ray actor."""
 
     def __init__(self, config: RolloutConfig) -> None:
         logs.configure(config.service.log_level)
-        user = config.user
-        self._shares = Shares(Controller(user.max_concurrency, user.max_retry_wait_seconds, NOTICE_SECONDS))
+        found = endpoints.of(config)
+        self._shares = {each.side: Shares(each.controller()) for each in found.values()}
+        self._shared_by = {side: each.side for side, each in found.items()}
 
-    async def report(self, name: str, report: Report) -> Grant:
-        """Take the report of the environment actor of this name, see `Shares.report`."""
-        return self._shares.report(name, report, time.monotonic())
+    async def report(self, endpoint: Side, name: str, report: Report) -> Grant:
+        """Take the report of the environment actor of this name, see `Shares.report`.
 
-    async def status(self) -> dict[str, Any]:
-        """The endpoint's numbers, see `Shares.status`."""
-        return self._shares.status(time.monotonic())
+        Args:
+            endpoint: see `Endpoint.side`.
+        """
+        return self._shares[endpoint].report(name, report, time.monotonic())
+
+    async def status(self) -> dict[Side, dict[str, Any]]:
+        """The numbers of each side's endpoint, see `Shares.status`."""
+        now = time.monotonic()
+        return {side: self._shares[endpoint].status(now) for side, endpoint in self._shared_by.items()}
 
 
 class PacerHandle(Protocol):
     """Handle of a `Pacer`. Each method is described there."""
 
-    report: RemoteMethod[[str, Report], Grant]
-    status: RemoteMethod[[], dict[str, Any]]
+    report: RemoteMethod[[Side, str, Report], Grant]
+    status: RemoteMethod[[], dict[Side, dict[str, Any]]]
 
 
 class Reporter:
-    """Brings an environment actor's reports to the service's pacer. Used by one thread."""
+    """Brings an environment actor's reports on one endpoint to the service's pacer. Used by one thread."""
 
-    def __init__(self, config: RolloutConfig, name: str) -> None:
+    def __init__(self, config: RolloutConfig, name: str, endpoint: Side) -> None:
         """
         Args:
             name: of the environment actor.
         """
         self._service = config.service
+        self._endpoint = endpoint
         self._name = name
         self._pacer: PacerHandle | None = None
 
@@ -72,28 +83,27 @@ class Reporter:
             self._pacer = cluster.find(cluster.pacer_name(self._service.name), self._service.namespace)
         if self._pacer is None:
             raise ServiceError("The service has no pacer.", "Its environment actors go on without.")
-        grant: Grant = ray.get(self._pacer.report.remote(self._name, report), timeout=_EXCHANGE_SECONDS)
+        grant: Grant = ray.get(self._pacer.report.remote(self._endpoint, self._name, report), timeout=_EXCHANGE_SECONDS)
         return grant
 
 
-async def numbers(config: RolloutConfig) -> dict[str, Any] | None:
-    """What the service's pacer says of the user's endpoint, see `Shares.status`. None: no language model plays the
-    user, or there is no answer."""
-    if config.user_kind != "llm":
-        return None
+async def numbers(config: RolloutConfig) -> dict[str, Any]:
+    """What the service's pacer says of `user_endpoint` and `judge_endpoint`, see `Shares.status`. None: the side asks
+    no language model, or there is no answer."""
+    found = await _found(config) if endpoints.of(config) else {}
+    return {"user_endpoint": found.get("user"), "judge_endpoint": found.get("judge")}
+
+
+async def _found(config: RolloutConfig) -> dict[Side, dict[str, Any]]:
     name, namespace = cluster.pacer_name(config.service.name), config.service.namespace
     try:
         async with asyncio.timeout(_EXCHANGE_SECONDS):
-            found: PacerHandle | None = await asyncio.to_thread(cluster.find, name, namespace)
-            return None if found is None else await found.status.remote()
+            pacer: PacerHandle | None = await asyncio.to_thread(cluster.find, name, namespace)
+            return {} if pacer is None else await pacer.status.remote()
     except (RayError, TimeoutError):
-        return None
+        return {}
 
 
-def gate(config: RolloutConfig, name: str) -> Gate | None:
-    """The gate of an environment actor towards its user simulator's endpoint. None: nobody calls one."""
-    if config.user_kind != "llm":
-        return None
-    user = config.user
-    give_up_seconds = config.service.give_up_seconds
-    return Gate(user.max_concurrency, user.max_retry_wait_seconds, give_up_seconds, Reporter(config, name))
+def gates(config: RolloutConfig, name: str) -> Mapping[Side, Gate]:
+    """The gates of the environment actor of this name."""
+    return endpoints.gates(config, functools.partial(Reporter, config, name))

@@ -38,7 +38,7 @@ async def report(
     status: dict[str, Any] = {
         **own,
         "user_simulator": served_user.described(config),
-        "user_endpoint": await pacer.numbers(config),
+        **await pacer.numbers(config),
         "actors": len(pool),
         "lost_actors": pool.lost,
         "start_error": None if pool.start_error is None else str(pool.start_error),

@@ -37,6 +37,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.errors import ServiceError
 from rollout_service.gateway.tokens import new_token
+from rollout_service.pacing import endpoints
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.preflight import check_http
 from rollout_service.redaction import remember
@@ -120,7 +121,7 @@ def _create_actors(config: RolloutConfig, application: str | None, owner: str | 
         coordinator: CoordinatorHandle = made.remote(config, application, owner)
     made = ray.remote(Fleet).options(name=fleet_name(service.name), **options, **_restarts(config))
     fleet: FleetHandle = made.remote(config, application, coordinator)
-    if config.user_kind == "llm":  # nothing waits for it
+    if endpoints.of(config):  # nothing waits for it
         restarts = {"max_restarts": -1}
         ray.remote(Pacer).options(name=pacer_name(service.name), **options, **restarts).remote(config)
     return Service(coordinator, fleet)

@@ -29,6 +29,12 @@ class Judge(Section):
         description="Retries of a failed request before the episode fails; the conversation is kept meanwhile.",
     )
     price: Price = Price()
+    max_concurrency: int = Field(
+        256,
+        ge=1,
+        description="Most requests in flight towards the judge's endpoint, all environment actors together. A judge "
+        "that is the user's model at the user's address shares the user's places, and this counts for nothing.",
+    )
 
 
 class Evaluation(Section):

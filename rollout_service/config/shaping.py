@@ -38,6 +38,7 @@ PLACE_AND_PACE = (
     "user.script.latency.",
     "evaluation.judge.base_url",
     "evaluation.judge.api_key_var",
+    "evaluation.judge.max_concurrency",
 )
 """Beginnings of the names of settings in those sections that shape nothing."""
 

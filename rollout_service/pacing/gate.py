@@ -207,7 +207,7 @@ class Gate:
                 self._shared_again_at = 0.0
                 return grant
             except Exception as error:
-                _log.warning("The places towards the user's endpoint are not shared for now: %s", error)
+                _log.warning("The places towards an endpoint are not shared for now: %s", error)
                 if not self._shared_again_at:  # the first failure: go on with what there is
                     self._own = self._shares_of_own(max(1, self._grant.places))
                 self._shared_again_at = time.monotonic() + _AGAIN_SECONDS

@@ -70,6 +70,11 @@ class EpisodeTape:
         """Whether every answer comes from the tape."""
         return self._mode == "replay"
 
+    @property
+    def may_answer(self) -> bool:
+        """Whether an answer can come from the tape."""
+        return self._mode != "record"
+
     def find(self, asked: str, request: ModelRequest, key: str, more: int = 0) -> Entry | None:
         """The recorded answer to a request. None: it is to be asked.
 

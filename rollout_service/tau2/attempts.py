@@ -1,7 +1,7 @@
-"""Attempts: how often the request of one user turn may still be repeated.
+"""Attempts: how often the request of one user turn or one verdict may still be repeated.
 
 Invariant: a refusal because of the endpoint's limits is not the episode's own failure. It counts only when the endpoint
-has refused this turn's requests, and nothing else happened to them, for the gate's `give_up_seconds`.
+has refused these requests, and nothing else happened to them, for the gate's `give_up_seconds`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rollout_service.tau2 import api_errors
 
 
 class Attempts:
-    """The requests of one user turn."""
+    """The requests of one user turn, or for one verdict."""
 
     def __init__(self, retries: int, gate: Gate | None) -> None:
         """

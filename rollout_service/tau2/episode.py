@@ -12,7 +12,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,8 @@ from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig, secrets
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import EpisodeEnd, EpisodeFault, Fault, FaultKind, boundary
+from rollout_service.pacing import endpoints
+from rollout_service.pacing.endpoints import Side
 from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.policy.context import context_length, only_endpoint_knows, vocabulary
@@ -60,12 +62,13 @@ class EpisodeRunner:
         codec: ChatCodec,
         policy: Policy,
         loop: asyncio.AbstractEventLoop,
-        gate: Gate | None = None,
+        gates: Mapping[Side, Gate] | None = None,
     ) -> None:
         """
         Args:
             loop: the running event loop in which the policy is called. Its thread must not call `run`.
-            gate: where requests to the user simulator's model wait for their turn; None: one of this runner's own.
+            gates: where requests to the user simulator's and the judge's models wait for their turn; None: this
+                runner's own.
 
         Raises:
             ConfigError: a key's environment variable is not set, or users cannot be reviewed.
@@ -78,9 +81,7 @@ class EpisodeRunner:
         self._loop = loop
         self._solo = config.agent == "solo"
         self._user_kind = config.user_kind
-        self._gate = gate or Gate(
-            config.user.max_concurrency, config.user.max_retry_wait_seconds, config.service.give_up_seconds
-        )
+        self._gates = endpoints.gates(config) if gates is None else gates
         check_suits(codec, config)
         secrets.know(config)
         judge.configure(config.evaluation, needs_key=not config.tape.asks_nobody)
@@ -144,7 +145,7 @@ class _Episode:
         self._started = datetime.now(UTC).isoformat(timespec="microseconds")
         self._timing = Timing(queue_seconds=request.waited_seconds)
         self._task = tasks.get(request.task)
-        self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gate)
+        self._models = EpisodeModels(runner._config, runner._tape, request, self._task, deadline, runner._gates)
         self._user_review: UserReview | None = None
         self._domain = domain.get(request.task.domain, self._config.tasks.searched)
         self._transcript = Transcript(

@@ -16,8 +16,10 @@ from rollout_service.config.evaluation import Judge
 from rollout_service.config.review import Review
 from rollout_service.config.secrets import secret
 from rollout_service.errors import EpisodeEnd, EpisodeFault, first_line
+from rollout_service.pacing.endpoints import GRADER_LONGEST_WAIT
 from rollout_service.record.trajectory import JudgeUsage
 from rollout_service.tau2 import api_errors
+from rollout_service.tau2.attempts import Attempts
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls
 
@@ -29,9 +31,6 @@ repeated here, so that they are counted and bounded."""
 
 _FIRST_WAIT = 0.5
 """Seconds before the first repeated request. Doubles each time, with jitter, unless the API names a time."""
-
-_MOST_WAIT = 60.0
-"""Most seconds between two requests."""
 
 _BESIDE = 5.0
 """Seconds beyond the time limits of a request's tries after which it is given up."""
@@ -83,7 +82,8 @@ class Grader:
         """
         tries = 1 + int(generate.keywords.get("max_retries") or 0)
         seconds = float(generate.keywords.get("timeout") or _DEFAULTS["timeout"]) * tries + _BESIDE
-        for attempt in range(self._retries + 1):
+        attempts = Attempts(self._retries, self._calls.gate)
+        while True:
             try:
                 reply = self._calls.ask(generate, seconds)
                 check(reply.content or "")
@@ -92,10 +92,16 @@ class Grader:
                 raise
             except Exception as error:
                 self._usage.failed_requests += 1
-                if attempt == self._retries or api_errors.is_refused(error):
+                attempts.failed(error)
+                if attempts.are_over or api_errors.is_refused(error):
                     raise
-                wait = 0.0 if self._calls.was_replayed else api_errors.wait(error, attempt, _FIRST_WAIT, _MOST_WAIT)
-                count = f"request {attempt + 2} of {self._retries + 1}"
-                _log.info("The %s is asked again in %.1f s (%s): %s", self._name, wait, count, first_line(error))
-                self._deadline.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+                if not attempts.is_limited:  # else the gate makes every request wait
+                    self._pause(error, attempts.counted)
+
+    def _pause(self, error: Exception, failed: int) -> None:
+        """Wait before the request is repeated that failed so many times."""
+        replayed = self._calls.was_replayed
+        wait = 0.0 if replayed else api_errors.wait(error, failed - 1, _FIRST_WAIT, GRADER_LONGEST_WAIT)
+        count = f"request {failed + 1} of {self._retries + 1}"
+        _log.info("The %s is asked again in %.1f s (%s): %s", self._name, wait, count, first_line(error))
+        self._deadline.sleep(wait)

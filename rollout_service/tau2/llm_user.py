@@ -148,8 +148,11 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
     def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
         """Make one request. The changed state is kept only if the request succeeds."""
         kind = _Reminded if remind else type(state)
-        draft = kind.model_construct(**{**dict(state), "messages": list(state.messages)})
-        request = functools.partial(super().generate_next_message, message, draft)
+        generate = super().generate_next_message
+
+        def request() -> tuple[compat.UserMessage, Any]:
+            return generate(message, kind.model_construct(**{**dict(state), "messages": list(state.messages)}))
+
         reply, draft = self._calls.ask(request, self._config.timeout_seconds)
         reply.cost = self._calls.cost_usd or 0.0  # τ² has 0 for a cost that is not known
         heard = [said.content for said in draft.messages if said.role != "user" and said.content]

@@ -7,6 +7,7 @@ the answer; only the one call of litellm in it is watched.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -83,7 +84,8 @@ class ModelCalls:
         return self._tape is not None and self._tape.asks_nobody
 
     def ask(self, request: Callable[[], T], seconds: float) -> T:
-        """Run `request`, in which τ² asks the model, and return its result.
+        """Run `request`, in which τ² asks the model, and return its result. It may run twice: a request that the tape
+        answers takes no place at the gate, and only a run tells whether it does.
 
         Raises:
             TimeoutError: it took longer than `seconds`.
@@ -93,14 +95,20 @@ class ModelCalls:
         self._usage.requests += 1
         self.was_answered = self.was_replayed = False
         self.cost_usd = None
-        call = _Call(self._asked, self._price, self._tape)
+        if self.gate is not None and self._tape is not None and self._tape.may_answer:
+            with contextlib.suppress(_NotRecorded):
+                return self._run(request, seconds, None, _Call(self._asked, self._price, self._tape, asks=False))
+        return self._run(request, seconds, self.gate, _Call(self._asked, self._price, self._tape))
 
+    def _run(self, request: Callable[[], T], seconds: float, gate: Gate | None, call: _Call) -> T:
         def run() -> T:
             _current.set(call)
             return request()
 
         try:
-            result = paced.ask(self.gate, self._deadline, run, seconds)
+            result = paced.ask(gate, self._deadline, run, seconds)
+        except _NotRecorded:
+            raise
         except (TimeoutError, EpisodeEnd):
             self._unanswered += 1
             raise
@@ -160,11 +168,19 @@ class ModelCalls:
             usage.cost_usd += entry.cost_usd
 
 
+class _NotRecorded(Exception):
+    """The tape lacks the answer, and nobody was asked."""
+
+
 class _Call:
     """One run of τ²'s code that asks the model, usually once."""
 
-    def __init__(self, asked: str, price: Price, tape: EpisodeTape | None) -> None:
-        self._asked, self._price, self._tape = asked, price, tape
+    def __init__(self, asked: str, price: Price, tape: EpisodeTape | None, *, asks: bool = True) -> None:
+        """
+        Args:
+            asks: whether the model is asked for what the tape lacks. Otherwise `_NotRecorded` is raised.
+        """
+        self._asked, self._price, self._tape, self._asks = asked, price, tape, asks
         self.answers: list[_Answer] = []
 
     def complete(self, arguments: dict[str, Any]) -> Any:
@@ -179,6 +195,8 @@ class _Call:
             if recorded is not None:
                 self.answers.append(_Answer(recorded, is_replayed=True))
                 return litellm.ModelResponse(**recorded.answer)
+            if not self._asks:
+                raise _NotRecorded
             request = copy.deepcopy(request)  # litellm changes the tools in place for some providers
         begun = perf_counter()
         response = litellm.completion(**arguments)

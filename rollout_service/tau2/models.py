@@ -6,11 +6,13 @@ Invariant: they share the episode's deadline and its part of the tape, and each 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.price import Price
+from rollout_service.pacing.endpoints import Side
 from rollout_service.pacing.gate import Gate
 from rollout_service.record.trajectory import JudgeUsage, Outcome, UserReview, UserUsage
 from rollout_service.tape.folder import TapeFolder
@@ -33,14 +35,14 @@ class EpisodeModels:
         request: EpisodeRequest,
         task: compat.Task,
         deadline: Deadline,
-        gate: Gate | None = None,
+        gates: Mapping[Side, Gate],
     ) -> None:
         """
         Args:
-            gate: where requests to the user simulator's model wait for their turn; None: they need not.
+            gates: where each side's requests wait for their turn. They need not where it has none.
         """
         self._config = config
-        self._gate = gate
+        self._gates = gates
         self._request = request
         self._task = task
         self._deadline = deadline
@@ -55,7 +57,7 @@ class EpisodeModels:
 
     def user(self) -> ModelCalls:
         """The requests to the user simulator's model."""
-        return self._calls("user", self.user_usage, self._config.user.price, self._gate)
+        return self._calls("user", self.user_usage, self._config.user.price)
 
     def judging(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the evaluator asks this episode's judge, if the task has one."""
@@ -96,8 +98,9 @@ class EpisodeModels:
         if self._tape is not None and outcome is not Outcome.ABORTED:
             self._tape.finish(str(outcome))
 
-    def _calls(self, asked: str, usage: UserUsage, price: Price, gate: Gate | None = None) -> ModelCalls:
+    def _calls(self, asked: Side, usage: UserUsage, price: Price) -> ModelCalls:
         latency = self._config.tape.latency == "recorded"
+        gate = self._gates.get(asked)
         return ModelCalls(
             asked, self._deadline, usage, price=price, tape=self._tape, replayed_latency=latency, gate=gate
         )

@@ -72,7 +72,7 @@ def _result(seconds: float, answers: list[Any], error: Exception | None) -> Resu
         headers = getattr(answers[-1], "_response_headers", None) or {}
         tokens = getattr(getattr(answers[-1], "usage", None), "total_tokens", None) or 0
         return Result("answered", seconds, advice.read(headers), int(tokens))
-    if error is None:  # a tape answered, or a test
+    if error is None:  # τ²'s code did not use litellm for it
         return Result("answered", seconds)
     said = advice.read(api_errors.headers(error))
     if api_errors.is_rate_limit(error):

@@ -13,6 +13,7 @@ from actors.pacer import Pacer, PacerHandle
 from rollout_service.cluster import pacer_name
 from rollout_service.config import RolloutConfig
 from rollout_service.pacing.controller import Result
+from rollout_service.pacing.endpoints import Side
 from rollout_service.pacing.gate import Gate
 from rollout_service.tau2.deadline import Deadline
 from tests.support.episodes import settings
@@ -20,7 +21,8 @@ from tests.support.episodes import settings
 
 @pytest.fixture
 def config() -> RolloutConfig:
-    return settings(user__model="openai/some-model", service__name="paced")
+    models = {"user__model": "openai/some-model", "evaluation__judge__model": "openai/another-model"}
+    return settings(service__name="paced", **models)
 
 
 @pytest.fixture
@@ -39,19 +41,18 @@ def ask(gate: Gate, times: int) -> None:
             place.result = Result("answered", 0.01)
 
 
-def wait_until_answered(actor: PacerHandle, count: int) -> None:
+def wait_until_answered(actor: PacerHandle, side: Side, count: int) -> None:
     deadline = time.monotonic() + 120
-    while ray.get(actor.status.remote())["answered"] < count:
+    while ray.get(actor.status.remote())[side]["answered"] < count:
         assert time.monotonic() < deadline, "the reports did not come"
         time.sleep(0.05)
 
 
 def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again(actor, config):
-    gates = [pacer.gate(config, name) for name in ("a", "b")]
+    gates = [pacer.gates(config, name)["user"] for name in ("a", "b")]
     for gate in gates:
-        assert gate is not None
         ask(gate, 5)
-    wait_until_answered(actor, 10)
+    wait_until_answered(actor, "user", 10)
     ray.kill(actor, no_restart=False)
     for gate in gates:
         ask(gate, 20)
@@ -59,20 +60,26 @@ def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again
     while time.monotonic() < deadline:
         ask(gates[0], 1)
         try:
-            if ray.get(actor.status.remote(), timeout=5)["answered"]:
+            if ray.get(actor.status.remote(), timeout=5)["user"]["answered"]:
                 return
         except ray.exceptions.RayError:
             continue
     raise AssertionError("no report reached the new pacer")
 
 
-async def test_the_status_tells_of_the_user_s_endpoint(actor, config):
+async def test_the_status_tells_of_the_endpoints_of_user_and_judge(actor, config):
     deadline = time.monotonic() + 120
-    while (told := await pacer.numbers(config)) is None:  # a busy machine may take longer than it waits
+    while None in (told := await pacer.numbers(config)).values():  # a busy machine may take longer than it waits
         assert time.monotonic() < deadline, "the pacer does not answer"
-    assert told["limit"] >= 1
-    assert await pacer.numbers(settings()) is None
+    assert all(told[name]["limit"] >= 1 for name in ("user_endpoint", "judge_endpoint"))
+    assert set((await pacer.numbers(settings())).values()) == {None}
+
+
+def test_the_judge_s_requests_are_shared_apart_from_the_user_s(actor, config):
+    ask(pacer.gates(config, "a")["judge"], 3)
+    wait_until_answered(actor, "judge", 3)
+    assert ray.get(actor.status.remote())["user"]["answered"] == 0
 
 
 def test_nobody_paces_a_scripted_user():
-    assert pacer.gate(settings(), "a") is None
+    assert pacer.gates(settings(), "a") == {}

@@ -198,7 +198,8 @@ def _measure(runner: Runner, chosen: list[compat.Task]) -> Measured:
                 end, used = time.monotonic(), _cpu_seconds(family) - used
                 played = runner.played(folder)
                 if not played:
-                    sys.exit(f"{runner.name} finished no episode in {WARM_UP + WINDOW:g} s.")
+                    said = (folder / "output.log").read_text()[-3000:]
+                    sys.exit(f"{runner.name} finished no episode in {WARM_UP + WINDOW:g} s:\n{said}")
             finally:
                 _stop(process, family)
     seen = endpoints.seen(start, end)

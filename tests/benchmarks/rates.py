@@ -207,7 +207,7 @@ def _follow(server: Server, service: str, trace: list[dict[str, float]], is_over
     pacer = ray.get_actor(pacer_name(service), namespace="rollout_service")
     while not is_over.wait(1.0):
         if server.began:
-            status = ray.get(pacer.status.remote())
+            status = ray.get(pacer.status.remote())["user"]
             trace.append({"seconds": round(time.monotonic() - server.began, 1), **status})
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from deploy.engines.scripted import ScriptedEngine
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.config import RolloutConfig
+from rollout_service.pacing.endpoints import Side
+from rollout_service.pacing.gate import Gate
 from rollout_service.policy.base import Generation, Policy, TurnInfo
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.tau2 import tasks
@@ -66,8 +69,11 @@ def settings(**overrides: Any) -> RolloutConfig:
     return RolloutConfig.load(overrides={k.replace("__", "."): v for k, v in overrides.items()}, environ={})
 
 
-def runner(config: RolloutConfig, policy: Policy | None = None) -> EpisodeRunner:
-    return EpisodeRunner(config, codec(config.policy.tokenizer_name), policy or LocalPolicy(config), event_loop())
+def runner(
+    config: RolloutConfig, policy: Policy | None = None, gates: Mapping[Side, Gate] | None = None
+) -> EpisodeRunner:
+    tokens = codec(config.policy.tokenizer_name)
+    return EpisodeRunner(config, tokens, policy or LocalPolicy(config), event_loop(), gates)
 
 
 def request(task: TaskRef, seed: int = 0, name: str = "t", sample: int = 0) -> EpisodeRequest:

@@ -750,6 +750,15 @@ def test_judge_that_fails_once_is_asked_again(judge_settings: dict[str, Any]) ->
     assert (trajectory.reward, len(api.requests)) == (1.0, 2)
 
 
+def test_a_judge_s_limit_makes_its_requests_wait_and_is_no_failed_attempt(judge_settings: dict[str, Any]) -> None:
+    settings = judge_settings | {"evaluation__judge__retries": 0}
+    with OpenAIServer(server.judge(), at({0, 1, 2}, server.rate_limited(0.05))) as api:
+        trajectory = run(None, JUDGED, evaluation__judge__base_url=api.base_url, **settings)
+    assert (trajectory.reward, len(api.requests)) == (1.0, 4)
+    assert trajectory.judge_usage is not None
+    assert trajectory.judge_usage.failed_requests == 3
+
+
 @pytest.mark.parametrize("ended", ["cancelled", "out of time"])
 def test_an_episode_that_ends_while_its_judge_is_asked_is_not_scored(
     judge_settings: dict[str, Any], ended: str

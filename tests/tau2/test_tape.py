@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from aiohttp import web
 import rollout_service.preflight as preflight
 from rollout_service.config.price import Price
 from rollout_service.errors import ConfigError, EpisodeFault, TapeError
+from rollout_service.pacing.endpoints import Side
+from rollout_service.pacing.gate import Gate, Patience, Place
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.folder import TapeFolder
@@ -43,7 +46,16 @@ def policy() -> episodes.LocalPolicy:
     return episodes.LocalPolicy(episodes.settings())
 
 
-def play(tape: Path, mode: str, url: str, task: TaskRef, policy: Any, samples: int, **others: Any) -> list[Trajectory]:
+def play(
+    tape: Path,
+    mode: str,
+    url: str,
+    task: TaskRef,
+    policy: Any,
+    samples: int,
+    gates: dict[Side, Gate] | None = None,
+    **others: Any,
+) -> list[Trajectory]:
     overrides = {
         "user__model": PRICED_MODEL,
         "user__base_url": url,
@@ -54,7 +66,7 @@ def play(tape: Path, mode: str, url: str, task: TaskRef, policy: Any, samples: i
         "tape__mode": mode,
         **others,
     }
-    runner = episodes.runner(episodes.settings(**overrides), policy)
+    runner = episodes.runner(episodes.settings(**overrides), policy, gates)
     return [runner.run(episodes.request(task, seed=5 + sample, sample=sample)) for sample in range(samples)]
 
 
@@ -120,6 +132,32 @@ def test_what_the_tape_lacks_is_asked_and_recorded(tmp_path: Path) -> None:
         assert 0 < len(api.requests) - asked < asked, "only what came after the word that differs"
     (again,) = talk("replay", api.base_url, policy=other)
     assert without_times(again) == without_times(first)
+
+
+class CountingGate(Gate):
+    """A gate that counts the places it gave."""
+
+    given = 0
+
+    def place(self, patience: Patience) -> AbstractContextManager[Place]:
+        self.given += 1
+        return super().place(patience)
+
+
+def test_only_what_the_tape_lacks_takes_a_place_at_the_gate(tmp_path: Path) -> None:
+    gate = CountingGate(1, 60.0, 600.0)
+    talk = functools.partial(play, tmp_path / "tape", task=RETAIL, samples=1, gates={"user": gate})
+    with OpenAIServer(server.talker(3)) as api:
+        (first,) = talk("record", api.base_url, policy=episodes.WrittenTurns("Good morning.", "I found your order."))
+        asked = len(api.requests)
+        assert gate.given == asked
+        with gate.place(Deadline(120.0)):  # the only one
+            same = episodes.WrittenTurns("Good morning.", "I found your order.")
+            (again,) = talk("replay_or_record", api.base_url, policy=same, limits__wall_seconds=60.0)
+        assert without_times(again) == without_times(first)
+        assert gate.given == asked + 1, "the test's own"
+        talk("replay_or_record", api.base_url, policy=episodes.WrittenTurns("Good morning.", "I found an order."))
+        assert gate.given == len(api.requests) + 1
 
 
 def test_a_judge_is_recorded_asked_again_alone_and_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
