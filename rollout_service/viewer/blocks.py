@@ -17,7 +17,7 @@ from typing import Any
 _BLOCK_BYTES = 400_000
 """Bytes of a full block's lines. A browser unpacks it in a few milliseconds."""
 
-_INEXACT = re.compile(r"NaN|Infinity|\d{16}")
+_INEXACT = re.compile(r"NaN|Infinity|(?<![\d.])\d{16}")
 """What shows that a number may not survive in JavaScript. It also finds harmless digits, which costs time only."""
 
 _LARGEST_EXACT = 2**53 - 1

@@ -37,24 +37,19 @@ class Vocabulary:
             self.used = np.concatenate([self.used, np.zeros(largest + 1 - len(self.used), np.bool_)])
         self.used[valid] = True
 
-    def texts(self, named: str | None) -> tuple[dict[str, Any], str]:
-        """The `ids` and their `texts` (None: it has none), and why there are no texts; empty: there are.
-
-        Args:
-            named: the tokenizer that the user names, to be taken if it is the one that made the tokens.
-        """
-        try:
-            backend = _loaded(named, self.name, self.fingerprint)
-        except CodecError as error:
-            return {"ids": [], "texts": []}, f"{error} Token ids are shown in place of texts."
-        ids = np.flatnonzero(self.used).tolist()
-        return {"ids": ids, "texts": _texts(backend, ids)}, ""
-
 
 class Vocabularies:
     """One vocabulary for each tokenizer that made a trajectory."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: str | None) -> None:
+        """
+        Args:
+            named: folder or hub name of the tokenizer that made the tokens, where the recorded name is no folder here.
+
+        Raises:
+            CodecError: it cannot be loaded.
+        """
+        self._named = None if named is None else (named, _backend(named))
         self._places: dict[tuple[str, str], int] = {}
         self.all: list[Vocabulary] = []
 
@@ -66,29 +61,44 @@ class Vocabularies:
             self.all.append(Vocabulary(*key))
         return self._places[key], self.all[self._places[key]]
 
+    def texts(self, vocabulary: Vocabulary) -> tuple[dict[str, Any], str]:
+        """The `ids` and their `texts` (None: it has none), and why there are no texts; empty: there are."""
+        try:
+            source, backend = self._named or _recorded(vocabulary.name)
+            if fingerprint(backend.to_str()) != vocabulary.fingerprint:
+                made = f"{vocabulary.name!r}, {vocabulary.fingerprint}"
+                raise CodecError(
+                    f"The tokenizer {source!r} is not the one that made the tokens ({made}).",
+                    "Name the right one with --tokenizer.",
+                )
+        except CodecError as error:
+            return {"ids": [], "texts": []}, f"{error} Token ids are shown in place of texts."
+        ids = np.flatnonzero(vocabulary.used).tolist()
+        return {"ids": ids, "texts": _texts(backend, ids)}, ""
 
-def _loaded(named: str | None, recorded: str, expected: str) -> Any:
-    """The tokenizer that made the tokens, as `tokenizers.Tokenizer`. As in `verify`, nothing is downloaded because a
-    file names it.
+
+def _recorded(name: str) -> tuple[str, Any]:
+    """The tokenizer of a recorded name. As in `verify`, nothing is downloaded because a file names it.
 
     Raises:
-        CodecError: it is not at hand.
+        CodecError: it is neither the embedded one nor a folder here, or cannot be loaded.
     """
-    folder = os.path.abspath(os.path.expanduser(recorded))
-    if named is None and recorded != "embedded" and not (recorded and os.path.isdir(folder)):
-        raise CodecError(f"The tokenizer {recorded!r} is no folder here.", "Name the tokenizer with --tokenizer.")
-    source = named or (None if recorded == "embedded" else folder)
+    folder = os.path.abspath(os.path.expanduser(name))
+    if name == "embedded":
+        return name, _backend(None)
+    if not name or not os.path.isdir(folder):
+        raise CodecError(f"The tokenizer {name!r} is no folder here.", "Name the tokenizer with --tokenizer.")
+    return name, _backend(folder)
+
+
+def _backend(source: str | None) -> Any:
+    """A tokenizer as `tokenizers.Tokenizer`; None: the embedded one."""
     tokenizer, _ = load_tokenizer(source)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CodecError(f"The tokenizer {source!r} has no fast version.", "Save it with a tokenizer.json.")
     backend.no_truncation()
     backend.no_padding()
-    if fingerprint(backend.to_str()) != expected:
-        raise CodecError(
-            f"The tokenizer {source or 'embedded'!r} is not the one that made the tokens ({recorded!r}, {expected}).",
-            "Name the right one with --tokenizer.",
-        )
     return backend
 
 

@@ -20,6 +20,7 @@ from rollout_service.record.manifest import read_manifest
 from rollout_service.record.parquet import unfinished_part
 from rollout_service.record.storage import Unreadable, salvage
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.writing_lock import check_not_written
 from rollout_service.report.facts import Facts
 from rollout_service.viewer import bundle, episode
 from rollout_service.viewer.blocks import BlockWriter, packed, to_line
@@ -29,6 +30,8 @@ from rollout_service.viewer.token_texts import Vocabularies
 
 FROM_THE_FILE_ALONE = ("record", "tokens", "prefix")
 """Checks of `verify` that need neither a tokenizer nor τ²-bench."""
+
+_BREAKS_OFF = "breaks off: it is still being written, or its writer was killed."
 
 
 def write_page(
@@ -63,16 +66,25 @@ def write_page(
             for path, items in sources:
                 gathered.read(path, items, progress)
             gathered.check_any()
-            unfinished = output.with_name(f".{output.name}.unfinished")
-            with unfinished.open("w", encoding="utf-8") as page:
-                page.write(bundle.before_blocks(gathered.finish()))
-                spool.seek(0)
-                shutil.copyfileobj(spool, page)
-                page.write(bundle.AFTER_BLOCKS)
-            os.replace(unfinished, output)
+            index = gathered.finish()
+            _assemble(index, spool, output)
     except OSError as error:
         raise StorageError(f"{output} cannot be written: {error}.", "Make room, or choose another place.") from error
     return gathered.files
+
+
+def _assemble(index: str, spool: IO[str], output: Path) -> None:
+    """Put the page together beside its place, then give it its name."""
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as page:
+            page.write(bundle.before_blocks(index))
+            spool.seek(0)
+            shutil.copyfileobj(spool, page)
+            page.write(bundle.AFTER_BLOCKS)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _check_request(paths: Sequence[Path], output: Path, checks: Sequence[str]) -> None:
@@ -92,20 +104,20 @@ class _Gathered:
         self._spool, self._tokenizer, self._checks = spool, tokenizer, checks
         self._blocks = BlockWriter(spool.write)
         self._rows: list[dict[str, Any]] = []
-        self._heads, self._vocabularies = Heads(), Vocabularies()
+        self._heads, self._vocabularies = Heads(), Vocabularies(tokenizer)
         self._first_error: StorageError | None = None
         self.files: list[FileNote] = []
 
     def read(self, path: Path, items: Iterable[Trajectory | Unreadable], progress: Callable[[int], None]) -> None:
         """Take in the trajectories of a file."""
-        file = FileNote(path.name)
+        file = FileNote(path.name, note=_still_written(path))
         self.files.append(file)
         for item, violations in verify(items, tokenizer=self._tokenizer, checks=self._checks):
             if isinstance(item, Unreadable):
                 self._first_error = self._first_error or item.error
                 file.unreadable += 1
                 if isinstance(item.error, UnfinishedLine):
-                    file.note = "Its last line breaks off: it is still being written, or its writer was killed."
+                    file.note = file.note or f"Its last line {_BREAKS_OFF}"
                 short = str(path), path.name  # a page may be passed on, so it names no folder
                 problem = item.error.problem.replace(*short)
                 row = episode.unreadable_row(item.trajectory_id.replace(*short), problem)
@@ -148,16 +160,24 @@ class _Gathered:
         self._spool.write(packed("heads", [to_line(head.tolist()) for head in self._heads.all]))
         tokenizers = []
         for number, vocabulary in enumerate(self._vocabularies.all):
-            texts, problem = vocabulary.texts(self._tokenizer)
+            texts, problem = self._vocabularies.texts(vocabulary)
             self._spool.write(packed(f"vocabulary-{number}", [to_line(texts)]))
             tokenizers.append({"name": vocabulary.name, "fingerprint": vocabulary.fingerprint, "problem": problem})
         return index_block(self._rows, self.files, self._checks, tokenizers)
 
 
+def _still_written(path: Path) -> str:
+    try:
+        check_not_written(path)
+    except StorageError:
+        return "A process still writes to it, so later episodes are missing here."
+    return ""
+
+
 def _not_whole(path: Path, file: FileNote) -> str:
     """Why a file may lack episodes that were asked for; empty: nothing says so."""
     if path.suffix == ".parquet" and path.is_dir() and unfinished_part(path) is not None:
-        return "Its last part breaks off: it is still being written, or its writer was killed."
+        return f"Its last part {_BREAKS_OFF}"
     try:
         manifest = read_manifest(path)
     except StorageError:

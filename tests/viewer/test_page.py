@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import CodecError, ConfigError, StorageError
 from rollout_service.record import storage
+from rollout_service.record.manifest import Asked, Manifest
 from rollout_service.record.trajectory import Outcome, Provenance, TokenSegment, Trajectory, Turn
+from rollout_service.record.writing_lock import writing_lock
 from rollout_service.viewer.blocks import to_line
 from rollout_service.viewer.token_record import Heads, token_record
 from rollout_service.viewer.writer import write_page
@@ -202,6 +204,21 @@ def test_a_file_that_is_still_being_written_and_another_schema_are_named_and_nev
     assert page.rows[2]["turns"] is None
 
 
+def test_a_file_that_lacks_episodes_that_were_asked_for_or_has_a_writer_says_so(tmp_path):
+    short, held = tmp_path / "short.jsonl", tmp_path / "held.parquet"
+    storage.write(short, [make_trajectory()])
+    Manifest([Asked("collection-0", 8, 4, 0, 8, {})]).write(short)
+    storage.write(held, [make_trajectory()])
+    (held / "part-00001.parquet").write_bytes(b"PAR1 and then nothing")
+    with writing_lock(short):
+        first, second = write_page([short, held], tmp_path / "page.html")
+    assert first.note == "A process still writes to it, so later episodes are missing here."
+    assert second.note == "Its last part breaks off: it is still being written, or its writer was killed."
+    assert (second.readable, second.unreadable) == (1, 1)
+    (first,) = write_page([short], tmp_path / "page.html")
+    assert first.note == "It holds 1 of the 8 episodes that were asked for."
+
+
 def test_jsonl_and_parquet_give_the_same_page(tmp_path):
     stored = [make_member(0, sample) for sample in range(3)]
     pages = []
@@ -249,7 +266,7 @@ def test_a_file_without_a_trajectory_is_refused_and_leaves_the_page_that_was_the
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "page.html"]
     storage.write(tmp_path / "some.jsonl", [make_trajectory()])
     with pytest.raises(CodecError, match="there is no folder"):
-        write_page([tmp_path / "some.jsonl"], page, tokenizer="./none", checks=["messages"])
+        write_page([tmp_path / "some.jsonl"], page, tokenizer="./none")
 
 
 def test_a_record_that_cannot_be_shown_is_a_row_that_says_why_and_hides_no_other(tmp_path):
