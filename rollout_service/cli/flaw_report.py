@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rollout_service.record.flaw_counts import FlawCounts, worst
 from rollout_service.record.statistics import Summary
@@ -36,7 +37,7 @@ def _print(console: Console, title: str, total: FlawCounts, by_task: Mapping[str
     tasks = Table("task", "any flaw", "rate", "95% interval", "most often", title=f"{title}: tasks")
     for task, counts in worst(by_task, _MOST_TASKS).items():
         (_, cells), (most, _), *_ = rates(counts)
-        tasks.add_row(task, *cells, most)
+        tasks.add_row(Text(task, overflow="fold"), *cells, most)
     console.print(tasks)
 
 

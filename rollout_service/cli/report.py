@@ -46,16 +46,14 @@ def print_summary(
         )
     console.print(table)
     totals = Table(show_header=False, title="Totals")
-    for name, value in _totals(numbers, seconds):
-        totals.add_row(name, value)
-    for name, value in _costs(summary):
-        totals.add_row(name, value)
+    for name, value in (*_totals(numbers, seconds), *_costs(summary)):
+        totals.add_row(name, Text(value))  # telecom's ids hold what rich takes for markup
     if is_replayed:
         totals.add_row("spent", "nothing: the answers came from the tape, and the costs are those of its recording")
     if limit:
-        totals.add_row("ended early", limit)
+        totals.add_row("ended early", Text(limit))
     if where is not None:
-        totals.add_row("stored in", str(where))
+        totals.add_row("stored in", Text(str(where)))
     console.print(totals)
     for kind, fault in sorted(numbers["faults"].items(), key=lambda item: -item[1]["episodes"]):
         text = f"{fault['episodes']} aborted by {kind}, the first with: {fault['first']} {FaultKind(kind).remedy}"
@@ -133,7 +131,8 @@ def print_estimate(seen: Sequence[Consumption], episodes: int, source: str) -> N
         mean = statistics.fmean(getattr(each, f"{name}_usd") or 0.0 for each in seen)
         table.add_row(f"{name}, an episode", f"${mean:.4f}")
     table.add_row("an episode", f"${min(costs):.4f} to ${max(costs):.4f}")
-    table.add_row("an episode of a task", " to ".join(f"${mean:.4f} ({task})" for mean, task in (means[0], means[-1])))
+    ends = " to ".join(f"${mean:.4f} ({task})" for mean, task in (means[0], means[-1]))
+    table.add_row("an episode of a task", Text(ends))
     spread = "one episode says nothing about the spread"
     if found.interval is not None:
         spread = "95% interval ${:.2f} to ${:.2f}".format(*found.interval)

@@ -34,7 +34,7 @@ def service_table(found: Parts, report: dict[str, Any], address: str) -> Table:
 
     table = Table(show_header=False, title=f"Service {found.name}")
     for key, text in _rows(found, report, address):
-        table.add_row(key, Text(text))
+        table.add_row(Text(key), Text(text))
     return table
 
 

@@ -95,14 +95,15 @@ def test_a_cost_that_is_not_known_is_told_as_not_known(wide, capsys):
 
 
 def test_flaws_of_the_user_have_their_rates_and_intervals_in_all_and_by_task(wide, capsys):
-    other = TaskRef("retail", "test", "9", 9)
+    other = TaskRef("telecom", "test", "[mobile_data_issue]airplane_mode_on[PERSONA:Hard]", 9)
     flawed = [make_trajectory(user_flaws={"empty_answer": [1]}, task=other) for _ in range(2)]
     reviewed = make_trajectory(user_review=UserReview("m", {"errors": [{"severity": "minor"}]}), user_flaws={})
     failed = make_trajectory(user_review=UserReview("m", None, "it failed"), user_flaws={"tool_misuse": [1]})
     print_summary(summarize([*flawed, reviewed, failed]), 60.0)
     told = capsys.readouterr().out
+    assert f"$0.2500 ({other})" in told
     assert ["any", "3 of 4", "0.750", "0.301 to 0.954"] in rows(told)
-    assert ["retail/test/9", "2 of 2", "1.000", "0.342 to 1.000", "empty_answer"] in rows(told)
+    assert [str(other), "2 of 2", "1.000", "0.342 to 1.000", "empty_answer"] in rows(told)
     assert [str(failed.task), "1 of 2", "0.500", "0.095 to 0.905", "tool_misuse"] in rows(told)
     assert ["minor", "1 of 1", "1.000", "0.207 to 1.000"] in rows(told)
     assert "Not reviewed, because the reviewer failed: 1 episodes." in told
