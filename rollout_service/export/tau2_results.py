@@ -124,8 +124,8 @@ class _Run:
         self._tasks: dict[str, TaskRef] = {}
         self._first: Trajectory | None = None
         self._limits: dict[str, int] = {}
-        self.newest: str | None = None
-        """When the last message of all was written."""
+        self.newest = ""
+        """When the last episode ended."""
 
     def next_trial(self, trajectory: Trajectory) -> int:
         """The trajectory's number among its task's trials, from 0. Those that are left out count too."""
@@ -153,8 +153,7 @@ class _Run:
                 f"Task {trajectory.task.task_id!r} is τ²-bench's own and one of a file of tasks.",
                 "Export files of one run each.",
             )
-        said = [message["timestamp"] for message in trajectory.messages if message.get("timestamp")]
-        self.newest = max([*said, *([self.newest] if self.newest else [])], default=None)
+        self.newest = max(self.newest, times(trajectory)[1])
 
     def _limit(self, name: str, trajectory: Trajectory) -> int:
         given, recorded = self._given[name], trajectory.provenance.limits.get(name)
