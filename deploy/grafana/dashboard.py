@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "short",
             (
                 (
-                    "(sum by (domain) ({reward_sum_total/s}) or 0 * sum by (domain) ({reward_count/s}))"
+                    "(sum by (domain) ({rewards_total/s}) or 0 * sum by (domain) ({reward_count/s}))"
                     " / sum by (domain) ({reward_count/s})",  # Ray exports no counter before it has grown
                     "{{domain}}",
                 ),
@@ -154,7 +154,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Weight version",
             "short",
-            (("max({weight_version})", "the trainer's"), ("min({engine_weight_version})", "the oldest replica's")),
+            (
+                ("max by (service_name) ({weight_version})", "the trainer's, {{service_name}}"),
+                ("min by (service_name) ({engine_weight_version})", "the oldest replica's, {{service_name}}"),
+            ),
         ),
         Panel(
             "Seconds of a weight update",
@@ -166,8 +169,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Staleness",
             "short",
             (
-                ("histogram_quantile(0.5, sum by (le) ({staleness_bucket/s}))", "median"),
-                ("histogram_quantile(0.95, sum by (le) ({staleness_bucket/s}))", "95%"),
+                (
+                    "(sum by (domain) ({versions_behind_total/s}) or 0 * sum by (domain) ({staleness_count/s}))"
+                    " / sum by (domain) ({staleness_count/s})",
+                    "mean, {{domain}}",
+                ),
                 ("60 * sum({late_total/s}) or vector(0)", "too old, per minute"),
             ),
             "Weight versions that an episode is behind when it is done.",

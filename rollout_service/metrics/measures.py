@@ -78,6 +78,8 @@ def count_episode(meter: Meter, domain: str, summary: EpisodeSummary, version: i
     meter.add("episodes_total", domain=domain, outcome=summary.outcome)
     if summary.reward is not None:
         meter.observe("reward", summary.reward, domain=domain)
-        meter.add("reward_sum_total", max(0.0, summary.reward), domain=domain)  # τ²'s rewards are from 0 to 1
+        meter.add("rewards_total", max(0.0, summary.reward), domain=domain)  # τ²'s rewards are from 0 to 1
     if summary.versions is not None:
-        meter.observe("staleness", max(0, version - summary.versions[0]), domain=domain)
+        staleness = max(0, version - summary.versions[0])
+        meter.observe("staleness", staleness, domain=domain)
+        meter.add("versions_behind_total", staleness, domain=domain)

@@ -48,7 +48,7 @@ _DOMAIN = ("domain",)
 _EPISODES = (
     Metric("episodes_total", "counter", ("domain", "outcome"), "episodes that are done, by how they ended"),
     Metric("reward", "histogram", _DOMAIN, "rewards of the episodes that are done and scored", _REWARDS),
-    Metric("reward_sum_total", "counter", _DOMAIN, "sum of those rewards"),
+    Metric("rewards_total", "counter", _DOMAIN, "sum of those rewards"),
     Metric("turns_total", "counter", _DOMAIN, "turns of attempts that ended"),
     Metric("part_seconds_total", "counter", ("part",), "seconds of attempts by part"),
     Metric("episode_turns", "histogram", _DOMAIN, "turns of an attempt", _TURNS),
@@ -72,6 +72,7 @@ _EPISODES = (
     Metric("retries_total", "counter", (), "attempts that were, or are to be, made again"),
     Metric("late_total", "counter", (), "trajectories that were too old when they were to be delivered"),
     Metric("staleness", "histogram", _DOMAIN, "weight versions that an episode is behind when it is done", _VERSIONS),
+    Metric("versions_behind_total", "counter", _DOMAIN, "sum of those versions"),
 )
 
 _STATE = (

@@ -480,7 +480,7 @@ def test_every_query_of_the_dashboard_gets_numbers_from_a_real_prometheus(servic
         assert time.monotonic() < deadline, left
         time.sleep(1)
     names = [name for _, query in asked for name in re.findall(r"(ray_\w+){", query)]
-    rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures", "reward_sum"}
+    rare = {"faults", "late", "lost_actors", "retries", "cost_usd", "user_failures", "rewards_total", "versions_behind"}
     there = {name for name in names if prometheus(name)}
     assert {name for name in names if not any(each in name for each in rare)} <= there
     assert set(prometheus('ray_rollout_service_slots{service_name="laptop"}')) == {service.status()["slots"]}

@@ -71,8 +71,9 @@ def test_an_episode_without_reward_is_no_reward_of_0():
     count_episode(meter, "retail", replace(SUMMARY, outcome=Outcome.ABORTED, reward=None, versions=None), version=5)
     found = flat(meter)
     assert (found["reward/retail/count"], found["reward/retail/mean"]) == (1, 0.5)
-    assert found["reward_sum_total/retail"] == 0.5
+    assert found["rewards_total/retail"] == 0.5
     assert (found["staleness/retail/count"], found["staleness/retail/mean"]) == (1, 2)
+    assert found["versions_behind_total/retail"] == 2
     assert found["episodes_total/retail/completed"] == found["episodes_total/retail/aborted"] == 1
 
 
