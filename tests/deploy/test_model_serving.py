@@ -85,6 +85,10 @@ def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_upd
     first = service.weight_version()
     second = service.update_weights(other).version
     after = service.collect(6, progress=False)
+    full = [state.occupancy for state in service.replicas()]
+    assert [each.waiting for each in full] == [0, 0]
+    assert 0 < max(each.kv_use for each in full) < 1
+    assert 0 < max(each.cache_hits for each in full) < 1
     service.update_weights(model)
     served = {first: Reference(model), second: Reference(other)}
     assert [str(v) for _, found in verify([*before, *after]) for v in found] == []
@@ -93,8 +97,6 @@ def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_upd
     assert {t.weight_version_range for t in before} == {(first, first)}
     assert {t.weight_version_range for t in after} == {(second, second)}
     assert all(turn.cached_tokens for t in after for turn in t.turns[1:])
-    full = [state.occupancy for state in service.replicas()]
-    assert all(each.waiting == 0 and 0 < each.kv_use < 1 and 0 < each.cache_hits < 1 for each in full)
     assert before.trajectories[0].provenance.model == model
 
 
