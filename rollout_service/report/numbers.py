@@ -70,6 +70,9 @@ class Numbers:
     judged: Share = field(default_factory=Share)
     """Assertions that a judge decided."""
     user_flaws: FlawCounts = field(default_factory=FlawCounts)
+    """What heuristics found wrong with the user simulator."""
+    user_reviews: FlawCounts = field(default_factory=FlawCounts)
+    """What τ²'s own reviewer found wrong with it, in the episodes that were reviewed."""
     user_requests: int = 0
     user_failed_requests: int = 0
     """Requests of the user simulator that failed and were sent again."""
@@ -96,6 +99,7 @@ class Numbers:
             self.reward_sum += trajectory.reward
         self._add_facts(facts)
         self.user_flaws.add(trajectory.user_flaws)
+        self.user_reviews.add(None if trajectory.user_review is None else trajectory.user_review.found)
         usage = trajectory.user_usage
         self.user_requests += usage.requests
         self.user_failed_requests += usage.failed_requests
@@ -149,6 +153,7 @@ class Numbers:
                 "user_gold_actions": {"wanted": self.user_gold.total()}
                 | {state: self.user_gold[state] for state in GoldState},
                 "user_flaws": self.user_flaws.to_dict(),
+                "user_reviews": self.user_reviews.to_dict(),
                 "timing": asdict(self.timing),
                 "cost": self.cost.to_dict(),
             }

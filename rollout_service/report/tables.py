@@ -168,6 +168,8 @@ def _shown(numbers: Numbers) -> Iterable[tuple[str, str]]:
     yield "episodes with a flaw of the user", str(Share(flaws.flawed, flaws.episodes))
     for name, count in flaws.by_flaw.most_common():
         yield f"  {name}", str(Share(count, flaws.episodes))
+    if (reviews := numbers.user_reviews).episodes:
+        yield "episodes whose user τ²'s reviewer faults", str(Share(reviews.flawed, reviews.episodes))
     yield "user's requests that failed", str(Share(numbers.user_failed_requests, numbers.user_requests))
 
 
