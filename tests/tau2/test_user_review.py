@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout_service import preflight
+from rollout_service.audit import record_check
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.tally import Tally
 from rollout_service.errors import ConfigError
@@ -81,6 +82,21 @@ def test_each_tag_and_severity_counts_once_and_an_unknown_tag_as_other():
     assert found == ["wrong_sequence", "other", "minor"]
     assert set(found) < set(REVIEW_NAMES)
     assert (review().found, UserReview("m", None, "it failed").found) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        (UserReview("m", None), "user_review"),
+        (UserReview("m", {"errors": []}, "it failed"), "user_review"),
+        (UserReview("m", {"errors": "none"}), "user_review.review.errors"),
+        (UserReview("m", {"errors": []}, usage=JudgeUsage(requests=-1)), "user_review.usage.requests"),
+    ],
+    ids=["neither review nor problem", "both", "no list", "negative"],
+)
+def test_a_review_that_no_episode_could_have_is_named_by_the_audit(changed, where):
+    sound, bad = (list(record_check.problems(make_trajectory(user_review=made))) for made in (review(), changed))
+    assert [place for place, _ in bad if place not in dict(sound)] == [where]
 
 
 def test_the_status_has_live_rates_in_all_and_of_the_tasks_in_which_they_are_surest():
