@@ -51,6 +51,7 @@ class Bookkeeping:
         self._journal: Journal | NoJournal = NoJournal()
         self._read = asyncio.Event()
         self._error: RolloutError | None = None
+        self._version = config.policy.weight_version
         self.spent: Spent | None = None
         """What the service has spent before this coordinator; known when the journal is open."""
         self.is_restarted = config.service.journal is not None and is_restarted()
@@ -65,10 +66,13 @@ class Bookkeeping:
         Raises:
             ServiceError: the journal cannot be used, see `Journal`; or weights are lost.
         """
+        self._version = version
         try:
             if self._service.journal is None:
                 return []
-            return await asyncio.to_thread(self._open, Path(self._service.journal), version)
+            collections = await asyncio.to_thread(self._open, Path(self._service.journal), version)
+            self.reached(self._version)  # newer weights may have come while it was opened
+            return collections
         except RolloutError as error:
             self._error = error
             raise
@@ -86,7 +90,6 @@ class Bookkeeping:
         if self.is_restarted and self._has_replicas and version < (found.version or 0):
             text = f"The fleet died as well, and the replicas have weights of version {version}, not {found.version}."
             raise ServiceError(text, "Start the service again and give it the weights.")
-        self._journal.record(Served(version))
         self._planner.restore(found.samplers)
         self.spent = found.spent if self.is_restarted else None
         return [self._made_again(collection, folder, version) for collection in found.collections]
@@ -202,6 +205,7 @@ class Bookkeeping:
 
     def reached(self, version: int) -> None:
         """Note that the trainer has given weights of this version."""
+        self._version = version
         self._journal.record(Served(version))
 
     async def durable(self) -> None:

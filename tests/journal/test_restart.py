@@ -85,5 +85,13 @@ def test_streams_survive_the_kill_of_their_coordinator_and_give_each_trajectory_
         assert len({trajectory.trajectory_id for trajectory in read(path)}) == len(read(path)) == 6
         assert client.status()["finished"] == finished, "what was finished is not played again"
         assert client.status()["collections"] == {}, "nothing was begun twice"
+        stream = client.stream(8, group_size=2)
+        groups = [next(stream)]
+        for process in [pid(client._coordinator), pid(client._fleet)]:
+            os.kill(process, signal.SIGKILL)
+        groups += list(stream)
+        assert len({trajectory.trajectory_id for group in groups for trajectory in group}) == 8
+        assert [len(group) for group in groups] == [2, 2, 2, 2]
+        assert client.weight_version() == 8, "fleet and coordinator have it from the replicas"
     assert list((folder / "parts").iterdir()) == []
     assert services.find_actors("journaled", "rollout_service") == [], "nothing outlives the service"
