@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import psutil
 import ray
@@ -142,16 +143,14 @@ async def _alone(episodes: int) -> tuple[float, float]:
 
 
 def _collect(rounds: Rounds, client: RolloutClient, seed: int) -> None:
-    coordinator = psutil.Process(ray.get(client._coordinator.__ray_call__.remote(_own_pid)))  # type: ignore[attr-defined]
+    actor: Any = client._coordinator
+    pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))  # a function of this module would be imported there
+    coordinator = psutil.Process(pid)
     before, cpu, wall = _seconds(coordinator), family_cpu_seconds(), time.perf_counter()
     client.collect(_EPISODES, seed=seed, progress=False)
     rounds.cpu.append((family_cpu_seconds() - cpu) / _EPISODES)
     rounds.coordinator.append((_seconds(coordinator) - before) / _EPISODES)
     rounds.rate.append(_EPISODES / (time.perf_counter() - wall))
-
-
-def _own_pid(actor: object) -> int:
-    return os.getpid()
 
 
 def _seconds(process: psutil.Process) -> float:
