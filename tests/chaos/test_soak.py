@@ -1,11 +1,11 @@
-"""The soak run's slope."""
+"""The soak run's slope, and what it reads of allocators."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.chaos.soak import slope
+from tests.chaos.soak import Heap, slope
 
 
 def test_the_slope_is_that_of_the_trend_whatever_a_few_samples_do():
@@ -15,3 +15,15 @@ def test_the_slope_is_that_of_the_trend_whatever_a_few_samples_do():
     assert slope(seconds.tolist(), sizes.tolist()) == pytest.approx(2e3 * 3600, rel=0.05)
     assert slope([1.0], [5]) == slope([], []) == 0.0
     assert slope([0.0, 10.0, 20.0], [7, 7, 7]) == 0.0
+
+
+def test_what_is_kept_is_told_from_what_is_free():
+    before = Heap.of(None)
+    large, small = [bytes(100_000) for _ in range(100)], [object() for _ in range(50_000)]
+    kept = Heap.of(None)
+    assert kept.used - before.used > 5_000_000, "half of it, since other threads free things as well"
+    assert kept.blocks - before.blocks > 25_000
+    del large, small
+    after = Heap.of(None)
+    assert kept.used - after.used > 5_000_000
+    assert kept.blocks - after.blocks > 25_000
