@@ -24,7 +24,7 @@ def print_tables(tables: Iterable[Table]) -> None:
         if table.rows:
             console.print(Text(table.title, style="italic"), soft_wrap=True)
             first, *others = table.columns
-            drawn = RichTable(Column(first, no_wrap=True), *others)
+            drawn = RichTable(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
             for row in table.rows:
                 drawn.add_row(*map(Text, row))
             console.print(drawn)

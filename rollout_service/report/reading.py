@@ -63,7 +63,7 @@ class Reading:
         """
         Raises:
             StorageError: a file is damaged or unfinished, a trajectory comes twice, two of them differ in what must be
-                the same, or there is none.
+                the same, a reward is none of τ²-bench's, or there is no trajectory.
         """
         given = 0
         domains: dict[str, None] = {}
@@ -72,6 +72,7 @@ class Reading:
                 domains[trajectory.task.domain] = None
                 if self._domain is None or trajectory.task.domain == self._domain:
                     self._check_new(trajectory, path)
+                    _check_reward(trajectory, path)
                     self._check_same(trajectory, path)
                     given += 1
                     yield trajectory
@@ -112,3 +113,12 @@ class Reading:
                 "than those before it.",
                 "Report files of one release of the tasks each.",
             )
+
+
+def _check_reward(trajectory: Trajectory, path: Path) -> None:
+    if trajectory.reward is not None and not 0.0 <= trajectory.reward <= 1.0:
+        raise StorageError(
+            f"{path}: trajectory {trajectory.trajectory_id!r} has the reward {trajectory.reward:g}, and τ²-bench's are "
+            "from 0 to 1.",
+            "Report rewards as they were collected, without what a trainer made of them.",
+        )

@@ -123,6 +123,11 @@ def test_a_file_that_is_being_written_or_broke_off_is_refused(tmp_path):
         Run.of([path])
 
 
+def test_a_reward_that_is_none_of_tau2_bench_s_is_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"trajectory '0-0' has the reward 1\.5"):
+        Run.of([stored(tmp_path / "a.jsonl", episode(0, 0, 1.5))])
+
+
 def test_an_empty_selection_is_refused_and_says_what_there_is(tmp_path):
     path = stored(tmp_path / "a.jsonl", episode(0, 0))
     with pytest.raises(StorageError, match=r"no trajectory of the domain 'airline'.*There are episodes of retail"):
