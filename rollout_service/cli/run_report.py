@@ -51,5 +51,5 @@ def print_conditions(conditions: Mapping[str, Any], training: Mapping[str, Any])
         text = f"These are not τ²-bench's official conditions: {', '.join(parts)}."
     off = [f"{names[name]}={training[name]}" for name in OFFICIAL if training[name] not in (None, conditions[name])]
     if off:
-        text += f" In training {' and '.join(off)} ends an episode too."
+        text += f" The limits of training differ: {', '.join(off)}."
     Console().print(Text(text), soft_wrap=True)

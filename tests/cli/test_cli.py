@@ -118,7 +118,7 @@ def test_an_evaluation_that_was_cut_off_is_resumed_and_reported_like_its_file(cl
     done = command("evaluate", *chosen, "--resume")
     assert done.returncode == 0, done.stderr
     assert sorted((t.trajectory_id, t.seed) for t in storage.read(path)) == whole
-    for text in ("pass^2", "official conditions", "In training limits.max_turns=30 ends", "completed 2"):
+    for text in ("pass^2", "official conditions", "The limits of training differ: limits.max_turns=30.", "completed 2"):
         assert text in done.stdout
     again = json.loads(command("evaluate", *chosen, "--resume", "--json").stdout)
     assert [(each["k"], each["value"], each["tasks"]) for each in again["pass"]] == [(1, 1.0, 1), (2, 1.0, 1)]

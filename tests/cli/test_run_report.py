@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from rollout_service.cli.commands.evaluate import with_official_limits
 from rollout_service.cli.run_report import print_conditions
 from rollout_service.collecting.evaluating import conditions
 from rollout_service.record import storage
@@ -86,10 +87,20 @@ def test_conditions_say_which_limits_of_training_are_off(capsys):
     print_conditions(conditions(episodes.settings(), None), training | {"max_steps": 200})
     said = " ".join(capsys.readouterr().out.split())
     assert "official conditions: max_steps 200, max_errors 10, and any number of turns" in said
-    assert said.endswith("In training limits.max_turns=12 ends an episode too.")
+    assert said.endswith("The limits of training differ: limits.max_turns=12.")
     print_conditions(conditions(running, 40), training)
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "not τ²-bench's official conditions: limits.max_turns is 40 instead of no limit, limits.max_steps is 100"
         in said
     )
+
+
+def test_an_evaluation_takes_official_limits_in_place_of_those_for_training():
+    own = episodes.settings(
+        limits__max_steps=40, limits__max_errors=3, policy__response_length=500, limits__max_turns=9
+    )
+    taken = with_official_limits(own, ["limits.max_errors=3"])
+    assert (taken.limits.max_steps, taken.limits.max_errors, taken.policy.response_length) == (200, 3, None)
+    assert taken.limits.max_turns == 9, "each evaluation's request says it"
+    assert with_official_limits(episodes.settings(), []) == episodes.settings()

@@ -15,6 +15,7 @@ import typer
 
 import rollout_service.cli.playing as playing
 from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_limits, read_settings
+from rollout_service.config import RolloutConfig
 
 _MOST_TASKS = 20
 """Tasks with fewer trials that are printed."""
@@ -60,7 +61,9 @@ def evaluate(
     how = playing.mode(output, resume=resume, overwrite=overwrite)
     place = playing.Place(address, token_var, start)
     place.check()
-    loaded = read_settings(config, settings, tokenizer, domain, split, task)
+    own = read_settings(config, settings, tokenizer, domain, split, task)
+    is_started_here = address is None or start
+    loaded = with_official_limits(own, settings or []) if is_started_here else own
     chosen: dict[str, Any] = {"n": None, "group_size": trials, "seed": seed, "max_turns": max_turns or NO_LIMIT}
     chosen |= {"budget": read_limits(budget), "weight": weight}
     found = Evaluation(trials)
@@ -73,9 +76,19 @@ def evaluate(
     if as_json:
         print(json.dumps(found.to_dict() | {"ended_early": played.limit}, indent=1, ensure_ascii=False))
     else:
-        _print(found, played, output)
+        _print(found, played, own if is_started_here else played.config, output)
     aborted = any(each.outcomes["aborted"] for each in found.summary.domains.values())
     return 1 if played.limit or aborted else 0
+
+
+def with_official_limits(own: RolloutConfig, said: list[str]) -> RolloutConfig:
+    """The settings with τ²-bench's own limits in place of those for training, except where a `--set` says otherwise."""
+    from rollout_service.collecting.evaluating import OFFICIAL
+
+    names = {"limits.max_steps": "max_steps", "limits.max_errors": "max_errors"}
+    names |= {"policy.response_length": "response_length"}
+    chosen = own.explicit().keys() - {pair.partition("=")[0] for pair in said}
+    return own.with_overrides({dotted: OFFICIAL[name] for dotted, name in names.items() if dotted in chosen})
 
 
 def _stored(path: Path, trials: int) -> Any:
@@ -88,7 +101,7 @@ def _stored(path: Path, trials: int) -> Any:
     return found
 
 
-def _print(found: Any, played: playing.Played, output: Path | None) -> None:
+def _print(found: Any, played: playing.Played, training: RolloutConfig, output: Path | None) -> None:
     from rollout_service.cli.report import print_summary
     from rollout_service.cli.run_report import print_conditions, print_tables
     from rollout_service.report import tables
@@ -98,6 +111,5 @@ def _print(found: Any, played: playing.Played, output: Path | None) -> None:
         seconds = None  # a part of the episodes was played before
     print_summary(found.summary, seconds, where=output, limit=played.limit, is_replayed=played.config.tape.asks_nobody)
     print_tables(tables.of_evaluation(found, _MOST_TASKS))
-    running = played.config
-    training = running.limits.model_dump() | {"response_length": running.policy.response_length}
-    print_conditions(found.conditions, training)
+    limits = training.limits.model_dump() | {"response_length": training.policy.response_length}
+    print_conditions(found.conditions, limits)
