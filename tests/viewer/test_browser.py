@@ -124,10 +124,10 @@ def test_filters_narrow_the_list_and_the_first_episode_that_passes_opens(browser
     opened(browser, pages["some"])
     assert count(browser) == "6 in the list"
     choose(browser, "domain", "airline")
-    assert count(browser).startswith("2 of 6 in the list")
+    assert count(browser).startswith("2 of 6")
     shown(browser, "2 ")
     choose(browser, "fault", "user_simulator")
-    assert count(browser).startswith("1 of 6 in the list · mean reward –")
+    assert count(browser).startswith("1 of 6 · mean reward –")
     shown(browser, "3 ")
     assert "Fault of the user simulator: RateLimitError: too many requests" in text(browser, ".message.end")
     assert "which is not a reward of 0" in text(browser, ".message.end")
@@ -185,6 +185,8 @@ def test_the_search_finds_fields_as_one_types_and_conversations_on_enter(browser
     browser.press("Enter")
     browser.wait_for("document.getElementById('count').textContent.startsWith('2 of 6')")
     assert text(browser, "#search-state") == "in conversations"
+    marked = "[...CSS.highlights.get('found')].map((range) => range.toString())"
+    assert browser.wait_for(f"CSS.highlights.get('found') && {marked}") == ["zebra"]
     browser.press("c")
     assert count(browser) == "6 in the list"
 
@@ -259,7 +261,7 @@ def test_ten_thousand_episodes_are_listed_by_the_rows_in_view(browser, pages):
     shown(browser, "9999 ")
     assert browser.ask("document.querySelector('.row.current').id") == "row-9999"
     choose(browser, "reward", "1")
-    assert count(browser).startswith("5,000 of 10,000 in the list · mean reward 1.000")
+    assert count(browser).startswith("5,000 of 10,000 · mean reward 1.000")
     assert browser.ask("document.getElementById('list').scrollTop") > 0, "the chosen episode stays in view"
 
 

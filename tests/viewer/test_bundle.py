@@ -40,6 +40,7 @@ def test_a_module_imports_only_what_another_exports_and_uses_it():
 def test_modules_and_style_sheets_are_short_and_never_write_markup():
     files = [*bundle.APP.glob("*.js"), *bundle.STYLE.glob("*.css")]
     assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []
+    assert [path.name for path in files if max(map(len, path.read_text().splitlines())) > 120] == []
     forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://|fetch\("
     assert [path.name for path in files if re.search(forbidden, path.read_text())] == []
     assert "</script" not in bundle.script().lower()

@@ -49,5 +49,10 @@ function bytesOf(content) {
 }
 
 export function failure(error) {
-  return element("p", { class: "problem", role: "alert" }, element("strong", {}, "✗ Not shown. "), String(error.message || error));
+  return element(
+    "p",
+    { class: "problem", role: "alert" },
+    element("strong", {}, "✗ Not shown. "),
+    String(error.message || error),
+  );
 }

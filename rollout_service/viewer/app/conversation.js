@@ -38,7 +38,9 @@ export function drawMessage(talk, message, at, isShort = false) {
   const [name, kind] = ROLES[message.role] ?? [String(message.role), "other"];
   const turn = talk.turns.findIndex((candidate) => candidate.message_index === at);
   const isGiven = message.role === "assistant" && turn < 0;
-  const flaws = Object.entries(talk.user_flaws ?? {}).filter(([, places]) => Array.isArray(places) && places.includes(at));
+  const flaws = Object.entries(talk.user_flaws ?? {}).filter(
+    ([, places]) => Array.isArray(places) && places.includes(at),
+  );
   const isError = message.role === "tool" && message.error;
   const calls = Array.isArray(message.tool_calls) ? message.tool_calls : [];
   const whose = message.role === "tool" && message.requestor === "user" ? " for the user" : "";
@@ -104,8 +106,18 @@ function lostTurn(turn, at) {
   return element(
     "article",
     { class: "message policy lost", tabindex: "-1" },
-    element("header", {}, element("span", { class: "role" }, "Policy"), element("span", { class: "grow" }), turnFacts(turn, at)),
-    element("p", { class: "empty" }, "This turn became no message: the episode ended first. Its tokens are under Tokens."),
+    element(
+      "header",
+      {},
+      element("span", { class: "role" }, "Policy"),
+      element("span", { class: "grow" }),
+      turnFacts(turn, at),
+    ),
+    element(
+      "p",
+      { class: "empty" },
+      "This turn became no message: the episode ended first. Its tokens are under Tokens.",
+    ),
   );
 }
 
@@ -129,5 +141,10 @@ function drawEnd(talk, row) {
     );
     if (traceback) parts.push(folded(traceback, "code", 12));
   }
-  return element("article", { class: "message end", tabindex: "-1" }, element("header", {}, element("span", { class: "role" }, "End")), parts);
+  return element(
+    "article",
+    { class: "message end", tabindex: "-1" },
+    element("header", {}, element("span", { class: "role" }, "End")),
+    parts,
+  );
 }

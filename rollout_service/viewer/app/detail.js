@@ -4,6 +4,7 @@ import { drawConversation } from "./conversation.js";
 import { badge, element, number } from "./dom.js";
 import { groupOf, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
 import { drawGroup } from "./group.js";
+import { highlight } from "./highlight.js";
 import { drawRecord } from "./record.js";
 import { drawReward } from "./reward.js";
 import { drawTimeline } from "./timeline.js";
@@ -11,8 +12,8 @@ import { drawTokens } from "./tokens.js";
 
 export const TABS = ["Conversation", "Reward", "Tokens", "Timeline", "Group", "Record"];
 
-// `choose(row)` opens another episode, `onlyGroup(row)` filters by this one's group.
-export function makeDetail(holder, index, groups, choose, onlyGroup) {
+// `choose(row)` opens another episode, `onlyGroup(row)` filters by this one's group, `searched()` is the searched text.
+export function makeDetail(holder, index, groups, { choose, onlyGroup, searched }) {
   let tab = TABS[0];
   let opened = 0;
   let row = null;
@@ -36,7 +37,13 @@ export function makeDetail(holder, index, groups, choose, onlyGroup) {
       const talk = await record(`block-${row.talk}`, row.talkLine);
       const body = await draws[tab](talk);
       if (turn !== opened) return undefined;
-      put(`${row.at} ${tab}`, heading(talk), tabBar(), element("div", { class: "tab-body", role: "tabpanel", id: "tab-body" }, body));
+      put(
+        `${row.at} ${tab}`,
+        heading(talk),
+        tabBar(),
+        element("div", { class: "tab-body", role: "tabpanel", id: "tab-body" }, body),
+      );
+      highlight(holder.querySelector(".conversation") ?? holder, tab === "Conversation" ? searched() : "");
     } catch (error) {
       if (turn === opened) put(`${row.at} failed`, failure(error));
     }
@@ -52,7 +59,11 @@ export function makeDetail(holder, index, groups, choose, onlyGroup) {
     const [mark, text, kind] = rewardMark(row.reward);
     const group = groupOf(row);
     const members = groups.get(group)?.length ?? 1;
-    const only = element("button", { type: "button", class: "quiet", title: "Show only this group (g)" }, `Group of ${members}`);
+    const only = element(
+      "button",
+      { type: "button", class: "quiet", title: "Show only this group (g)" },
+      `Group of ${members}`,
+    );
     only.addEventListener("click", () => onlyGroup(row));
     const gold = row.gold ? ` · ${row.matched} of ${row.gold} wanted actions` : "";
     return element(
@@ -72,7 +83,8 @@ export function makeDetail(holder, index, groups, choose, onlyGroup) {
         "p",
         { class: "detail-facts" },
         element("bdi", { class: "id" }, row.id),
-        ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split · ${number(row.calls)} calls${gold} · ended by ${row.ended} · `,
+        ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split`,
+        ` · ${number(row.calls)} calls${gold} · ended by ${row.ended} · `,
         checkedText(),
       ),
     );
@@ -88,7 +100,18 @@ export function makeDetail(holder, index, groups, choose, onlyGroup) {
       "div",
       { class: "tabs", role: "tablist" },
       TABS.map((name, at) => {
-        const made = element("button", { type: "button", role: "tab", "aria-selected": name === tab, "aria-controls": "tab-body", tabindex: name === tab ? "0" : "-1" }, name, element("kbd", {}, String(at + 1)));
+        const made = element(
+          "button",
+          {
+            type: "button",
+            role: "tab",
+            "aria-selected": name === tab,
+            "aria-controls": "tab-body",
+            tabindex: name === tab ? "0" : "-1",
+          },
+          name,
+          element("kbd", {}, String(at + 1)),
+        );
         made.addEventListener("click", () => detail.show(name));
         return made;
       }),

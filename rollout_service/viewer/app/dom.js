@@ -1,8 +1,8 @@
 // Elements, and text in them. Text from a trajectory reaches the page only through showText or as a text node, never
 // as markup.
 
-// Characters that do not show, or that change how their neighbours show: controls, bidirectional marks, zero widths, and
-// halves of surrogate pairs.
+// Characters that do not show, or that change how their neighbours show: controls, bidirectional marks, zero widths,
+// and halves of surrogate pairs.
 const HIDDEN = new RegExp(
   "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f" +
     "\\ufeff\\ufff9-\\ufffb]|[\\ud800-\\udbff](?![\\udc00-\\udfff])|(?<![\\ud800-\\udbff])[\\udc00-\\udfff]",
@@ -66,8 +66,28 @@ export function table(head, rows, className = "facts") {
   return element(
     "table",
     { class: className },
-    head.length ? element("thead", {}, element("tr", {}, head.map((cell) => element("th", { scope: "col" }, cell)))) : null,
-    element("tbody", {}, rows.map((cells) => element("tr", {}, cells.map((cell) => element("td", {}, cell))))),
+    head.length
+      ? element(
+          "thead",
+          {},
+          element(
+            "tr",
+            {},
+            head.map((cell) => element("th", { scope: "col" }, cell)),
+          ),
+        )
+      : null,
+    element(
+      "tbody",
+      {},
+      rows.map((cells) =>
+        element(
+          "tr",
+          {},
+          cells.map((cell) => element("td", {}, cell)),
+        ),
+      ),
+    ),
   );
 }
 
@@ -75,7 +95,10 @@ export function table(head, rows, className = "facts") {
 export function folded(text, className = "code", lines = 14, characters = 1400) {
   const holder = element("div", { class: "folded" });
   const cut = Math.min(nthLine(text, lines), characters);
-  const body = showText(element("pre", { class: className, dir: "auto" }), text.length > cut * 1.2 ? text.slice(0, cut) : text);
+  const body = showText(
+    element("pre", { class: className, dir: "auto" }),
+    text.length > cut * 1.2 ? text.slice(0, cut) : text,
+  );
   holder.append(body);
   if (text.length > cut * 1.2) {
     const more = element("button", { type: "button", class: "more" }, `Show all ${number(text.length)} characters`);

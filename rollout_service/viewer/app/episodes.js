@@ -38,7 +38,8 @@ export function groupsOf(rows) {
 export function kindOfGroup(members) {
   const rewards = members.map((row) => row.reward);
   if (rewards.some((reward) => typeof reward !== "number")) return "without reward";
-  if (rewards.every((reward) => reward === rewards[0])) return rewards[0] === 0 ? "all 0" : rewards[0] === 1 ? "all 1" : "equal";
+  if (rewards.every((reward) => reward === rewards[0]))
+    return rewards[0] === 0 ? "all 0" : rewards[0] === 1 ? "all 1" : "equal";
   return "mixed";
 }
 

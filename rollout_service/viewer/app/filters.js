@@ -63,21 +63,39 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
 
   const distinct = (name) => [...new Set(rows.map((row) => row[name]).filter((value) => value))].sort(naturally);
   const tasks = [...new Map(rows.filter((row) => row.task).map((row) => [taskOf(row), 1])).keys()].sort(naturally);
-  const order = element("select", { name: "order", id: "order" }, Object.keys(ORDERS).map((name) => element("option", {}, name)));
+  const order = element(
+    "select",
+    { name: "order", id: "order" },
+    Object.keys(ORDERS).map((name) => element("option", {}, name)),
+  );
   order.addEventListener("change", changed);
   form.append(
     element("div", { class: "search-line" }, search, searchState),
     element(
       "div",
       { class: "selects" },
-      index.files.length > 1 ? select("file", "File", index.files.map((file, at) => [String(at), file.name])) : null,
+      index.files.length > 1
+        ? select(
+            "file",
+            "File",
+            index.files.map((file, at) => [String(at), file.name]),
+          )
+        : null,
       select("domain", "Domain", distinct("domain")),
       select("task", "Task", tasks),
       select("outcome", "Outcome", distinct("outcome")),
       select("reward", "Reward", Object.keys(REWARDS)),
-      select("fault", "Fault", distinct("fault").map((fault) => [fault, fault.replace("_", " ")])),
+      select(
+        "fault",
+        "Fault",
+        distinct("fault").map((fault) => [fault, fault.replace("_", " ")]),
+      ),
       select("kind", "Group has", [...new Set(kinds.values())].sort()),
-      select("remark", "With", Object.keys(REMARKS).filter((name) => rows.some(REMARKS[name]))),
+      select(
+        "remark",
+        "With",
+        Object.keys(REMARKS).filter((name) => rows.some(REMARKS[name])),
+      ),
       element("label", {}, element("span", {}, "Order"), order),
     ),
   );
@@ -93,7 +111,8 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
   groupChip.addEventListener("click", () => filters.setGroup(""));
   reset.addEventListener("click", () => filters.clear());
 
-  const passesText = (row) => (state.found ? state.found.has(row.at) : !state.text || wordsOf(row).includes(state.text));
+  const passesText = (row) =>
+    state.found ? state.found.has(row.at) : !state.text || wordsOf(row).includes(state.text);
 
   const filters = {
     search,

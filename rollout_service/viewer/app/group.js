@@ -17,17 +17,26 @@ export async function drawGroup(row, groups, choose) {
     element(
       "p",
       { class: "headline" },
-      `${members.length} ${members.length === 1 ? "trajectory" : "trajectories"} of the same task, rewards ${kindOfGroup(members)}: `,
+      members.length === 1 ? "One trajectory" : `${members.length} trajectories of the same task`,
+      `, rewards ${kindOfGroup(members)}: `,
       rewards.map(([mark, text, kind]) => element("span", { class: `reward ${kind}`, title: text }, `${mark} `)),
     ),
     members.length > MOST ? element("p", { class: "aside" }, `The first ${MOST} are shown.`) : null,
-    element("div", { class: "columns" }, shown.map((member, at) => drawColumn(member, talks[at], member === row, choose))),
+    element(
+      "div",
+      { class: "columns" },
+      shown.map((member, at) => drawColumn(member, talks[at], member === row, choose)),
+    ),
   );
 }
 
 function drawColumn(member, talk, isCurrent, choose) {
   const [mark, text, kind] = rewardMark(member.reward);
-  const open = element("button", { type: "button", class: "quiet", disabled: isCurrent }, isCurrent ? "This one" : "Open");
+  const open = element(
+    "button",
+    { type: "button", class: "quiet", disabled: isCurrent },
+    isCurrent ? "This one" : "Open",
+  );
   open.addEventListener("click", () => choose(member));
   return element(
     "section",

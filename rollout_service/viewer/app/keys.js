@@ -22,7 +22,18 @@ const KEYS = [
 export function makeHelp(dialog) {
   const close = element("button", { type: "button" }, "Close");
   close.addEventListener("click", () => dialog.close());
-  dialog.append(element("h2", {}, "Keys"), table([], KEYS.map(([keys, what]) => [keys.split(" ").map((key) => (key === "…" ? "… " : [element("kbd", {}, key), " "])), what]), "facts keys"), close);
+  dialog.append(
+    element("h2", {}, "Keys"),
+    table(
+      [],
+      KEYS.map(([keys, what]) => [
+        keys.split(" ").map((key) => (key === "…" ? "… " : [element("kbd", {}, key), " "])),
+        what,
+      ]),
+      "facts keys",
+    ),
+    close,
+  );
 }
 
 export function listenToKeys({ list, listHolder, detail, detailHolder, filters, help, theme, onlyGroup, searchAll }) {
@@ -30,7 +41,11 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
 
   function step(by) {
     if (!inDetail()) return list.move(by);
-    const messages = [...detailHolder.querySelectorAll(".tab-body .message, .tab-body .span-label, .tab-body .time-row, .tab-body section")];
+    const messages = [
+      ...detailHolder.querySelectorAll(
+        ".tab-body .message, .tab-body .span-label, .tab-body .time-row, .tab-body section",
+      ),
+    ];
     return goTo(messages, by);
   }
 
@@ -39,7 +54,8 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     const body = detailHolder.querySelector(".tab-body");
     if (!elements.length) return body?.scrollBy({ top: by * 120 });
     const now = elements.indexOf(document.activeElement);
-    const to = elements[now < 0 ? (by > 0 ? 0 : elements.length - 1) : Math.min(Math.max(now + by, 0), elements.length - 1)];
+    const to =
+      elements[now < 0 ? (by > 0 ? 0 : elements.length - 1) : Math.min(Math.max(now + by, 0), elements.length - 1)];
     to.tabIndex = -1;
     to.focus({ preventScroll: true });
     return to.scrollIntoView({ block: "nearest" });
@@ -69,7 +85,8 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     "?": () => help.showModal(),
   };
   for (const [at, name] of TABS.entries()) {
-    actions[String(at + 1)] = () => detail.show(name).then(() => inDetail() || detailHolder.focus({ preventScroll: true }));
+    actions[String(at + 1)] = () =>
+      detail.show(name).then(() => inDetail() || detailHolder.focus({ preventScroll: true }));
   }
 
   document.addEventListener("keydown", (event) => {
@@ -83,7 +100,8 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
       return;
     }
     const isOwn = target.closest("select, button, summary");
-    if (isOwn && ["Enter", " ", "ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp"].includes(event.key)) return;
+    if (isOwn && ["Enter", " ", "ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp"].includes(event.key))
+      return;
     if (target.tagName === "SELECT" && event.key.length === 1) return;
     const action = actions[event.key];
     if (!action || (inDetail() && ["Home", "End", "PageUp", "PageDown"].includes(event.key))) return;

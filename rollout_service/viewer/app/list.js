@@ -78,7 +78,8 @@ export function makeList(holder, opened, entered) {
       const top = current * ROW_HEIGHT;
       if (toTop) holder.scrollTop = 0;
       else if (top < holder.scrollTop) holder.scrollTop = top;
-      else if (top + ROW_HEIGHT > holder.scrollTop + holder.clientHeight) holder.scrollTop = top + ROW_HEIGHT - holder.clientHeight;
+      else if (top + ROW_HEIGHT > holder.scrollTop + holder.clientHeight)
+        holder.scrollTop = top + ROW_HEIGHT - holder.clientHeight;
       draw(true);
       if (rows.length) holder.setAttribute("aria-activedescendant", `row-${rows[current].at}`);
       else holder.removeAttribute("aria-activedescendant");
@@ -106,11 +107,19 @@ function contentOfRow(row) {
     ? `#${row.sample} · ${number(row.turns)} turns · ${number(row.policyTokens)} tok.`
     : row.said;
   const found = remarksOf(row);
-  const remarks = found.map(([sign, text, kindOfRemark]) => badge(sign, found.length > 1 ? shortened(text) : text, kindOfRemark, text));
+  const remarks = found.map(([sign, text, kindOfRemark]) =>
+    badge(sign, found.length > 1 ? shortened(text) : text, kindOfRemark, text),
+  );
   return [
     reward,
     element("div", { class: "row-title" }, title, element("span", { class: "grow" }), outcome),
-    element("div", { class: "row-numbers" }, element("span", { class: "figures" }, numbers), element("span", { class: "grow" }), remarks.slice(0, 4)),
+    element(
+      "div",
+      { class: "row-numbers" },
+      element("span", { class: "figures" }, numbers),
+      element("span", { class: "grow" }),
+      remarks.slice(0, 4),
+    ),
   ];
 }
 

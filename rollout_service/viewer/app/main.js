@@ -35,7 +35,7 @@ async function start() {
     }
   };
   const onlyGroup = (row) => filters.setGroup(filters.state.group ? "" : groupOf(row));
-  const detail = makeDetail(detailHolder, index, groups, choose, onlyGroup);
+  const detail = makeDetail(detailHolder, index, groups, { choose, onlyGroup, searched: () => filters.state.text });
   const filters = makeFilters(byId("filters"), byId("chips"), index, rows, groups, () => {
     const passing = filters.passing();
     tellCount(passing, rows, filters);
@@ -51,7 +51,8 @@ async function start() {
     const searched = filters.passingWithoutText();
     const isWanted = () => mine === search && filters.state.text === text;
     const tell = (share, found) => {
-      filters.searchState.textContent = share < 1 ? `${Math.round(share * 100)} % searched, ${number(found.size)} found` : "";
+      filters.searchState.textContent =
+        share < 1 ? `${Math.round(share * 100)} % searched, ${number(found.size)} found` : "";
     };
     const found = await searchConversations(searched, text, isWanted, tell);
     if (!found || !isWanted()) return;
@@ -89,18 +90,25 @@ function summarize(index, rows) {
   const notices = byId("notices");
   const notice = (...parts) => notices.append(element("p", {}, element("strong", {}, "⚠ "), ...parts));
   for (const file of index.files) {
-    const lost = file.unreadable ? ` ${number(file.unreadable)} records cannot be read; they are in the list as “unreadable”.` : "";
+    const lost = file.unreadable
+      ? ` ${number(file.unreadable)} records cannot be read; they are in the list as “unreadable”.`
+      : "";
     if (file.note || lost) notice(element("bdi", {}, file.name), `: ${file.note}${lost}`);
   }
-  if (index.tokenizers.length > 1) notice(`The trajectories were made with ${index.tokenizers.length} different tokenizers. Their token counts are not comparable.`);
+  if (index.tokenizers.length > 1)
+    notice(
+      `The trajectories were made with ${index.tokenizers.length} different tokenizers. `,
+      "Their token counts are not comparable.",
+    );
   for (const { problem } of index.tokenizers) if (problem) notice(problem);
 }
 
 function tellCount(passing, rows, filters) {
   const scored = passing.filter((row) => typeof row.reward === "number" && row.turns > 0);
   const mean = scored.length ? (scored.reduce((sum, row) => sum + row.reward, 0) / scored.length).toFixed(3) : "–";
-  const all = `${number(rows.length)} in the list`;
-  byId("count").textContent = filters.isEmpty() ? all : `${number(passing.length)} of ${all} · mean reward ${mean}`;
+  byId("count").textContent = filters.isEmpty()
+    ? `${number(rows.length)} in the list`
+    : `${number(passing.length)} of ${number(rows.length)} · mean reward ${mean}`;
 }
 
 start().catch((error) => document.getElementById("notices").append(failure(error)));

@@ -1,11 +1,25 @@
 // All other fields of the record, as they are.
 import { element, number, table } from "./dom.js";
 
-const SHOWN_ELSEWHERE = new Set(["messages", "turns", "times", "violations", "facts", "reward_info", "user_flaws", "user_review"]);
+const SHOWN_ELSEWHERE = new Set([
+  "messages",
+  "turns",
+  "times",
+  "violations",
+  "facts",
+  "reward_info",
+  "user_flaws",
+  "user_review",
+]);
 
 export function drawRecord(talk, row, index) {
   const file = index.files[row.file];
-  const versions = row.oldest === null ? "nothing was sampled" : row.oldest === row.newest ? `${row.oldest}` : `${row.oldest} to ${row.newest}`;
+  const versions =
+    row.oldest === null
+      ? "nothing was sampled"
+      : row.oldest === row.newest
+        ? `${row.oldest}`
+        : `${row.oldest} to ${row.newest}`;
   const rows = [
     ["file", file.name],
     ["trajectory_id", row.id],
@@ -16,7 +30,14 @@ export function drawRecord(talk, row, index) {
   flatten("", talk, rows);
   if (talk.user_flaws === null) rows.push(["user_flaws", "nobody looked"]);
   else flatten("user_flaws", talk.user_flaws, rows);
-  return element("div", { class: "record" }, table(["field", "value"], rows.map(([name, value]) => [element("code", {}, name), element("span", { dir: "auto" }, value)])));
+  return element(
+    "div",
+    { class: "record" },
+    table(
+      ["field", "value"],
+      rows.map(([name, value]) => [element("code", {}, name), element("span", { dir: "auto" }, value)]),
+    ),
+  );
 }
 
 function flatten(prefix, value, rows) {
@@ -26,6 +47,10 @@ function flatten(prefix, value, rows) {
     if (!prefix && SHOWN_ELSEWHERE.has(key)) continue;
     const name = prefix ? `${prefix}.${key}` : key;
     if (item !== null && typeof item === "object" && !Array.isArray(item)) flatten(name, item, rows);
-    else rows.push([name, item === null ? "null" : typeof item === "string" ? (item === "" ? "(empty)" : item) : JSON.stringify(item)]);
+    else
+      rows.push([
+        name,
+        item === null ? "null" : typeof item === "string" ? (item === "" ? "(empty)" : item) : JSON.stringify(item),
+      ]);
   }
 }

@@ -8,7 +8,14 @@ export function segmentOf(packed, head, turns) {
   const has = spread(packed.logprobAt);
   let next = 0;
   const logprobs = has.map((is) => (is ? packed.logprobs[next++] : 0));
-  return { ids, mask, versions, logprobs, prompt: packed.prompt, spans: spansOf(ids.length, mask, turns, packed.prompt) };
+  return {
+    ids,
+    mask,
+    versions,
+    logprobs,
+    prompt: packed.prompt,
+    spans: spansOf(ids.length, mask, turns, packed.prompt),
+  };
 }
 
 function spread(runs) {
@@ -27,7 +34,14 @@ function spansOf(length, mask, turns, prompt) {
   const spans = [];
   for (let number = 0; number + 1 < places.length; number += 1) {
     const [start, end] = [places[number], places[number + 1]];
-    if (end > start) spans.push({ start, end, mask: mask[start], isPrompt: end <= prompt, turn: turns.find((turn) => turn.start === start) ?? null });
+    if (end > start)
+      spans.push({
+        start,
+        end,
+        mask: mask[start],
+        isPrompt: end <= prompt,
+        turn: turns.find((turn) => turn.start === start) ?? null,
+      });
   }
   return spans;
 }

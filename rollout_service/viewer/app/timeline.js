@@ -20,7 +20,14 @@ export function drawTimeline(talk) {
     { class: "timeline" },
     element("h3", {}, "The whole episode"),
     bar(Object.fromEntries(total), sum(Object.fromEntries(total)), "whole"),
-    element("p", { class: "legend" }, total.map(([part, value]) => [element("span", { class: `swatch ${part}`, "aria-hidden": "true" }), `${part} ${seconds(value)} `])),
+    element(
+      "p",
+      { class: "legend" },
+      total.map(([part, value]) => [
+        element("span", { class: `swatch ${part}`, "aria-hidden": "true" }),
+        `${part} ${seconds(value)} `,
+      ]),
+    ),
     element("h3", {}, "By turn"),
     rows.map((row) =>
       element(
@@ -34,8 +41,9 @@ export function drawTimeline(talk) {
     element(
       "p",
       { class: "aside" },
-      "A turn's policy seconds are recorded. Its user and environment seconds are the differences between the messages' timestamps. ",
-      "“In no turn” is the rest of what is recorded: building the environment, tokenization, waiting inside the service.",
+      "A turn's policy seconds are recorded. Its user and environment seconds are the differences between the ",
+      "messages' timestamps. “In no turn” is the rest of what is recorded: building the environment, tokenization, ",
+      "waiting inside the service.",
       isPlaced ? "" : " Here the timestamps do not fit what is recorded, so those parts are not placed in turns.",
     ),
     table(

@@ -15,8 +15,18 @@ export async function drawTokens(talk, row, index) {
   const texts = await textsOf(packed.vocabulary);
   const { problem } = index.tokenizers[packed.vocabulary];
   const violations = placedViolations(talk);
-  const facts = element("p", { class: "token-facts", role: "status" }, "Point at a token, or move with ← and →, to see its log-prob and weight version.");
-  const holder = element("div", { class: "token-view" }, legend(), problem ? element("p", { class: "problem" }, problem) : null, facts);
+  const facts = element(
+    "p",
+    { class: "token-facts", role: "status" },
+    "Point at a token, or move with ← and →, to see its log-prob and weight version.",
+  );
+  const holder = element(
+    "div",
+    { class: "token-view" },
+    legend(),
+    problem ? element("p", { class: "problem" }, problem) : null,
+    facts,
+  );
   const made = [];
   for (const [at, found] of packed.segments.entries()) {
     const turns = talk.turns.filter((turn) => turn.segment === at);
@@ -24,7 +34,8 @@ export async function drawTokens(talk, row, index) {
     made.push(segment);
     holder.append(drawSegment(segment, at, made, talk, texts, violations, facts));
   }
-  if (!packed.segments.length) holder.append(element("p", { class: "empty" }, "The policy was never asked, so there are no tokens."));
+  if (!packed.segments.length)
+    holder.append(element("p", { class: "empty" }, "The policy was never asked, so there are no tokens."));
   return holder;
 }
 
@@ -63,7 +74,17 @@ function drawSegment(segment, at, earlier, talk, texts, violations, facts) {
   return element(
     "section",
     { class: "segment" },
-    element("h3", {}, at ? "⋔ " : "", title, element("span", { class: "aside" }, ` ${number(segment.ids.length)} tokens, ${number(sampled)} sampled, ${number(segment.prompt)} of prompt`)),
+    element(
+      "h3",
+      {},
+      at ? "⋔ " : "",
+      title,
+      element(
+        "span",
+        { class: "aside" },
+        ` ${number(segment.ids.length)} tokens, ${number(sampled)} sampled, ${number(segment.prompt)} of prompt`,
+      ),
+    ),
     at ? element("p", { class: "fork" }, forkText) : null,
     (violations.bySegment.get(at) ?? []).map(violationNote),
     segment.spans.map((span) => drawSpan(segment, span, fork, talk, texts, violations, facts)),
@@ -81,7 +102,11 @@ function drawSpan(segment, span, fork, talk, texts, violations, facts) {
   for (const [from, to] of windowsOf(span, fork)) {
     const [gapStart, gapEnd] = [shownTo, from];
     if (gapEnd > gapStart) {
-      const more = element("button", { type: "button", class: "more" }, `… ${number(gapEnd - gapStart)} more context tokens …`);
+      const more = element(
+        "button",
+        { type: "button", class: "more" },
+        `… ${number(gapEnd - gapStart)} more context tokens …`,
+      );
       more.addEventListener("click", () => more.replaceWith(...tokens(gapStart, gapEnd)));
       body.append(more);
     }
@@ -90,7 +115,11 @@ function drawSpan(segment, span, fork, talk, texts, violations, facts) {
   }
   const turnAt = span.turn ? talk.turns.indexOf(span.turn) : -1;
   const label = span.turn ? turnLabel(span.turn, turnAt, segment) : spanLabel(span);
-  return [element("div", { class: "span-label" }, label), (violations.byTurn.get(turnAt) ?? []).map(violationNote), body];
+  return [
+    element("div", { class: "span-label" }, label),
+    (violations.byTurn.get(turnAt) ?? []).map(violationNote),
+    body,
+  ];
 }
 
 // Which parts of a span are shown at first: all of it, or of a long context its ends and where it forks.
@@ -102,7 +131,8 @@ function windowsOf(span, fork) {
     if (from <= last[1]) last[1] = Math.max(last[1], to);
     else windows.push([from, to]);
   };
-  if (fork > span.start && fork < span.end) put(Math.max(span.start, fork - EDGE / 2), Math.min(span.end, fork + EDGE / 2));
+  if (fork > span.start && fork < span.end)
+    put(Math.max(span.start, fork - EDGE / 2), Math.min(span.end, fork + EDGE / 2));
   put(span.end - EDGE, span.end);
   return windows;
 }
@@ -118,12 +148,15 @@ function turnLabel(turn, at, segment) {
   const most = Math.max(...versions);
   return [
     element("strong", {}, `Turn ${at + 1}`),
-    ` ${number(turn.length)} tokens, at ${number(turn.start)} · weights ${least === most ? `v${least}` : `v${least} to v${most}`}`,
+    ` ${number(turn.length)} tokens, at ${number(turn.start)}`,
+    ` · weights ${least === most ? `v${least}` : `v${least} to v${most}`}`,
     turn.prefix_version !== null && turn.prefix_version < least ? `, prefix by v${turn.prefix_version}` : "",
     ` · ${number(turn.cached_tokens)} prompt tokens cached · ${seconds(turn.policy_seconds)} · `,
     turn.finish_reason === "length" ? badge("✂", "cut by length", "warn") : `ended by ${turn.finish_reason}`,
     turn.tool_calls.length ? " · " : "",
-    turn.tool_calls.map((status) => (status === "ok" ? badge("✓", "call", "good") : badge("✗", `call: ${status}`, "bad"))),
+    turn.tool_calls.map((status) =>
+      status === "ok" ? badge("✓", "call", "good") : badge("✗", `call: ${status}`, "bad"),
+    ),
     turn.unknown_tokens ? badge("?", `${turn.unknown_tokens} ids without token`, "warn") : null,
     turn.message_index === null ? " · became no message" : ` · message ${turn.message_index}`,
   ];
@@ -136,12 +169,21 @@ function drawToken(segment, at, span, fork, texts, facts) {
   const version = segment.versions[at];
   const likelihood = logprob >= LIKELY ? "likely" : logprob >= UNLIKELY ? "possible" : "unlikely";
   const kind = span.mask === 1 ? `policy ${likelihood}` : "context";
-  const made = element("span", { class: `token ${kind} ${text === null ? "nameless" : ""}`, tabindex: "-1", "data-at": at });
+  const made = element("span", {
+    class: `token ${kind} ${text === null ? "nameless" : ""}`,
+    tabindex: "-1",
+    "data-at": at,
+  });
   if (text === null) made.textContent = String(id);
   else showText(made, text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥"));
   const tell = () => {
     const words = [`token ${number(at)}: id ${id}`, text === null ? "no text of its own" : JSON.stringify(text)];
-    if (span.mask === 1) words.push("sampled (loss mask 1)", `log-prob ${logprob}, p ${Math.exp(logprob).toPrecision(3)}`, `weight version ${version}`);
+    if (span.mask === 1)
+      words.push(
+        "sampled (loss mask 1)",
+        `log-prob ${logprob}, p ${Math.exp(logprob).toPrecision(3)}`,
+        `weight version ${version}`,
+      );
     else words.push("context (loss mask 0)");
     facts.textContent = "";
     showText(facts, words.join(" · "));
@@ -150,7 +192,8 @@ function drawToken(segment, at, span, fork, texts, facts) {
   made.addEventListener("focus", tell);
   made.addEventListener("click", () => made.focus());
   const before = [];
-  if (at === fork && fork > 0) before.push(element("span", { class: "fork-mark", title: "Up to here as the segment before" }, "⋔"));
+  if (at === fork && fork > 0)
+    before.push(element("span", { class: "fork-mark", title: "Up to here as the segment before" }, "⋔"));
   if (span.mask === 1 && isNewVersion(segment, at)) before.push(element("span", { class: "version" }, `v${version}`));
   return [...before, made];
 }
