@@ -63,8 +63,8 @@ def write_page(
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", encoding="ascii", dir=output.parent) as spool:
             gathered = _Gathered(spool, tokenizer, wanted)
-            for path, items in sources:
-                gathered.read(path, items, progress)
+            for (path, items), name in zip(sources, _names(paths), strict=True):
+                gathered.read(path, name, items, progress)
             gathered.check_any()
             index = gathered.finish()
             _assemble(index, spool, output)
@@ -108,9 +108,11 @@ class _Gathered:
         self._first_error: StorageError | None = None
         self.files: list[FileNote] = []
 
-    def read(self, path: Path, items: Iterable[Trajectory | Unreadable], progress: Callable[[int], None]) -> None:
-        """Take in the trajectories of a file."""
-        file = FileNote(path.name, note=_still_written(path))
+    def read(
+        self, path: Path, name: str, items: Iterable[Trajectory | Unreadable], progress: Callable[[int], None]
+    ) -> None:
+        """Take in the trajectories of a file, which the page calls by this name."""
+        file = FileNote(name, note=_still_written(path))
         self.files.append(file)
         for item, violations in verify(items, tokenizer=self._tokenizer, checks=self._checks):
             if isinstance(item, Unreadable):
@@ -118,7 +120,7 @@ class _Gathered:
                 file.unreadable += 1
                 if isinstance(item.error, UnfinishedLine):
                     file.note = file.note or f"Its last line {_BREAKS_OFF}"
-                short = str(path), path.name  # a page may be passed on, so it names no folder
+                short = str(path), name  # a page may be passed on, so it names no folder
                 problem = item.error.problem.replace(*short)
                 row = episode.unreadable_row(item.trajectory_id.replace(*short), problem)
             else:
@@ -164,6 +166,13 @@ class _Gathered:
             self._spool.write(packed(f"vocabulary-{number}", [to_line(texts)]))
             tokenizers.append({"name": vocabulary.name, "fingerprint": vocabulary.fingerprint, "problem": problem})
         return index_block(self._rows, self.files, self._checks, tokenizers)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What the page calls the files: their names, with the folder's before it where two have the same."""
+    names = [path.name for path in paths]
+    parents = [path.resolve().parent.name for path in paths]
+    return [f"{folder}/{name}" if names.count(name) > 1 else name for folder, name in zip(parents, names, strict=True)]
 
 
 def _still_written(path: Path) -> str:

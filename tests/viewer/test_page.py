@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_service.audit.verify import Violation
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import CodecError, ConfigError, StorageError
 from rollout_service.record import storage
 from rollout_service.record.manifest import Asked, Manifest
 from rollout_service.record.trajectory import Outcome, Provenance, TokenSegment, Trajectory, Turn
 from rollout_service.record.writing_lock import writing_lock
+from rollout_service.viewer import episode
 from rollout_service.viewer.blocks import to_line
 from rollout_service.viewer.token_record import Heads, token_record
 from rollout_service.viewer.writer import write_page
@@ -179,6 +181,32 @@ def test_violations_stand_at_the_turn_and_the_message_that_they_name(tmp_path):
     assert "the loss mask is 1 at token 0" in mask[0]["problem"]
     assert [row["violations"] for row in page.rows] == [len(cached), len(mask)]
     assert page.index["checks"] == ["prefix", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("check", "where", "expected"),
+    [
+        ("messages", "segment 1 turn 3", {"segment": 1, "turn": 3}),
+        ("prefix", "segment 1 turn 1", {"segment": 1, "turn": 3}),
+        ("messages", "message 4", {"message": 4}),
+        ("tokens", "turn 2", {"turn": 2}),
+        ("tokens", "segment 0", {"segment": 0}),
+        ("reward", "replay", {}),
+    ],
+)
+def test_a_violation_s_place_is_read_as_the_check_counts(check, where, expected):
+    trajectory = make_trajectory(segments=[make_segment(), make_segment()])
+    assert episode.place(Violation("trajectory-0", check, where, "a problem"), trajectory) == expected
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / folder / "some.jsonl" for folder in ("step_1", "step_2")]
+    for path in paths:
+        storage.write(path, [make_trajectory()])
+    write_page(paths, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert [file["name"] for file in page.index["files"]] == ["step_1/some.jsonl", "step_2/some.jsonl"]
+    assert [row["file"] for row in page.rows] == [0, 1]
 
 
 def test_a_file_that_is_still_being_written_and_another_schema_are_named_and_never_shown_as_episodes(tmp_path):

@@ -92,7 +92,8 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched 
 
   function checkedText() {
     const made = index.checks.join(", ");
-    return row.violations ? `⚠ ${row.violations} found by verify (${made})` : `verified: ${made}`;
+    if (row.violations) return `⚠ ${row.violations} found by verify (${made || "types"})`;
+    return made ? `verified: ${made}` : "not verified";
   }
 
   function tabBar() {

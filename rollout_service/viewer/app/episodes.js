@@ -45,7 +45,7 @@ export function kindOfGroup(members) {
 
 export function rewardMark(reward) {
   if (typeof reward !== "number") return ["–", "no reward", "none"];
-  const shown = String(Math.round(reward * 1000) / 1000);
+  const shown = String(Number(reward.toPrecision(6)));
   if (reward >= 1) return ["●", shown, "good"];
   return reward <= 0 ? ["○", shown, "bad"] : ["◐", shown, "part"];
 }

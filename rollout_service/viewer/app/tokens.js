@@ -6,6 +6,7 @@ import { placedViolations, violationNote } from "./violations.js";
 
 const LIKELY = Math.log(0.5);
 const UNLIKELY = Math.log(0.1);
+const MASKS = { 1: "sampled (loss mask 1)", 0: "context (loss mask 0)" };
 const FOLD = 160;
 const EDGE = 48;
 
@@ -144,12 +145,12 @@ function spanLabel(span) {
 
 function turnLabel(turn, at, segment) {
   const versions = segment.versions.slice(turn.start, turn.end);
-  const least = Math.min(...versions);
-  const most = Math.max(...versions);
+  const [least, most] = [Math.min(...versions), Math.max(...versions)];
+  const weights = least === most ? `v${least}` : `v${least} to v${most}`;
   return [
     element("strong", {}, `Turn ${at + 1}`),
     ` ${number(turn.length)} tokens, at ${number(turn.start)}`,
-    ` · weights ${least === most ? `v${least}` : `v${least} to v${most}`}`,
+    ` · weights ${versions.length ? weights : "not recorded"}`,
     turn.prefix_version !== null && turn.prefix_version < least ? `, prefix by v${turn.prefix_version}` : "",
     ` · ${number(turn.cached_tokens)} prompt tokens cached · ${seconds(turn.policy_seconds)} · `,
     turn.finish_reason === "length" ? badge("✂", "cut by length", "warn") : `ended by ${turn.finish_reason}`,
@@ -178,13 +179,13 @@ function drawToken(segment, at, span, fork, texts, facts) {
   else showText(made, text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥"));
   const tell = () => {
     const words = [`token ${number(at)}: id ${id}`, text === null ? "no text of its own" : JSON.stringify(text)];
-    if (span.mask === 1)
+    words.push(MASKS[segment.mask[at]] ?? "no loss mask recorded");
+    if (segment.mask[at] === 1 || logprob || (version ?? -1) !== -1) {
       words.push(
-        "sampled (loss mask 1)",
-        `log-prob ${logprob}, p ${Math.exp(logprob).toPrecision(3)}`,
-        `weight version ${version}`,
+        logprob === undefined ? "no log-prob recorded" : `log-prob ${logprob}, p ${Math.exp(logprob).toPrecision(3)}`,
       );
-    else words.push("context (loss mask 0)");
+      words.push(version === undefined ? "no weight version recorded" : `weight version ${version}`);
+    }
     facts.textContent = "";
     showText(facts, words.join(" · "));
   };
