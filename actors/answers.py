@@ -5,11 +5,13 @@ Invariant: the error of a replica that lives is never taken for an answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from rollout_service.errors import RolloutError, ServiceError, last_cause
+from rollout_service.errors import RolloutError, ServiceError, WeightError, last_cause
+from rollout_service.policy.replicas import ReplicaState
 
 
 def living(answers: list[Any]) -> list[Any]:
@@ -38,3 +40,34 @@ def text(error: BaseException) -> str:
 
 def _cause(error: BaseException) -> BaseException:
     return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
+
+
+def check_model(states: Sequence[ReplicaState], model: str, application: str) -> None:
+    """Check that the replicas serve this model, or do not say which.
+
+    Raises:
+        ServiceError: they serve another one.
+    """
+    other = next((state.serves for state in states if state.serves not in ("", model)), None)
+    if other is not None:
+        raise ServiceError(
+            f"policy.application: the replicas of {application!r} serve {other}, not {model}: trajectories would name "
+            "a model that did not sample them.",
+            "Set policy.engine and policy.model as the application has them, or name another application.",
+        )
+
+
+def check_cumem(values: Sequence[str | None]) -> None:
+    """Check that NCCL is set up alike in all replicas.
+
+    Args:
+        values: of `NCCL_CUMEM_ENABLE` in each.
+
+    Raises:
+        WeightError: it is not.
+    """
+    if len(set(values)) > 1:
+        found = ", ".join(sorted({str(value) for value in values}))
+        raise WeightError(
+            f"NCCL_CUMEM_ENABLE differs between the replicas: {found}.", "Set it for all, in policy.env_vars."
+        )

@@ -138,13 +138,7 @@ class Fleet:
         if self._application is None:
             return
         states = await self._states()
-        other = next((state.serves for state in states if state.serves not in ("", self._policy.serves)), None)
-        if other is not None:
-            raise ServiceError(
-                f"policy.application: the replicas of {self._application!r} serve {other}, not "
-                f"{self._policy.serves}: trajectories would name a model that did not sample them.",
-                "Set policy.engine and policy.model as the application has them, or name another application.",
-            )
+        answers.check_model(states, self._policy.serves, self._application)
         self.desired = DesiredState(pauses=max((state.pauses for state in states), default=0))
         newest = max([self.version, *(state.version for state in states)])
         if newest > self._policy.weight_version:
@@ -308,11 +302,7 @@ class Fleet:
                 "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
             )
         cumem = answers.living(await self._ask("nccl_cumem"))
-        if len(set(cumem)) > 1:
-            values = ", ".join(sorted({str(value) for value in cumem}))
-            raise WeightError(
-                f"NCCL_CUMEM_ENABLE differs between the replicas: {values}.", "Set it for all, in policy.env_vars."
-            )
+        answers.check_cumem(cumem)
         return GroupTerms(1 + len(cumem) * replica_size.processes(self._policy), next(iter(cumem), None))
 
     async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
