@@ -35,6 +35,7 @@ from rollout_service.tau2 import answer, api_errors, compat
 from rollout_service.tau2.attempts import Attempts
 from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls, listed_price
+from rollout_service.tau2.paced import NoPlace
 from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
@@ -104,7 +105,8 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
         """The next message of τ²'s own simulator. The request is repeated until the message is valid.
 
         Raises:
-            EpisodeFault: the last request failed too, or a request failed that would fail again.
+            EpisodeFault: the last request failed too, or one failed that would fail again, or the episode's time was
+                over before it was the request's turn at the endpoint.
             EpisodeEnd: the episode's time ran out, or the episode was cancelled.
         """
         silences, attempts = 0, Attempts(self._config.retries, self._calls.gate)
@@ -113,6 +115,8 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             remind = silences == _SILENCES
             try:
                 return self._ask(message, state, remind=remind)
+            except NoPlace:
+                raise self._no_place() from None
             except (EpisodeEnd, EpisodeFault):
                 raise
             except Exception as error:
@@ -176,6 +180,14 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             error=type(error).__name__,
             retryable=not api_errors.is_refused_always(error),
             traceback=traceback_of(error),
+        )
+
+    def _no_place(self) -> EpisodeFault:
+        return EpisodeFault(
+            FaultKind.USER_SIMULATOR,
+            f"{self.llm}: it was not this request's turn at the endpoint before limits.wall_seconds was over. Use "
+            "fewer slots (service.slots), raise limits.wall_seconds, or have the endpoint's limits raised",
+            error=NoPlace.__name__,
         )
 
     def _remedy(self, error: Exception) -> str:

@@ -6,6 +6,7 @@ in the headers of its answer reaches the gate, whatever becomes of the answer.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -17,11 +18,16 @@ from rollout_service.pacing.controller import Result
 from rollout_service.pacing.gate import Gate
 from rollout_service.tau2 import api_errors
 from rollout_service.tau2.deadline import Deadline
+from rollout_service.termination import TerminationReason
 
 T = TypeVar("T")
 
 _heard: ContextVar[list[Any] | None] = ContextVar("heard", default=None)
 """Where the answers that litellm gets within a request are noted."""
+
+
+class NoPlace(EpisodeEnd):
+    """The episode's time ran out while its request waited for its turn."""
 
 
 def listening(completion: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +51,8 @@ def ask(gate: Gate | None, deadline: Deadline, request: Callable[[], T], seconds
 
     Raises:
         TimeoutError: it took longer than `seconds`.
-        EpisodeEnd: the episode's time ran out first, or the episode was cancelled.
+        NoPlace: the episode's time ran out before it was the request's turn.
+        EpisodeEnd: the episode's time ran out later, or the episode was cancelled.
     """
     if gate is None:
         return deadline.bound(request, seconds)
@@ -55,7 +62,13 @@ def ask(gate: Gate | None, deadline: Deadline, request: Callable[[], T], seconds
         _heard.set(answers)  # a new thread has a context of its own
         return request()
 
-    with gate.place(deadline) as place:
+    with contextlib.ExitStack() as stack:
+        try:
+            place = stack.enter_context(gate.place(deadline))
+        except EpisodeEnd as end:
+            if end.reason == TerminationReason.WALL_TIME:
+                raise NoPlace(end.reason) from None
+            raise
         try:
             result = deadline.bound(run, seconds)
         except EpisodeEnd:

@@ -526,9 +526,7 @@ def test_a_user_that_stops_after_one_turn_of_the_policy_is_scored() -> None:
 # Limits and neighbours -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "behaviour", [server.hang, server.drip, server.rate_limited(300.0)], ids=["hang", "drip", "told to wait"]
-)
+@pytest.mark.parametrize("behaviour", [server.hang, server.drip], ids=["hang", "drip"])
 def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Behaviour) -> None:
     start = time.monotonic()
     with gold_server(at({2}, behaviour)) as api:
@@ -536,6 +534,15 @@ def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Beh
     assert time.monotonic() - start < 200, "not the 300 s of the request"
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.TRUNCATED, "wall_time")
     assert (trajectory.reward, trajectory.fault) == (None, None)
+
+
+def test_an_episode_whose_time_ends_before_its_user_s_endpoint_takes_a_request_is_tried_again() -> None:
+    with gold_server(at({2}, server.rate_limited(300.0))) as api:
+        trajectory = run(api, limits__wall_seconds=1.5)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert "limits.wall_seconds" in trajectory.fault.message
 
 
 def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
