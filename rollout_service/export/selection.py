@@ -56,6 +56,39 @@ class Selection:
         return self.reward is not None or self.unique or self.per_task is not None
 
 
+class Filter:
+    """Decides on one trajectory after another."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._conversations: set[bytes] = set()
+        self._of_task: Counter[tuple[str, str, str]] = Counter()
+
+    def reason(self, trajectory: Trajectory) -> str:
+        """Why the trajectory is left out; empty: it is taken."""
+        wanted = self._selection
+        if wanted.domain is not None and trajectory.task.domain != wanted.domain:
+            return "of another domain"
+        if trajectory.outcome is Outcome.ABORTED:
+            return "ended by a fault" if trajectory.fault is not None else "cancelled"
+        if trajectory.reward is None:
+            return "without a reward"
+        if not trajectory.is_scored:
+            return "in which the policy never spoke"
+        if wanted.reward is not None and trajectory.reward < wanted.reward:
+            return f"with a reward below {wanted.reward:g}"
+        task = (trajectory.task.domain, trajectory.task.split, trajectory.task.task_id)
+        if wanted.unique:
+            conversation = _digest([*task, *(segment.token_ids.tobytes() for segment in trajectory.segments)])
+            if conversation in self._conversations:
+                return "with the same tokens as another of the task"
+            self._conversations.add(conversation)
+        if wanted.per_task is not None and self._of_task[task] >= wanted.per_task:
+            return f"beyond the first {wanted.per_task} of the task"
+        self._of_task[task] += 1
+        return ""
+
+
 class Selected:
     """The trajectories of files that a selection takes: an iterable, for one pass."""
 
@@ -73,12 +106,10 @@ class Selected:
         self.left_out: Counter[str] = Counter()
         """Trajectories that are not taken, by reason."""
         self.taken = 0
-        self._selection = selection
+        self._filter = Filter(selection)
         self._same = same
         self._first: Trajectory | None = None
         self._seen: set[bytes] = set()
-        self._conversations: set[bytes] = set()
-        self._of_task: Counter[tuple[str, str, str]] = Counter()
         for path in files:
             check_not_written(path)
         self._stored = [iterate(path) for path in files]
@@ -102,7 +133,7 @@ class Selected:
         for path, stored in zip(self.files, self._stored, strict=True):
             for trajectory in stored:
                 self._check_new(trajectory, path)
-                reason = self._reason(trajectory)
+                reason = self._filter.reason(trajectory)
                 if reason:
                     self.left_out[reason] += 1
                 else:
@@ -135,30 +166,6 @@ class Selected:
                     f"provenance.{name}: {one!r} and {other!r}.",
                     "Export files of one run each.",
                 )
-
-    def _reason(self, trajectory: Trajectory) -> str:
-        """Why the trajectory is left out; empty: it is taken."""
-        wanted = self._selection
-        if wanted.domain is not None and trajectory.task.domain != wanted.domain:
-            return "of another domain"
-        if trajectory.outcome is Outcome.ABORTED:
-            return "ended by a fault" if trajectory.fault is not None else "cancelled"
-        if trajectory.reward is None:
-            return "without a reward"
-        if not trajectory.is_scored:
-            return "in which the policy never spoke"
-        if wanted.reward is not None and trajectory.reward < wanted.reward:
-            return f"with a reward below {wanted.reward:g}"
-        task = (trajectory.task.domain, trajectory.task.split, trajectory.task.task_id)
-        if wanted.unique:
-            conversation = _digest([*task, *(segment.token_ids.tobytes() for segment in trajectory.segments)])
-            if conversation in self._conversations:
-                return "with the same tokens as another of the task"
-            self._conversations.add(conversation)
-        if wanted.per_task is not None and self._of_task[task] >= wanted.per_task:
-            return f"beyond the first {wanted.per_task} of the task"
-        self._of_task[task] += 1
-        return ""
 
 
 def _digest(parts: Iterable[Any]) -> bytes:

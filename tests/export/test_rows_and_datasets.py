@@ -75,6 +75,21 @@ def any_user_call(trajectory):
     return any(message["role"] == "user" and message.get("tool_calls") for message in trajectory.messages)
 
 
+def test_each_segment_is_a_row_that_trains_only_what_was_sampled_in_it(tmp_path):
+    thought = "<think>\nLet me see.\n</think>\n\n"
+    policy = episodes.WrittenTurns(thought + episodes.written("get_users"), thought + "Goodbye.")
+    runner = episodes.runner(episodes.settings(policy__history="template"), policy)
+    trajectory = runner.run(episodes.request(episodes.task("mock")))
+    storage.write(tmp_path / "mock.jsonl", [trajectory])
+    rows = rows_of(export(tmp_path / "mock.jsonl", "sft", tmp_path / "rows.jsonl").output)
+    assert [row["segment"] for row in rows] == [0, 1]
+    assert [sum(row["assistant_masks"]) for row in rows] == [each.policy_token_count for each in trajectory.segments]
+    trained = [[message for message in row["messages"] if message["train"]] for row in rows]
+    assert [[len(each.get("tool_calls", [])) for each in of_row] for of_row in trained] == [[1], [0]]
+    assert {each["reasoning_content"] for of_row in trained for each in of_row} == {"Let me see."}
+    assert rows[1]["messages"][-1]["content"] == "Goodbye."
+
+
 def test_messages_that_are_not_of_the_tokens_or_another_tokenizer_are_refused(played, tmp_path):
     first = played[0]
     other = [*first.messages[:1], first.messages[1] | {"content": "Something else."}, *first.messages[2:]]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout_service.errors import ConfigError, StorageError
 from rollout_service.export.exporting import export
 from rollout_service.export.place import new_at
-from rollout_service.export.selection import RUN, TOKENS, Selected, Selection
+from rollout_service.export.selection import RUN, TOKENS, Filter, Selected, Selection
 from rollout_service.record import storage
 from rollout_service.record.trajectory import Outcome
 from rollout_service.record.writing_lock import writing_lock
+from tests.support.commands import command
 from tests.support.trajectories import make_segment, make_trajectory
 
 
@@ -141,3 +145,44 @@ def test_an_export_never_takes_the_place_of_what_it_reads(tmp_path):
     with pytest.raises(StorageError, match="is one of the files that are exported"):
         export([path], "sft", tmp_path / "." / "all.jsonl", overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_the_command_says_what_is_left_out_and_why(tmp_path):
+    path = tmp_path / "all.parquet"
+    storage.write(
+        path, [scored("a"), scored("b", reward=0.0), scored("c", reward=None, termination_reason="wall_time")]
+    )
+    done = command("export", path, "--to", "hf", "--output", tmp_path / "folder", "--reward", 1.0)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        f"{tmp_path / 'folder'} has 1 of 3 trajectories.",
+        "Left out: 1 with a reward below 1.",
+        "Left out: 1 without a reward.",
+    ]
+    again = command("export", path, "--to", "hf", "--output", tmp_path / "folder")
+    assert again.returncode == 2
+    assert "exists already. Choose another --output, or give --overwrite." in again.stderr
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.sampled_from([None, 0.0, 1.0])), max_size=8),
+    st.sampled_from([None, 1.0]),
+    st.booleans(),
+    st.sampled_from([None, 1, 2]),
+)
+def test_what_is_taken_obeys_every_filter_and_is_taken_again(found, reward, unique, per_task):
+    stored = [
+        scored(str(number), task=str(task), tokens=tokens, reward=value)
+        for number, (task, tokens, value) in enumerate(found)
+    ]
+    chosen = Filter(Selection(reward=reward, unique=unique, per_task=per_task))
+    taken = [trajectory for trajectory in stored if not chosen.reason(trajectory)]
+    assert all(each.reward is not None and each.reward >= (reward or 0.0) for each in taken)
+    tasks = Counter(each.task.task_id for each in taken)
+    assert max(tasks.values(), default=0) <= (per_task or len(stored))
+    conversations = Counter((each.task.task_id, each.segments[0].token_ids.tobytes()) for each in taken)
+    assert not unique or set(conversations.values()) <= {1}
+    again = Filter(Selection(reward=reward, unique=unique, per_task=per_task))
+    assert [trajectory for trajectory in taken if not again.reason(trajectory)] == taken
+    if reward is None and not unique and per_task is None:
+        assert taken == [trajectory for trajectory in stored if trajectory.reward is not None]

@@ -49,7 +49,7 @@ def export(
         max_steps=max_steps,
         max_errors=max_errors,
     )
-    say(f"{done.trajectories} trajectories are in {done.output}.")
+    say(f"{done.output} has {done.trajectories} of {done.trajectories + sum(done.left_out.values())} trajectories.")
     for reason, count in done.left_out.items():
-        say(f"{count} left out: {reason}.")
+        say(f"Left out: {count} {reason}.")
     return 0
