@@ -53,7 +53,7 @@ def count_attempt(meter: Meter, domain: str, summary: EpisodeSummary) -> None:
         amounts |= {"user_requests_total": it.user_requests, "user_failures_total": it.failed_user_requests}
         _count_time(meter, domain, it)
     for name, amount in amounts.items():
-        meter.add(name, amount, domain=domain)
+        meter.add(name, max(0.0, amount), domain=domain)
 
 
 def _count_time(meter: Meter, domain: str, it: Measures) -> None:

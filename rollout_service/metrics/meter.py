@@ -60,7 +60,7 @@ class Meter:
         if value < 0:
             raise ValueError(f"{name} cannot grow by {value}")
         metric, cell = self._find(name, "counter", labels)
-        cell.value += value
+        cell.value += float(value)
         if value:
             self._send(metric, value, labels)
 
@@ -77,7 +77,7 @@ class Meter:
         """
         metric, cell = self._find(name, "gauge", labels)
         cell.value = float(value)
-        self._send(metric, cell.value, labels)
+        self._send(metric, value, labels)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Have a histogram observe a value.
@@ -88,7 +88,7 @@ class Meter:
         metric, cell = self._find(name, "histogram", labels)
         if not cell.buckets:
             cell.buckets = [0] * (len(metric.buckets) + 1)
-        cell.value += value
+        cell.value += float(value)
         cell.buckets[bisect_left(metric.buckets, value)] += 1
         self._send(metric, value, labels)
 
@@ -105,7 +105,7 @@ class Meter:
 
     def _send(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         if self._sink is not None:
-            self._sink(metric, value, labels)
+            self._sink(metric, float(value), labels)  # Ray refuses the numbers of numpy
 
 
 def ordered(readings: Iterable[Reading]) -> list[Reading]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import ray
 
+import rollout_service.cli.service_table as service_table
 import rollout_service.services as services
 from rollout_service.client import RolloutClient
 from tests.support.commands import command, process
@@ -62,3 +65,14 @@ def test_what_a_dead_service_left_is_listed_with_the_command_that_removes_it(cli
     assert "A dead service named 'left' left something on this cluster: 1 actors. Remove it with" in refused.stderr
     assert command("service", "stop", "left", *HERE).returncode == 0
     assert services.find("left", "rollout_service") is None
+
+
+def test_a_watched_service_is_shown_until_ctrl_c_with_the_exit_code_of_its_status(client, monkeypatch):
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service_table, "time", SimpleNamespace(sleep=interrupted))
+    watched = command("service", "status", "shared", *HERE, "--watch")
+    assert watched.returncode == 0, watched.stderr
+    assert "state running" in said(watched.stdout)
+    assert command("service", "status", "nobody", *HERE, "--watch").returncode == 2

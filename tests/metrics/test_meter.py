@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,15 @@ def test_a_gauge_has_its_last_value_and_a_counter_reaches_a_total_but_never_sink
 def test_what_the_table_does_not_have_is_refused(method, name, labels):
     with pytest.raises(ValueError, match=f"the table has no .* {name} with the labels"):
         getattr(Meter(), method)(name, 1.0, **labels)
+
+
+def test_numbers_of_numpy_are_recorded_as_floats():
+    sent: list[float] = []
+    meter = Meter(lambda metric, value, labels: sent.append(value))
+    meter.add("sampled_tokens_total", np.int64(3), domain="retail")
+    meter.observe("episode_turns", np.int32(3), domain="retail")
+    meter.set("running", np.float32(3))
+    assert {type(value) for value in (*sent, *text.flat(meter.readings()).values())} == {float}
 
 
 def test_a_counter_that_would_sink_is_refused():
