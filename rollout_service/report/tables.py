@@ -235,7 +235,7 @@ def _of(share: Share) -> str:
 
 
 def _more(count: int, most: int, what: str) -> list[str]:
-    return [f"… and {count - most} more {what} (--show, or --json for all)"] if count > most else []
+    return [f"… and {count - most} more {what} (--json has all)"] if count > most else []
 
 
 def _counts(counts: Mapping[Any, int]) -> str:
