@@ -77,6 +77,16 @@ def test_an_episode_without_reward_is_no_reward_of_0():
     assert found["episodes_total/retail/completed"] == found["episodes_total/retail/aborted"] == 1
 
 
+def test_flaws_of_the_user_count_over_the_episodes_that_were_examined():
+    meter = Meter()
+    for flaws, review in ((("empty_answer", "tool_misuse"), ("hallucination", "minor")), ((), None), (None, ())):
+        count_episode(meter, "retail", replace(SUMMARY, user_flaws=flaws, user_review=review), version=5)
+    found = flat(meter)
+    assert (found["users_examined_total/heuristics"], found["users_examined_total/review"]) == (2, 2)
+    assert found["user_flaws_total/heuristics/any"] == found["user_flaws_total/heuristics/tool_misuse"] == 1
+    assert found["user_flaws_total/review/any"] == found["user_flaws_total/review/minor"] == 1
+
+
 def test_a_summary_has_its_trajectory_s_measures_and_no_journal_stores_them():
     trajectory = make_trajectory(timing=Timing(1.0, 2.0, 3.0, 4.0, 5.0), user_usage=UserUsage(requests=7))
     summary = EpisodeSummary.of(trajectory)
