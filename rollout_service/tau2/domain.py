@@ -51,6 +51,21 @@ class EndState:
     """The parts of the databases that the episode made, which may hold objects of its messages."""
 
 
+class _UserTool:
+    """What a user simulator needs of one of τ²'s tools. Their own schemas are made anew each time that they are read,
+    which was a third of the CPU time of a request of telecom's user."""
+
+    def __init__(self, tool: Any) -> None:
+        self.name: str = tool.name
+        self._schema = json.dumps(tool.openai_schema)
+
+    @property
+    def openai_schema(self) -> dict[str, Any]:
+        """The schema for OpenAI's API. The caller's own: litellm changes it for some providers."""
+        schema: dict[str, Any] = json.loads(self._schema)
+        return schema
+
+
 class Domain:
     """A domain's parsed databases, tools and data files. Thread-safe."""
 
@@ -141,7 +156,8 @@ class Domain:
 
     @once
     def _user_tools(self, names: tuple[str, ...] | None) -> list[Any] | None:
-        return compat.user_tools(self.environment(), None if names is None else list(names))
+        tools = compat.user_tools(self.environment(), None if names is None else list(names))
+        return tools and [_UserTool(tool) for tool in tools]
 
     @once
     def tool_schemas(self, solo: bool) -> list[dict[str, Any]]:

@@ -346,3 +346,12 @@ def test_a_bad_vpn_in_one_telecom_episode_is_bad_in_no_other():
     assert shared.end_state(connected).hashes == before
     after.get_response(compat.ToolCall(id="1", name="connect_vpn", arguments={}, requestor="user"))
     assert shared.end_state(after).hashes == before
+
+
+def test_the_user_s_tools_have_tau2_s_own_schemas_and_what_one_request_changes_reaches_no_other():
+    shared = domain.get("telecom")
+    official = shared.environment().get_user_tools()
+    given = shared.user_tools(tasks.get(tasks.references("telecom")[0]))
+    assert [(tool.name, tool.openai_schema) for tool in given] == [(tool.name, tool.openai_schema) for tool in official]
+    given[0].openai_schema["function"]["parameters"].clear()
+    assert given[0].openai_schema == official[0].openai_schema
