@@ -112,6 +112,10 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     changed = [episode(0, at, provenance=Provenance(task_hash=text)) for at, text in enumerate("xy")]
     with pytest.raises(StorageError, match="another version of the task retail/test/0"):
         Run.of([stored(tmp_path / "c.jsonl", *changed)])
+    later = tmp_path / "later.jsonl"
+    later.write_text(first.read_text().replace('"schema_version":2', '"schema_version":9', 1))
+    with pytest.raises(StorageError, match="has schema version 9"):
+        Run.of([first, later])
 
 
 def test_a_file_that_is_being_written_or_broke_off_is_refused(tmp_path):
