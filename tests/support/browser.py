@@ -47,7 +47,7 @@ class Browser:
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._loop.run_until_complete(asyncio.wait_for(self._start(), 60))
+        self._loop.run_until_complete(asyncio.wait_for(self._start(), 120))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -137,11 +137,12 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched 
 }
 
 function drawUnreadable(row, index) {
+  const { name } = index.files[row.file];
   return element(
     "div",
     { class: "unreadable" },
     element("h2", {}, "No trajectory can be read here"),
-    element("p", {}, `${index.files[row.file].name}: `, element("bdi", {}, row.id)),
+    element("p", {}, row.id.startsWith(name) ? "" : `${name}: `, element("bdi", {}, row.id)),
     element("p", { class: "problem" }, row.said),
   );
 }
