@@ -149,6 +149,18 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ("sum({user_waiting}) or vector(0)", "wait for a place"),
             ),
         ),
+        Panel(
+            "Flaws",
+            "percentunit",
+            (
+                (
+                    "sum by (source, flaw) ({user_flaws_total/s})"
+                    " / on (source) group_left () sum by (source) ({users_examined_total/s}) or vector(0)",
+                    "{{source}} {{flaw}}",
+                ),
+            ),
+            "Share of the episodes in which heuristics, or τ²'s reviewer, found the user simulator at fault.",
+        ),
     ),
     "Weights": (
         Panel(

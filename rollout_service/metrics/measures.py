@@ -76,11 +76,11 @@ def count_episode(meter: Meter, domain: str, summary: EpisodeSummary, version: i
         version: of the weights that the trainer gave last.
     """
     meter.add("episodes_total", domain=domain, outcome=summary.outcome)
-    for by, flaws in (("heuristics", summary.user_flaws), ("review", summary.user_review)):
+    for source, flaws in (("heuristics", summary.user_flaws), ("review", summary.user_review)):
         if flaws is not None:
-            meter.add("users_examined_total", by=by)
+            meter.add("users_examined_total", source=source)
             for flaw in (*flaws, *(["any"] if flaws else [])):
-                meter.add("user_flaws_total", by=by, flaw=flaw)
+                meter.add("user_flaws_total", source=source, flaw=flaw)
     if summary.reward is not None:
         meter.observe("reward", summary.reward, domain=domain)
         meter.add("rewards_total", max(0.0, summary.reward), domain=domain)  # τ²'s rewards are from 0 to 1

@@ -66,8 +66,10 @@ _EPISODES = (
     Metric("user_requests_total", "counter", _DOMAIN, "requests to the user simulator, retries included"),
     Metric("user_failures_total", "counter", _DOMAIN, "requests to the user simulator that failed"),
     Metric("user_tokens_total", "counter", _DOMAIN, "tokens of the user simulator, sent and written"),
-    Metric("users_examined_total", "counter", ("by",), "episodes whose user was examined; by: heuristics or review"),
-    Metric("user_flaws_total", "counter", ("by", "flaw"), "those of them with this flaw, or with any"),
+    Metric(
+        "users_examined_total", "counter", ("source",), "episodes whose user was examined by heuristics or a review"
+    ),
+    Metric("user_flaws_total", "counter", ("source", "flaw"), "those of them with this flaw, or with any"),
     Metric("cost_usd_total", "counter", _DOMAIN, "US dollars of users, their reviewers and judges, as far as known"),
     Metric("unknown_costs_total", "counter", _DOMAIN, "attempts whose cost is not known"),
     Metric("faults_total", "counter", ("kind",), "attempts that a fault ended, by whose fault it is"),

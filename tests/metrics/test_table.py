@@ -9,7 +9,7 @@ from rollout_service.metrics.table import PARTS, PREFIX, REASONS, TABLE
 from rollout_service.record.trajectory import Timing
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
-LABELS = {"domain", "outcome", "part", "kind", "reason", "mode", "result", "by", "flaw"}
+LABELS = {"domain", "outcome", "part", "kind", "reason", "mode", "result", "source", "flaw"}
 """Each has few values, and those are known before."""
 
 
