@@ -15,7 +15,8 @@ import rollout_service.config.arguments as arguments
 from rollout_service.errors import ConfigError, StorageError
 from rollout_service.export import hf_dataset, inspect_log, sft_rows, tau2_results
 from rollout_service.export.place import new_at
-from rollout_service.export.selection import RUN, TOKENS, Selected, Selection
+from rollout_service.export.selection import TOKENS, Selected, Selection
+from rollout_service.report.reading import SAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class _Format:
 
 
 FORMATS = {
-    "tau2": _Format(tau2_results.write, ".json", RUN, ("max_steps", "max_errors"), is_run=True),
-    "inspect": _Format(inspect_log.write, ".eval", RUN, is_run=True),
+    "tau2": _Format(tau2_results.write, ".json", SAME, ("max_steps", "max_errors"), is_run=True),
+    "inspect": _Format(inspect_log.write, ".eval", SAME, is_run=True),
     "sft": _Format(sft_rows.write, ".jsonl", TOKENS, ("tokenizer",)),
     "hf": _Format(hf_dataset.write, "", TOKENS),
 }

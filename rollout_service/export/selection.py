@@ -1,7 +1,7 @@
 """Selection: which trajectories of some files are exported.
 
-Invariant: a file is read once and never held in memory. Every trajectory of the files is taken or is counted with the
-reason why it is left out. None is taken twice, and none of a file that is damaged or still being written.
+Invariant: every trajectory of the files is taken, or is counted with the reason why it is left out. What cannot be
+exported together is refused by `rollout_service.report.reading`.
 """
 
 from __future__ import annotations
@@ -14,27 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rollout_service.errors import StorageError
-from rollout_service.record.storage import iterate
 from rollout_service.record.trajectory import Outcome, Trajectory
-from rollout_service.record.writing_lock import check_not_written
+from rollout_service.report.reading import SAME, Reading
 
 TOKENS = ("tokenizer_fingerprint", "template_fingerprint")
 """Fields of `Provenance` that must be equal where token ids of several trajectories stand side by side."""
-
-RUN = (
-    *TOKENS,
-    "model",
-    "sampling",
-    "agent",
-    "user",
-    "user_arguments",
-    "evaluation",
-    "retrieval",
-    "limits",
-    "tau2_distribution",
-    "tau2_version",
-)
-"""Fields of `Provenance` that must be equal in one run of a benchmark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,33 +76,24 @@ class Filter:
 class Selected:
     """The trajectories of files that a selection takes: an iterable, for one pass."""
 
-    def __init__(self, files: Sequence[Path], selection: Selection, same: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path], selection: Selection, same: Sequence[str] = SAME) -> None:
         """
         Args:
-            same: fields of `Provenance` in which all trajectories that are taken must agree.
+            same: fields of `Provenance` in which all trajectories of the files must agree.
 
         Raises:
-            StorageError: there is no file, one does not exist, its ending is unknown, or a process writes to it.
+            StorageError: as `Reading`.
         """
-        if not files:
-            raise StorageError("There is no file to read.", "Name at least one file of trajectories.")
-        self.files = files
         self.left_out: Counter[str] = Counter()
         """Trajectories that are not taken, by reason."""
         self.taken = 0
         self._filter = Filter(selection)
-        self._same = same
-        self._first: Trajectory | None = None
-        self._seen: set[bytes] = set()
-        for path in files:
-            check_not_written(path)
-        self._stored = [iterate(path) for path in files]
+        self._reading = Reading(files, same=same)
 
     def __iter__(self) -> Iterator[Trajectory]:
         """
         Raises:
-            StorageError: a file is damaged or unfinished, a trajectory comes twice, two of them differ in what must be
-                the same, or none is taken.
+            StorageError: as iterating a `Reading`, or none is taken.
         """
         for trajectory, reason in self.everything():
             if not reason:
@@ -130,42 +105,19 @@ class Selected:
         Raises:
             StorageError: as `__iter__`.
         """
-        for path, stored in zip(self.files, self._stored, strict=True):
-            for trajectory in stored:
-                self._check_new(trajectory, path)
-                reason = self._filter.reason(trajectory)
-                if reason:
-                    self.left_out[reason] += 1
-                else:
-                    self._check_same(trajectory)
-                    self.taken += 1
-                yield trajectory, reason
+        for trajectory in self._reading:
+            reason = self._filter.reason(trajectory)
+            if reason:
+                self.left_out[reason] += 1
+            else:
+                self.taken += 1
+            yield trajectory, reason
         if not self.taken:
             found = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             raise StorageError(
-                f"No trajectory of {_names(self.files)} is exported: {found or 'there is none'}.",
+                f"No trajectory of {', '.join(map(str, self._reading.files))} is exported: {found}.",
                 "Choose other files, or leave out a filter.",
             )
-
-    def _check_new(self, trajectory: Trajectory, path: Path) -> None:
-        identity = _digest([trajectory.collection_id, trajectory.trajectory_id])
-        if identity in self._seen:
-            raise StorageError(
-                f"Trajectory {trajectory.trajectory_id!r} of {path} came before.",
-                "Name each file once, and none that holds the same trajectories as another.",
-            )
-        self._seen.add(identity)
-
-    def _check_same(self, trajectory: Trajectory) -> None:
-        first = self._first = self._first or trajectory
-        for name in self._same:
-            one, other = getattr(first.provenance, name), getattr(trajectory.provenance, name)
-            if one != other:
-                raise StorageError(
-                    f"The trajectories {first.trajectory_id!r} and {trajectory.trajectory_id!r} differ in "
-                    f"provenance.{name}: {one!r} and {other!r}.",
-                    "Export files of one run each.",
-                )
 
 
 def _digest(parts: Iterable[Any]) -> bytes:
@@ -174,7 +126,3 @@ def _digest(parts: Iterable[Any]) -> bytes:
         text = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
         whole.update(len(text).to_bytes(8, "little") + text)
     return whole.digest()
-
-
-def _names(files: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in files)

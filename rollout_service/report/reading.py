@@ -1,7 +1,7 @@
 """Reading: the trajectories of a run, from any number of files.
 
-Invariant: a file is read once, in a stream, and every trajectory is given once. An error says why nothing can be
-reported: a file is damaged or still being written, holds the same trajectories as another, or has episodes of different
+Invariant: a file is read once, in a stream, and every trajectory is given once. An error says why nothing can be made
+of them: a file is damaged or still being written, holds the same trajectories as another, or has episodes of different
 conditions, whose numbers mean nothing together.
 """
 
@@ -25,6 +25,7 @@ SAME = (
     "sampling",
     "agent",
     "user",
+    "user_arguments",
     "evaluation",
     "retrieval",
     "limits",
@@ -38,10 +39,11 @@ over."""
 class Reading:
     """The trajectories of some files: an iterable, for one pass."""
 
-    def __init__(self, files: Sequence[str | Path], domain: str | None = None) -> None:
+    def __init__(self, files: Sequence[str | Path], domain: str | None = None, same: Sequence[str] = SAME) -> None:
         """
         Args:
             domain: only this domain's; None: all.
+            same: fields of `Provenance` that all of them must have in common.
 
         Raises:
             StorageError: there is no file, one does not exist, its ending is unknown, or a process writes to it.
@@ -50,10 +52,11 @@ class Reading:
             raise StorageError("There is no file to read.", "Name at least one file of trajectories.")
         self.files = [Path(file) for file in files]
         self.conditions: dict[str, Any] = {}
-        """What the episodes that were given have in common, by the names in `SAME`."""
+        """What the episodes that were given have in common, by the names in `same`."""
         self.task_hashes: dict[str, str] = {}
         """Hash of each task, as far as it is recorded."""
         self._domain = domain
+        self._same = same
         self._seen: set[bytes] = set()
         for path in self.files:
             check_not_written(path)
@@ -95,7 +98,7 @@ class Reading:
     def _check_same(self, trajectory: Trajectory, path: Path) -> None:
         if trajectory.outcome is Outcome.ABORTED:
             return  # an episode that never began has no provenance, and none that a fault ended has a reward
-        for name in SAME:
+        for name in self._same:
             value = getattr(trajectory.provenance, name)
             if value in ("", {}):
                 continue
@@ -104,14 +107,14 @@ class Reading:
                 raise StorageError(
                     f"{path}: trajectory {trajectory.trajectory_id!r} has provenance.{name} {shown(value)}, and those "
                     f"before it have {shown(first)}.",
-                    "Report files of one run each, or compare two runs: report A --against B.",
+                    "Give files of one run each. `report A --against B` compares two runs.",
                 )
         task, found = str(trajectory.task), trajectory.provenance.task_hash
         if found and self.task_hashes.setdefault(task, found) != found:
             raise StorageError(
                 f"{path}: trajectory {trajectory.trajectory_id!r} was played with another version of the task {task} "
                 "than those before it.",
-                "Report files of one release of the tasks each.",
+                "Give files of one release of the tasks each.",
             )
 
 
@@ -120,5 +123,5 @@ def _check_reward(trajectory: Trajectory, path: Path) -> None:
         raise StorageError(
             f"{path}: trajectory {trajectory.trajectory_id!r} has the reward {trajectory.reward:g}, and τ²-bench's are "
             "from 0 to 1.",
-            "Report rewards as they were collected, without what a trainer made of them.",
+            "Give rewards as they were collected, without what a trainer made of them.",
         )

@@ -18,7 +18,6 @@ from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import TaskRef, UserReview
 from rollout_service.tau2 import compat, tasks
 from tests.support import episodes
-from tests.support.trajectories import make_trajectory
 
 TRIALS = 3
 
@@ -179,7 +178,8 @@ def test_a_review_is_written_with_the_severities_that_tau2_s_class_takes(played)
 
 def test_episodes_without_a_reward_are_left_out_but_count_as_trials(played, tmp_path):
     path = tmp_path / "mock.jsonl"
-    storage.write(path, [*played[:3], make_trajectory(reward=None, reward_info=None, task=played[0].task)])
+    slow = replace(played[0], trajectory_id="slow", reward=None, reward_info=None, termination_reason="wall_time")
+    storage.write(path, [*played[:3], slow])
     done = export(path, "tau2", tmp_path / "mock.json")
     assert (done.trajectories, done.left_out) == (3, {"without a reward": 1})
     written = json.loads(done.output.read_text())
