@@ -37,7 +37,7 @@ from rollout_service.journal.entries import (
 )
 from rollout_service.record.part import Part
 
-VERSION = 2
+VERSION = 3
 """Raised whenever an older release would misread the journal."""
 
 _PAGE_BYTES = 1024
@@ -58,8 +58,15 @@ CREATE TABLE IF NOT EXISTS deliveries (
   collection TEXT, number INTEGER, expired TEXT, acknowledged INTEGER, PRIMARY KEY (collection, number)
 ) WITHOUT ROWID;
 """
-"""`collections.left`: number of groups that are not acknowledged. Episodes are `stored` ones; those of a group that was
+"""`collections.left`: number of groups, none of which is acknowledged at first. It is not counted down there: the plan
+beside it is large, and SQLite would read it each time. Episodes are `stored` ones; those of a group that was
 acknowledged are removed with their parts."""
+
+_FROM_VERSION_2 = """
+UPDATE collections SET left = left + (
+  SELECT COUNT(*) FROM deliveries WHERE collection = collections.id AND acknowledged
+)
+"""
 
 _REQUEST: TypeAdapter[CollectionRequest] = TypeAdapter(CollectionRequest)
 _PLAN: TypeAdapter[list[EpisodeRequest]] = TypeAdapter(list[EpisodeRequest])
@@ -109,6 +116,8 @@ class Database:
             sqlite3.Error, OSError: the disk is full, cannot be written or fails.
         """
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._left: dict[str, tuple[int, int]] = {}
+        """Of the collections that were asked for it: episodes of a group, and number of groups not acknowledged."""
         try:
             self._prepare(path)
         except BaseException:
@@ -127,7 +136,8 @@ class Database:
             self._execute("PRAGMA journal_mode=WAL")
             self._execute("PRAGMA synchronous=FULL")
             self._connection.executescript(
-                f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={VERSION};"
+                f"BEGIN IMMEDIATE; {_TABLES} {_FROM_VERSION_2 if 0 < version < 3 else ''};"
+                f"PRAGMA user_version={VERSION};"
                 "INSERT OR IGNORE INTO facts VALUES ('owner', 0);"
                 "UPDATE facts SET value = value + 1 WHERE name = 'owner'; COMMIT;"
             )
@@ -156,6 +166,7 @@ class Database:
             parts = [part for entry in entries for part in self._apply(entry)]
             self._execute("COMMIT")
         except BaseException:
+            self._left.clear()
             if self._connection.in_transaction:
                 self._execute("ROLLBACK")
             raise
@@ -227,10 +238,10 @@ class Database:
         return [replaced for replaced in before if replaced != part]
 
     def _acknowledge(self, entry: Acknowledged) -> list[Part]:
-        found = self._execute("SELECT request, left FROM collections WHERE id = ?", (entry.collection_id,)).fetchone()
+        found = self._left.get(entry.collection_id) or self._counted(entry.collection_id)
         if found is None:
             return []
-        size, left = _group_size(found[0]), found[1]
+        size, left = found
         parts: list[Part] = []
         for group in entry.groups:
             changed = self._execute(
@@ -246,10 +257,19 @@ class Database:
             self._execute(f"DELETE FROM episodes WHERE {where}", key)
         if left == 0:
             return parts + self._forget(entry.collection_id)
-        self._execute("UPDATE collections SET left = ? WHERE id = ?", (left, entry.collection_id))
+        self._left[entry.collection_id] = size, left
         return parts
 
+    def _counted(self, collection_id: str) -> tuple[int, int] | None:
+        """As in `_left`; None: there is no such collection."""
+        acknowledged = "SELECT COUNT(*) FROM deliveries WHERE collection = collections.id AND acknowledged"
+        found = self._execute(
+            f"SELECT request, left - ({acknowledged}) FROM collections WHERE id = ?", (collection_id,)
+        ).fetchone()
+        return None if found is None else (_group_size(found[0]), found[1])
+
     def _forget(self, collection_id: str) -> list[Part]:
+        self._left.pop(collection_id, None)
         parts = self._parts("collection = ?", (collection_id,))
         for table in ("episodes", "deliveries", "submissions", "spent"):
             self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))

@@ -33,6 +33,7 @@ from rollout_service.journal.entries import (
     Delivered,
     Ended,
     Entry,
+    Positioned,
     Reopened,
     Served,
     Spent,
@@ -153,6 +154,33 @@ def test_a_journal_of_an_earlier_release_is_read(tmp_path):
     older.close()
     [found] = Database(tmp_path / "journal.sqlite").recover().collections
     assert (found.asked, found.stored) == (replace(asked(), sampler=None), {0: stored(0, a_part(0))})
+
+
+def test_a_journal_that_counted_its_groups_down_is_read_and_its_collection_ends_with_its_last_group(tmp_path):
+    older = Database(tmp_path / "journal.sqlite")
+    older.commit([asked(groups=3), *(Delivered("c", number) for number in range(3)), Acknowledged("c", (0,))])
+    older._execute("UPDATE collections SET left = 2")
+    older._execute("PRAGMA user_version=2")
+    older.close()
+    for number in (1, 2):
+        database = Database(tmp_path / "journal.sqlite")
+        assert [found.acknowledged for found in database.recover().collections] == [list(range(number))]
+        database.commit([Acknowledged("c", (number,))])
+        database.close()
+    assert Database(tmp_path / "journal.sqlite").recover().collections == []
+
+
+def test_an_acknowledgement_that_could_not_be_written_counts_once(database, monkeypatch):
+    database.commit([asked(), Delivered("c", 0), Delivered("c", 1)])
+    with monkeypatch.context() as patched:
+        state = database if isinstance(database, Database) else database._state
+        patched.setattr(state, "_position", lambda position: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            state.commit([Acknowledged("c", (0,)), Positioned(SamplerPosition("mock", 1, 5))])
+    database.commit([Acknowledged("c", (0,))])
+    assert [found.acknowledged for found in database.recover().collections] == [[0]]
+    database.commit([Acknowledged("c", (1,))])
+    assert database.recover().collections == []
 
 
 def test_parts_are_given_up_when_they_are_acknowledged_replaced_or_of_a_collection_that_ended(database):
@@ -517,7 +545,7 @@ def test_a_journal_of_a_newer_release_and_a_file_that_is_none_are_refused_and_ke
     newer.execute("PRAGMA user_version=99")
     newer.close()
     before = path.read_bytes()
-    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 2"):
+    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 3"):
         Journal(tmp_path, "rollout")
     assert path.read_bytes() == before
     path.write_bytes(b"something else " * 100)
