@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 
-import rollout_service.cluster as cluster
 from rollout_service.client import RolloutClient
 from rollout_service.config import RolloutConfig
 
@@ -45,6 +44,10 @@ SCRIPTED: dict[str, Any] = {
 """Its policy where no engine is named: it dawdles and errs, drawn from each episode's seed."""
 
 
+_CPUS = 4
+"""Of each cluster. Ray starts a worker for each CPU, and a machine with many of them runs many schedules at a time."""
+
+
 def configured(**overrides: Any) -> RolloutConfig:
     """A configuration; `service__slots=8` sets service.slots. `tests.support.episodes` would import an engine and τ²,
     and clients are started again and again."""
@@ -54,7 +57,8 @@ def configured(**overrides: Any) -> RolloutConfig:
 def main() -> None:
     """Keep a service until standard input ends."""
     config = configured(**json.loads(sys.argv[1]))
-    cluster.connect(None, config.service.namespace)
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=_CPUS, namespace=config.service.namespace, **options)
     with RolloutClient(config=config):
         context = ray.get_runtime_context()
         ready = {"address": context.gcs_address, "session": f"/tmp/ray/{context.get_session_name()}"}
