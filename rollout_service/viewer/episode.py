@@ -13,7 +13,7 @@ from typing import Any
 
 import rollout_service.record.schema as schema
 from rollout_service.audit.verify import Violation
-from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.trajectory import TokenSegment, Trajectory, Turn
 from rollout_service.report.facts import CallState, Facts, GoldState
 from rollout_service.viewer.turn_times import turn_times
 
@@ -78,7 +78,7 @@ def talk(trajectory: Trajectory, violations: Iterable[Violation], facts: Facts) 
     plain = schema.to_plain(trajectory)
     kept = {name: plain[name] for name in plain if name not in ("segments", "messages", "trajectory_id", "group_id")}
     turns = [
-        asdict(turn) | {"segment": number, "length": turn.end - turn.start}
+        asdict(turn) | {"segment": number, "length": turn.end - turn.start, "versions": _versions(segment, turn)}
         for number, segment in enumerate(trajectory.segments)
         for turn in segment.turns
     ]
@@ -90,6 +90,12 @@ def talk(trajectory: Trajectory, violations: Iterable[Violation], facts: Facts) 
         "violations": [_violation(found, trajectory) for found in violations],
         "facts": _facts(facts),
     }
+
+
+def _versions(segment: TokenSegment, turn: Turn) -> list[int] | None:
+    """The oldest and the newest weight version that sampled the turn; None: the record has none there."""
+    found = segment.weight_versions[max(turn.start, 0) : max(turn.end, 0)]
+    return [int(found.min()), int(found.max())] if len(found) else None
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

@@ -195,6 +195,7 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     opened(browser, pages["some"])
     assert '"order_id": 12345678901234567890' in text(browser, ".call .code")
     assert "valid" in text(browser, ".call-head")
+    assert text(browser, ".message-facts:not(:empty)") == "turn 1 · 4 tokens · v0 · 0.500 s"
     assert text(browser, ".message.tool .code") == '{\n  "status": "on its way"\n}'
     browser.press("3")
     shown(browser, "0 Tokens")
@@ -211,6 +212,8 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     shown(browser, "1 Tokens")
     assert "Forks from segment 1" in text(browser, ".fork")
     assert "a weight version decreases" in text(browser, ".violation")
+    browser.press("n")
+    assert "a weight version decreases" in browser.ask("document.activeElement.textContent")
     browser.press("4")
     shown(browser, "1 Timeline")
     assert "user 2.00 s" in text(browser, ".timeline .legend")

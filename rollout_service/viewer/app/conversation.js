@@ -1,6 +1,6 @@
 // The conversation: messages with their tool calls and results, and beside each what the record says of it.
 import { badge, element, folded, freeText, number, readable, seconds } from "./dom.js";
-import { OUTCOME_MARKS, rewardMark } from "./episodes.js";
+import { OUTCOME_MARKS, rewardMark, weightsOf } from "./episodes.js";
 import { placedViolations, violationNote } from "./violations.js";
 
 const ROLES = {
@@ -97,7 +97,8 @@ function drawCall(call, fact, isShort) {
 }
 
 function turnFacts(turn, at) {
-  const parts = [`turn ${at + 1}`, `${number(turn.length)} tokens`, seconds(turn.policy_seconds)];
+  const weights = weightsOf(turn) || "no weight version";
+  const parts = [`turn ${at + 1}`, `${number(turn.length)} tokens`, weights, seconds(turn.policy_seconds)];
   if (turn.finish_reason === "length") parts.push("✂ cut by length");
   return parts.join(" · ");
 }

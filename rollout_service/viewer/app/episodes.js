@@ -70,3 +70,10 @@ export function remarksOf(row) {
   if (row.flaws) remarks.push(["☹", `${row.flaws} user flaw${row.flaws > 1 ? "s" : ""}`, "warn"]);
   return remarks;
 }
+
+// The weight versions that sampled a turn, as v3 or v3 to v4; empty: the record has none.
+export function weightsOf({ versions }) {
+  if (!versions) return "";
+  const [oldest, newest] = versions;
+  return oldest === newest ? `v${oldest}` : `v${oldest} to v${newest}`;
+}

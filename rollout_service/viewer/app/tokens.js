@@ -1,6 +1,7 @@
 // The tokens: what the engine was sent and what it sampled, token by token.
 import { linesOf, record } from "./blocks.js";
 import { badge, element, number, seconds, showText } from "./dom.js";
+import { weightsOf } from "./episodes.js";
 import { commonLength, segmentOf } from "./segments.js";
 import { placedViolations, violationNote } from "./violations.js";
 
@@ -115,7 +116,7 @@ function drawSpan(segment, span, fork, talk, texts, violations, facts) {
     shownTo = to;
   }
   const turnAt = span.turn ? talk.turns.indexOf(span.turn) : -1;
-  const label = span.turn ? turnLabel(span.turn, turnAt, segment) : spanLabel(span);
+  const label = span.turn ? turnLabel(span.turn, turnAt) : spanLabel(span);
   return [
     element("div", { class: "span-label" }, label),
     (violations.byTurn.get(turnAt) ?? []).map(violationNote),
@@ -143,15 +144,15 @@ function spanLabel(span) {
   return [element("strong", {}, what), ` ${number(span.end - span.start)} tokens, at ${number(span.start)}`];
 }
 
-function turnLabel(turn, at, segment) {
-  const versions = segment.versions.slice(turn.start, turn.end);
-  const [least, most] = [Math.min(...versions), Math.max(...versions)];
-  const weights = least === most ? `v${least}` : `v${least} to v${most}`;
+function turnLabel(turn, at) {
+  const weights = weightsOf(turn);
   return [
     element("strong", {}, `Turn ${at + 1}`),
     ` ${number(turn.length)} tokens, at ${number(turn.start)}`,
-    ` · weights ${versions.length ? weights : "not recorded"}`,
-    turn.prefix_version !== null && turn.prefix_version < least ? `, prefix by v${turn.prefix_version}` : "",
+    ` · weights ${weights || "not recorded"}`,
+    turn.prefix_version !== null && turn.versions && turn.prefix_version < turn.versions[0]
+      ? `, prefix by v${turn.prefix_version}`
+      : "",
     ` · ${number(turn.cached_tokens)} prompt tokens cached · ${seconds(turn.policy_seconds)} · `,
     turn.finish_reason === "length" ? badge("✂", "cut by length", "warn") : `ended by ${turn.finish_reason}`,
     turn.tool_calls.length ? " · " : "",
