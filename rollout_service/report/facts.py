@@ -89,7 +89,8 @@ class Facts:
     communicated: tuple[Check, ...] | None
     """What the policy was to tell the user. None: nobody checked. Empty: nothing was to be told."""
     database: bool | None
-    """Whether the databases are as the task wants them in the end. None: nobody checked."""
+    """Whether the databases are as the gold actions leave them. None: nobody checked. Not every task's reward counts
+    it: telecom's go by assertions."""
     assertions: tuple[Check, ...] | None
     """τ²'s assertions on the environment's end state. None: nobody checked, or there are none."""
     judged: tuple[Check, ...] | None
