@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deploy.engines.cache_hits import CacheHits
 from deploy.engines.packed import Context, PackedModel, sample
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation
@@ -29,9 +30,6 @@ _STEP_TOKENS = 512
 
 _KEPT = 256
 """Most ended turns in the prefix cache. Each of them is compared with every new prompt."""
-
-_LATEST = 64
-"""Number of ended turns whose prompts tell how much the prefix cache helps."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +102,7 @@ class Batch:
         self._running: list[Turn] = []
         self._kept: deque[Context] = deque()
         """Contexts of ended turns, least recently used first. With those of running turns they are the prefix cache."""
-        self._prompts: deque[tuple[int, int]] = deque(maxlen=_LATEST)
-        """Of the latest ended turns: how many tokens of the prompt were cached, and how many there were."""
+        self._hits = CacheHits()
 
     def __len__(self) -> int:
         """Number of running and waiting turns."""
@@ -113,10 +110,8 @@ class Batch:
 
     def occupancy(self) -> Occupancy:
         """How full the batch is. Another thread may ask: it looks at copies."""
-        used = sum(context.bytes for context in list(self._kept))
-        used += sum(turn.context.bytes for turn in self._running.copy())
-        cached, tokens = map(sum, zip((0, 0), *list(self._prompts), strict=True))
-        return Occupancy(len(self._waiting), min(1.0, used / self._room), cached / max(1, tokens))
+        used = sum(turn.context.bytes for turn in self._running.copy())
+        return Occupancy(len(self._waiting), min(1.0, used / self._room), self._hits.share)
 
     def add(self, turn: Turn) -> None:
         """Let a turn join at the next step, or when there is room."""
@@ -247,7 +242,7 @@ class Batch:
     def _retire(self, turn: Turn, reason: str) -> None:
         """Complete a turn that no longer runs, and keep its context."""
         turn.finish(reason)
-        self._prompts.append((turn.cached, turn.prompt))
+        self._hits.add(turn.cached, turn.prompt)
         self._kept.append(turn.context)
         size = sum(context.bytes for context in self._kept) + sum(turn.context.bytes for turn in self._running)
         while self._kept and (size > self._room or len(self._kept) > _KEPT):

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 import rollout_service.logs as logs
 from deploy.engines import parameters
+from deploy.engines.cache_hits import CacheHits
 from deploy.engines.launch import launch
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
@@ -91,6 +92,7 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._groups: set[str] = set()
+        self._hits = CacheHits()
         self._frozen = False
         self._busy_since = time.monotonic()
         self._word: tuple[float, float] = 0.0, 0.0
@@ -132,6 +134,7 @@ class SglangEngine:
         except ValueError as error:  # SGLang refuses a request in this way
             raise RequestError(str(error)) from error
         generation = replace(from_answer(answer), prefix_version=since)
+        self._hits.add(generation.cached_tokens, generation.prompt_tokens)
         return ended_by(generation, () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:
@@ -277,13 +280,13 @@ class SglangEngine:
             os._exit(1)
 
     def occupancy(self) -> Occupancy | None:
-        """See `Engine`. The scheduler writes these numbers into shared memory when it fills prompts, when it comes to
-        rest, and every 15 tokens in between."""
+        """See `Engine`. The scheduler writes queue and use into shared memory when it fills prompts, when it comes to
+        rest, and every 15 tokens in between. Of its cache's hits it says nothing without SGLang's own metrics."""
         loads = self._manager.load_snapshot_reader.read_all()
         if not loads:
             return None
         load = loads[0]  # there is one: a replica is one copy of the model
-        return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), float(load.cache_hit_rate))
+        return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), self._hits.share)
 
     def check_health(self) -> None:
         """See `Engine`. If the scheduler dies, the replica's process ends too; this check finds one that hangs."""

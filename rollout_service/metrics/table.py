@@ -104,7 +104,7 @@ _UPDATES = (
 ENGINE = (
     Metric("engine_running", "gauge", (), "turns that a replica samples"),
     Metric("engine_waiting", "gauge", (), "turns that wait in the engine's queue"),
-    Metric("engine_kv_use", "gauge", (), "share of the engine's room for keys and values that is used, 0 to 1"),
+    Metric("engine_kv_use", "gauge", (), "share of the room for keys and values that running turns use, 0 to 1"),
     Metric("engine_cache_hits", "gauge", (), "share of the latest prompt tokens found in its prefix cache, 0 to 1"),
     Metric("engine_weight_version", "gauge", (), "weight version that the replica samples with"),
 )

@@ -19,7 +19,7 @@ class Occupancy:
     waiting: int
     """Turns that wait in its queue."""
     kv_use: float
-    """Share of the room for keys and values that is used, 0 to 1."""
+    """Share of the room for keys and values that running turns use, 0 to 1. The prefix cache may use the rest."""
     cache_hits: float
     """Share of the latest prompt tokens that were found in the prefix cache, 0 to 1."""
 

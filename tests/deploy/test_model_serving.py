@@ -87,7 +87,7 @@ def test_episodes_with_the_transformers_engine_are_exact_before_and_after_an_upd
     after = service.collect(6, progress=False)
     full = [state.occupancy for state in service.replicas()]
     assert [each.waiting for each in full] == [0, 0]
-    assert 0 < max(each.kv_use for each in full) < 1
+    assert [each.kv_use for each in full] == [0, 0], "nothing runs, and what is cached can go"
     assert 0 < max(each.cache_hits for each in full) < 1
     service.update_weights(model)
     served = {first: Reference(model), second: Reference(other)}
