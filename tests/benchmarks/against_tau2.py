@@ -43,8 +43,8 @@ from tests.benchmarks.fixed_latency import LATENCY, SCRIPT, Endpoints
 from tests.benchmarks.measure import Row, show
 from tests.support.openai_server import OpenAIServer, gold_user
 
-SLOTS = int(os.environ.get("BENCHMARK_SLOTS", "240"))
-WARM_UP, WINDOW = 28.0, 45.0
+SLOTS = int(os.environ.get("BENCHMARK_SLOTS", "216"))
+WARM_UP, WINDOW = 27.0, 40.0
 LEAST_TURNS = 15
 """Turns of user and agent together, with their calls, of the tasks that are played."""
 EPISODES = 20_000
