@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -24,7 +25,7 @@ from rollout_service.config import User
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, UserSimulatorError
 from rollout_service.policy.base import Generation
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory, UserUsage
-from rollout_service.tau2 import compat, grader, llm_user, tasks, users
+from rollout_service.tau2 import compat, domain, grader, llm_user, tasks, users
 from rollout_service.tau2.deadline import Deadline
 from tests.support import episodes
 from tests.support import openai_server as server
@@ -668,6 +669,28 @@ def test_endpoint_that_listens_passes_without_a_request() -> None:
     with gold_server() as api:
         llm_user.check_endpoint(User(model=LOCAL_MODEL, base_url=api.base_url))
     assert api.requests == []
+
+
+@pytest.mark.parametrize("more", [{}, {"extra_body": {"top_k": 3}}], ids=["plain", "with a body of its own"])
+def test_an_endpoint_of_one_s_own_gets_the_tools_as_litellm_itself_sends_them(more: dict[str, Any]) -> None:
+    tools = [tool.openai_schema for tool in domain.get("telecom").user_tools(tasks.get(TELECOM))]
+    with gold_server() as api:
+        run(api, TELECOM, user__arguments=more)
+        ours = api.requests[0].body
+        litellm.completion(
+            model=LOCAL_MODEL,
+            messages=copy.deepcopy(ours["messages"]),
+            tools=tools,
+            tool_choice="auto",
+            temperature=0.0,
+            api_base=api.base_url,
+            api_key="none",
+            _skip_mcp_handler=True,
+            **more,
+        )
+        plain = api.requests[-1].body
+    assert ours["tools"] == tools
+    assert {name: value for name, value in ours.items() if name != "seed"} == plain
 
 
 # The judge of NL assertions ------------------------------------------------------------------------------------------
