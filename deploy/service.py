@@ -140,12 +140,13 @@ def _name_may_be_taken(name: str) -> Iterator[None]:
 
 
 def _restarts(config: RolloutConfig) -> dict[str, Any]:
-    """Options of coordinator and fleet where there is a journal: Ray starts them again, on the journal's node if that
-    lives."""
+    """Options of coordinator and fleet where there is a journal: they are started on this node, and started again, on
+    the journal's node if that lives. Ray places an actor that needs nothing at random, whatever affinity it has: they
+    ask for a byte of memory."""
     if config.service.journal is None:
         return {}
     here = ray.get_runtime_context().get_node_id()
-    return {"max_restarts": -1, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+    return {"max_restarts": -1, "memory": 1, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def stop(config: RolloutConfig, service: Service) -> None:

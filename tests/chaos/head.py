@@ -105,7 +105,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if shutil.which("redis-server") is None:
         sys.exit("The program redis-server is missing: apt-get install redis-server.")
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "300",  # by default Ray's processes end after 60 s without a head
+    }
     with _nodes(arguments.folder, 4 if arguments.service_on == "head" else 0) as nodes:
         sys.exit(not _trial(nodes, arguments))
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout_service.client import RolloutClient
 from rollout_service.errors import RolloutError
@@ -22,9 +22,7 @@ from tests.chaos.client import take
 from tests.chaos.schedule import Schedule
 from tests.chaos.service import configured
 
-
-class Probe:
-    """An actor that does nothing."""
+_NODES = 2
 
 
 def main() -> None:
@@ -32,7 +30,8 @@ def main() -> None:
     address, folder, settings = sys.argv[1:]
     config = configured(**json.loads(settings))
     ray.init(address, _temp_dir=folder, namespace=config.service.namespace, log_to_driver=False, logging_level="ERROR")
-    _wait_until_known()
+    while sum(node["Alive"] for node in ray.nodes()) < _NODES:
+        time.sleep(0.2)
     client = RolloutClient("auto", config=config, start="detached")
     is_here = _node_of(client._coordinator) == ray.get_runtime_context().get_node_id()
     print(json.dumps({"coordinator is here": is_here}), flush=True)
@@ -44,18 +43,6 @@ def main() -> None:
             ended = f"{type(error).__name__}: {error}"
         print(json.dumps({"ended": ended}), flush=True)
     os._exit(0)
-
-
-def _wait_until_known() -> None:
-    """Wait until actors can be placed on this node. As long as the others do not know it, they would be elsewhere."""
-    here = ray.get_runtime_context().get_node_id()
-    affinity = NodeAffinitySchedulingStrategy(here, soft=True)
-    while True:
-        probe = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=affinity).remote()
-        node = _node_of(probe)
-        ray.kill(probe)
-        if node == here:
-            return
 
 
 def _node_of(actor: Any) -> str:
