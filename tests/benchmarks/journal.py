@@ -35,7 +35,7 @@ from tests.support.episodes import request, settings
 from tests.support.episodes import run as play
 
 _DOMAIN = "retail"
-_ROUNDS, _EPISODES = 12, 60
+_ROUNDS, _EPISODES = 10, 60
 _TRIES, _ALONE = 5, 100
 _STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 160, 3.0
 
