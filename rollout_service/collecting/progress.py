@@ -84,7 +84,8 @@ class CollectionProgress:
 
 
 class _Bar:
-    """What a terminal shows: the bar, and under it what is waited for."""
+    """What a terminal shows: the bar, under it the note, and then what is waited for. Each has lines of its own, so
+    that a narrow terminal still has the count."""
 
     def __init__(self, total: int, done: int) -> None:
         from rich.console import Console, Group
@@ -96,14 +97,15 @@ class _Bar:
             TextColumn("episodes"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        self._task = self._progress.add_task("episodes", total=total, completed=done, note="")
+        self._task = self._progress.add_task("episodes", total=total, completed=done)
+        self._note = Text()
         self._reason = Text(style="dim")
-        self.live = Live(Group(self._progress, self._reason), console=Console(stderr=True))
+        self.live = Live(Group(self._progress, self._note, self._reason), console=Console(stderr=True))
 
     def show(self, done: int, note: str, reason: str) -> None:
         """Show how far it is, and what the next group waits for; an empty reason: none to be told."""
-        self._progress.update(self._task, completed=done, note=note)
+        self._progress.update(self._task, completed=done)
+        self._note.plain = note
         self._reason.plain = f"waits for {reason}" if reason else ""

@@ -56,6 +56,18 @@ def test_a_terminal_shows_what_is_waited_for_until_the_next_group_comes(monkeypa
     assert "waits for" not in last.rpartition("3/6")[2]
 
 
+def test_a_narrow_terminal_still_has_the_count_and_all_of_the_note(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    with CollectionProgress(600) as progress:
+        for _ in range(30):
+            progress.add(some())
+    words = " ".join(screen.getvalue().split())
+    assert "90/600" in words
+    assert "reward 0.750, faults: user_simulator 30, 30 without a reward" in words
+
+
 @pytest.mark.parametrize("blocks", [False, True])
 async def test_a_stream_tells_what_its_next_group_waits_for(blocks, monkeypatch):
     monkeypatch.setattr(module, "_TELL_SECONDS", 0.01)

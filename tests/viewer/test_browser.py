@@ -44,6 +44,7 @@ def stored() -> list[Trajectory]:
         segment.token_ids[:] = np.resize(ids, len(segment.token_ids))
         segment.turns[0].message_index = 1
         trajectory.provenance = Provenance(tokenizer="embedded", tokenizer_fingerprint=codec.tokenizer_fingerprint)
+    retail[1].messages.append({"role": "tool", "content": "hay\n" * 500 + "a needle"})
     retail[0].reward_info = checks()
     retail[0].user_review = UserReview("a model", {"errors": [error()], "summary": "A mistake."})
     retail[1].user_review = UserReview("a model", None, "it timed out")
@@ -189,6 +190,55 @@ def test_the_search_finds_fields_as_one_types_and_conversations_on_enter(browser
     assert browser.wait_for(f"CSS.highlights.get('found') && {marked}") == ["zebra"]
     browser.press("c")
     assert count(browser) == "6 in the list"
+
+
+def test_what_a_search_found_holds_while_other_filters_change(browser, pages):
+    opened(browser, pages["some"])
+    choose(browser, "domain", "airline")
+    browser.press("/", *"zebra", "Enter")
+    browser.wait_for("document.getElementById('search-state').textContent === 'in conversations'")
+    assert count(browser).startswith("0 of 6")
+    choose(browser, "domain", "")
+    assert count(browser).startswith("2 of 6"), "retail's conversations hold it"
+    browser.press("c")
+
+
+def test_a_search_unfolds_what_hides_the_searched_text(browser, pages):
+    opened(browser, pages["some"])
+    browser.press("/", *"needle", "Enter")
+    browser.wait_for("document.getElementById('count').textContent.startsWith('1 of 6')")
+    shown(browser, "1 ")
+    marked = "[...CSS.highlights.get('found')].map((range) => range.toString())"
+    assert browser.wait_for(f"CSS.highlights.get('found') && {marked}") == ["needle"]
+    browser.press("c")
+
+
+def test_the_focus_stays_in_an_open_episode_when_another_one_or_another_tab_is_shown(browser, pages):
+    inside = "document.getElementById('detail').contains(document.activeElement)"
+    opened(browser, pages["some"])
+    browser.press("Enter", "j", "]")
+    shown(browser, "1 ")
+    assert browser.ask(inside)
+    browser.press("j")
+    assert browser.ask("document.activeElement.dataset.message") == "0", "a message, and not another episode"
+    browser.ask("(() => { const tab = document.querySelectorAll('[role=tab]')[1]; tab.focus(); tab.click() })()")
+    shown(browser, "1 Reward")
+    assert browser.ask(inside)
+
+
+def test_page_keys_scroll_an_open_episode(browser, pages):
+    browser.resize(1366, 300)
+    opened(browser, pages["some"])
+    top = "document.querySelector('.tab-body').scrollTop"
+    browser.press("Enter", "PageDown")
+    assert (below := browser.ask(top)) > 0
+    browser.press("End")
+    assert (end := browser.ask(top)) >= below
+    browser.press("PageUp")
+    assert browser.ask(top) < end
+    browser.press("Home")
+    assert browser.ask(top) == 0
+    browser.resize(1366, 768)
 
 
 def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_context(browser, pages):

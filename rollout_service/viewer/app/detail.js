@@ -51,7 +51,9 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched 
   }
 
   function put(name, ...children) {
+    const hadFocus = holder.contains(document.activeElement);
     holder.replaceChildren(...children);
+    if (hadFocus) holder.focus({ preventScroll: true });
     holder.dataset.shown = name;
   }
 

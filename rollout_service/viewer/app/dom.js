@@ -91,7 +91,7 @@ export function table(head, rows, className = "facts") {
   );
 }
 
-// Long text, of which the beginning is shown first.
+// Long text, of which the beginning is shown first. Its button says whether the whole text `holds` a text.
 export function folded(text, className = "code", lines = 14, characters = 1400) {
   const holder = element("div", { class: "folded" });
   const cut = Math.min(nthLine(text, lines), characters);
@@ -107,6 +107,7 @@ export function folded(text, className = "code", lines = 14, characters = 1400) 
       showText(body, text);
       more.remove();
     });
+    more.holds = (wanted) => text.toLowerCase().includes(wanted);
     holder.append(more);
   }
   return holder;

@@ -121,10 +121,6 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
     // The rows that pass, in the chosen order.
     passing() {
       const key = ORDERS[order.value];
-      const passing = filters.passingWithoutText().filter(passesText);
-      return key ? passing.sort((a, b) => key(a) - key(b) || a.at - b.at) : passing;
-    },
-    passingWithoutText() {
       const tests = [];
       const value = (name) => selects[name]?.value ?? ANY;
       for (const name of ["domain", "outcome", "fault"]) {
@@ -136,7 +132,9 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
       if (value("remark") !== ANY) tests.push(REMARKS[value("remark")]);
       if (value("kind") !== ANY) tests.push((row) => kinds.get(groupOf(row)) === value("kind"));
       if (state.group) tests.push((row) => groupOf(row) === state.group);
-      return rows.filter((row) => tests.every((test) => test(row)));
+      tests.push(passesText);
+      const passing = rows.filter((row) => tests.every((test) => test(row)));
+      return key ? passing.sort((a, b) => key(a) - key(b) || a.at - b.at) : passing;
     },
     // Shows the rows whose conversations hold the searched text.
     found(numbers) {

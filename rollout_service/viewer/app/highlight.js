@@ -2,11 +2,13 @@
 
 const NAME = "found";
 
-// Marks every place of the text inside the element, and shows the first one. An empty text marks nothing.
+// Marks every place of the text inside the element, and shows the first one. What hides one is unfolded. An empty text
+// marks nothing.
 export function highlight(holder, text) {
   if (!globalThis.CSS?.highlights) return;
   CSS.highlights.delete(NAME);
   if (!text) return;
+  for (const more of holder.querySelectorAll("button.more")) if (more.holds?.(text)) more.click();
   const ranges = [];
   const walker = document.createTreeWalker(holder, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {

@@ -14,7 +14,7 @@ const KEYS = [
   ["/", "search"],
   ["g", "only this group, or all again"],
   ["c", "clear the filters"],
-  ["Home End PgUp PgDn", "first, last, and a page of episodes"],
+  ["Home End PgUp PgDn", "first, last, and a page of episodes; in an open episode, its top, its end, and a page"],
   ["t", "theme: system, light, dark"],
   ["?", "these keys"],
 ];
@@ -49,6 +49,14 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     return goTo(messages, by);
   }
 
+  // Scrolls the open episode by so many pages.
+  function scroll(pages) {
+    const body = detailHolder.querySelector(".tab-body");
+    if (!body) return;
+    const top = body.scrollTop + pages * (body.clientHeight - 40);
+    body.scrollTop = Math.min(Math.max(top, 0), body.scrollHeight);
+  }
+
   // Moves the focus to the next of these elements, or scrolls where there are none.
   function goTo(elements, by) {
     const body = detailHolder.querySelector(".tab-body");
@@ -68,10 +76,10 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     ArrowUp: () => step(-1),
     "]": () => list.move(1),
     "[": () => list.move(-1),
-    Home: () => !inDetail() && list.choose(0),
-    End: () => !inDetail() && list.choose(list.rows.length - 1),
-    PageDown: () => !inDetail() && list.move(list.page()),
-    PageUp: () => !inDetail() && list.move(-list.page()),
+    Home: () => (inDetail() ? scroll(-Infinity) : list.choose(0)),
+    End: () => (inDetail() ? scroll(Infinity) : list.choose(list.rows.length - 1)),
+    PageDown: () => (inDetail() ? scroll(1) : list.move(list.page())),
+    PageUp: () => (inDetail() ? scroll(-1) : list.move(-list.page())),
     ArrowRight: () => moveToken(detailHolder, 1),
     ArrowLeft: () => moveToken(detailHolder, -1),
     Enter: () => detailHolder.focus(),
@@ -104,7 +112,7 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
       return;
     if (target.tagName === "SELECT" && event.key.length === 1) return;
     const action = actions[event.key];
-    if (!action || (inDetail() && ["Home", "End", "PageUp", "PageDown"].includes(event.key))) return;
+    if (!action) return;
     event.preventDefault();
     action();
   });

@@ -43,18 +43,18 @@ async function start() {
   });
 
   let search = 0;
+  // Looks through all episodes, since the other filters may change while the result stands.
   const searchAll = async () => {
     const text = filters.state.text;
     const mine = (search += 1);
     if (!text) return;
     filters.state.found = null;
-    const searched = filters.passingWithoutText();
     const isWanted = () => mine === search && filters.state.text === text;
     const tell = (share, found) => {
       filters.searchState.textContent =
         share < 1 ? `${Math.round(share * 100)} % searched, ${number(found.size)} found` : "";
     };
-    const found = await searchConversations(searched, text, isWanted, tell);
+    const found = await searchConversations(rows, text, isWanted, tell);
     if (!found || !isWanted()) return;
     filters.found(found);
     listHolder.focus();
