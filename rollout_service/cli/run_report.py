@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -16,6 +17,9 @@ from rich.text import Text
 from rollout_service.collecting.evaluating import OFFICIAL
 from rollout_service.report.tables import Table
 
+_LEAST_NAME = 24
+"""Columns of the terminal that a row's name keeps beside the numbers, however narrow it is."""
+
 
 def print_tables(tables: Iterable[Table]) -> None:
     """Print tables with the notes below them."""
@@ -23,13 +27,30 @@ def print_tables(tables: Iterable[Table]) -> None:
     for table in tables:
         if table.rows:
             console.print(Text(table.title, style="italic"), soft_wrap=True)
-            first, *others = table.columns
-            drawn = RichTable(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
+            drawn = RichTable(*_columns(table, console.width))
             for row in table.rows:
                 drawn.add_row(*map(Text, row))
             console.print(drawn)
         for note in table.notes:
             console.print(Text(note), soft_wrap=True)
+
+
+def _columns(table: Table, width: int) -> list[Column]:
+    """The columns, in a terminal of this width. Names of rows that leave the numbers no room are broken, and never cut:
+    some tasks of telecom have names of more than 100 letters."""
+    first, *titles = table.columns
+    names, *others = zip(*table.rows, strict=True)
+    longest = max(map(cell_len, (first, *names)))
+    cells = [max(map(cell_len, each)) for each in others]
+    needed = [max(cell, *map(cell_len, title.split() or [""])) for cell, title in zip(cells, titles, strict=True)]
+    between = 3 * len(needed) + 4
+    if longest + sum(map(max, cells, map(cell_len, titles))) + between <= width:
+        return [Column(first, no_wrap=True), *(Column(title, overflow="fold") for title in titles)]
+    room = width - sum(needed) - between
+    name = Column(first, overflow="fold", width=min(longest, max(room, _LEAST_NAME)))
+    if room < _LEAST_NAME:
+        return [name, *(Column(title, overflow="fold") for title in titles)]
+    return [name, *(Column(title, width=least) for title, least in zip(titles, needed, strict=True))]
 
 
 def print_conditions(conditions: Mapping[str, Any], training: Mapping[str, Any]) -> None:

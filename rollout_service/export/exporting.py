@@ -29,6 +29,8 @@ class _Format:
     """Fields of `Provenance` in which the trajectories must agree."""
     options: tuple[str, ...] = ()
     """Options of its own."""
+    may_replace: Callable[[Path], bool] = Path.is_file
+    """Whether --overwrite may remove what is at the output."""
     is_run: bool = False
     """Whether it stands for a whole run, of which no trial may be chosen by its reward."""
 
@@ -37,7 +39,7 @@ FORMATS = {
     "tau2": _Format(tau2_results.write, ".json", SAME, ("max_steps", "max_errors"), is_run=True),
     "inspect": _Format(inspect_log.write, ".eval", SAME, is_run=True),
     "sft": _Format(sft_rows.write, ".jsonl", TOKENS, ("tokenizer",)),
-    "hf": _Format(hf_dataset.write, "", TOKENS),
+    "hf": _Format(hf_dataset.write, "", TOKENS, may_replace=hf_dataset.is_dataset),
 }
 """By name."""
 
@@ -100,12 +102,24 @@ def export(
         raise StorageError(f"{target}: the name does not end in {chosen.ending}.", f"Give one that does, for {to}.")
     paths = [files] if isinstance(files, str | Path) else list(files)
     sources = [arguments.path("files", path, StorageError) for path in paths]
-    if target.resolve() in {path.resolve() for path in sources}:
-        raise StorageError(f"{target} is one of the files that are exported.", "Choose another output.")
+    _check_keeps(target, sources)
+    if overwrite and target.exists() and not chosen.may_replace(target):
+        raise StorageError(
+            f"{target} is no earlier export to {to}, so --overwrite does not replace it.", "Choose another output."
+        )
     selected = Selected(sources, selection, chosen.same)
     with new_at(target, overwrite=arguments.truth("overwrite", overwrite)) as place:
         chosen.write(selected, place, **given)
     return Exported(target, selected.taken, dict(selected.left_out))
+
+
+def _check_keeps(target: Path, sources: Sequence[Path]) -> None:
+    """Check that no file that is exported is at the output, or in it."""
+    for path in sources:
+        if target.resolve() == path.resolve():
+            raise StorageError(f"{target} is one of the files that are exported.", "Choose another output.")
+        if target.resolve() in path.resolve().parents:
+            raise StorageError(f"{path}, which is exported, lies in {target}.", "Choose another output.")
 
 
 def _selection(domain: str | None, reward: float | None, unique: bool, per_task: int | None) -> Selection:

@@ -47,6 +47,17 @@ Free-form values are JSON text: `messages`, `reward_info`, `database_hashes` and
 """
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether the folder has nothing but what `write` makes, so that another dataset may take its place."""
+    others = {each.name for each in path.iterdir()} - {"README.md", "data"} if path.is_dir() else {path.name}
+    data = path / "data"
+    return not others and (not data.exists() or (data.is_dir() and all(map(_is_shard, data.iterdir()))))
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix == ".parquet" and path.is_file()
+
+
 def write(selected: Selected, path: Path) -> None:
     """Write the folder."""
     data = path / "data"

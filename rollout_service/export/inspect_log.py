@@ -54,11 +54,13 @@ def write(selected: Selected, path: Path) -> None:
     first: Trajectory | None = None
     evaluation, reward = Evaluation(0), 0.0
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, tempfile.TemporaryFile() as summaries:
+        domain = ""
         for trajectory, reason in selected.everything():
+            domain = domain or trajectory.task.domain
+            check_one_domain(domain, trajectory)
             trials[trajectory.task.task_id] += 1
             if reason:
                 continue
-            check_one_domain(first or trajectory, trajectory)
             record = sample(trajectory, trials[trajectory.task.task_id])
             archive.writestr(f"samples/{record['id']}_epoch_{record['epoch']}.json", to_json(record))
             summaries.write((b",\n" if first else b"[\n") + to_json(_summary(record)))
@@ -201,7 +203,7 @@ def _header(first: Trajectory, selected: Selected, trials: Counter[str], metrics
             "metadata": {"left_out": dict(selected.left_out), "limits": made.limits, "sampling": sampling},
         },
         "results": {
-            "total_samples": selected.taken + sum(selected.left_out.values()),
+            "total_samples": trials.total(),
             "completed_samples": selected.taken,
             "scores": [score],
         },

@@ -41,7 +41,7 @@ class Selection:
 
 
 class Filter:
-    """Decides on one trajectory after another."""
+    """Decides on one trajectory of the domain after another."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
@@ -51,8 +51,6 @@ class Filter:
     def reason(self, trajectory: Trajectory) -> str:
         """Why the trajectory is left out; empty: it is taken."""
         wanted = self._selection
-        if wanted.domain is not None and trajectory.task.domain != wanted.domain:
-            return "of another domain"
         if trajectory.outcome is Outcome.ABORTED:
             return "ended by a fault" if trajectory.fault is not None else "cancelled"
         if trajectory.reward is None:
@@ -88,7 +86,7 @@ class Selected:
         """Trajectories that are not taken, by reason."""
         self.taken = 0
         self._filter = Filter(selection)
-        self._reading = Reading(files, same=same)
+        self._reading = Reading(files, selection.domain, same)
 
     def __iter__(self) -> Iterator[Trajectory]:
         """
@@ -100,7 +98,8 @@ class Selected:
                 yield trajectory
 
     def everything(self) -> Iterator[tuple[Trajectory, str]]:
-        """Every trajectory of the files, with the reason why it is left out, which is empty where it is taken.
+        """Every trajectory of the domain, with the reason why it is left out, which is empty where it is taken.
+        Those of other domains are only counted.
 
         Raises:
             StorageError: as `__iter__`.
@@ -112,6 +111,7 @@ class Selected:
             else:
                 self.taken += 1
             yield trajectory, reason
+        self.left_out += Counter({"of another domain": self._reading.passed_over})
         if not self.taken:
             found = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             raise StorageError(

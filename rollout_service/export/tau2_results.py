@@ -120,6 +120,7 @@ class _Run:
 
     def __init__(self, given: dict[str, int | None]) -> None:
         self._given = given
+        self._domain = ""
         self._trials: Counter[str] = Counter()
         self._tasks: dict[str, TaskRef] = {}
         self._first: Trajectory | None = None
@@ -128,7 +129,13 @@ class _Run:
         """When the last episode ended."""
 
     def next_trial(self, trajectory: Trajectory) -> int:
-        """The trajectory's number among its task's trials, from 0. Those that are left out count too."""
+        """The trajectory's number among its task's trials, from 0. Those that are left out count too.
+
+        Raises:
+            StorageError: it is of another domain than those before it.
+        """
+        self._domain = self._domain or trajectory.task.domain
+        check_one_domain(self._domain, trajectory)
         task = trajectory.task.task_id
         self._trials[task] += 1
         return self._trials[task] - 1
@@ -137,14 +144,13 @@ class _Run:
         """Note a trajectory that is exported.
 
         Raises:
-            StorageError: it is of another domain than the first, or the installed τ²-bench is another one.
+            StorageError: the installed τ²-bench is another one.
             TaskError: its task is not the installed one.
             ConfigError: a limit is not known.
         """
         if self._first is None:
             self._first = trajectory
             self._limits = {name: self._limit(name, trajectory) for name in self._given}
-        check_one_domain(self._first, trajectory)
         known = self._tasks.setdefault(trajectory.task.task_id, trajectory.task)
         if known is trajectory.task:
             installed.check_installed(trajectory)
@@ -193,16 +199,16 @@ class _Run:
         }
 
 
-def check_one_domain(first: Trajectory, other: Trajectory) -> None:
-    """Check that both trajectories are of one domain.
+def check_one_domain(domain: str, trajectory: Trajectory) -> None:
+    """Check that the trajectory is of the domain of those before it.
 
     Raises:
-        StorageError: they are not.
+        StorageError: it is not.
     """
-    if first.task.domain != other.task.domain:
+    if trajectory.task.domain != domain:
         raise StorageError(
-            f"The trajectories are of several domains, {first.task.domain} and {other.task.domain}, and the format has "
-            "one a file.",
+            f"The trajectories are of several domains, {domain} and {trajectory.task.domain}, and the format has one a "
+            "file.",
             "Export each with --domain.",
         )
 

@@ -37,7 +37,8 @@ def intervals(values: npt.ArrayLike, strata: Sequence[str] | None = None) -> npt
     Args:
         values: float64[tasks, columns]: a number of each task in each column.
         strata: the stratum of each task, such as its domain. Tasks are drawn within their stratum, so the share of each
-            stratum is as it is. None: there is one.
+            stratum is as it is. Where one has fewer than `FEWEST` tasks, they are drawn from all: the spread of so few
+            is too small, and the interval would be too narrow. None: there is one.
 
     Returns:
         float64[columns, 2]: lower and upper end. Both are the value itself where all tasks of each stratum agree.
@@ -51,6 +52,8 @@ def intervals(values: npt.ArrayLike, strata: Sequence[str] | None = None) -> npt
     labels = [""] * len(table) if strata is None else list(strata)
     order = sorted(range(len(table)), key=labels.__getitem__)
     sizes = [count for _, count in sorted(Counter(labels).items())]
+    if min(sizes) < FEWEST:
+        sizes = [len(table)]
     parts = [_of(table[order, start : start + _COLUMNS], sizes) for start in range(0, table.shape[1], _COLUMNS)]
     return np.concatenate(parts) if parts else np.empty((0, 2))
 

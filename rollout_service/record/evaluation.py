@@ -49,7 +49,8 @@ class SmallestDifference:
     """The smallest difference in pass^1 to another run of the same tasks, with as many trials, that can be shown.
 
     It is (z_5% + z_80%) · sqrt(2 σ² / (K T)) for T tasks with K trials each, where σ² is the variance of a trial within
-    its task. The formula is that of the power analysis in Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
+    its task. Where tasks have different numbers of trials, K is their harmonic mean, and σ² is from those with two or
+    more. The formula is that of the power analysis in Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
     for paired tasks, two runs whose σ² is the same, and policies that differ alike on every task (ω² = 0). Where they
     do not, the smallest difference is larger.
     """
@@ -61,13 +62,15 @@ class SmallestDifference:
     tasks: int
     trials: int
     """Trials that every one of the tasks has."""
+    most_trials: int
+    """Trials that some task has."""
     is_bound: bool
     """Whether σ² is not known, because tasks have one trial each. Then the variance over all trials is taken, which is
     larger."""
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values."""
-        names = ("significant", "detectable", "tasks", "trials", "is_bound")
+        names = ("significant", "detectable", "tasks", "trials", "most_trials", "is_bound")
         return {name: getattr(self, name) for name in names}
 
 
@@ -164,17 +167,18 @@ def _rates(solved: Mapping[str, tuple[int, int]], trials: int) -> list[PassRate]
 def _smallest_difference(counts: Sequence[tuple[int, int]]) -> SmallestDifference | None:
     if not counts:
         return None
-    trials = min(scored for scored, _ in counts)
-    if trials > 1:
+    trials = [scored for scored, _ in counts]
+    repeated = [(n, s) for n, s in counts if n > 1]
+    if repeated:
         # Without bias: s (n - s) / (n (n - 1)) is the sample variance of n trials with s successes.
-        variance = math.fsum(s * (n - s) / (n * (n - 1)) for n, s in counts) / len(counts)
+        variance = math.fsum(s * (n - s) / (n * (n - 1)) for n, s in repeated) / len(repeated)
     else:
-        mean = sum(s for _, s in counts) / sum(n for n, _ in counts)
+        mean = sum(s for _, s in counts) / len(counts)
         variance = mean * (1 - mean)
-    error = math.sqrt(2 * variance / (trials * len(counts)))
-    least = 1 / (trials * len(counts))  # one trial more or less
+    error = math.sqrt(2 * variance * math.fsum(1 / n for n in trials)) / len(counts)
+    least = 1 / (max(trials) * len(counts))  # one trial more or less
     significant, detectable = (max(least, z * error) for z in (_SIGNIFICANT, _SIGNIFICANT + _POWER))
-    return SmallestDifference(significant, detectable, len(counts), trials, is_bound=trials == 1)
+    return SmallestDifference(significant, detectable, len(counts), min(trials), max(trials), is_bound=not repeated)
 
 
 class IncompleteEvaluation(RolloutError):

@@ -55,6 +55,8 @@ class Reading:
         """What the episodes that were given have in common, by the names in `same`."""
         self.task_hashes: dict[str, str] = {}
         """Hash of each task, as far as it is recorded."""
+        self.passed_over = 0
+        """Trajectories of other domains."""
         self._domain = domain
         self._same = same
         self._seen: set[bytes] = set()
@@ -79,6 +81,8 @@ class Reading:
                     self._check_same(trajectory, path)
                     given += 1
                     yield trajectory
+                else:
+                    self.passed_over += 1
         if not given:
             names = ", ".join(map(str, self.files))
             wanted = "" if self._domain is None else f" of the domain {self._domain!r}"

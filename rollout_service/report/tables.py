@@ -76,7 +76,9 @@ def _shown_differences(evaluation: Evaluation) -> Iterable[str]:
     smallest = evaluation.smallest_difference
     if smallest is None:
         return
-    trials = "one trial" if smallest.trials == 1 else f"{smallest.trials} trials"
+    trials = "one trial" if smallest.most_trials == 1 else f"{smallest.most_trials} trials"
+    if smallest.trials < smallest.most_trials:
+        trials = f"{smallest.trials} to {trials}"
     yield (
         f"With {smallest.tasks} tasks and {trials} of each, another run's pass^1 must differ by "
         f"{100 * smallest.significant:.1f} points to mean anything (5% level), and a true difference of "
@@ -205,7 +207,9 @@ def of_comparison(found: Comparison, most: int) -> list[Table]:
         ]
         for each in found.differences
     ]
-    notes = [f"{found.left_out} tasks are left out: only one of the runs has scored them."] if found.left_out else []
+    out = "1 task is" if found.left_out == 1 else f"{found.left_out} tasks are"
+    notes = [f"{out} left out: not both runs have scored {'it' if found.left_out == 1 else 'them'}."]
+    notes = notes if found.left_out else []
     notes += [
         f"The runs differ in {name}: {shown(ours)} against {shown(theirs)}."
         for name, (ours, theirs) in found.other_conditions.items()

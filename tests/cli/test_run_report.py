@@ -7,12 +7,13 @@ import json
 import pytest
 
 from rollout_service.cli.commands.evaluate import with_official_limits
-from rollout_service.cli.run_report import print_conditions
+from rollout_service.cli.run_report import print_conditions, print_tables
 from rollout_service.collecting.evaluating import conditions
 from rollout_service.record import storage
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.report.comparison import Comparison
 from rollout_service.report.run import Run
+from rollout_service.report.tables import Table
 from tests.support import episodes
 from tests.support.commands import command
 from tests.support.trajectories import make_trajectory
@@ -60,7 +61,7 @@ def test_json_has_the_same_numbers_as_python(files):
 def test_a_comparison_names_the_tasks_that_changed_sides(files):
     said = command("report", files[0], "--against", files[1]).stdout
     assert "+0.000" in said
-    assert "1 tasks are left out" in said
+    assert "1 task is left out" in said
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│ retail")
     ]
@@ -75,10 +76,25 @@ def test_what_cannot_be_reported_is_refused_with_a_remedy(files, tmp_path):
         ([files[0], "--domain", "airline"], "There are episodes of retail, mock"),
         ([files[1], "--against", files[0], "--domain", "mock"], "has no trajectory of the domain 'mock'"),
         ([tmp_path / "none.jsonl"], "does not exist"),
+        ([files[0], "--html", files[1]], "does not end in .html"),
     ):
         refused = command("report", *arguments)
         assert refused.returncode == 2
         assert text in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize(("width", "broken"), [(100, True), (160, False)])
+def test_a_long_name_of_a_task_is_broken_and_leaves_the_numbers_their_room(width, broken, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = "telecom/test/" + "x" * 90
+    print_tables(
+        [Table("Tasks", ("task", "calls valid", "reward"), [[name, "10/12", "0.50"], ["short", "5/6", "1.00"]])]
+    )
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row]
+    assert [row[1:] for row in rows if row[1]] == [["10/12", "0.50"], ["5/6", "1.00"]]
+    assert "".join(row[0] for row in rows) == name + "short"
+    assert (len(rows) > 2) is broken
 
 
 def test_conditions_say_which_limits_of_training_are_off(capsys):

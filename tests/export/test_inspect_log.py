@@ -64,6 +64,19 @@ def test_a_sample_is_a_trial_with_tau2_s_reward_and_the_results_have_pass_k(play
     assert header["eval"]["config"] == {"epochs": 2}
 
 
+def test_only_the_chosen_domain_s_episodes_are_counted(played, tmp_path):
+    others = [
+        replace(each, trajectory_id=f"o{n}", task=replace(each.task, domain="x")) for n, each in enumerate(played)
+    ]
+    storage.write(tmp_path / "two.jsonl", [*others, *played])
+    with zipfile.ZipFile(
+        export(tmp_path / "two.jsonl", "inspect", tmp_path / "a.eval", domain="mock").output
+    ) as archive:
+        header = json.loads(archive.read("header.json"))
+    assert (header["eval"]["config"], header["eval"]["dataset"]["samples"]) == ({"epochs": 2}, 3)
+    assert (header["results"]["total_samples"], header["results"]["completed_samples"]) == (6, 6)
+
+
 def test_a_user_s_own_calls_are_in_the_store_and_not_in_the_messages():
     call = {"id": "c", "name": "toggle", "arguments": {}, "requestor": "user"}
     said = [

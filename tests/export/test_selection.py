@@ -60,7 +60,7 @@ def test_every_trajectory_is_taken_or_counted_with_the_reason(tmp_path):
             "in which the policy never spoke": 1,
         },
     )
-    with pytest.raises(StorageError, match=r"No trajectory of .* is exported: 6 of another domain"):
+    with pytest.raises(StorageError, match=r"no trajectory of the domain 'airline'.* There are episodes of retail"):
         taken(path, domain="airline")
 
 
@@ -144,7 +144,29 @@ def test_an_export_never_takes_the_place_of_what_it_reads(tmp_path):
     before = path.read_bytes()
     with pytest.raises(StorageError, match="is one of the files that are exported"):
         export([path], "sft", tmp_path / "." / "all.jsonl", overwrite=True)
+    for place in ("", "data"):
+        folder = tmp_path / "own" / place
+        storage.write(folder / "run.jsonl", [scored("a")])
+        with pytest.raises(StorageError, match="which is exported, lies in"):
+            export([folder / "run.jsonl"], "hf", tmp_path / "own", overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path):
+    path = tmp_path / "all.jsonl"
+    storage.write(path, [scored("a")])
+    for _ in range(2):
+        export(path, "hf", tmp_path / "dataset", overwrite=True)
+    (tmp_path / "dataset" / "data" / "notes.txt").write_text("mine")
+    (tmp_path / "own" / "src").mkdir(parents=True)
+    (tmp_path / "own.jsonl").mkdir()
+    for to, name in (("hf", "dataset"), ("hf", "own"), ("hf", "all.jsonl"), ("sft", "own.jsonl")):
+        with pytest.raises(StorageError):
+            export(path if name != "all.jsonl" else tmp_path / "b.jsonl", to, tmp_path / name, overwrite=True)
+    assert (tmp_path / "dataset" / "data" / "notes.txt").read_text() == "mine"
+    assert path.is_file()
+    assert (tmp_path / "own" / "src").is_dir()
+    assert (tmp_path / "own.jsonl").is_dir()
 
 
 def test_the_command_says_what_is_left_out_and_why(tmp_path):

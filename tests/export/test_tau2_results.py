@@ -205,3 +205,21 @@ def test_several_domains_are_refused_and_one_can_be_chosen(played, tmp_path):
         export(path, "tau2", tmp_path / "mock.json")
     done = export(path, "tau2", tmp_path / "mock.json", domain="mock")
     assert (done.trajectories, done.left_out) == (1, {"of another domain": 1})
+
+
+def test_trials_of_another_domain_s_task_of_the_same_name_are_not_counted(played, tmp_path):
+    path, first = tmp_path / "two.jsonl", played[0]
+    elsewhere = replace(
+        first,
+        trajectory_id="other",
+        task=replace(first.task, domain="retail"),
+        reward=None,
+        termination_reason="wall_time",
+    )
+    storage.write(path, [elsewhere, *played])
+    written = json.loads(export(path, "tau2", tmp_path / "mock.json", domain="mock").output.read_text())
+    assert written["info"]["num_trials"] == TRIALS
+    assert [each["trial"] for each in written["simulations"]] == [each.sample_index for each in played]
+    for to, name in (("tau2", "all.json"), ("inspect", "all.eval")):
+        with pytest.raises(StorageError, match=r"retail and mock.*--domain"):
+            export(path, to, tmp_path / name)

@@ -33,6 +33,14 @@ def test_tasks_are_drawn_within_their_domain():
     assert low < 0.4 < 0.6 < high
 
 
+def test_domains_of_few_tasks_are_drawn_together():
+    """Within a domain of one task there is no spread at all, and the interval would be empty."""
+    values = np.array([[1.0]] * 12 + [[0.0]])
+    assert np.array_equal(intervals(values, ["airline"] * 12 + ["retail"]), intervals(values))
+    low, high = intervals(values, list("abcdefghijklm"))[0]
+    assert low < 0.85 < values.mean() < high
+
+
 def test_the_order_of_tasks_and_a_second_call_change_nothing():
     values = np.random.default_rng(0).random((30, 3))
     found = intervals(values)

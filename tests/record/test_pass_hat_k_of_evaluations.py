@@ -13,6 +13,7 @@ from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.statistics import pass_hat_k
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
+from rollout_service.report import tables
 from tests.support.trajectories import make_trajectory
 
 
@@ -82,6 +83,17 @@ def test_the_smallest_difference_follows_from_the_variance_within_tasks():
     assert found.significant == pytest.approx(1.96 * error, rel=1e-4)
     assert found.detectable == pytest.approx((1.96 + 0.8416) * error, rel=1e-4)
     assert (found.tasks, found.trials, found.is_bound) == (25, 4, False)
+
+
+def test_a_task_with_one_trial_leaves_the_smallest_difference_nearly_as_it_is():
+    evaluation = Evaluation(4)
+    for task in range(25):
+        evaluation.add(trial(task, float(n < 2)) for n in range(4 if task else 1))
+    found = evaluation.smallest_difference
+    assert found is not None
+    assert found.significant == pytest.approx(1.96 * math.sqrt(2 / 3 * (24 / 4 + 1)) / 25, rel=1e-4)
+    assert (found.trials, found.most_trials, found.is_bound) == (1, 4, False)
+    assert "With 25 tasks and 1 to 4 trials of each" in tables.of_evaluation(evaluation, 0)[0].notes[0]
 
 
 def test_of_one_trial_a_task_the_smallest_difference_is_a_bound_and_never_zero():

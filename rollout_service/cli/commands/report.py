@@ -26,7 +26,9 @@ def report(
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Tasks to print.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the report into this file, as one page with plots.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report into this file.html, as one page with plots.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Write the plots into this folder.")] = None,
 ) -> None:
     """Report on stored trajectories: pass^k, outcomes, tool calls, checks, user simulator, tokens, time and cost."""
@@ -40,8 +42,9 @@ def report(
 
     if png is not None:
         check_can_plot("--png")
-    if html is not None and html.is_dir():
-        raise ConfigError(f"--html {html} is a folder.", "Name a file, such as report.html.")
+    if html is not None and (html.suffix != ".html" or html.is_dir()):
+        what = "is a folder" if html.is_dir() else "does not end in .html"
+        raise ConfigError(f"--html {html} {what}.", "Name a file, such as report.html.")
     run = Run.of(files, domain=domain, k=k)
     found = None if not against else Comparison(run, Run.of(against, domain=domain, k=k))
     if html is not None:
