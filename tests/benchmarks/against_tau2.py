@@ -19,6 +19,7 @@ processes; the endpoints', which are this process, do not count.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -82,6 +83,7 @@ class Measured:
 
 def run() -> bool:
     """Measure all runners."""
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # runners are stopped amid their requests
     chosen = _tasks()
     measured = {runner: _measure(runner, chosen) for runner in _runners(chosen)}
     *others, ours = measured
