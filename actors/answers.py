@@ -5,7 +5,7 @@ Invariant: the error of a replica that lives is never taken for an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -70,4 +70,18 @@ def check_cumem(values: Sequence[str | None]) -> None:
         found = ", ".join(sorted({str(value) for value in values}))
         raise WeightError(
             f"NCCL_CUMEM_ENABLE differs between the replicas: {found}.", "Set it for all, in policy.env_vars."
+        )
+
+
+def check_members(group: str, members: Set[str], there: Set[str]) -> None:
+    """Check that the replicas that run are the members of the process group.
+
+    Raises:
+        WeightError: they are not.
+    """
+    if members != there:
+        raise WeightError(
+            f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
+            f"{len(there)} started later, and {len(members - there)} of the group are gone.",
+            "Close the group and make another with client.weight_group().",
         )

@@ -71,8 +71,8 @@ class Fleet:
         self.version = config.policy.weight_version
         """Version of the weights that the trainer gave last."""
         self._keeps_variables = config.service.journal is not None
-        self._has_forgotten = False
-        """Whether this fleet has to ask the replicas for the version of their weights."""
+        self._has_forgotten, self._recalling = False, asyncio.Lock()
+        """Whether this fleet has to ask the replicas for the version of their weights, and who asks."""
         if coordinator is not None and is_restarted():
             self._go_on(config, twins.run(repeated(coordinator.fleet_state.remote)))
 
@@ -111,9 +111,10 @@ class Fleet:
 
     async def state(self) -> FleetState:
         """What a coordinator or a fleet that is started again must know."""
-        if self._has_forgotten:
-            self._has_forgotten = False
-            await patiently(self._recall)
+        await self._remembered()
+        return self._state()
+
+    def _state(self) -> FleetState:
         variables = (self._variables, self._of_episodes) if self._keeps_variables else ({}, {})
         return FleetState(self.version, self.desired, self._history, *variables)
 
@@ -145,6 +146,13 @@ class Fleet:
             self._history = WeightHistory.unknown()
         await self._reach(newest)
 
+    async def _remembered(self) -> None:
+        """Wait until it is known which weights the replicas serve."""
+        async with self._recalling:
+            if self._has_forgotten:
+                await patiently(self._recall)
+                self._has_forgotten = False
+
     async def _recall(self) -> None:
         if self._application is not None and not await self._states():
             raise ServiceError("No policy replica answers.", "Start the service again; see their logs.")
@@ -173,6 +181,7 @@ class Fleet:
 
     async def _order(self, method: Literal["pause", "resume"], mode: UpdateMode | None) -> list[ReplicaState]:
         self._check_has_replicas()
+        await self._remembered()
         number = self.desired.pauses + 1
         self.desired = replace(self.desired, pause=mode, pauses=number)
         await self._tell_coordinator()
@@ -182,6 +191,7 @@ class Fleet:
 
     async def weight_version(self) -> int:
         """Version of the weights that the trainer gave last."""
+        await self._remembered()
         return self.version
 
     async def observe(self, version: int) -> None:
@@ -197,6 +207,7 @@ class Fleet:
             WeightError: the weights are another model's, the version does not grow, another update is under way, or a
                 replica is missing from the process group.
         """
+        await self._remembered()
         self._check_turn(update)
         await self._check_fits(update)
 
@@ -207,6 +218,7 @@ class Fleet:
             WeightError: as `check_update`.
             ServiceError: no replica could load them; or the replicas cannot be reached, and then the version is taken.
         """
+        await self._remembered()
         self._check_turn(update)
         self._updating = update
         started = time.monotonic()
@@ -214,16 +226,18 @@ class Fleet:
             report = await self._update(update)
         except RolloutError as error:
             count_update(self._meter, update.mode, None)
-            _log.warning("Weight update to version %d failed after %.1f s: %s", update.version, _since(started), error)
+            seconds = time.monotonic() - started
+            _log.warning("Weight update to version %d failed after %.1f s: %s", update.version, seconds, error)
             raise
         finally:
             self._updating = None
-        count_update(self._meter, update.mode, _since(started))
+        seconds = time.monotonic() - started
+        count_update(self._meter, update.mode, seconds)
         _log.info(
             "Weights of version %d are served by %d replicas after %.1f s (%s).",
             update.version,
             len(report.replicas),
-            _since(started),
+            seconds,
             update.mode,
         )
         return report
@@ -268,7 +282,8 @@ class Fleet:
         names = fits[0].names
         if isinstance(update.source, BroadcastTensors):
             states = [fit.state for fit in fits]
-            self._check_members(update.source.group, {state.replica for state in states})
+            group = update.source.group
+            answers.check_members(group, self._groups.get(group, set()), {state.replica for state in states})
             behind = [state for state in states if state.version != self.version]
             if behind and not self._history.is_replaced_by(names):
                 raise WeightError(
@@ -286,7 +301,7 @@ class Fleet:
     async def _tell_coordinator(self) -> None:
         if self._coordinator is not None:
             with contextlib.suppress(RayError):  # it is gone, and whoever waits for it hears that from Ray
-                await self._coordinator.policy_changed.remote(await self.state())
+                await self._coordinator.policy_changed.remote(self._state())
 
     # Process groups --------------------------------------------------------------------------------------------------
 
@@ -348,16 +363,6 @@ class Fleet:
         self._groups.pop(group, None)
         await self._ask("leave", group)
 
-    def _check_members(self, group: str, there: set[str]) -> None:
-        """Raise `WeightError` unless these replicas are the members of the group."""
-        members = self._groups.get(group, set())
-        if members != there:
-            raise WeightError(
-                f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
-                f"{len(there)} started later, and {len(members - there)} of the group are gone.",
-                "Close the group and make another with client.weight_group().",
-            )
-
     # Calls -----------------------------------------------------------------------------------------------------------
 
     def _check_has_replicas(self) -> None:
@@ -393,7 +398,3 @@ def _deployment(application: str) -> PolicyHandle:
 
     handle: PolicyHandle = serve.get_deployment_handle(DEPLOYMENT, application)
     return handle
-
-
-def _since(started: float) -> float:
-    return time.monotonic() - started

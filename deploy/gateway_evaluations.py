@@ -85,9 +85,9 @@ class Evaluations:
             )
         with self._streams.reading(stream), contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.over.wait(), wait)
-        counted = copy.deepcopy(running.counted)  # groups come meanwhile
+        end, counted = running.end, copy.deepcopy(running.counted)  # groups come meanwhile, and the end as well
         report = await asyncio.to_thread(counted.to_dict)  # intervals of a large evaluation take a tenth of a second
-        return running.end.to_dict() | {"episodes": running.episodes, "report": report}
+        return end.to_dict() | {"episodes": running.episodes, "report": report}
 
     async def _read(self, running: _Running) -> None:
         number, delivery = 0, running.stream.delivery

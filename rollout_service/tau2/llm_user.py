@@ -37,6 +37,7 @@ from rollout_service.tau2.deadline import Deadline
 from rollout_service.tau2.model_calls import ModelCalls, listed_price
 from rollout_service.tau2.paced import NoPlace
 from rollout_service.tcp import check_listening
+from rollout_service.termination import TerminationReason
 
 _log = logs.logger(__name__)
 
@@ -137,7 +138,12 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
                     self._pause(error, attempts.counted)
 
     def _pause(self, error: Exception, failed: int) -> None:
-        """Wait before the request is repeated that failed so many times."""
+        """Wait before the request is repeated that failed so many times.
+
+        Raises:
+            EpisodeFault: the episode's time is over before the wait is.
+            EpisodeEnd: the episode was cancelled.
+        """
         wait = self._wait(error, failed - 1)
         _log.info(
             "The user simulator %s is asked again in %.1f s (request %d of %d): %s",
@@ -147,7 +153,12 @@ class ReliableUserSimulator(compat.UserSimulator):  # type: ignore[misc]
             self._config.retries + 1,
             first_line(error),
         )
-        self._deadline.sleep(wait)
+        try:
+            self._deadline.sleep(wait)
+        except EpisodeEnd as end:
+            if end.reason != TerminationReason.WALL_TIME:
+                raise
+            raise self._fault(error, failed) from None  # the time went by because the endpoint failed
 
     def _ask(self, message: Any, state: Any, *, remind: bool) -> tuple[compat.UserMessage, Any]:
         """Make one request. The changed state is kept only if the request succeeds."""

@@ -349,6 +349,40 @@ async def test_a_fleet_that_died_with_its_coordinator_waits_for_the_replicas_and
     assert state.episode_variables == {"JUDGE_KEY": "battery staple"}, "the node's environment has the secrets"
 
 
+async def test_a_fleet_that_died_with_its_coordinator_answers_nobody_before_it_knows_the_weights(monkeypatch):
+    monkeypatch.setattr(module, "is_restarted", lambda: True)
+    monkeypatch.setattr(restart, "_PAUSE_SECONDS", 0.0)
+    replicas = Replicas([])
+    ours = await asyncio.to_thread(Fleet, settings(service__journal="/a"), "application", Coordinator(replicas))
+    ours._handle = replicas
+    calls = [ours.state(), ours.weight_version(), ours.pause("drain"), ours.state()]
+    asked = [asyncio.ensure_future(call) for call in calls]
+    update = asyncio.ensure_future(ours.update_weights(replace(UPDATE, version=5)))
+    while len(replicas.asked) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not any(each.done() for each in [*asked, update])
+    assert {method for method, *_ in replicas.asked} == {"state"}
+    replicas.names, replicas.versions = ["a"], {"a": 7}
+    first, version, _, second = await asyncio.gather(*asked)
+    assert (first.version, version, second.version) == (7, 7, 7)
+    assert ours.desired.pauses == 5, "replicas at 4 would not heed a lower number"
+    with pytest.raises(WeightError, match="5 is not newer than 7"):
+        await update
+
+
+async def test_a_fleet_that_could_not_ask_the_replicas_asks_again(monkeypatch):
+    monkeypatch.setattr(module, "is_restarted", lambda: True)
+    monkeypatch.setattr(restart, "_BACK_SECONDS", -1.0)
+    replicas = Replicas([])
+    ours = await asyncio.to_thread(Fleet, settings(service__journal="/a"), "application", Coordinator(replicas))
+    ours._handle = replicas
+    for _ in range(2):
+        with pytest.raises(ServiceError, match="No policy replica answers"):
+            await ours.state()
+    replicas.names, replicas.versions = ["a"], {"a": 7}
+    assert (await ours.state()).version == 7
+
+
 async def test_without_a_coordinator_weights_are_still_updated():
     replicas = Replicas(["a"])
     coordinator = Coordinator(replicas)

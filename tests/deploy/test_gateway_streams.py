@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import threading
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -175,3 +176,31 @@ async def test_an_evaluation_that_cannot_be_counted_has_failed(streams, monkeypa
     report = await evaluations.report(accepted.collection_id, "us", 120.0)
     assert report["state"] == "failed"
     assert "division by zero" in report["error"]["problem"]
+
+
+async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, coordinator, monkeypatch):
+    begun, over, goes_on, next_group = asyncio.Event(), threading.Event(), asyncio.Event(), coordinator.on_next_group
+    loop, to_dict = asyncio.get_running_loop(), Evaluation.to_dict
+
+    async def later(*arguments: Any) -> Group | None:
+        await goes_on.wait()
+        return await next_group(*arguments)
+
+    def slowly(self: Evaluation) -> dict[str, Any]:
+        loop.call_soon_threadsafe(begun.set)
+        assert over.wait(120.0)
+        return to_dict(self)
+
+    monkeypatch.setattr(coordinator, "on_next_group", later, raising=False)
+    monkeypatch.setattr(Evaluation, "to_dict", slowly)
+    evaluations = Evaluations(streams)
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
+    early = asyncio.ensure_future(evaluations.report(accepted.collection_id, "us", 0.0))
+    await begun.wait()
+    goes_on.set()
+    await evaluations._running[accepted.collection_id].over.wait()
+    over.set()
+    report = await early
+    assert (report["state"], report["report"]["episodes"]) == ("open", 0)
+    report = await evaluations.report(accepted.collection_id, "us", 120.0)
+    assert (report["state"], report["report"]["episodes"]) == ("ended", 1)

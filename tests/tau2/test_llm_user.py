@@ -546,6 +546,15 @@ def test_an_episode_whose_time_ends_before_its_user_s_endpoint_takes_a_request_i
     assert "limits.wall_seconds" in trajectory.fault.message
 
 
+def test_an_episode_whose_time_ends_before_a_request_that_failed_is_repeated_is_tried_again() -> None:
+    with gold_server(at(set(range(2, 100)), server.failing(503))) as api:
+        trajectory = run(api, limits__wall_seconds=3.0, user__retries=100)
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert trajectory.fault is not None
+    assert (trajectory.fault.kind, trajectory.fault.retryable) == (FaultKind.USER_SIMULATOR, True)
+    assert "gave no usable answer" in trajectory.fault.message
+
+
 def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
     clock = Deadline(600.0)
     threading.Timer(0.5, clock.cancelled.set).start()
