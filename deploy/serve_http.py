@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorAlreadyExistsError, RayError
+from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from rollout_service.config import RolloutConfig
@@ -28,13 +30,20 @@ def start(config: RolloutConfig) -> None:
     asked = config.http_address
     location = "Disabled" if asked is None else "EveryNode"
     try:
-        serve.start(proxy_location=location, **({} if asked is None else {"http_options": options(config)}))
+        _start(proxy_location=location, **({} if asked is None else {"http_options": options(config)}))
     except (RayServeException, RayError, RuntimeError, ValueError, TimeoutError) as error:
         raise ServiceError(
             f"Ray Serve did not come up: {last_cause(str(error))}", "See the cluster's logs."
         ) from safe_cause(error)
     if asked is not None:
         _check_address(config, *asked)
+
+
+def _start(**asked: Any) -> None:
+    try:
+        serve.start(**asked)
+    except ActorAlreadyExistsError:  # another client started Serve at the same moment, so that this one finds it
+        serve.start(**asked)
 
 
 def options(config: RolloutConfig) -> dict[str, Any]:
@@ -49,8 +58,11 @@ def options(config: RolloutConfig) -> dict[str, Any]:
 
 def _check_address(config: RolloutConfig, host: str, port: int) -> None:
     """Raise `ServiceError` if Serve ran already with another address. Serve itself keeps that and only logs it."""
-    running = serve.context._get_global_client().http_config
-    there = _said(running.host, running.port, running.ssl_certfile) if serve.status().proxies else "without HTTP"
+    client = serve.context._get_global_client()
+    running = client.http_config
+    # The proxies may not be there yet if another client has just started Serve.
+    has_http = ray.get(client._controller.get_proxy_location.remote()) not in (None, ProxyLocation.Disabled)
+    there = _said(running.host, running.port, running.ssl_certfile) if has_http else "without HTTP"
     asked = _said(host, port, config.gateway.tls_certificate)
     if there != asked:
         whose = _asks(config)

@@ -31,7 +31,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from deploy import serve_http
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.gateway.tokens import new_token
@@ -137,7 +136,6 @@ def _started(cases: list[Case], models: dict[str, str]) -> Iterator[None]:
     os.environ.setdefault(USER_KEY_VAR, new_token())  # before several threads would each make one
     with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(len(cases)) as threads:
         configs = [_config(case, models) for case in cases]
-        serve_http.start(configs[0])  # the same for each, and two cannot start it at the same time
         starts = [threads.submit(RolloutClient, config=config) for config in configs]
         for case, start in zip(cases, starts, strict=True):
             case.client = stack.enter_context(start.result())

@@ -16,9 +16,11 @@ import aiohttp
 import numpy as np
 import psutil
 import pytest
+import ray
 from ray import serve
 
 from deploy import policy as application
+from deploy import serve_http
 from deploy.grafana.dashboard import queries
 from rollout_service import RolloutClient
 from rollout_service.audit.verify import verify
@@ -272,6 +274,23 @@ def test_http_at_another_address_than_serve_has_is_refused(service):
     port = service.config.policy.http_port
     with pytest.raises(ServiceError, match=rf"at 127.0.0.1:1, but Serve runs .* already, at 127.0.0.1:{port}"):
         start("elsewhere", policy__http_port=1)
+
+
+def test_serve_that_another_client_started_at_the_same_moment_is_used(
+    service: RolloutClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = serve.start, []
+
+    def late(**options: Any) -> None:
+        """The first call looks for Serve before it is there, and starts it when it is."""
+        calls.append(options)
+        if len(calls) == 1:
+            ray.remote(Counter).options(name="SERVE_CONTROLLER_ACTOR", namespace="serve").remote()
+        begin(**options)
+
+    monkeypatch.setattr(serve, "start", late)
+    serve_http.start(service.config)
+    assert len(calls) == 2
 
 
 def fatal(log: str) -> type:
