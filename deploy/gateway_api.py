@@ -105,6 +105,11 @@ def _of_route(route: str, key: str | None) -> str | None:
     return None if key is None else f"{route}:{key}"
 
 
+def client_id(client: str | None, key: str | None) -> str:
+    """The client's id. One that names none is known by its key, so that it has the same one when it asks again."""
+    return client or key or uuid.uuid4().hex
+
+
 def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: RolloutConfig) -> None:
     collect = _needs(scopes, "collect")
 
@@ -115,7 +120,7 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
     ) -> dict[str, Any]:
         """Begin a collection. It is cancelled if nobody asks for it, or says that the client is there, for long."""
         owner, asked = _owner(request), body.request(config.policy.sampling)
-        known = rollout_client or uuid.uuid4().hex
+        known = client_id(rollout_client, idempotency_key)
         accepted = await streams.once(
             owner, idempotency_key, asked, streams.begin(asked, owner, known, idempotency_key)
         )
@@ -193,7 +198,7 @@ def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         """Play every task of a selection several times, and keep only the numbers. It goes on while somebody asks for
         its report."""
         owner, asked = _owner(request), body.request(config.policy.sampling)
-        known = rollout_client or uuid.uuid4().hex
+        known = client_id(rollout_client, idempotency_key)
         key = _of_route("evaluations", idempotency_key)
         limits = conditions(config, asked.max_turns)
         accepted = await streams.once(owner, key, asked, evaluations.begin(asked, owner, known, key, limits))

@@ -97,6 +97,9 @@ class Evaluations:
                 running.counted.add(await running.stream.source.read(group))
                 delivery.acknowledge(number)
             await running.stream.source.tell()
+            if (missing := running.episodes - running.counted.summary.episodes) > 0:
+                text = f"An earlier gateway counted {missing} of {running.episodes} episodes. Its numbers are lost."
+                raise ServiceError(text, "Begin another evaluation, with another idempotency-key.")
             running.end = End("ended")
         except RolloutError as error:
             running.end = End("failed", of_error(error))

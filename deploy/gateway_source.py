@@ -20,16 +20,16 @@ from rollout_service.record.trajectory import Trajectory
 class Source:
     """The groups of one collection as the coordinator gives them, each once, also if it is started again meanwhile."""
 
-    def __init__(self, coordinator: CoordinatorHandle, collection_id: str, client: str, again: bool) -> None:
+    def __init__(self, coordinator: CoordinatorHandle, collection_id: str, client: str) -> None:
         """
         Args:
             client: id of the client that reads it, as the coordinator knows it.
-            again: an earlier gateway may have taken groups that were not acknowledged: they are to come once more.
         """
         self._coordinator = coordinator
         self._collection_id = collection_id
         self._client = client
-        self._again = again
+        self._again = True
+        """Whether groups that were not acknowledged are to come once more: an earlier gateway may have taken some."""
         self._given: set[int] = set()
         """Numbers of the groups that were given, as the coordinator numbers them."""
         self._held: dict[int, Group] = {}

@@ -111,11 +111,11 @@ class Streams:
         """
         known, submission = f"{owner}:{client}", f"{owner}:{key or uuid.uuid4().hex}"
         accepted = await repeated(lambda: self._coordinator.submit.remote(request, known, submission))
-        self._add(accepted.collection_id, owner, known, again=False)
+        self._add(accepted.collection_id, owner, known)
         return accepted
 
-    def _add(self, collection_id: str, owner: str, client: str, again: bool) -> Stream:
-        source = Source(self._coordinator, collection_id, client, again)
+    def _add(self, collection_id: str, owner: str, client: str) -> Stream:
+        source = Source(self._coordinator, collection_id, client)
         delivery = Delivery(source.take, source.release, self._config.gateway.most_held_groups)
         stream = Stream(collection_id, owner, client, source, delivery)
         self._streams[collection_id] = stream
@@ -136,7 +136,7 @@ class Streams:
             known = await self._client_of(collection_id, owner)
             stream = self._streams.get(collection_id)  # another request may have taken it over meanwhile
             if stream is None and known is not None:
-                stream = self._add(collection_id, owner, known, again=True)
+                stream = self._add(collection_id, owner, known)
         if stream is None or stream.owner != owner:
             raise _missing(collection_id)
         if client is not None and stream.client != f"{owner}:{client}":
@@ -177,7 +177,7 @@ class Streams:
             raise Taken(error.problem, error.remedy) from None
         if (left := self._streams.get(collection_id)) is not None:
             left.delivery.close(Missing(f"Collection {collection_id} was opened again.", "Read it there."))
-        self._add(collection_id, owner, known, again=True)
+        self._add(collection_id, owner, known)
         return accepted
 
     async def _until_silent(self, stream: Stream) -> None:

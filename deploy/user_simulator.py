@@ -27,6 +27,7 @@ from deploy.engines import factory
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import Evaluation, RolloutConfig
+from rollout_service.config.review import Review
 from rollout_service.config.user_server import UserServer
 from rollout_service.errors import discreet
 from rollout_service.gateway import tokens
@@ -73,9 +74,10 @@ def wait(config: RolloutConfig) -> None:
 def _bound(config: RolloutConfig) -> serve.Application:
     server = config.user.serve
     assert server is not None
-    # Serve stores the arguments of a replica, and the judge's address may contain a password.
+    # Serve stores the arguments of a replica, and the addresses of judge and reviewer may contain a password.
     policy = server.as_policy().model_copy(update={"env_vars_from": config.policy.env_vars_from})
-    own = config.model_copy(update={"policy": policy, "evaluation": Evaluation()})
+    user = config.user.model_copy(update={"review": Review()})
+    own = config.model_copy(update={"policy": policy, "user": user, "evaluation": Evaluation()})
     return serve.deployment(**_options(server, config.user.timeout_seconds))(UserReplica).bind(own)
 
 

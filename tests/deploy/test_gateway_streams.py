@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import deploy.gateway_source as gateway_source
+from deploy.gateway_api import client_id
 from deploy.gateway_evaluations import Evaluations
 from deploy.gateway_streams import Streams
 from rollout_service.cluster import Call, LostObject
@@ -204,3 +205,33 @@ async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, 
     assert (report["state"], report["report"]["episodes"]) == ("open", 0)
     report = await evaluations.report(accepted.collection_id, "us", 120.0)
     assert (report["state"], report["report"]["episodes"]) == ("ended", 1)
+
+
+async def test_an_evaluation_of_which_an_earlier_gateway_counted_a_part_has_failed(streams, coordinator):
+    evaluations = Evaluations(streams)
+    coordinator.given.add("a")
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", "a")
+    report = await evaluations.report(accepted.collection_id, "us", 120.0)
+    assert report["state"] == "failed"
+    assert "An earlier gateway counted 1 of 1 episodes" in report["error"]["problem"]
+
+
+async def test_a_collection_that_an_earlier_gateway_began_for_the_key_gives_all_that_was_not_acknowledged(coordinator):
+    asked, next_group = [], coordinator.on_next_group
+
+    async def noted(collection: str, acked: tuple[int, ...], again: bool, client: str) -> Group | None:
+        asked.append(again)
+        if again:
+            coordinator.given.clear()
+        return await next_group(collection, acked, again, client)
+
+    coordinator.on_next_group = noted
+    for _ in range(2):
+        stream = await begun(Streams(coordinator, CONFIG), "a")
+        assert await stream.delivery.group(1) is not None
+    assert asked == [True, True]
+
+
+def test_a_client_that_names_no_id_is_known_by_its_key_so_that_it_has_the_same_one_when_it_asks_again():
+    assert (client_id("client", "key"), client_id(None, "key")) == ("client", "key")
+    assert client_id(None, None) != client_id(None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import date
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.requests import Request
 
 from deploy.chat_api import ChatApi
 from deploy.engines.transformers import TransformersEngine
+from deploy.user_simulator import _bound
 from rollout_service import served_user
 from rollout_service.audit.verify import verify
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
@@ -282,3 +284,14 @@ def test_a_conversation_stays_on_its_replica_and_the_key_is_no_part_of_the_setti
     assert made[0].llm_args["api_base"] == f"http://127.0.0.1:{HTTP_PORT}/rollout-user/v1"
     assert made[0].llm_args["api_key"] == KEY
     assert KEY not in config.model_dump_json()
+
+
+def test_a_replica_s_stored_arguments_hold_no_password_of_another_model(model):
+    review = {"share": 0.5, "model": "openai/r", "base_url": "http://us:correct-horse@127.0.0.1:9/v1"}
+    judge = {"model": "openai/j", "base_url": "http://us:battery-staple@127.0.0.1:9/v1"}
+    config = settings(
+        user__serve={"model": model, "engine": "transformers"}, user__review=review, evaluation__judge=judge
+    )
+    [stored] = _bound(config)._bound_deployment.init_args
+    assert not {"correct-horse", "battery-staple"} & set(re.split(r"[:@]", str(stored.model_dump(mode="json"))))
+    assert stored.user.serve == config.user.serve
