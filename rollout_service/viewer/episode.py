@@ -25,7 +25,7 @@ _PLACE = re.compile(r"^(segment|turn|message) (\d+)(?: turn (\d+))?$")
 
 def row(trajectory: Trajectory, violations: int, facts: Facts) -> dict[str, Any]:
     """What the list shows of a trajectory and filters by."""
-    versions, task, fault = trajectory.weight_version_range, trajectory.task, trajectory.fault
+    versions, task, fault = _version_range(trajectory), trajectory.task, trajectory.fault
     gold = facts.gold
     return {
         "id": trajectory.trajectory_id,
@@ -56,6 +56,14 @@ def row(trajectory: Trajectory, violations: int, facts: Facts) -> dict[str, Any]
         "newest": None if versions is None else versions[1],
         "seconds": round(trajectory.timing.episode_seconds, 3),
     }
+
+
+def _version_range(trajectory: Trajectory) -> tuple[int, int] | None:
+    """The oldest and the newest weight version that sampled a token; None: nothing was sampled, or the arrays that say
+    so have different lengths, which `verify` reports."""
+    if any(len(segment.loss_mask) != len(segment.weight_versions) for segment in trajectory.segments):
+        return None
+    return trajectory.weight_version_range
 
 
 def unreadable_row(name: str, said: str) -> dict[str, Any]:

@@ -226,6 +226,16 @@ def test_the_focus_stays_in_an_open_episode_when_another_one_or_another_tab_is_s
     assert browser.ask(inside)
 
 
+def test_arrows_move_between_the_tabs_when_one_has_the_focus(browser, pages):
+    opened(browser, pages["some"])
+    browser.ask("document.querySelector('[role=tab][aria-selected=true]').focus()")
+    for key, tab in (("ArrowRight", "Reward"), ("ArrowLeft", "Conversation"), ("ArrowLeft", "Record")):
+        browser.press(key)
+        shown(browser, f"0 {tab}")
+        browser.wait_for("document.activeElement.getAttribute('aria-selected') === 'true'")
+        assert tab in browser.ask("document.activeElement.textContent")
+
+
 def test_page_keys_scroll_an_open_episode(browser, pages):
     browser.resize(1366, 300)
     opened(browser, pages["some"])

@@ -297,6 +297,16 @@ def test_a_file_without_a_trajectory_is_refused_and_leaves_the_page_that_was_the
         write_page([tmp_path / "some.jsonl"], page, tokenizer="./none")
 
 
+def test_arrays_of_unequal_length_are_shown_with_what_verify_finds(tmp_path):
+    odd = make_trajectory()
+    (segment,) = odd.segments
+    segment.loss_mask = segment.loss_mask[:-3]
+    (row,) = page_of(tmp_path, odd).rows
+    assert row["outcome"] == "completed"
+    assert row["violations"] > 0
+    assert (row["oldest"], row["newest"]) == (None, None)
+
+
 def test_a_record_that_cannot_be_shown_is_a_row_that_says_why_and_hides_no_other(tmp_path):
     odd = make_trajectory(messages=[{"role": "assistant", "tool_calls": [{"no": "name"}]}])
     page = page_of(tmp_path, odd, make_trajectory(outcome=Outcome.TRUNCATED), checks=[])

@@ -48,7 +48,9 @@ def view(
         if file.note:
             say(f"{file.name}: {file.note}")
         if file.unreadable:
-            say(f"{file.name}: {file.unreadable:,} records cannot be read; the page says why.")
+            records = "1 record" if file.unreadable == 1 else f"{file.unreadable:,} records"
+            say(f"{file.name}: {records} cannot be read; the page says why.")
     shown = sum(file.readable for file in files)
-    typer.echo(f"{output}: {shown:,} episodes, {output.stat().st_size / 1e6:.1f} MB")
+    episodes = "1 episode" if shown == 1 else f"{shown:,} episodes"
+    typer.echo(f"{output}: {episodes}, {output.stat().st_size / 1e6:.1f} MB")
     return 1 if any(file.unreadable for file in files) else 0

@@ -1,7 +1,7 @@
 // The open episode: its heading and its tabs.
 import { failure, record } from "./blocks.js";
 import { drawConversation } from "./conversation.js";
-import { badge, element, number } from "./dom.js";
+import { badge, counted, element } from "./dom.js";
 import { groupOf, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
 import { drawGroup } from "./group.js";
 import { highlight } from "./highlight.js";
@@ -86,7 +86,7 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched 
         { class: "detail-facts" },
         element("bdi", { class: "id" }, row.id),
         ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split`,
-        ` · ${number(row.calls)} calls${gold} · ended by ${row.ended} · `,
+        ` · ${counted(row.calls, "call")}${gold} · ended by ${row.ended} · `,
         checkedText(),
       ),
     );

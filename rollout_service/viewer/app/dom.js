@@ -170,6 +170,11 @@ export function number(value, digits = 0) {
   return value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
 }
 
+// A number of things: "1 turn", "2 turns".
+export function counted(count, thing) {
+  return `${number(count)} ${thing}${count === 1 ? "" : "s"}`;
+}
+
 export function seconds(value) {
   if (typeof value !== "number") return "–";
   if (value === 0) return "0 s";

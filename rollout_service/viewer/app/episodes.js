@@ -1,4 +1,5 @@
 // The rows of the list, made of the index's columns.
+import { counted } from "./dom.js";
 
 // One object per episode, in the order of the files. `at` is its number.
 export function rowsOf(columns) {
@@ -34,10 +35,13 @@ export function groupsOf(rows) {
   return groups;
 }
 
+// Some of the group's trajectories have no reward.
+export const NO_REWARD = "without reward";
+
 // What the rewards of a group are: "all 1", "mixed" and so on.
 export function kindOfGroup(members) {
   const rewards = members.map((row) => row.reward);
-  if (rewards.some((reward) => typeof reward !== "number")) return "without reward";
+  if (rewards.some((reward) => typeof reward !== "number")) return NO_REWARD;
   if (rewards.every((reward) => reward === rewards[0]))
     return rewards[0] === 0 ? "all 0" : rewards[0] === 1 ? "all 1" : "equal";
   return "mixed";
@@ -61,13 +65,13 @@ export const OUTCOME_MARKS = {
 // What makes a row worth a look, as [mark, text] pairs.
 export function remarksOf(row) {
   const remarks = [];
-  if (row.violations) remarks.push(["⚠", `${row.violations} violation${row.violations > 1 ? "s" : ""}`, "bad"]);
+  if (row.violations) remarks.push(["⚠", counted(row.violations, "violation"), "bad"]);
   if (row.fault) remarks.push(["⊘", row.fault.replace("_", " "), "bad"]);
   if (row.malformed) remarks.push(["✗", `${row.malformed} malformed`, "warn"]);
   if (row.refused) remarks.push(["⊝", `${row.refused} refused`, "warn"]);
-  if (row.cut) remarks.push(["✂", `${row.cut} turn${row.cut > 1 ? "s" : ""} cut`, "warn"]);
+  if (row.cut) remarks.push(["✂", `${counted(row.cut, "turn")} cut`, "warn"]);
   if (row.segments > 1) remarks.push(["⋔", `${row.segments} segments`, "plain"]);
-  if (row.flaws) remarks.push(["☹", `${row.flaws} user flaw${row.flaws > 1 ? "s" : ""}`, "warn"]);
+  if (row.flaws) remarks.push(["☹", counted(row.flaws, "user flaw"), "warn"]);
   return remarks;
 }
 

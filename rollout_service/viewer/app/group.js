@@ -1,8 +1,8 @@
 // The trajectories of one group, side by side.
 import { record } from "./blocks.js";
-import { badge, element, number, seconds } from "./dom.js";
+import { badge, counted, element, seconds } from "./dom.js";
 import { drawMessage } from "./conversation.js";
-import { groupOf, kindOfGroup, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
+import { groupOf, kindOfGroup, NO_REWARD, OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
 
 const MOST = 16;
 
@@ -18,7 +18,7 @@ export async function drawGroup(row, groups, choose) {
       "p",
       { class: "headline" },
       members.length === 1 ? "One trajectory" : `${members.length} trajectories of the same task`,
-      `, rewards ${kindOfGroup(members)}: `,
+      kindOfGroup(members) === NO_REWARD ? ", not all with a reward: " : `, rewards ${kindOfGroup(members)}: `,
       rewards.map(([mark, text, kind]) => element("span", { class: `reward ${kind}`, title: text }, `${mark} `)),
     ),
     members.length > MOST ? element("p", { class: "aside" }, `The first ${MOST} are shown.`) : null,
@@ -52,7 +52,7 @@ function drawColumn(member, talk, isCurrent, choose) {
         "div",
         { class: "column-facts" },
         badge(OUTCOME_MARKS[member.outcome] ?? "·", member.outcome.replace("_", " "), `outcome ${member.outcome}`),
-        ` ${number(member.turns)} turns · ${number(member.policyTokens)} tokens · ${seconds(member.seconds)} `,
+        ` ${counted(member.turns, "turn")} · ${counted(member.policyTokens, "token")} · ${seconds(member.seconds)} `,
         remarksOf(member).map((remark) => badge(...remark)),
       ),
     ),

@@ -69,6 +69,13 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     return to.scrollIntoView({ block: "nearest" });
   }
 
+  // Shows the next tab, and keeps the focus on the tabs.
+  async function neighbour(by) {
+    const at = (TABS.indexOf(detail.tab) + by + TABS.length) % TABS.length;
+    await detail.show(TABS[at]);
+    detailHolder.querySelector('[role="tab"][aria-selected="true"]')?.focus();
+  }
+
   const actions = {
     j: () => step(1),
     k: () => step(-1),
@@ -111,6 +118,11 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     if (isOwn && ["Enter", " ", "ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp"].includes(event.key))
       return;
     if (target.tagName === "SELECT" && event.key.length === 1) return;
+    if (target.role === "tab" && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
+      event.preventDefault();
+      neighbour(event.key === "ArrowRight" ? 1 : -1);
+      return;
+    }
     const action = actions[event.key];
     if (!action) return;
     event.preventDefault();

@@ -1,5 +1,5 @@
 // The list of episodes. Only the rows in view are in the document.
-import { badge, element, number } from "./dom.js";
+import { badge, counted, element, number } from "./dom.js";
 import { OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
 
 const ROW_HEIGHT = 62;
@@ -100,11 +100,11 @@ function contentOfRow(row) {
     element("span", { class: "reward-number" }, kind === "none" ? "" : shown),
   );
   const title = isReadable
-    ? [element("span", { class: "domain" }, row.domain), element("span", { class: "task", dir: "auto" }, row.task)]
+    ? [element("span", { class: "domain" }, row.domain), element("span", { class: "task", dir: "auto", title: row.task }, row.task)]
     : element("span", { class: "task" }, row.id);
   const outcome = badge(OUTCOME_MARKS[row.outcome] ?? "·", row.outcome.replace("_", " "), `outcome ${row.outcome}`);
   const numbers = isReadable
-    ? `#${row.sample} · ${number(row.turns)} turns · ${number(row.policyTokens)} tok.`
+    ? `#${row.sample} · ${counted(row.turns, "turn")} · ${number(row.policyTokens)} tok.`
     : row.said;
   const found = remarksOf(row);
   const remarks = found.map(([sign, text, kindOfRemark]) =>

@@ -1,7 +1,7 @@
 // Starts the page: unpacks the index, then connects filters, list, detail and keys.
 import { failure, record } from "./blocks.js";
 import { makeDetail, TABS } from "./detail.js";
-import { element, number } from "./dom.js";
+import { counted, element, number } from "./dom.js";
 import { groupOf, groupsOf, rowsOf } from "./episodes.js";
 import { makeFilters } from "./filters.js";
 import { listenToKeys, makeHelp } from "./keys.js";
@@ -84,14 +84,14 @@ function summarize(index, rows) {
   document.title = `${names} – trajectories`;
   byId("summary").append(
     element("bdi", {}, names),
-    ` · ${number(rows.length - unreadable)} episodes`,
+    ` · ${counted(rows.length - unreadable, "episode")}`,
     mean === null ? ", none scored" : `, mean reward ${mean.toFixed(3)} of ${number(scored.length)} scored`,
   );
   const notices = byId("notices");
   const notice = (...parts) => notices.append(element("p", {}, element("strong", {}, "⚠ "), ...parts));
   for (const file of index.files) {
     const lost = file.unreadable
-      ? ` ${number(file.unreadable)} records cannot be read; they are in the list as “unreadable”.`
+      ? ` ${counted(file.unreadable, "record")} cannot be read: “unreadable” in the list.`
       : "";
     if (file.note || lost) notice(element("bdi", {}, file.name), `: ${file.note}${lost}`);
   }
