@@ -14,7 +14,10 @@ const KEYS = [
   ["/", "search"],
   ["g", "only this group, or all again"],
   ["c", "clear the filters"],
-  ["Home End PgUp PgDn", "first, last, and a page of episodes; in an open episode, its top, its end, and a page"],
+  [
+    "Home End PgUp PgDn",
+    "first, last, and a page of episodes; in an open episode, its top, its end, and a page",
+  ],
   ["t", "theme: system, light, dark"],
   ["?", "these keys"],
 ];

@@ -100,7 +100,10 @@ function contentOfRow(row) {
     element("span", { class: "reward-number" }, kind === "none" ? "" : shown),
   );
   const title = isReadable
-    ? [element("span", { class: "domain" }, row.domain), element("span", { class: "task", dir: "auto", title: row.task }, row.task)]
+    ? [
+        element("span", { class: "domain" }, row.domain),
+        element("span", { class: "task", dir: "auto", title: row.task }, row.task),
+      ]
     : element("span", { class: "task" }, row.id);
   const outcome = badge(OUTCOME_MARKS[row.outcome] ?? "·", row.outcome.replace("_", " "), `outcome ${row.outcome}`);
   const numbers = isReadable
