@@ -11,10 +11,10 @@ import asyncio
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
@@ -88,20 +88,31 @@ class Reporter:
 
 
 async def numbers(config: RolloutConfig) -> dict[str, Any]:
-    """What the service's pacer says of `user_endpoint` and `judge_endpoint`, see `Shares.status`. None: the side asks
-    no language model, or there is no answer."""
+    """What the service's pacer says of `user_endpoint`, `judge_endpoint` and `review_endpoint`, see `Shares.status`.
+    None: the side asks no language model, or there is no answer."""
     found = await _found(config) if endpoints.of(config) else {}
-    return {"user_endpoint": found.get("user"), "judge_endpoint": found.get("judge")}
+    return {f"{side}_endpoint": found.get(side) for side in get_args(Side)}
+
+
+_known: dict[tuple[str, str], PacerHandle] = {}
+"""Pacers that answered, by name and namespace. While the head node is gone, to find one blocks a thread for a minute,
+and every few seconds somebody asks."""
 
 
 async def _found(config: RolloutConfig) -> dict[Side, dict[str, Any]]:
-    name, namespace = cluster.pacer_name(config.service.name), config.service.namespace
+    place = cluster.pacer_name(config.service.name), config.service.namespace
     try:
         async with asyncio.timeout(_EXCHANGE_SECONDS):
-            pacer: PacerHandle | None = await asyncio.to_thread(cluster.find, name, namespace)
-            return {} if pacer is None else await pacer.status.remote()
-    except (RayError, TimeoutError):
+            pacer: PacerHandle | None = _known.get(place) or await asyncio.to_thread(cluster.find, *place)
+            if pacer is None:
+                return {}
+            found = await pacer.status.remote()
+    except (RayError, TimeoutError) as error:
+        if isinstance(error, RayActorError):
+            _known.pop(place, None)
         return {}
+    _known[place] = pacer
+    return found
 
 
 def gates(config: RolloutConfig, name: str) -> Mapping[Side, Gate]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import rollout_service.served_user as served_user
 from rollout_service.config import RolloutConfig
 from rollout_service.pacing.controller import Controller
 from rollout_service.pacing.gate import NOTICE_SECONDS, Exchange, Gate
@@ -38,6 +39,7 @@ class Endpoint:
 
 def of(config: RolloutConfig) -> dict[Side, Endpoint]:
     """Each side's endpoint. A side that asks no model has none."""
+    config = served_user.as_called(config)
     user, judge, review = config.user, config.evaluation.judge, config.user.review
     asked: list[tuple[tuple[str | None, str | None], Endpoint]] = []
     if config.user_kind == "llm":

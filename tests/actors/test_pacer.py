@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from actors import pacer
 from actors.pacer import Pacer, PacerHandle
@@ -22,7 +24,7 @@ from tests.support.episodes import settings
 @pytest.fixture
 def config() -> RolloutConfig:
     models = {"user__model": "openai/some-model", "evaluation__judge__model": "openai/another-model"}
-    return settings(service__name="paced", **models)
+    return settings(service__name="paced", user__review={"share": 0.5, "model": "openai/a-third"}, **models)
 
 
 @pytest.fixture
@@ -67,11 +69,11 @@ def test_episodes_go_on_without_the_pacer_and_with_the_one_that_ray_starts_again
     raise AssertionError("no report reached the new pacer")
 
 
-async def test_the_status_tells_of_the_endpoints_of_user_and_judge(actor, config):
+async def test_the_status_tells_of_the_endpoints_of_user_judge_and_reviewer(actor, config):
     deadline = time.monotonic() + 120
     while None in (told := await pacer.numbers(config)).values():  # a busy machine may take longer than it waits
         assert time.monotonic() < deadline, "the pacer does not answer"
-    assert all(told[name]["limit"] >= 1 for name in ("user_endpoint", "judge_endpoint"))
+    assert all(told[name]["limit"] >= 1 for name in ("user_endpoint", "judge_endpoint", "review_endpoint"))
     assert set((await pacer.numbers(settings())).values()) == {None}
 
 
@@ -83,3 +85,32 @@ def test_the_judge_s_requests_are_shared_apart_from_the_user_s(actor, config):
 
 def test_nobody_paces_a_scripted_user():
     assert pacer.gates(settings(), "a") == {}
+
+
+async def test_a_pacer_that_answered_is_not_looked_for_again_before_it_is_gone(config, monkeypatch):
+    class Handle:
+        is_gone = False
+
+        @property
+        def status(self) -> SimpleNamespace:
+            return SimpleNamespace(remote=self._status)
+
+        async def _status(self) -> dict[Side, dict[str, int]]:
+            if self.is_gone:
+                raise RayActorError
+            return {"user": {"limit": 4}}
+
+    made: list[Handle] = []
+    monkeypatch.setattr(pacer, "_known", {})
+    monkeypatch.setattr("rollout_service.cluster.find", lambda *place: made.append(Handle()) or made[-1])
+    for _ in range(3):
+        assert await pacer.numbers(config) == {
+            "user_endpoint": {"limit": 4},
+            "judge_endpoint": None,
+            "review_endpoint": None,
+        }
+    assert len(made) == 1
+    made[0].is_gone = True
+    assert set((await pacer.numbers(config)).values()) == {None}
+    assert (await pacer.numbers(config))["user_endpoint"] == {"limit": 4}
+    assert len(made) == 2

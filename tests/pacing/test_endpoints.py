@@ -38,3 +38,9 @@ def test_a_side_that_asks_no_model_has_no_gate():
     assert set(endpoints.gates(settings(**USER))) == {"user"}
     assert set(endpoints.gates(judged("openai/one", None))) == {"judge"}
     assert set(endpoints.gates(settings(evaluation__type="all_with_nl_assertions"))) == {"judge"}
+
+
+def test_a_judge_that_is_the_user_s_model_that_the_service_serves_shares_its_places():
+    serve = {"model": "/models/small", "engine": "transformers", "http_port": 8123}
+    gates = endpoints.gates(judged("openai/small", "http://127.0.0.1:8123/rollout-user/v1", user__serve=serve))
+    assert gates["judge"] is gates["user"]
