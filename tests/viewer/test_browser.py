@@ -268,6 +268,10 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     facts = text(browser, ".token-facts")
     assert "sampled (loss mask 1)" in facts
     assert "weight version 0" in facts
+    browser.ask(
+        "document.querySelector('.segment .token.context').dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
+    )
+    assert "context (loss mask 0)" in text(browser, ".token-facts")
     browser.press("Escape", "j")
     shown(browser, "1 Tokens")
     assert "Forks from segment 1" in text(browser, ".fork")

@@ -11,6 +11,9 @@ const MASKS = { 1: "sampled (loss mask 1)", 0: "context (loss mask 0)" };
 const FOLD = 160;
 const EDGE = 48;
 
+// What tells the facts of a token, by its element. The listeners are the view's: an episode may have 50,000 tokens.
+const TELLS = new WeakMap();
+
 export async function drawTokens(talk, row, index) {
   const packed = await record(`block-${row.tokenBlock}`, row.tokenLine);
   const heads = await linesOf("heads");
@@ -29,6 +32,9 @@ export async function drawTokens(talk, row, index) {
     problem ? element("p", { class: "problem" }, problem) : null,
     facts,
   );
+  const tokenOf = (event) => event.target.closest?.(".token");
+  for (const event of ["mouseover", "focusin"]) holder.addEventListener(event, (it) => TELLS.get(tokenOf(it))?.());
+  holder.addEventListener("click", (it) => tokenOf(it)?.focus());
   const made = [];
   for (const [at, found] of packed.segments.entries()) {
     const turns = talk.turns.filter((turn) => turn.segment === at);
@@ -190,9 +196,7 @@ function drawToken(segment, at, span, fork, texts, facts) {
     facts.textContent = "";
     showText(facts, words.join(" · "));
   };
-  made.addEventListener("mouseenter", tell);
-  made.addEventListener("focus", tell);
-  made.addEventListener("click", () => made.focus());
+  TELLS.set(made, tell);
   const before = [];
   if (at === fork && fork > 0)
     before.push(element("span", { class: "fork-mark", title: "Up to here as the segment before" }, "⋔"));
