@@ -282,7 +282,8 @@ class SglangEngine:
     def occupancy(self) -> Occupancy | None:
         """See `Engine`. The scheduler writes queue and use into shared memory when it fills prompts, when it comes to
         rest, and every 15 tokens in between. Of its cache's hits it says nothing without SGLang's own metrics."""
-        loads = self._manager.load_snapshot_reader.read_all()
+        reader = getattr(self._manager, "load_snapshot_reader", None)  # an inner part, which a release may not have
+        loads = None if reader is None else reader.read_all()
         if not loads:
             return None
         load = loads[0]  # there is one: a replica is one copy of the model

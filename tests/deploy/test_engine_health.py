@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from deploy.engines import sglang
+from deploy.engines.cache_hits import CacheHits
 from deploy.engines.sglang import SglangEngine
+from rollout_service.policy.replicas import Occupancy
 
 DAY = 86400.0
 
@@ -41,3 +43,12 @@ def test_a_clock_that_is_set_neither_kills_a_busy_engine_nor_hides_a_hanging_one
         engine.check_health()
     engine._manager.last_receive_tstamp = clocks.wall
     engine.check_health()
+
+
+def test_an_sglang_that_does_not_say_how_full_it_is_serves_all_the_same():
+    engine: Any = object.__new__(SglangEngine)
+    engine._manager, engine._hits = SimpleNamespace(), CacheHits()
+    assert engine.occupancy() is None
+    load = SimpleNamespace(num_waiting_reqs=3, token_usage=0.5)
+    engine._manager.load_snapshot_reader = SimpleNamespace(read_all=lambda: [load])
+    assert engine.occupancy() == Occupancy(3, 0.5, 0.0)
