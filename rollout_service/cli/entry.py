@@ -7,6 +7,7 @@ budget ended it early; 2 it could not be done as asked; 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -60,6 +61,8 @@ app.add_typer(service, name="service")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # half of a surrogate pair is then an escape, also in JSON
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in arguments
     try:

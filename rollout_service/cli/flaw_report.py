@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from rollout_service.cli.plain_text import plain
 from rollout_service.record.flaw_counts import FlawCounts, worst
 from rollout_service.record.statistics import Summary
 
@@ -37,7 +37,9 @@ def _print(console: Console, title: str, total: FlawCounts, by_task: Mapping[str
     tasks = Table("task", "any flaw", "rate", "95% interval", "most often", title=f"{title}: tasks")
     for task, counts in worst(by_task, _MOST_TASKS).items():
         (_, cells), (most, _), *_ = rates(counts)
-        tasks.add_row(Text(task, overflow="fold"), *cells, most)
+        name = plain(task)
+        name.overflow = "fold"
+        tasks.add_row(name, *cells, most)
     console.print(tasks)
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from rollout_service.audit.verify import Violation
 from rollout_service.cli.finding import Finding
 from rollout_service.cli.flaw_report import print_flaws
+from rollout_service.cli.plain_text import plain
 from rollout_service.errors import FaultKind
 from rollout_service.record.cost import estimate
 from rollout_service.record.statistics import Summary
@@ -42,12 +43,12 @@ def print_summary(
         reward = "–" if domain["mean_reward"] is None else f"{domain['mean_reward']:.3f}"
         interval = "–" if domain["interval"] is None else "{:.3f} to {:.3f}".format(*domain["interval"])
         table.add_row(
-            name, str(domain["episodes"]), str(domain["scored"]), reward, interval, _counts(domain["outcomes"])
+            plain(name), str(domain["episodes"]), str(domain["scored"]), reward, interval, _counts(domain["outcomes"])
         )
     console.print(table)
     totals = Table(show_header=False, title="Totals")
     for name, value in (*_totals(numbers, seconds), *_costs(summary)):
-        totals.add_row(name, Text(value))  # telecom's ids hold what rich takes for markup
+        totals.add_row(name, plain(value))  # telecom's ids hold what rich takes for markup
     if is_replayed:
         totals.add_row("spent", "nothing: the answers came from the tape, and the costs are those of its recording")
     if limit:
@@ -57,11 +58,11 @@ def print_summary(
     console.print(totals)
     for kind, fault in sorted(numbers["faults"].items(), key=lambda item: -item[1]["episodes"]):
         text = f"{fault['episodes']} aborted by {kind}, the first with: {fault['first']} {FaultKind(kind).remedy}"
-        console.print(Text(" ".join(text.split())), soft_wrap=True)
+        console.print(plain(" ".join(text.split())), soft_wrap=True)
     print_flaws(console, summary)
     if poison := numbers["poison_tasks"]:
         text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
-        console.print(Text(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
+        console.print(plain(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
 
 
 def _totals(numbers: Mapping[str, Any], seconds: float | None) -> Iterable[tuple[str, str]]:

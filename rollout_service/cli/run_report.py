@@ -5,7 +5,7 @@ Invariant: this module only prints. The text of the tables comes from `rollout_s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rollout_service.cli.plain_text import plain
 from rollout_service.collecting.evaluating import OFFICIAL
 from rollout_service.report.tables import Table
 
@@ -26,25 +27,28 @@ def print_tables(tables: Iterable[Table]) -> None:
     console = Console()
     for table in tables:
         if table.rows:
-            console.print(Text(table.title, style="italic"), soft_wrap=True)
-            drawn = RichTable(*_columns(table, console.width))
-            for row in table.rows:
-                drawn.add_row(*map(Text, row))
+            title = plain(table.title)
+            title.stylize("italic")
+            console.print(title, soft_wrap=True)
+            rows = [list(map(plain, row)) for row in table.rows]
+            drawn = RichTable(*_columns(table.columns, rows, console.width))
+            for row in rows:
+                drawn.add_row(*row)
             console.print(drawn)
         for note in table.notes:
-            console.print(Text(note), soft_wrap=True)
+            console.print(plain(note), soft_wrap=True)
 
 
-def _columns(table: Table, width: int) -> list[Column]:
+def _columns(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> list[Column]:
     """The columns, in a terminal of this width. Names of rows that leave the numbers no room are broken, and never cut:
     some tasks of telecom have names of more than 100 letters."""
-    first, *titles = table.columns
-    names, *others = zip(*table.rows, strict=True)
-    longest = max(map(cell_len, (first, *names)))
-    cells = [max(map(cell_len, each)) for each in others]
-    needed = [max(cell, *map(cell_len, title.split() or [""])) for cell, title in zip(cells, titles, strict=True)]
+    first, *titles = map(plain, columns)
+    names, *others = zip(*rows, strict=True)
+    longest = max(first.cell_len, *(name.cell_len for name in names))
+    cells = [max(cell.cell_len for cell in each) for each in others]
+    needed = [max(cell, *map(cell_len, title.plain.split() or [""])) for cell, title in zip(cells, titles, strict=True)]
     between = 3 * len(needed) + 4
-    if longest + sum(map(max, cells, map(cell_len, titles))) + between <= width:
+    if longest + sum(max(cell, title.cell_len) for cell, title in zip(cells, titles, strict=True)) + between <= width:
         return [Column(first, no_wrap=True), *(Column(title, overflow="fold") for title in titles)]
     room = width - sum(needed) - between
     name = Column(first, overflow="fold", width=min(longest, max(room, _LEAST_NAME)))

@@ -50,9 +50,11 @@ class SmallestDifference:
 
     It is (z_5% + z_80%) · sqrt(2 σ² / (K T)) for T tasks with K trials each, where σ² is the variance of a trial within
     its task. Where tasks have different numbers of trials, K is their harmonic mean, and σ² is from those with two or
-    more. The formula is that of the power analysis in Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
-    for paired tasks, two runs whose σ² is the same, and policies that differ alike on every task (ω² = 0). Where they
-    do not, the smallest difference is larger.
+    more. Where all trials went the same way, σ² is taken from (successes + 1) / (trials + 2), as by Laplace.
+
+    The formula is that of the power analysis in Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640), for
+    paired tasks, two runs whose σ² is the same, and policies that differ alike on every task (ω² = 0). Where they do
+    not, the smallest difference is larger.
     """
 
     significant: float
@@ -174,6 +176,10 @@ def _smallest_difference(counts: Sequence[tuple[int, int]]) -> SmallestDifferenc
         variance = math.fsum(s * (n - s) / (n * (n - 1)) for n, s in repeated) / len(repeated)
     else:
         mean = sum(s for _, s in counts) / len(counts)
+        variance = mean * (1 - mean)
+    passed, total = sum(s for _, s in counts), sum(trials)
+    if passed in (0, total):  # no trial differs from another, which does not say that none ever will
+        mean = (passed + 1) / (total + 2)
         variance = mean * (1 - mean)
     error = math.sqrt(2 * variance * math.fsum(1 / n for n in trials)) / len(counts)
     least = 1 / (max(trials) * len(counts))  # one trial more or less

@@ -15,7 +15,7 @@ from rollout_service.errors import StorageError
 from rollout_service.record.bootstrap import FEWEST, intervals
 from rollout_service.record.evaluation import task_pass_rate
 from rollout_service.record.interval import wilson_interval
-from rollout_service.redaction import shown
+from rollout_service.report.reading import said
 from rollout_service.report.run import Run
 
 MUST_AGREE = ("evaluation", "tau2_distribution", "tau2_version")
@@ -163,8 +163,8 @@ def _check_same_scoring(run: Run, baseline: Run) -> None:
     for name, (ours, theirs) in _differing(run, baseline).items():
         if name in MUST_AGREE:
             raise StorageError(
-                f"{run.name} has provenance.{name} {shown(ours)}, and {baseline.name} has {shown(theirs)}: they are "
-                "scored differently.",
+                f"{run.name} has provenance.{name} {said(name, ours)}, and {baseline.name} has {said(name, theirs)}: "
+                "they are scored differently.",
                 "Score one of them again (rollout-service rescore), or compare runs of one release of τ²-bench.",
             )
     both = run.task_hashes.keys() & baseline.task_hashes.keys()

@@ -109,8 +109,8 @@ class Reading:
             first = self.conditions.setdefault(name, value)
             if value != first:
                 raise StorageError(
-                    f"{path}: trajectory {trajectory.trajectory_id!r} has provenance.{name} {shown(value)}, and those "
-                    f"before it have {shown(first)}.",
+                    f"{path}: trajectory {trajectory.trajectory_id!r} has provenance.{name} {said(name, value)}, and "
+                    f"those before it have {said(name, first)}.",
                     "Give files of one run each. `report A --against B` compares two runs.",
                 )
         task, found = str(trajectory.task), trajectory.provenance.task_hash
@@ -120,6 +120,11 @@ class Reading:
                 "than those before it.",
                 "Give files of one release of the tasks each.",
             )
+
+
+def said(name: str, value: object) -> str:
+    """A value of a field of `Provenance` as an error shows it. A fingerprint looks like a key, and is none."""
+    return repr(str(value)[:12]) if name.endswith("_fingerprint") else shown(value)
 
 
 def _check_reward(trajectory: Trajectory, path: Path) -> None:

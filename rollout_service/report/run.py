@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_service.errors import ConfigError
+from rollout_service.errors import ConfigError, StorageError
 from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.report.facts import Facts
@@ -31,7 +31,7 @@ class Run:
             k: pass^1 to pass^k are given. None: up to the most trials that a task has, and at most 4.
 
         Raises:
-            StorageError: as `Reading` raises it.
+            StorageError: as `Reading` raises it, or a trajectory's messages or checks have another form than τ²'s.
             ConfigError: no task has `k` trials with a score.
         """
         self.name = name
@@ -76,7 +76,14 @@ class Run:
         return cls(reading, name=", ".join(map(str, reading.files)) if name is None else name, k=k)
 
     def _add(self, trajectory: Trajectory) -> None:
-        facts = Facts.of(trajectory)
+        try:
+            facts = Facts.of(trajectory)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"Trajectory {trajectory.trajectory_id!r} has messages or a reward_info that are not τ²-bench's: "
+                f"{type(error).__name__} {error}.",
+                "Check the file with `rollout-service verify`.",
+            ) from error
         task, domain = str(trajectory.task), trajectory.task.domain
         self.evaluation.add([trajectory])
         self.total.add(trajectory, facts)

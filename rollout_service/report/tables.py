@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout_service.record.evaluation import Evaluation, PassRate
-from rollout_service.redaction import shown
 from rollout_service.report.comparison import Change, Comparison
 from rollout_service.report.facts import CallState, GoldState
 from rollout_service.report.numbers import Numbers, Share
+from rollout_service.report.reading import said
 from rollout_service.report.run import Run
 
 ALL = "all"
@@ -211,7 +211,7 @@ def of_comparison(found: Comparison, most: int) -> list[Table]:
     notes = [f"{out} left out: not both runs have scored {'it' if found.left_out == 1 else 'them'}."]
     notes = notes if found.left_out else []
     notes += [
-        f"The runs differ in {name}: {shown(ours)} against {shown(theirs)}."
+        f"The runs differ in {name}: {said(name, ours)} against {said(name, theirs)}."
         for name, (ours, theirs) in found.other_conditions.items()
     ]
     columns = ("", "against", "run", "difference", "95% interval", "tasks")

@@ -9,8 +9,9 @@ import pytest
 from rollout_service.cli.commands.evaluate import with_official_limits
 from rollout_service.cli.run_report import print_conditions, print_tables
 from rollout_service.collecting.evaluating import conditions
+from rollout_service.errors import Fault, FaultKind
 from rollout_service.record import storage
-from rollout_service.record.trajectory import TaskRef
+from rollout_service.record.trajectory import Outcome, TaskRef
 from rollout_service.report.comparison import Comparison
 from rollout_service.report.run import Run
 from rollout_service.report.tables import Table
@@ -95,6 +96,25 @@ def test_a_long_name_of_a_task_is_broken_and_leaves_the_numbers_their_room(width
     assert [row[1:] for row in rows if row[1]] == [["10/12", "0.50"], ["5/6", "1.00"]]
     assert "".join(row[0] for row in rows) == name + "short"
     assert (len(rows) > 2) is broken
+
+
+def test_hostile_names_are_text_on_the_terminal_and_in_json(tmp_path):
+    """Escapes of a terminal, another direction of writing, rich's markup, and half of a surrogate pair."""
+    task = TaskRef("a[/bold]", "test", "\x1b[31m\u202e[red]\ud800", 0)
+    fault = Fault(FaultKind.POLICY, "E", "\x1b]0;owned\x07", retryable=False)
+    storage.write(
+        tmp_path / "a.jsonl",
+        [
+            make_trajectory(trajectory_id="a", task=task),
+            make_trajectory(trajectory_id="b", task=task, reward=None, fault=fault, outcome=Outcome.ABORTED),
+        ],
+    )
+    done = command("report", tmp_path / "a.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert not {"\x1b", "\u202e", "\x07"} & set(done.stdout)
+    for text in ("a[/bold]/test/\\x1b[31m\\u202e[red]\\ud800", "E: \\x1b]0;owned\\x07"):
+        assert text in done.stdout
+    assert str(task) in json.loads(command("report", tmp_path / "a.jsonl", "--json").stdout)["tasks"]
 
 
 def test_conditions_say_which_limits_of_training_are_off(capsys):

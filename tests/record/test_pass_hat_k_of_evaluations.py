@@ -96,6 +96,17 @@ def test_a_task_with_one_trial_leaves_the_smallest_difference_nearly_as_it_is():
     assert "With 25 tasks and 1 to 4 trials of each" in tables.of_evaluation(evaluation, 0)[0].notes[0]
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_trials_that_all_went_the_same_way_do_not_show_small_differences(reward):
+    """None of 20 trials succeeded: a chance of 10 % would still give that one time in eight."""
+    evaluation = Evaluation(2)
+    evaluation.add(trial(task, reward) for task in range(10) for _ in range(2))
+    found = evaluation.smallest_difference
+    assert found is not None
+    assert found.significant == pytest.approx(1.96 * math.sqrt(2 * (1 / 22) * (21 / 22) / 20), rel=1e-4)
+    assert found.significant > 0.1
+
+
 def test_of_one_trial_a_task_the_smallest_difference_is_a_bound_and_never_zero():
     evaluation = Evaluation(1)
     evaluation.add(trial(task, float(task < 5)) for task in range(10))
@@ -103,8 +114,4 @@ def test_of_one_trial_a_task_the_smallest_difference_is_a_bound_and_never_zero()
     assert found is not None
     assert found.is_bound
     assert found.significant == pytest.approx(1.96 * math.sqrt(2 * 0.25 / 10), rel=1e-4)
-    solved = Evaluation(1)
-    solved.add(trial(task, 1.0) for task in range(10))
-    assert solved.smallest_difference is not None
-    assert solved.smallest_difference.significant == 0.1
     assert Evaluation(1).smallest_difference is None

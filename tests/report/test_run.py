@@ -185,3 +185,18 @@ def test_runs_that_were_scored_differently_or_share_no_task_are_not_compared():
     one.task_hashes, changed.task_hashes = {"retail/test/0": "x"}, {"retail/test/0": "y"}
     with pytest.raises(StorageError, match="different versions of the tasks retail/test/0"):
         Comparison(one, changed)
+
+
+def test_checks_of_another_form_than_tau2_s_are_refused_with_the_trajectory(tmp_path):
+    path = stored(tmp_path / "a.jsonl", episode(0, 0, reward_info={"action_checks": [{"action": {}}]}))
+    with pytest.raises(StorageError, match=r"'0-0' has messages or a reward_info that are not τ²-bench's: KeyError"):
+        Run.of([path])
+
+
+def test_fingerprints_that_differ_are_shown(tmp_path):
+    made = [dataclasses.replace(Provenance(), tokenizer_fingerprint=letter * 64) for letter in "ab"]
+    path = stored(tmp_path / "a.jsonl", *(episode(0, n, provenance=each) for n, each in enumerate(made)))
+    with pytest.raises(
+        StorageError, match="tokenizer_fingerprint 'bbbbbbbbbbbb', and those before it have 'aaaaaaaaaaaa'"
+    ):
+        Run.of([path])
