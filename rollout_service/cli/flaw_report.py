@@ -37,9 +37,9 @@ def _print(console: Console, title: str, total: FlawCounts, by_task: Mapping[str
     tasks = Table("task", "any flaw", "rate", "95% interval", "most often", title=f"{title}: tasks")
     for task, counts in worst(by_task, _MOST_TASKS).items():
         (_, cells), (most, _), *_ = rates(counts)
-        name = plain(task)
-        name.overflow = "fold"
-        tasks.add_row(name, *cells, most)
+        named = plain(task)
+        named.overflow = "fold"
+        tasks.add_row(named, *cells, most)
     console.print(tasks)
 
 
