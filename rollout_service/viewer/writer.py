@@ -139,12 +139,19 @@ class _Gathered:
         except Exception as error:  # an unforeseen record must not hide the others
             said = f"It cannot be shown: {type(error).__name__}: {error}. See what rollout-service verify says."
             return episode.unreadable_row(trajectory.trajectory_id, said)
-        vocabulary_place, vocabulary = self._vocabularies.of(trajectory.provenance)
-        for segment in trajectory.segments:
-            vocabulary.note(segment.token_ids)
-        tokens = {"vocabulary": vocabulary_place, "segments": token_record(trajectory, self._heads)}
+        tokens = {"vocabulary": self._noted(trajectory), "segments": token_record(trajectory, self._heads)}
         talk_at, tokens_at = self._blocks.add("talk", talk), self._blocks.add("tokens", to_line(tokens))
         return row | {"talk": talk_at[0], "talkLine": talk_at[1], "tokenBlock": tokens_at[0], "tokenLine": tokens_at[1]}
+
+    def _noted(self, trajectory: Trajectory) -> int | None:
+        """Note the token ids that occur; returns the place of their vocabulary. None: there are no tokens. Such an
+        episode may not even know its tokenizer, as when its environment actor died."""
+        if not trajectory.segments:
+            return None
+        place, vocabulary = self._vocabularies.of(trajectory.provenance)
+        for segment in trajectory.segments:
+            vocabulary.note(segment.token_ids)
+        return place
 
     def check_any(self) -> None:
         """Check that there is something to show.

@@ -33,7 +33,7 @@ def stored() -> list[Trajectory]:
     task = TaskRef("airline", "test", "7", 0)
     fault = Fault(FaultKind.USER_SIMULATOR, "RateLimitError", "too many requests", True)
     ended = {"outcome": Outcome.ABORTED, "termination_reason": "fault", "reward": None, "fault": fault}
-    airline = [make_member(1, 0, task=task), make_member(1, 1, task=task, **ended)]
+    airline = [make_member(1, 0, task=task), make_member(1, 1, task=task, segments=[], **ended)]
     words = [{"role": "user", "content": text} for text in (HOSTILE, HIDDEN, SHALOM)]
     odd = [make_member(2, sample, messages=words) for sample in range(2)]
     odd[0].trajectory_id = HOSTILE
@@ -229,11 +229,13 @@ def test_the_focus_stays_in_an_open_episode_when_another_one_or_another_tab_is_s
 def test_arrows_move_between_the_tabs_when_one_has_the_focus(browser, pages):
     opened(browser, pages["some"])
     browser.ask("document.querySelector('[role=tab][aria-selected=true]').focus()")
+    assert browser.ask("location.hash") == "#episode=0&tab=Conversation"
     for key, tab in (("ArrowRight", "Reward"), ("ArrowLeft", "Conversation"), ("ArrowLeft", "Record")):
         browser.press(key)
         shown(browser, f"0 {tab}")
         browser.wait_for("document.activeElement.getAttribute('aria-selected') === 'true'")
         assert tab in browser.ask("document.activeElement.textContent")
+        assert browser.ask("location.hash") == f"#episode=0&tab={tab}", "a reload shows it again"
 
 
 def test_page_keys_scroll_an_open_episode(browser, pages):
@@ -281,6 +283,12 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     browser.press("4")
     shown(browser, "1 Timeline")
     assert "user 2.00 s" in text(browser, ".timeline .legend")
+
+
+def test_an_episode_without_tokens_says_so(browser, pages):
+    opened(browser, pages["some"], "#episode=3&tab=Tokens")
+    shown(browser, "3 Tokens")
+    assert text(browser, ".tab-body") == "The policy was never asked, so there are no tokens."
 
 
 def test_each_check_of_the_reward_stands_by_itself(browser, pages):

@@ -94,6 +94,12 @@ def test_the_list_has_a_row_for_each_trajectory_and_its_conversation_comes_back(
         assert [turn["segment"] for turn in talk["turns"]] == [0, 0]
 
 
+def test_an_episode_whose_actor_died_has_no_tokenizer_and_does_not_count_as_another_one(tmp_path):
+    died = make_member(0, 1, segments=[], messages=[], reward=None, outcome=Outcome.ABORTED, provenance=Provenance())
+    page = page_of(tmp_path, make_member(0, 0, provenance=Provenance(tokenizer="one", tokenizer_fingerprint="1")), died)
+    assert [found["name"] for found in page.index["tokenizers"]] == ["one"]
+
+
 def test_ten_thousand_rows_are_held_by_columns_and_open_block_by_block(tmp_path):
     page = Page(many_episodes(tmp_path / "page.html", 10_000))
     rows = page.rows

@@ -12,8 +12,9 @@ import { drawTokens } from "./tokens.js";
 
 export const TABS = ["Conversation", "Reward", "Tokens", "Timeline", "Group", "Record"];
 
-// `choose(row)` opens another episode, `onlyGroup(row)` filters by this one's group, `searched()` is the searched text.
-export function makeDetail(holder, index, groups, { choose, onlyGroup, searched }) {
+// `choose(row)` opens another episode, `onlyGroup(row)` filters by this one's group, `searched()` is the searched text,
+// and `remember(row, tab)` takes what is opened.
+export function makeDetail(holder, index, groups, { choose, onlyGroup, searched, remember }) {
   let tab = TABS[0];
   let opened = 0;
   let row = null;
@@ -32,6 +33,7 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched 
     const turn = (opened += 1);
     row = newRow;
     if (!row) return put("none", element("p", { class: "empty nothing" }, "No episode passes the filters."));
+    remember(row, tab);
     if (row.outcome === "unreadable") return put(`${row.at} unreadable`, drawUnreadable(row, index));
     try {
       const talk = await record(`block-${row.talk}`, row.talkLine);

@@ -25,7 +25,6 @@ async function start() {
   const openSoon = (row) => {
     clearTimeout(waiting);
     waiting = setTimeout(() => detail.open(row), 60);
-    remember(row, detail.tab);
   };
   const list = makeList(listHolder, openSoon, () => detailHolder.focus());
   const choose = (row) => {
@@ -35,7 +34,8 @@ async function start() {
     }
   };
   const onlyGroup = (row) => filters.setGroup(filters.state.group ? "" : groupOf(row));
-  const detail = makeDetail(detailHolder, index, groups, { choose, onlyGroup, searched: () => filters.state.text });
+  const searched = () => filters.state.text;
+  const detail = makeDetail(detailHolder, index, groups, { choose, onlyGroup, searched, remember });
   const filters = makeFilters(byId("filters"), byId("chips"), index, rows, groups, () => {
     const passing = filters.passing();
     tellCount(passing, rows, filters);
@@ -72,8 +72,9 @@ async function start() {
   document.documentElement.dataset.ready = "list";
 }
 
+// The page's address names the open episode and its tab, so that a reload shows them again.
 function remember(row, tab) {
-  if (row) history.replaceState(null, "", `#episode=${row.at}&tab=${tab}`);
+  history.replaceState(null, "", `#episode=${row.at}&tab=${tab}`);
 }
 
 function summarize(index, rows) {

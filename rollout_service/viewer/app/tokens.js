@@ -16,6 +16,8 @@ const TELLS = new WeakMap();
 
 export async function drawTokens(talk, row, index) {
   const packed = await record(`block-${row.tokenBlock}`, row.tokenLine);
+  if (!packed.segments.length)
+    return element("p", { class: "empty" }, "The policy was never asked, so there are no tokens.");
   const heads = await linesOf("heads");
   const texts = await textsOf(packed.vocabulary);
   const { problem } = index.tokenizers[packed.vocabulary];
@@ -42,8 +44,6 @@ export async function drawTokens(talk, row, index) {
     made.push(segment);
     holder.append(drawSegment(segment, at, made, talk, texts, violations, facts));
   }
-  if (!packed.segments.length)
-    holder.append(element("p", { class: "empty" }, "The policy was never asked, so there are no tokens."));
   return holder;
 }
 
