@@ -144,13 +144,14 @@ class _Run:
         """Note a trajectory that is exported.
 
         Raises:
-            StorageError: the installed τ²-bench is another one.
+            StorageError: the installed τ²-bench is another one, or the reward is not that of its checks.
             TaskError: its task is not the installed one.
             ConfigError: a limit is not known.
         """
         if self._first is None:
             self._first = trajectory
             self._limits = {name: self._limit(name, trajectory) for name in self._given}
+        _check_reward(trajectory)
         known = self._tasks.setdefault(trajectory.task.task_id, trajectory.task)
         if known is trajectory.task:
             installed.check_installed(trajectory)
@@ -210,6 +211,17 @@ def check_one_domain(domain: str, trajectory: Trajectory) -> None:
             f"The trajectories are of several domains, {domain} and {trajectory.task.domain}, and the format has one a "
             "file.",
             "Export each with --domain.",
+        )
+
+
+def _check_reward(trajectory: Trajectory) -> None:
+    """τ² reads the reward from `reward_info`, so another one would change its metrics."""
+    checked = (trajectory.reward_info or {}).get("reward")
+    if checked != trajectory.reward:
+        raise StorageError(
+            f"Trajectory {trajectory.trajectory_id!r} has the reward {trajectory.reward}, and its reward_info has "
+            f"{'none' if checked is None else checked}.",
+            "Score the file again: rollout-service rescore.",
         )
 
 

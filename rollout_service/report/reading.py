@@ -68,7 +68,7 @@ class Reading:
         """
         Raises:
             StorageError: a file is damaged or unfinished, a trajectory comes twice, two of them differ in what must be
-                the same, a reward is none of τ²-bench's, or there is no trajectory.
+                the same, a reward or a message is none of τ²-bench's, or there is no trajectory.
         """
         given = 0
         domains: dict[str, None] = {}
@@ -78,6 +78,7 @@ class Reading:
                 if self._domain is None or trajectory.task.domain == self._domain:
                     self._check_new(trajectory, path)
                     _check_reward(trajectory, path)
+                    _check_messages(trajectory, path)
                     self._check_same(trajectory, path)
                     given += 1
                     yield trajectory
@@ -134,3 +135,12 @@ def _check_reward(trajectory: Trajectory, path: Path) -> None:
             "from 0 to 1.",
             "Give rewards as they were collected, without what a trainer made of them.",
         )
+
+
+def _check_messages(trajectory: Trajectory, path: Path) -> None:
+    for place, message in enumerate(trajectory.messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise StorageError(
+                f"{path}: trajectory {trajectory.trajectory_id!r} has messages[{place}] without a role.",
+                "Give messages as they were collected.",
+            )

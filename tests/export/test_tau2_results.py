@@ -198,6 +198,14 @@ def test_a_task_or_a_release_that_is_not_the_installed_one_is_refused(played, tm
     assert not (tmp_path / "mock.json").exists()
 
 
+@pytest.mark.parametrize(("info", "words"), [(None, "has none"), ({"reward": 0.25}, "has 0.25")])
+def test_a_reward_that_tau2_would_not_read_is_refused(played, tmp_path, info, words):
+    path = tmp_path / "mock.jsonl"
+    storage.write(path, [replace(played[0], reward_info=info and played[0].reward_info | info)])
+    with pytest.raises(StorageError, match=rf"its reward_info {words}.*rescore"):
+        export(path, "tau2", tmp_path / "mock.json")
+
+
 def test_several_domains_are_refused_and_one_can_be_chosen(played, tmp_path):
     path = tmp_path / "two.jsonl"
     storage.write(path, [played[0], replace(played[1], task=TaskRef("telecom", "base", "1", 0))])

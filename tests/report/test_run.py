@@ -200,3 +200,9 @@ def test_fingerprints_that_differ_are_shown(tmp_path):
         StorageError, match="tokenizer_fingerprint 'bbbbbbbbbbbb', and those before it have 'aaaaaaaaaaaa'"
     ):
         Run.of([path])
+
+
+def test_a_message_without_a_role_is_refused_with_its_place(tmp_path):
+    path = stored(tmp_path / "a.jsonl", episode(0, 0, messages=[{"role": "user", "content": "hi"}, {"content": "?"}]))
+    with pytest.raises(StorageError, match=r"'0-0' has messages\[1\] without a role"):
+        Run.of([path])
