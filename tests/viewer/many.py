@@ -13,8 +13,8 @@ from rollout_service.viewer.token_record import Heads, token_record
 from tests.support.trajectories import make_trajectory
 
 
-def many_episodes(path: Path, count: int, base: Trajectory | None = None) -> Path:
-    """A page of so many episodes, in groups of eight, with rewards of 0 and 1 in turn."""
+def many_episodes(path: Path, count: int, base: Trajectory | None = None, group_size: int = 8) -> Path:
+    """A page of so many episodes, in groups, with rewards of 0 and 1 in turn."""
     base = base or make_trajectory()
     facts, heads, parts = Facts.of(base), Heads(), list[str]()
     blocks = BlockWriter(parts.append)
@@ -23,7 +23,7 @@ def many_episodes(path: Path, count: int, base: Trajectory | None = None) -> Pat
     tokens = to_line({"vocabulary": 0, "segments": token_record(base, heads)})
     rows = []
     for n in range(count):
-        group, sample = divmod(n, 8)
+        group, sample = divmod(n, group_size)
         (talk_block, talk_line), (token_block, token_line) = blocks.add("talk", talk), blocks.add("tokens", tokens)
         own = {"id": f"{group}-{sample}", "group": str(group), "sample": sample, "reward": float(n % 2), "file": 0}
         places = {"talk": talk_block, "talkLine": talk_line, "tokenBlock": token_block, "tokenLine": token_line}

@@ -316,6 +316,14 @@ def test_a_group_stands_side_by_side(browser, pages):
     shown(browser, "1 Group")
 
 
+def test_a_large_group_shows_the_open_trajectory_and_those_around_it(browser, tmp_path):
+    opened(browser, many_episodes(tmp_path / "large.html", 40, group_size=40), "#episode=38&tab=Group")
+    shown(browser, "38 Group")
+    columns = browser.ask("[...document.querySelectorAll('.column')].map((found) => found.ariaLabel)")
+    assert columns == [f"Sample {number}" for number in range(24, 40)]
+    assert text(browser, ".column.current strong") == "#38 "
+
+
 def test_hostile_text_is_shown_as_text(browser, pages):
     opened(browser, pages["some"], "#episode=4&tab=Conversation")
     hostile, hidden, shalom = browser.ask("[...document.querySelectorAll('.message .text')].map((e) => e.textContent)")

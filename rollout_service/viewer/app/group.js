@@ -8,7 +8,8 @@ const MOST = 16;
 
 export async function drawGroup(row, groups, choose) {
   const members = [...(groups.get(groupOf(row)) ?? [row])].sort((a, b) => a.sample - b.sample);
-  const shown = members.slice(0, MOST);
+  const from = Math.max(0, Math.min(members.indexOf(row) - MOST / 2, members.length - MOST));
+  const shown = members.slice(from, from + MOST);
   const talks = await Promise.all(shown.map((member) => record(`block-${member.talk}`, member.talkLine)));
   const rewards = members.map((member) => rewardMark(member.reward));
   return element(
@@ -21,7 +22,7 @@ export async function drawGroup(row, groups, choose) {
       kindOfGroup(members) === NO_REWARD ? ", not all with a reward: " : `, rewards ${kindOfGroup(members)}: `,
       rewards.map(([mark, text, kind]) => element("span", { class: `reward ${kind}`, title: text }, `${mark} `)),
     ),
-    members.length > MOST ? element("p", { class: "aside" }, `The first ${MOST} are shown.`) : null,
+    members.length > MOST ? element("p", { class: "aside" }, `${MOST} around this one are shown.`) : null,
     element(
       "div",
       { class: "columns" },
