@@ -140,7 +140,7 @@ class Fleet:
             return
         states = await self._states()
         answers.check_model(states, self._policy.serves, self._application)
-        self.desired = DesiredState(pauses=max((state.pauses for state in states), default=0))
+        self.desired = DesiredState.of(states)
         newest = max([self.version, *(state.version for state in states)])
         if newest > self._policy.weight_version:
             self._history = WeightHistory.unknown()

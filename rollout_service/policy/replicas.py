@@ -5,8 +5,9 @@ Invariant: messages only. Both sides can be asked again at any time, so each mes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import UpdateMode, WeightUpdate
@@ -61,6 +62,13 @@ class DesiredState:
     """How turns were stopped, while the replicas are paused. None: they sample."""
     pauses: int = 0
     """How often the replicas were paused or resumed. Of two orders, the one with the larger number is the newer."""
+
+    @classmethod
+    def of(cls, states: Iterable[ReplicaState]) -> Self:
+        """What replicas were ordered last, whose fleet is gone. How they stopped their turns, they do not say; one that
+        starts has none to stop."""
+        last = max(states, key=lambda state: state.pauses, default=None)
+        return cls() if last is None else cls(pause="drain" if last.paused else None, pauses=last.pauses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class Replicas:
         self.said: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.serves: dict[str, str] = {}
+        self.paused: set[str] = set()
+        """Those that were paused last; the others missed that order."""
         self.covered: Names = None
         """The parameters that an update has, as they say."""
         self.without: dict[str, list[str]] = {}
@@ -63,7 +65,12 @@ class Replicas:
         names = [name for name in self.names if name not in self.without.get(method, ())]
         states = {
             name: ReplicaState(
-                name, self.versions.get(name, 0), paused=False, running=0, pauses=4, serves=self.serves.get(name, "")
+                name,
+                self.versions.get(name, 0),
+                paused=name in self.paused,
+                running=0,
+                pauses=4 if name in self.paused or not self.paused else 3,
+                serves=self.serves.get(name, ""),
             )
             for name in names
         }
@@ -368,6 +375,18 @@ async def test_a_fleet_that_died_with_its_coordinator_answers_nobody_before_it_k
     assert ours.desired.pauses == 5, "replicas at 4 would not heed a lower number"
     with pytest.raises(WeightError, match="5 is not newer than 7"):
         await update
+
+
+async def test_replicas_that_were_paused_when_their_fleet_died_are_known_to_be_and_can_be_resumed():
+    replicas = Replicas(["a", "b"])
+    replicas.paused = {"b"}
+    coordinator = Coordinator(replicas)
+    ours = fleet(replicas, coordinator)
+    await ours.adopt_replicas()
+    assert (ours.desired.pause, ours.desired.pauses) == ("drain", 4)
+    await ours.resume()
+    assert replicas.asked[-1] == ("resume", 5)
+    assert [paused for _, paused, _ in coordinator.told] == [True, False]
 
 
 async def test_a_fleet_that_could_not_ask_the_replicas_asks_again(monkeypatch):
