@@ -90,10 +90,10 @@ def _rows(found: Parts, report: dict[str, Any], address: str) -> Iterator[tuple[
     yield "episodes", f"{report['finished']} finished, {report['scored']} scored{mean}"
     for kind, count in report["faults"].items():
         yield f"faults: {kind}", f"{count}, the last one: {report['last_faults'][kind]}"
-    for side in ("user", "judge"):
+    for side, whose in (("user", "user's"), ("judge", "judge's"), ("review", "reviewer's")):
         if (it := report.get(f"{side}_endpoint")) is not None:
             said = f"{it['in_flight']} requests in flight of {it['limit']}, {it['waiting']} wait; {it['answered']} "
-            yield f"{side}'s endpoint", f"{said}answered, {it['refused']} refused or failed"
+            yield f"{whose} endpoint", f"{said}answered, {it['refused']} refused or failed"
     yield from _flaws(report)
     yield "weight version", f"{report['weight_version']}{', paused' if report['paused'] else ''}"
     for client, silence in report["clients"].items():

@@ -77,6 +77,17 @@ def test_a_watched_service_that_is_gone_says_so(screen):
         watched(look, "auto", screen)
 
 
+def test_each_endpoint_has_a_row():
+    numbers = {"in_flight": 2, "limit": 8, "waiting": 1, "answered": 40, "refused": 3}
+    endpoints = {f"{side}_endpoint": numbers | {"limit": limit} for side, limit in (("user", 8), ("review", 9))}
+    text = io.StringIO()
+    Console(file=text, width=160).print(service_table(PARTS, report(1) | endpoints | {"judge_endpoint": None}, "auto"))
+    rows = [line for line in text.getvalue().splitlines() if "endpoint" in line]
+    assert ["user's" in row for row in rows] == [True, False]
+    assert "reviewer's endpoint" in rows[1]
+    assert "2 requests in flight of 9, 1 wait; 40 answered, 3 refused or failed" in rows[1]
+
+
 def test_what_a_fault_said_is_shown_as_it_is():
     text = io.StringIO()
     Console(file=text, width=160).print(service_table(PARTS, report(1), "auto"))
