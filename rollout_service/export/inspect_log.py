@@ -21,8 +21,8 @@ from typing import Any
 
 from rollout_service.export import conversation
 from rollout_service.export.selection import Selected
+from rollout_service.export.strict_json import to_json
 from rollout_service.export.tau2_results import check_one_domain, times
-from rollout_service.record.encoding import to_json
 from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.termination import TerminationReason

@@ -24,7 +24,7 @@ from rollout_service.chat.transcript import Transcript
 from rollout_service.errors import StorageError
 from rollout_service.export import conversation, installed
 from rollout_service.export.selection import Selected
-from rollout_service.record.encoding import to_json
+from rollout_service.export.strict_json import to_json
 from rollout_service.record.trajectory import Trajectory
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from rollout_service.errors import ConfigError, StorageError
 from rollout_service.export import installed
 from rollout_service.export.selection import Selected
-from rollout_service.record.encoding import to_json
+from rollout_service.export.strict_json import to_json
 from rollout_service.record.trajectory import TaskRef, Trajectory
 from rollout_service.termination import TerminationReason
 from rollout_service.version import __version__

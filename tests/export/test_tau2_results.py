@@ -168,6 +168,14 @@ def test_limits_that_nobody_recorded_are_asked_for_and_recorded_ones_are_not_cha
         export(tmp_path / "new.jsonl", "tau2", tmp_path / "new.json", max_steps=7)
 
 
+def test_half_of_a_surrogate_pair_leaves_the_file_readable(played, tmp_path):
+    said = played[0].messages
+    broken = [*said[:-1], said[-1] | {"content": "so \ud83d, and \U0001f600"}]
+    storage.write(tmp_path / "mock.jsonl", [replace(played[0], messages=broken)])
+    read = load(export(tmp_path / "mock.jsonl", "tau2", tmp_path / "mock.json").output)
+    assert read.simulations[0].messages[-1].content == "so \ufffd, and \U0001f600"
+
+
 def test_a_review_is_written_with_the_severities_that_tau2_s_class_takes(played):
     errors = [{"severity": "critical_helped", "reasoning": "r"}, {"severity": "minor", "reasoning": "r"}]
     reviewed = replace(played[0], user_review=UserReview("judge", {"has_errors": True, "errors": errors}))
