@@ -30,11 +30,12 @@ def service_table(found: Parts, report: dict[str, Any], address: str) -> Table:
         address: of the cluster, as the command was given it.
     """
     from rich.table import Table
-    from rich.text import Text
+
+    from rollout_service.cli.plain_text import plain
 
     table = Table(show_header=False, title=f"Service {found.name}")
     for key, text in _rows(found, report, address):
-        table.add_row(Text(key), Text(text))
+        table.add_row(plain(key), plain(text))
     return table
 
 

@@ -90,5 +90,7 @@ def test_each_endpoint_has_a_row():
 
 def test_what_a_fault_said_is_shown_as_it_is():
     text = io.StringIO()
-    Console(file=text, width=160).print(service_table(PARTS, report(1), "auto"))
-    assert "1, the last one: [red]LostActor[/red]: it died" in text.getvalue()
+    said = "[red]LostActor[/red]: it\x1b[2J died \ud800"
+    found = report(1) | {"last_faults": {"service": said}}
+    Console(file=text, width=160).print(service_table(PARTS, found, "auto"))
+    assert r"1, the last one: [red]LostActor[/red]: it\x1b[2J died \ud800" in text.getvalue()
