@@ -21,7 +21,7 @@ from rollout_service.cluster import Call, LostObject
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import RolloutError
+from rollout_service.errors import RolloutError, ServiceError
 from rollout_service.gateway.wire import NdjsonWriter
 from rollout_service.record.evaluation import Evaluation
 from rollout_service.record.trajectory import TaskRef
@@ -69,7 +69,9 @@ class Coordinator:
 def started(work: Any) -> Any:
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
     task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda task: future.set_result(task.result()))
+    task.add_done_callback(
+        lambda task: future.set_exception(error) if (error := task.exception()) else future.set_result(task.result())
+    )
     return Call(future)
 
 
@@ -235,3 +237,20 @@ async def test_a_collection_that_an_earlier_gateway_began_for_the_key_gives_all_
 def test_a_client_that_names_no_id_is_known_by_its_key_so_that_it_has_the_same_one_when_it_asks_again():
     assert (client_id("client", "key"), client_id(None, "key")) == ("client", "key")
     assert client_id(None, None) != client_id(None, None)
+
+
+async def test_a_collection_that_a_client_within_the_cluster_read_meanwhile_can_be_opened_again(streams, coordinator):
+    async def refused(*arguments: Any) -> None:
+        raise ServiceError("Collection a is read by client x now.", "")
+
+    async def reopened(collection: str, client: str, silent: str | None) -> Accepted:
+        return Accepted(collection, 1, 0)
+
+    coordinator.on_acknowledge, coordinator.on_reopen = refused, reopened
+    former = await begun(streams, "a")
+    await former.delivery.group(1)
+    former.delivery.acknowledge(1)
+    with pytest.raises(ServiceError, match="read by client x"):
+        await former.source.tell()
+    await streams.reopen("a", "owner", "client")
+    assert await streams.find("a", "owner") is not former
