@@ -236,6 +236,7 @@ def test_arrows_move_between_the_tabs_when_one_has_the_focus(browser, pages):
         browser.wait_for("document.activeElement.getAttribute('aria-selected') === 'true'")
         assert tab in browser.ask("document.activeElement.textContent")
         assert browser.ask("location.hash") == f"#episode=0&tab={tab}", "a reload shows it again"
+        assert browser.ask("document.querySelector('[role=tabpanel]').ariaLabel") == tab
 
 
 def test_page_keys_scroll_an_open_episode(browser, pages):

@@ -43,7 +43,7 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched,
         `${row.at} ${tab}`,
         heading(talk),
         tabBar(),
-        element("div", { class: "tab-body", role: "tabpanel", id: "tab-body" }, body),
+        element("div", { class: "tab-body", role: "tabpanel", id: "tab-body", "aria-label": tab }, body),
       );
       highlight(holder.querySelector(".conversation") ?? holder, tab === "Conversation" ? searched() : "");
     } catch (error) {
