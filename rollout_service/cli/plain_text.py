@@ -1,22 +1,15 @@
 """Text of trajectories on a terminal.
 
-Invariant: no text moves the cursor, colours what follows or changes its direction, and none is taken for rich's markup.
+Invariant: none of it is taken for rich's markup or for a terminal's own codes.
 """
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.text import Text
 
-_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Categories of characters that are written as escapes: controls, formats such as directions, surrogates, line ends."""
+from rollout_service.report.visible_text import visible
 
 
 def plain(text: str) -> Text:
     """The text with control characters written as escapes."""
-    return Text("".join(_escape(each) if unicodedata.category(each) in _ESCAPED else each for each in text))
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return Text(visible(text))

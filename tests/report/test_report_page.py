@@ -16,7 +16,7 @@ from rollout_service.report.run import Run
 from tests.support.commands import command
 from tests.support.trajectories import make_segment, make_trajectory
 
-HOSTILE = "</script><script>alert(1)</script>"
+HOSTILE = "</script><script>alert(1)</script>\u202e"
 
 
 def training(episodes: int) -> list:
@@ -55,6 +55,8 @@ def test_a_page_needs_no_network_and_shows_hostile_text_as_text(run):
     assert tags.seen.count("figure") == 2, "pass^k and time"
     assert not [link for link in tags.links if "//" in link]
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
+    assert "\u202e" not in text
+    assert "\\u202e" in text
     for title in ("Episodes", "pass^k, with 95% intervals over tasks", "Tasks, the least solved first", "against"):
         assert title in text
 
