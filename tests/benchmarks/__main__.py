@@ -11,6 +11,7 @@ NAMES = (
     "environments",
     "episodes",
     "starvation",
+    "metrics",
     "slots",
     "scale",
     "calls",
