@@ -41,7 +41,7 @@ from rich.table import Table
 from rollout_service.config import Script
 from rollout_service.tau2 import compat, gold, tasks
 from tests.benchmarks.fixed_latency import LATENCY, SCRIPT, Endpoints
-from tests.benchmarks.measure import Row, show
+from tests.benchmarks.measure import Row, cpu_seconds_of, show
 from tests.support.openai_server import OpenAIServer, gold_user
 
 SLOTS = int(os.environ.get("BENCHMARK_SLOTS", "216"))
@@ -198,9 +198,9 @@ def _measure(runner: Runner, chosen: list[compat.Task]) -> Measured:
                         sys.exit(f"{runner.name} ended:\n{(folder / 'output.log').read_text()[-3000:]}")
                     time.sleep(0.1)
                 time.sleep(max(0.0, endpoints.began[0] + WARM_UP - time.monotonic()))
-                start, used = time.monotonic(), _cpu_seconds(family)
+                start, used = time.monotonic(), cpu_seconds_of([family, *family.children(recursive=True)])
                 time.sleep(WINDOW)
-                end, used = time.monotonic(), _cpu_seconds(family) - used
+                end, used = time.monotonic(), cpu_seconds_of([family, *family.children(recursive=True)]) - used
                 played = runner.played(folder)
                 if not played:
                     said = (folder / "output.log").read_text()[-3000:]
@@ -221,17 +221,6 @@ def _measure(runner: Runner, chosen: list[compat.Task]) -> Measured:
 
 def _count(messages: list[dict[str, Any]], role: str) -> int:
     return sum(message["role"] == role for message in messages)
-
-
-def _cpu_seconds(family: psutil.Process) -> float:
-    total = 0.0
-    for process in [family, *family.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def _stop(process: subprocess.Popen[bytes], family: psutil.Process) -> None:

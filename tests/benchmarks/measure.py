@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,13 @@ def family() -> list[psutil.Process]:
 
 def family_cpu_seconds() -> float:
     """CPU seconds that the family has used so far."""
+    return cpu_seconds_of(family())
+
+
+def cpu_seconds_of(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds that the processes have used so far, but for those that have ended."""
     total = 0.0
-    for process in family():
+    for process in processes:
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:

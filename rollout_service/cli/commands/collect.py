@@ -7,13 +7,26 @@ is kept when the collection fails.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import rollout_service.cli.playing as playing
-from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_limits, read_settings
+from rollout_service.cli.options import (
+    Address,
+    Config,
+    Domain,
+    Limits,
+    OutputFile,
+    Settings,
+    Split,
+    Start,
+    Tokenizer,
+    TokenVar,
+    Weight,
+    read_limits,
+    read_settings,
+)
 
 
 def collect(
@@ -25,24 +38,15 @@ def collect(
     split: Split = None,
     task: Annotated[list[str] | None, typer.Option(help="A task id. Repeat it for more.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes tasks and episodes repeatable.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to store: .jsonl or .parquet.")] = None,
+    output: OutputFile = None,
     append: Annotated[bool, typer.Option(help="Add other tasks and seeds to the output if it exists.")] = False,
     resume: Annotated[bool, typer.Option(help="Complete what was begun in the output, if it exists.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first group is there.")] = False,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
-    ] = None,
-    weight: Annotated[
-        float | None, typer.Option(help="Share of the slots, relative to other collections' weights. Default: 1.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
-    ] = None,
-    token_var: Annotated[
-        str | None, typer.Option(help="With a gateway: NAME of the environment variable that holds its token.")
-    ] = None,
-    start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
+    budget: Limits = None,
+    weight: Weight = None,
+    address: Address = None,
+    token_var: TokenVar = None,
+    start: Start = False,
     tokenizer: Tokenizer = None,
     config: Config = None,
     settings: Settings = None,

@@ -14,7 +14,21 @@ from typing import Annotated, Any
 import typer
 
 import rollout_service.cli.playing as playing
-from rollout_service.cli.options import Config, Domain, Settings, Split, Tokenizer, read_limits, read_settings
+from rollout_service.cli.options import (
+    Address,
+    Config,
+    Domain,
+    Limits,
+    OutputFile,
+    Settings,
+    Split,
+    Start,
+    Tokenizer,
+    TokenVar,
+    Weight,
+    read_limits,
+    read_settings,
+)
 from rollout_service.config import RolloutConfig
 
 _MOST_TASKS = 20
@@ -30,24 +44,15 @@ def evaluate(
     max_turns: Annotated[
         int | None, typer.Option(min=1, help="Most policy turns of an episode. Default: no limit, as in τ²-bench.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to store: .jsonl or .parquet.")] = None,
+    output: OutputFile = None,
     resume: Annotated[bool, typer.Option(help="Go on with what the output has, if it exists.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first task is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
-    ] = None,
-    weight: Annotated[
-        float | None, typer.Option(help="Share of the slots, relative to other collections' weights. Default: 1.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
-    ] = None,
-    token_var: Annotated[
-        str | None, typer.Option(help="With a gateway: NAME of the environment variable that holds its token.")
-    ] = None,
-    start: Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")] = False,
+    budget: Limits = None,
+    weight: Weight = None,
+    address: Address = None,
+    token_var: TokenVar = None,
+    start: Start = False,
     tokenizer: Tokenizer = None,
     config: Config = None,
     settings: Settings = None,
