@@ -504,11 +504,20 @@ def test_killing_a_policy_replica_loses_and_repeats_no_episode(slow):
     assert {t.attempt for t in trajectories} == {1}, "only the lost turns are asked for again"
 
 
+def _is_dead(actor) -> bool:
+    try:
+        ray.get(actor.__ray_ready__.remote())
+    except ray.exceptions.RayActorError:
+        return True
+    return False
+
+
 def test_losing_the_fleet_ends_no_collection_and_losing_the_coordinator_keeps_what_came(slow):
     fleet, coordinator = (
         ray.get_actor(f"slow-{actor}", namespace="rollout_service") for actor in ("fleet", "coordinator")
     )
     ray.kill(fleet)
+    wait_until(lambda: _is_dead(fleet))  # until then it could still carry out the pause
     with pytest.raises(ServiceError, match="The service's fleet actor is gone: replicas can no longer be updated"):
         slow.pause()
     before = _finished(slow)
