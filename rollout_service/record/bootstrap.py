@@ -50,10 +50,11 @@ def intervals(values: npt.ArrayLike, strata: Sequence[str] | None = None) -> npt
     if table.ndim != 2 or not len(table):
         raise ValueError(f"values has shape {table.shape}: it takes a table with a row for each task")
     labels = [""] * len(table) if strata is None else list(strata)
-    order = sorted(range(len(table)), key=labels.__getitem__)
+    if min(Counter(labels).values()) < FEWEST:
+        labels = [""] * len(table)
     sizes = [count for _, count in sorted(Counter(labels).items())]
-    if min(sizes) < FEWEST:
-        sizes = [len(table)]
+    # A task's draws go by its place, so its place must not depend on which task was done first.
+    order = sorted(range(len(table)), key=lambda row: (labels[row], *table[row]))
     parts = [_of(table[order, start : start + _COLUMNS], sizes) for start in range(0, table.shape[1], _COLUMNS)]
     return np.concatenate(parts) if parts else np.empty((0, 2))
 

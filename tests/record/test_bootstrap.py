@@ -45,6 +45,9 @@ def test_the_order_of_tasks_and_a_second_call_change_nothing():
     values = np.random.default_rng(0).random((30, 3))
     found = intervals(values)
     assert np.array_equal(found, intervals(values))
+    assert np.array_equal(found, intervals(values[::-1]))
+    domains = ["airline", "retail"] * 15
+    assert np.array_equal(intervals(values, domains), intervals(values[::-1], domains[::-1]))
     assert np.allclose(found, intervals(values * 2) / 2)
 
 
