@@ -4,8 +4,8 @@ Invariant: tasks are drawn with replacement, each with all its trials, so trials
 independent. The same numbers give the same interval: the draws have a fixed seed.
 
 The intervals are BCa (bias-corrected and accelerated; Efron 1987, "Better Bootstrap Confidence Intervals"). Values of
-pass^k are skewed: with a low rate most tasks are 0. There plain percentile intervals hold the truth far too rarely: 77%
-of the time for a pass^4 of 0.07 over 20 tasks, where BCa has 99%. See `docs/evaluation.md` for what was measured.
+pass^k are skewed, and plain percentile intervals then hold the truth too rarely: 83% of the time for a pass^3 of 0.05
+over 40 tasks, where BCa has 88%. See `docs/evaluation.md` for what was measured.
 """
 
 from __future__ import annotations
