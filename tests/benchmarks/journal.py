@@ -29,7 +29,7 @@ from rollout_service.journal.entries import Acknowledged, Asked, Delivered, Stor
 from rollout_service.journal.journal import Journal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part_files import PartFiles
-from tests.benchmarks.measure import Row, family_cpu_seconds, show
+from tests.benchmarks.measure import Row, cpu_seconds_of, family_cpu_seconds, show
 from tests.benchmarks.starvation import IN_FLIGHT, LATENCY, steady
 from tests.support.episodes import request, settings
 from tests.support.episodes import run as play
@@ -146,19 +146,13 @@ def _collect(rounds: Rounds, client: RolloutClient, seed: int) -> None:
     actor: Any = client._coordinator
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))  # a function of this module would be imported there
     coordinator = psutil.Process(pid)
-    before, cpu, wall = _seconds(coordinator), family_cpu_seconds(), time.perf_counter()
+    before, cpu, wall = cpu_seconds_of([coordinator]), family_cpu_seconds(), time.perf_counter()
     client.collect(_EPISODES, seed=seed, progress=False)
     rounds.cpu.append((family_cpu_seconds() - cpu) / _EPISODES)
-    rounds.coordinator.append((_seconds(coordinator) - before) / _EPISODES)
+    rounds.coordinator.append((cpu_seconds_of([coordinator]) - before) / _EPISODES)
     rounds.rate.append(_EPISODES / (time.perf_counter() - wall))
 
 
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-@contextlib.contextmanager
 def _both(latency: dict[str, object] | None) -> Iterator[list[tuple[Rounds, RolloutClient]]]:
     """A service without a journal and one with, side by side."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
