@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -31,7 +30,9 @@ class _Running:
     episodes: int
     counted: Evaluation
     end: End
-    over: asyncio.Event
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while `counted` is changed, or read in another thread."""
 
 
 class Evaluations:
@@ -62,7 +63,7 @@ class Evaluations:
         stream = await self._streams.find(accepted.collection_id, owner)
         stream.is_kept = False  # its numbers are here alone
         counted = Evaluation(request.group_size, conditions=dict(limits))
-        running = _Running(stream, accepted.episodes, counted, End("open"), asyncio.Event())
+        running = _Running(stream, accepted.episodes, counted, End("open"))
         self._running = {name: each for name, each in self._running.items() if self._streams.has(name)}
         self._running[accepted.collection_id] = running
         self._tasks.start(self._read(running), "reading an evaluation")
@@ -85,8 +86,10 @@ class Evaluations:
             )
         with self._streams.reading(stream), contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.over.wait(), wait)
-        end, counted = running.end, copy.deepcopy(running.counted)  # groups come meanwhile, and the end as well
-        report = await asyncio.to_thread(counted.to_dict)  # intervals of a large evaluation take a tenth of a second
+        async with running.counting:
+            end = running.end  # it may come meanwhile
+            # Intervals of a large evaluation take a tenth of a second.
+            report = await asyncio.to_thread(running.counted.to_dict)
         return end.to_dict() | {"episodes": running.episodes, "report": report}
 
     async def _read(self, running: _Running) -> None:
@@ -94,7 +97,9 @@ class Evaluations:
         try:
             while (group := await delivery.group(number + 1)) is not None:
                 number += 1
-                running.counted.add(await running.stream.source.read(group))
+                trajectories = await running.stream.source.read(group)
+                async with running.counting:
+                    running.counted.add(trajectories)
                 delivery.acknowledge(number)
             await running.stream.source.tell()
             if (missing := running.episodes - running.counted.summary.episodes) > 0:

@@ -182,12 +182,18 @@ async def test_an_evaluation_that_cannot_be_counted_has_failed(streams, monkeypa
 
 
 async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, coordinator, monkeypatch):
-    begun, over, goes_on, next_group = asyncio.Event(), threading.Event(), asyncio.Event(), coordinator.on_next_group
-    loop, to_dict = asyncio.get_running_loop(), Evaluation.to_dict
+    begun, over, goes_on, came = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
+    loop, to_dict, fetched = asyncio.get_running_loop(), Evaluation.to_dict, gateway_source.fetched
+    next_group = coordinator.on_next_group
 
     async def later(*arguments: Any) -> Group | None:
         await goes_on.wait()
         return await next_group(*arguments)
+
+    async def noted(references: list[Any]) -> list[Any]:
+        found = await fetched(references)
+        came.set()  # whoever waits for this goes on when the reader cannot
+        return found
 
     def slowly(self: Evaluation) -> dict[str, Any]:
         loop.call_soon_threadsafe(begun.set)
@@ -195,13 +201,14 @@ async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, 
         return to_dict(self)
 
     monkeypatch.setattr(coordinator, "on_next_group", later, raising=False)
+    monkeypatch.setattr(gateway_source, "fetched", noted)
     monkeypatch.setattr(Evaluation, "to_dict", slowly)
     evaluations = Evaluations(streams)
     accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
     early = asyncio.ensure_future(evaluations.report(accepted.collection_id, "us", 0.0))
     await begun.wait()
     goes_on.set()
-    await evaluations._running[accepted.collection_id].over.wait()
+    await came.wait()
     over.set()
     report = await early
     assert (report["state"], report["report"]["episodes"]) == ("open", 0)
