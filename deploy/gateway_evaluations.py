@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from deploy.gateway_streams import Stream, Streams
@@ -44,12 +43,7 @@ class Evaluations:
         self._tasks = BackgroundTasks()
 
     async def begin(
-        self,
-        request: CollectionRequest,
-        owner: str,
-        client: str,
-        key: str | None,
-        limits: Mapping[str, Any] = MappingProxyType({}),
+        self, request: CollectionRequest, owner: str, client: str, key: str | None, limits: Mapping[str, Any]
     ) -> Accepted:
         """Begin an evaluation whose trials are the groups of this collection.
 

@@ -175,7 +175,7 @@ async def test_a_group_whose_objects_are_lost_for_good_is_told_as_such(streams, 
 async def test_an_evaluation_that_cannot_be_counted_has_failed(streams, monkeypatch):
     monkeypatch.setattr(Evaluation, "add", lambda self, group: 1 / 0)
     evaluations = Evaluations(streams)
-    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None, {})
     report = await evaluations.report(accepted.collection_id, "us", 120.0)
     assert report["state"] == "failed"
     assert "division by zero" in report["error"]["problem"]
@@ -204,7 +204,7 @@ async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, 
     monkeypatch.setattr(gateway_source, "fetched", noted)
     monkeypatch.setattr(Evaluation, "to_dict", slowly)
     evaluations = Evaluations(streams)
-    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None)
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", None, {})
     early = asyncio.ensure_future(evaluations.report(accepted.collection_id, "us", 0.0))
     await begun.wait()
     goes_on.set()
@@ -219,7 +219,7 @@ async def test_a_report_that_says_ended_has_the_numbers_of_every_group(streams, 
 async def test_an_evaluation_of_which_an_earlier_gateway_counted_a_part_has_failed(streams, coordinator):
     evaluations = Evaluations(streams)
     coordinator.given.add("a")
-    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", "a")
+    accepted = await evaluations.begin(CollectionRequest(n=1), "us", "client", "a", {})
     report = await evaluations.report(accepted.collection_id, "us", 120.0)
     assert report["state"] == "failed"
     assert "An earlier gateway counted 1 of 1 episodes" in report["error"]["problem"]
