@@ -35,7 +35,7 @@ def test_every_query_asks_for_metrics_of_the_table_and_for_the_chosen_services()
                 assert is_rate, title
             elif TABLE.get(name.removeprefix(f"ray_{PREFIX}")) is not None:
                 assert not is_rate, title
-        assert not name.endswith("_sum"), f"{title}: Ray exports only a rough sum of a histogram"
+            assert not name.endswith("_sum"), f"{title}: Ray exports only a rough sum of a histogram"
 
 
 def test_panels_lie_beside_each_other_in_rows_without_gaps_or_overlaps():
