@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rollout_service.metrics.table import PREFIX, SERVICE_LABEL
+
 UID = "rolloutService"
 
 _COLUMNS, _HEIGHT = 24, 8
 
 _WINDOW = "[$__rate_interval]"
 
-_FILTER = '{service_name=~"$service_name",SessionName=~"$SessionName"}'
+_PREFIX = f"ray_{PREFIX}"
+"""How the names begin under which Ray exports the metrics."""
+
+_FILTER = f'{{{SERVICE_LABEL}=~"${SERVICE_LABEL}",SessionName=~"$SessionName"}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +272,7 @@ def _placed(panel: dict[str, Any], x: int, y: int, width: int, height: int) -> d
 
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "type": "datasource", "query": "prometheus", "hide": 2}
-    return [source, _variable("SessionName", "Ray session"), _variable("service_name", "service")]
+    return [source, _variable("SessionName", "Ray session"), _variable(SERVICE_LABEL, "service")]
 
 
 def _variable(label: str, title: str) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def _variable(label: str, title: str) -> dict[str, Any]:
         "label": title,
         "type": "query",
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": {"query": f"label_values(ray_rollout_service_slots, {label})", "refId": label},
+        "query": {"query": f"label_values({_PREFIX}slots, {label})", "refId": label},
         "includeAll": True,
         "multi": True,
         "allValue": ".+",
@@ -292,7 +297,7 @@ def _written(query: str) -> str:
     def metric(found: re.Match[str]) -> str:
         name, rate, more = found.groups()
         chosen = _FILTER if more is None else f"{_FILTER[:-1]},{more}}}"
-        full = f"ray_rollout_service_{name}{chosen}"
+        full = f"{_PREFIX}{name}{chosen}"
         return f"rate({full}{_WINDOW})" if rate else full
 
     return re.sub(r"\{([a-z_]+)(/s)?(?:\|([^}]+))?\}", metric, query)
