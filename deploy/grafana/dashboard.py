@@ -133,7 +133,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Cost",
             "currencyUSD",
             (("3600 * sum({cost_usd_total/s}) or vector(0)", "an hour"),),
-            "User simulators and judges, where the price is known.",
+            "User simulators, their reviewers and judges, where the price is known.",
         ),
     ),
     "User simulator": (

@@ -17,7 +17,7 @@ _Z = 1.959963984540054
 
 @dataclass(slots=True)
 class Cost:
-    """What some episodes cost: their user simulators and judges."""
+    """What some episodes cost: their user simulators, reviewers and judges."""
 
     episodes: int = 0
     unknown: int = 0
