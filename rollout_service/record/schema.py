@@ -41,6 +41,7 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {item.name: resolved[item.name] for item in fields(cls)}
 
 
+@functools.cache
 def array_dtype(hint: Any) -> np.dtype[Any] | None:
     """The dtype of an array's hint, such as `NDArray[np.int32]`, which numpy writes in two ways; else None."""
     if get_origin(hint) is npt.NDArray:  # numpy 2.5 on Python 3.12 and later: an alias with a name
@@ -48,6 +49,7 @@ def array_dtype(hint: Any) -> np.dtype[Any] | None:
     return np.dtype(get_args(get_args(hint)[1])[0]) if get_origin(hint) is np.ndarray else None
 
 
+@functools.cache
 def or_none(hint: Any) -> tuple[Any, bool]:
     """`hint` without its None, and whether it allows None."""
     if get_origin(hint) not in (Union, types.UnionType):
@@ -102,6 +104,8 @@ def from_plain(hint: Any, value: Any, where: str = "") -> Any:
     hint, may_be_none = or_none(hint)
     if may_be_none and value is None:
         return None
+    if type(value) is hint and hint in _SCALARS:
+        return value
     if is_dataclass(hint):
         return _dataclass(hint, value, where)
     if (dtype := array_dtype(hint)) is not None:
