@@ -59,11 +59,10 @@ class BlockWriter:
         """
         self._write = write
         self._open: dict[str, tuple[int, list[str], int]] = {}
-        self.count = 0
-        """Blocks that were begun. Their names are `block-0`, `block-1` and so on."""
+        self._begun = 0
 
     def add(self, kind: str, line: str) -> tuple[int, int]:
-        """Add a line; returns the number of its block and its number there."""
+        """Add a line; returns the number of its block and its number there. Block 0 is named `block-0`, and so on."""
         block, lines, size = self._open.get(kind) or self._begin()
         lines.append(line)
         self._open[kind] = block, lines, size + len(line)
@@ -77,8 +76,8 @@ class BlockWriter:
             self._end(kind)
 
     def _begin(self) -> tuple[int, list[str], int]:
-        self.count += 1
-        return self.count - 1, [], 0
+        self._begun += 1
+        return self._begun - 1, [], 0
 
     def _end(self, kind: str) -> None:
         block, lines, _ = self._open.pop(kind)

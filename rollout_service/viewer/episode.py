@@ -83,16 +83,17 @@ def unreadable_row(name: str, said: str) -> dict[str, Any]:
 
 def talk(trajectory: Trajectory, violations: Iterable[Violation], facts: Facts) -> dict[str, Any]:
     """All of a trajectory but its tokens."""
-    plain = schema.to_plain(trajectory)
-    kept = {name: plain[name] for name in plain if name not in ("segments", "messages", "trajectory_id", "group_id")}
+    elsewhere = ("segments", "messages", "trajectory_id", "group_id")
+    kept = {name: schema.to_plain(value) for name, value in schema.shallow(trajectory).items() if name not in elsewhere}
     turns = [
-        asdict(turn) | {"segment": number, "length": turn.end - turn.start, "versions": _versions(segment, turn)}
+        schema.to_plain(turn)
+        | {"segment": number, "length": turn.end - turn.start, "versions": _versions(segment, turn)}
         for number, segment in enumerate(trajectory.segments)
         for turn in segment.turns
     ]
     return kept | {
         "seed": str(trajectory.seed),
-        "messages": [_message(message) for message in plain["messages"]],
+        "messages": [_message(message) for message in trajectory.messages],
         "turns": turns,
         "times": turn_times(trajectory),
         "violations": [_violation(found, trajectory) for found in violations],

@@ -51,7 +51,7 @@ def token_record(trajectory: Trajectory, heads: Heads) -> list[dict[str, Any]]:
 
 def _segment(trajectory: Trajectory, segment: TokenSegment, heads: Heads) -> dict[str, Any]:
     head, shared = heads.shared(trajectory, segment)
-    with_logprob = np.flatnonzero(segment.logprobs != 0)
+    has_logprob = segment.logprobs != 0
     return {
         "head": head,
         "shared": shared,
@@ -59,9 +59,8 @@ def _segment(trajectory: Trajectory, segment: TokenSegment, heads: Heads) -> dic
         "prompt": segment.prompt_length,
         "mask": _runs(segment.loss_mask),
         "versions": _runs(segment.weight_versions),
-        "logprobs": [round(float(value), 5) for value in segment.logprobs[with_logprob]],
-        "logprobAt": _runs(segment.logprobs != 0),
-        "turns": len(segment.turns),
+        "logprobs": [round(float(value), 5) for value in segment.logprobs[has_logprob]],
+        "logprobAt": _runs(has_logprob),
     }
 
 
