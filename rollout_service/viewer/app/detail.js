@@ -41,8 +41,8 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched,
       if (turn !== opened) return undefined;
       put(
         `${row.at} ${tab}`,
-        heading(talk),
-        tabBar(),
+        drawHeading(talk, row, index.checks, groups, onlyGroup),
+        drawTabs(tab, detail.show),
         element("div", { class: "tab-body", role: "tabpanel", id: "tab-body", "aria-label": tab }, body),
       );
       highlight(holder.querySelector(".conversation") ?? holder, tab === "Conversation" ? searched() : "");
@@ -59,70 +59,6 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched,
     holder.dataset.shown = name;
   }
 
-  function heading(talk) {
-    const [mark, text, kind] = rewardMark(row.reward);
-    const group = groupOf(row);
-    const members = groups.get(group)?.length ?? 1;
-    const only = element(
-      "button",
-      { type: "button", class: "quiet", title: "Show only this group (g)" },
-      `Group of ${members}`,
-    );
-    only.addEventListener("click", () => onlyGroup(row));
-    const gold = row.gold ? ` · ${row.matched} of ${row.gold} wanted actions` : "";
-    return element(
-      "header",
-      { class: "detail-head" },
-      element(
-        "div",
-        { class: "detail-title" },
-        element("span", { class: `reward ${kind}` }, `${mark} ${text}`),
-        element("h2", {}, element("span", { class: "domain" }, `${row.domain} `), element("bdi", {}, row.task)),
-        badge(OUTCOME_MARKS[row.outcome] ?? "·", row.outcome.replace("_", " "), `outcome ${row.outcome}`),
-        remarksOf(row).map((remark) => badge(...remark)),
-        element("span", { class: "grow" }),
-        group ? only : null,
-      ),
-      element(
-        "p",
-        { class: "detail-facts" },
-        element("bdi", { class: "id" }, row.id),
-        ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split`,
-        ` · ${counted(row.calls, "call")}${gold} · ended by ${row.ended} · `,
-        checkedText(),
-      ),
-    );
-  }
-
-  function checkedText() {
-    const made = index.checks.join(", ");
-    if (row.violations) return `⚠ ${row.violations} found by verify (${made || "types"})`;
-    return made ? `verified: ${made}` : "not verified";
-  }
-
-  function tabBar() {
-    return element(
-      "div",
-      { class: "tabs", role: "tablist" },
-      TABS.map((name, at) => {
-        const made = element(
-          "button",
-          {
-            type: "button",
-            role: "tab",
-            "aria-selected": name === tab,
-            "aria-controls": "tab-body",
-            tabindex: name === tab ? "0" : "-1",
-          },
-          name,
-          element("kbd", {}, String(at + 1)),
-        );
-        made.addEventListener("click", () => detail.show(name));
-        return made;
-      }),
-    );
-  }
-
   const detail = {
     open,
     get tab() {
@@ -132,12 +68,75 @@ export function makeDetail(holder, index, groups, { choose, onlyGroup, searched,
       return row;
     },
     show(name) {
-      if (!TABS.includes(name)) return undefined;
       tab = name;
       return open(row);
     },
   };
   return detail;
+}
+
+function drawHeading(talk, row, checks, groups, onlyGroup) {
+  const [mark, text, kind] = rewardMark(row.reward);
+  const group = groupOf(row);
+  const gold = row.gold ? ` · ${row.matched} of ${row.gold} wanted actions` : "";
+  const only = element(
+    "button",
+    { type: "button", class: "quiet", title: "Show only this group (g)" },
+    `Group of ${groups.get(group)?.length}`,
+  );
+  only.addEventListener("click", () => onlyGroup(row));
+  return element(
+    "header",
+    { class: "detail-head" },
+    element(
+      "div",
+      { class: "detail-title" },
+      element("span", { class: `reward ${kind}` }, `${mark} ${text}`),
+      element("h2", {}, element("span", { class: "domain" }, `${row.domain} `), element("bdi", {}, row.task)),
+      badge(OUTCOME_MARKS[row.outcome] ?? "·", row.outcome.replace("_", " "), `outcome ${row.outcome}`),
+      remarksOf(row).map((remark) => badge(...remark)),
+      element("span", { class: "grow" }),
+      group ? only : null,
+    ),
+    element(
+      "p",
+      { class: "detail-facts" },
+      element("bdi", { class: "id" }, row.id),
+      ` · sample ${row.sample}, seed ${talk.seed}, attempt ${talk.attempt} · ${row.split} split`,
+      ` · ${counted(row.calls, "call")}${gold} · ended by ${row.ended} · `,
+      checkedText(row, checks),
+    ),
+  );
+}
+
+function checkedText(row, checks) {
+  const made = checks.join(", ");
+  if (row.violations) return `⚠ ${row.violations} found by verify (${made || "types"})`;
+  return made ? `verified: ${made}` : "not verified";
+}
+
+function drawTabs(tab, show) {
+  return element(
+    "div",
+    { class: "tabs", role: "tablist" },
+    TABS.map((name, at) => {
+      const isOpen = name === tab;
+      const made = element(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          "aria-selected": isOpen,
+          "aria-controls": "tab-body",
+          tabindex: isOpen ? "0" : "-1",
+        },
+        name,
+        element("kbd", {}, String(at + 1)),
+      );
+      made.addEventListener("click", () => show(name));
+      return made;
+    }),
+  );
 }
 
 function drawUnreadable(row, index) {

@@ -28,12 +28,37 @@ const ORDERS = {
   "longest time": (row) => -(row.seconds ?? -1),
 };
 
-// Builds the form. `changed` is called after each change with nothing.
-export function makeFilters(form, chips, index, rows, groups, changed) {
+// What the selects choose by: each one's options, as values or as [value, text] pairs, and which rows pass a value.
+function choicesOf(index, rows, groups) {
   const kinds = new Map([...groups].map(([name, members]) => [name, kindOfGroup(members)]));
-  const state = { text: "", group: "", found: null };
-  const selects = {};
+  const distinct = (valueOf) => [...new Set(rows.map(valueOf).filter(Boolean))].sort(naturally);
+  const files = index.files.length > 1 ? index.files.map((file, at) => [String(at), file.name]) : [];
+  const faults = distinct((row) => row.fault).map((fault) => [fault, fault.replace("_", " ")]);
+  const remarks = Object.keys(REMARKS).filter((name) => rows.some(REMARKS[name]));
+  const choice = (name, label, options, passes) => ({ name, label, options, passes });
+  return [
+    choice("file", "File", files, (row, value) => row.file === Number(value)),
+    choice("domain", "Domain", distinct((row) => row.domain), (row, value) => row.domain === value),
+    choice("task", "Task", distinct((row) => row.task && taskOf(row)), (row, value) => taskOf(row) === value),
+    choice("outcome", "Outcome", distinct((row) => row.outcome), (row, value) => row.outcome === value),
+    choice("reward", "Reward", Object.keys(REWARDS), (row, value) => REWARDS[value](row)),
+    choice("fault", "Fault", faults, (row, value) => row.fault === value),
+    choice("kind", "Group has", [...new Set(kinds.values())].sort(), (row, value) => kinds.get(groupOf(row)) === value),
+    choice("remark", "With", remarks, (row, value) => REMARKS[value](row)),
+  ].filter(({ options }) => options.length);
+}
 
+function selectOf(id, options) {
+  const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
+  return element(
+    "select",
+    { id },
+    pairs.map(([value, shown]) => element("option", { value }, shown)),
+  );
+}
+
+// Puts the form's elements in their places; returns those that the filters work with.
+function makeControls(form, chips, choices) {
   const search = element("input", {
     type: "search",
     id: "search",
@@ -45,74 +70,46 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
   const searchState = element("span", { id: "search-state", class: "search-state", role: "status" });
   const groupChip = element("button", { type: "button", id: "group-chip", class: "chip", hidden: true });
   const reset = element("button", { type: "button", id: "reset", class: "quiet", hidden: true }, "Clear filters");
-
-  function select(name, label, options) {
-    if (!options.length) return null;
-    const made = element("select", { name, id: `filter-${name}` });
-    made.append(element("option", { value: ANY }, "any"));
-    for (const option of options) {
-      const [value, shown] = Array.isArray(option) ? option : [option, option];
-      const item = element("option", {}, shown === "" ? "(empty)" : shown);
-      item.value = value;
-      made.append(item);
-    }
-    made.addEventListener("change", changed);
-    selects[name] = made;
-    return element("label", {}, element("span", {}, label), made);
-  }
-
-  const distinct = (name) => [...new Set(rows.map((row) => row[name]).filter((value) => value))].sort(naturally);
-  const tasks = [...new Map(rows.filter((row) => row.task).map((row) => [taskOf(row), 1])).keys()].sort(naturally);
-  const order = element(
-    "select",
-    { name: "order", id: "order" },
-    Object.keys(ORDERS).map((name) => element("option", {}, name)),
-  );
-  order.addEventListener("change", changed);
+  const order = selectOf("order", Object.keys(ORDERS));
+  const selects = choices.map(({ name, options }) => selectOf(`filter-${name}`, [[ANY, "any"], ...options]));
+  const labels = [...choices.map(({ label }) => label), "Order"];
   form.append(
     element("div", { class: "search-line" }, search, searchState),
     element(
       "div",
       { class: "selects" },
-      index.files.length > 1
-        ? select(
-            "file",
-            "File",
-            index.files.map((file, at) => [String(at), file.name]),
-          )
-        : null,
-      select("domain", "Domain", distinct("domain")),
-      select("task", "Task", tasks),
-      select("outcome", "Outcome", distinct("outcome")),
-      select("reward", "Reward", Object.keys(REWARDS)),
-      select(
-        "fault",
-        "Fault",
-        distinct("fault").map((fault) => [fault, fault.replace("_", " ")]),
-      ),
-      select("kind", "Group has", [...new Set(kinds.values())].sort()),
-      select(
-        "remark",
-        "With",
-        Object.keys(REMARKS).filter((name) => rows.some(REMARKS[name])),
-      ),
-      element("label", {}, element("span", {}, "Order"), order),
+      [...selects, order].map((select, at) => element("label", {}, element("span", {}, labels[at]), select)),
     ),
   );
   chips.append(groupChip, reset);
-  form.addEventListener("submit", (event) => event.preventDefault());
+  return { search, searchState, groupChip, reset, order, selects };
+}
 
-  search.addEventListener("input", () => {
-    state.text = search.value.trim().toLowerCase();
+// Builds the form. `changed` is called after each change.
+export function makeFilters(form, chips, index, rows, groups, changed) {
+  const choices = choicesOf(index, rows, groups);
+  const { search, searchState, groupChip, reset, order, selects } = makeControls(form, chips, choices);
+  const state = { text: "", group: "", found: null };
+
+  function update() {
+    reset.hidden = filters.isEmpty();
+    changed();
+  }
+
+  function setText(text) {
+    state.text = text;
     state.found = null;
     searchState.textContent = "";
-    changed();
+  }
+
+  for (const select of [...selects, order]) select.addEventListener("change", update);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  search.addEventListener("input", () => {
+    setText(search.value.trim().toLowerCase());
+    update();
   });
   groupChip.addEventListener("click", () => filters.setGroup(""));
   reset.addEventListener("click", () => filters.clear());
-
-  const passesText = (row) =>
-    state.found ? state.found.has(row.at) : !state.text || wordsOf(row).includes(state.text);
 
   const filters = {
     search,
@@ -120,51 +117,44 @@ export function makeFilters(form, chips, index, rows, groups, changed) {
     state,
     // The rows that pass, in the chosen order.
     passing() {
+      const chosen = choices.map(({ passes }, at) => [passes, selects[at].value]).filter(([, value]) => value !== ANY);
+      const passing = rows.filter(
+        (row) => chosen.every(([passes, value]) => passes(row, value)) && passesSearch(row, state),
+      );
       const key = ORDERS[order.value];
-      const tests = [];
-      const value = (name) => selects[name]?.value ?? ANY;
-      for (const name of ["domain", "outcome", "fault"]) {
-        if (value(name) !== ANY) tests.push((row) => row[name] === value(name));
-      }
-      if (value("file") !== ANY) tests.push((row) => row.file === Number(value("file")));
-      if (value("task") !== ANY) tests.push((row) => taskOf(row) === value("task"));
-      if (value("reward") !== ANY) tests.push(REWARDS[value("reward")]);
-      if (value("remark") !== ANY) tests.push(REMARKS[value("remark")]);
-      if (value("kind") !== ANY) tests.push((row) => kinds.get(groupOf(row)) === value("kind"));
-      if (state.group) tests.push((row) => groupOf(row) === state.group);
-      tests.push(passesText);
-      const passing = rows.filter((row) => tests.every((test) => test(row)));
       return key ? passing.sort((a, b) => key(a) - key(b) || a.at - b.at) : passing;
     },
     // Shows the rows whose conversations hold the searched text.
     found(numbers) {
       state.found = numbers;
       searchState.textContent = "in conversations";
-      changed();
+      update();
     },
     isEmpty() {
-      const isEmpty = !state.text && !state.group && Object.values(selects).every((made) => made.value === ANY);
-      reset.hidden = isEmpty;
-      return isEmpty;
+      return !state.text && !state.group && selects.every((select) => select.value === ANY);
     },
     setGroup(group) {
       state.group = group;
       groupChip.hidden = !group;
       groupChip.textContent = group ? `Only group ${group.split("\n")[1]} ✕` : "";
-      changed();
+      update();
     },
     clear() {
-      for (const made of Object.values(selects)) made.value = ANY;
-      search.value = state.text = "";
-      state.found = null;
-      searchState.textContent = "";
+      for (const select of selects) select.value = ANY;
+      search.value = "";
+      setText("");
       filters.setGroup("");
     },
   };
   return filters;
 }
 
-export function taskOf(row) {
+function passesSearch(row, { text, group, found }) {
+  if (group && groupOf(row) !== group) return false;
+  return found ? found.has(row.at) : !text || wordsOf(row).includes(text);
+}
+
+function taskOf(row) {
   return `${row.domain}/${row.task}`;
 }
 
@@ -176,5 +166,5 @@ function wordsOf(row) {
 }
 
 function naturally(a, b) {
-  return String(a).localeCompare(String(b), "en", { numeric: true });
+  return a.localeCompare(b, "en", { numeric: true });
 }

@@ -39,46 +39,43 @@ export function makeHelp(dialog) {
   );
 }
 
-export function listenToKeys({ list, listHolder, detail, detailHolder, filters, help, theme, onlyGroup, searchAll }) {
+// What in an open episode j and k go through: messages, or what a tab has in their place.
+const STEPS = [".message", ".span-label", ".time-row", "section"].map((name) => `.tab-body ${name}`).join();
+
+// Keys by which a select, a button or a summary is worked itself.
+const OWN_KEYS = ["Enter", " ", "ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp"];
+
+// Scrolls the open episode by so many pages.
+function scroll(holder, pages) {
+  const body = holder.querySelector(".tab-body");
+  if (!body) return;
+  const top = body.scrollTop + pages * (body.clientHeight - 40);
+  body.scrollTop = Math.min(Math.max(top, 0), body.scrollHeight);
+}
+
+// Moves the focus to the next of these elements of the open episode, or scrolls where there are none.
+function goTo(holder, selector, by) {
+  const elements = [...holder.querySelectorAll(selector)];
+  if (!elements.length) return holder.querySelector(".tab-body")?.scrollBy({ top: by * 120 });
+  const now = elements.indexOf(document.activeElement);
+  const last = elements.length - 1;
+  const to = elements[now < 0 ? (by > 0 ? 0 : last) : Math.min(Math.max(now + by, 0), last)];
+  to.tabIndex = -1;
+  to.focus({ preventScroll: true });
+  return to.scrollIntoView({ block: "nearest" });
+}
+
+// Shows the next tab, and keeps the focus on the tabs.
+async function showNextTab(holder, detail, by) {
+  const at = (TABS.indexOf(detail.tab) + by + TABS.length) % TABS.length;
+  await detail.show(TABS[at]);
+  holder.querySelector('[role="tab"][aria-selected="true"]')?.focus();
+}
+
+// What each key does outside the search field.
+function actionsOf({ list, listHolder, detail, detailHolder, filters, help, theme, onlyGroup }) {
   const inDetail = () => detailHolder.contains(document.activeElement);
-
-  function step(by) {
-    if (!inDetail()) return list.move(by);
-    const messages = [
-      ...detailHolder.querySelectorAll(
-        ".tab-body .message, .tab-body .span-label, .tab-body .time-row, .tab-body section",
-      ),
-    ];
-    return goTo(messages, by);
-  }
-
-  // Scrolls the open episode by so many pages.
-  function scroll(pages) {
-    const body = detailHolder.querySelector(".tab-body");
-    if (!body) return;
-    const top = body.scrollTop + pages * (body.clientHeight - 40);
-    body.scrollTop = Math.min(Math.max(top, 0), body.scrollHeight);
-  }
-
-  // Moves the focus to the next of these elements, or scrolls where there are none.
-  function goTo(elements, by) {
-    const body = detailHolder.querySelector(".tab-body");
-    if (!elements.length) return body?.scrollBy({ top: by * 120 });
-    const now = elements.indexOf(document.activeElement);
-    const to =
-      elements[now < 0 ? (by > 0 ? 0 : elements.length - 1) : Math.min(Math.max(now + by, 0), elements.length - 1)];
-    to.tabIndex = -1;
-    to.focus({ preventScroll: true });
-    return to.scrollIntoView({ block: "nearest" });
-  }
-
-  // Shows the next tab, and keeps the focus on the tabs.
-  async function neighbour(by) {
-    const at = (TABS.indexOf(detail.tab) + by + TABS.length) % TABS.length;
-    await detail.show(TABS[at]);
-    detailHolder.querySelector('[role="tab"][aria-selected="true"]')?.focus();
-  }
-
+  const step = (by) => (inDetail() ? goTo(detailHolder, STEPS, by) : list.move(by));
   const actions = {
     j: () => step(1),
     k: () => step(-1),
@@ -86,10 +83,10 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     ArrowUp: () => step(-1),
     "]": () => list.move(1),
     "[": () => list.move(-1),
-    Home: () => (inDetail() ? scroll(-Infinity) : list.choose(0)),
-    End: () => (inDetail() ? scroll(Infinity) : list.choose(list.rows.length - 1)),
-    PageDown: () => (inDetail() ? scroll(1) : list.move(list.page())),
-    PageUp: () => (inDetail() ? scroll(-1) : list.move(-list.page())),
+    Home: () => (inDetail() ? scroll(detailHolder, -Infinity) : list.choose(0)),
+    End: () => (inDetail() ? scroll(detailHolder, Infinity) : list.choose(list.rows.length - 1)),
+    PageDown: () => (inDetail() ? scroll(detailHolder, 1) : list.move(list.page())),
+    PageUp: () => (inDetail() ? scroll(detailHolder, -1) : list.move(-list.page())),
     ArrowRight: () => moveToken(detailHolder, 1),
     ArrowLeft: () => moveToken(detailHolder, -1),
     Enter: () => detailHolder.focus(),
@@ -98,35 +95,38 @@ export function listenToKeys({ list, listHolder, detail, detailHolder, filters, 
     g: () => detail.row && onlyGroup(detail.row),
     c: () => filters.clear(),
     t: () => theme.next(),
-    n: () => goTo([...detailHolder.querySelectorAll(".violation")], 1),
-    N: () => goTo([...detailHolder.querySelectorAll(".violation")], -1),
+    n: () => goTo(detailHolder, ".violation", 1),
+    N: () => goTo(detailHolder, ".violation", -1),
     "?": () => help.showModal(),
   };
   for (const [at, name] of TABS.entries()) {
     actions[String(at + 1)] = () =>
       detail.show(name).then(() => inDetail() || detailHolder.focus({ preventScroll: true }));
   }
+  return actions;
+}
+
+// `parts` are the page's parts that keys act on, by name.
+export function listenToKeys(parts) {
+  const { listHolder, detail, detailHolder, filters, help, searchAll } = parts;
+  const actions = actionsOf(parts);
+  const inSearch = { Enter: searchAll, Escape: () => listHolder.focus(), ArrowDown: () => listHolder.focus() };
+  const onTab = {
+    ...actions,
+    ArrowRight: () => showNextTab(detailHolder, detail, 1),
+    ArrowLeft: () => showNextTab(detailHolder, detail, -1),
+  };
+
+  function actionOf({ key, target }) {
+    if (target === filters.search) return inSearch[key];
+    if (OWN_KEYS.includes(key) && target.closest("select, button, summary")) return undefined;
+    if (target.tagName === "SELECT" && key.length === 1) return undefined;
+    return (target.role === "tab" ? onTab : actions)[key];
+  }
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    const { target } = event;
-    if (target === filters.search) {
-      if (event.key === "Enter") searchAll();
-      else if (event.key === "Escape" || event.key === "ArrowDown") listHolder.focus();
-      else return;
-      event.preventDefault();
-      return;
-    }
-    const isOwn = target.closest("select, button, summary");
-    if (isOwn && ["Enter", " ", "ArrowDown", "ArrowUp", "Home", "End", "PageDown", "PageUp"].includes(event.key))
-      return;
-    if (target.tagName === "SELECT" && event.key.length === 1) return;
-    if (target.role === "tab" && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
-      event.preventDefault();
-      neighbour(event.key === "ArrowRight" ? 1 : -1);
-      return;
-    }
-    const action = actions[event.key];
+    const action = actionOf(event);
     if (!action) return;
     event.preventDefault();
     action();
