@@ -26,8 +26,8 @@ export function drawConversation(talk, row) {
     for (const violation of violations.byMessage.get(at) ?? []) holder.append(violationNote(violation));
   }
   if (!talk.messages.length) holder.append(element("p", { class: "empty" }, "The record holds no messages."));
-  for (const turn of talk.turns) {
-    if (turn.message_index === null) holder.append(lostTurn(turn, talk.turns.indexOf(turn)));
+  for (const [at, turn] of talk.turns.entries()) {
+    if (turn.message_index === null) holder.append(lostTurn(turn, at));
   }
   holder.append(drawEnd(talk, row));
   return holder;

@@ -14,9 +14,7 @@ export function element(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined) continue;
     if (name.startsWith("aria-")) made.setAttribute(name, String(value));
-    else if (value === false) continue;
-    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else made.setAttribute(name, value === true ? "" : String(value));
+    else if (value !== false) made.setAttribute(name, value === true ? "" : String(value));
   }
   append(made, children);
   return made;
@@ -49,8 +47,8 @@ export function showText(parent, text) {
 }
 
 // Free text of a trajectory, in its own direction.
-export function freeText(text, className = "text") {
-  return showText(element("div", { class: className, dir: "auto" }), text);
+export function freeText(text) {
+  return showText(element("div", { class: "text", dir: "auto" }), text);
 }
 
 export function badge(mark, label, kind, title = null) {
@@ -123,7 +121,7 @@ function nthLine(text, lines) {
 }
 
 // JSON text with line breaks and indentation. Nothing but white space between values is changed.
-export function indented(text) {
+function indented(text) {
   let out = "";
   let depth = 0;
   let inString = false;
@@ -165,9 +163,9 @@ export function readable(text) {
   return indented(text);
 }
 
-export function number(value, digits = 0) {
+export function number(value) {
   if (typeof value !== "number") return value === null || value === undefined ? "–" : String(value);
-  return value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
+  return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 }
 
 // A number of things: "1 turn", "2 turns".

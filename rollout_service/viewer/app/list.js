@@ -5,7 +5,7 @@ import { OUTCOME_MARKS, remarksOf, rewardMark } from "./episodes.js";
 const ROW_HEIGHT = 62;
 const MARGIN = 6;
 
-// `opened(row)` is called when a row is chosen, `entered(row)` on Enter or a double click.
+// `opened(row)` is called when a row is chosen, `entered` on a double click.
 export function makeList(holder, opened, entered) {
   const space = element("div", { class: "list-space" });
   holder.append(space);
@@ -37,7 +37,7 @@ export function makeList(holder, opened, entered) {
     );
     made.style.top = `${place * ROW_HEIGHT}px`;
     made.addEventListener("click", () => list.choose(place));
-    made.addEventListener("dblclick", () => entered(row));
+    made.addEventListener("dblclick", entered);
     return made;
   }
 

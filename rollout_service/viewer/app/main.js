@@ -36,11 +36,12 @@ async function start() {
   const onlyGroup = (row) => filters.setGroup(filters.state.group ? "" : groupOf(row));
   const searched = () => filters.state.text;
   const detail = makeDetail(detailHolder, index, groups, { choose, onlyGroup, searched, remember });
-  const filters = makeFilters(byId("filters"), byId("chips"), index, rows, groups, () => {
+  const showPassing = () => {
     const passing = filters.passing();
     tellCount(passing, rows, filters);
     list.show(passing);
-  });
+  };
+  const filters = makeFilters(byId("filters"), byId("chips"), index, rows, groups, showPassing);
 
   let search = 0;
   // Looks through all episodes, since the other filters may change while the result stands.
@@ -63,9 +64,7 @@ async function start() {
   listenToKeys({ list, listHolder, detail, detailHolder, filters, help, theme, onlyGroup, searchAll });
   const wanted = new URLSearchParams(location.hash.slice(1));
   if (TABS.includes(wanted.get("tab"))) detail.show(wanted.get("tab"));
-  const passing = filters.passing();
-  tellCount(passing, rows, filters);
-  list.show(passing);
+  showPassing();
   const first = rows[Number(wanted.get("episode") ?? 0)];
   if (first) list.chooseRow(first);
   listHolder.focus();
@@ -78,15 +77,14 @@ function remember(row, tab) {
 }
 
 function summarize(index, rows) {
-  const scored = rows.filter((row) => typeof row.reward === "number" && row.turns > 0);
-  const mean = scored.length ? scored.reduce((sum, row) => sum + row.reward, 0) / scored.length : null;
+  const { mean, scored } = meanReward(rows);
   const names = index.files.map((file) => file.name).join(", ");
   const unreadable = rows.filter((row) => row.outcome === "unreadable").length;
   document.title = `${names} – trajectories`;
   byId("summary").append(
     element("bdi", {}, names),
     ` · ${counted(rows.length - unreadable, "episode")}`,
-    mean === null ? ", none scored" : `, mean reward ${mean.toFixed(3)} of ${number(scored.length)} scored`,
+    scored ? `, mean reward ${mean} of ${number(scored)} scored` : ", none scored",
   );
   const notices = byId("notices");
   const notice = (...parts) => notices.append(element("p", {}, element("strong", {}, "⚠ "), ...parts));
@@ -105,11 +103,16 @@ function summarize(index, rows) {
 }
 
 function tellCount(passing, rows, filters) {
-  const scored = passing.filter((row) => typeof row.reward === "number" && row.turns > 0);
-  const mean = scored.length ? (scored.reduce((sum, row) => sum + row.reward, 0) / scored.length).toFixed(3) : "–";
   byId("count").textContent = filters.isEmpty()
     ? `${number(rows.length)} in the list`
-    : `${number(passing.length)} of ${number(rows.length)} · mean reward ${mean}`;
+    : `${number(passing.length)} of ${number(rows.length)} · mean reward ${meanReward(passing).mean}`;
+}
+
+// The mean reward, as text, of those rows in which the policy spoke and that have a reward, and how many they are.
+function meanReward(rows) {
+  const scored = rows.filter((row) => typeof row.reward === "number" && row.turns > 0);
+  const sum = scored.reduce((total, row) => total + row.reward, 0);
+  return { mean: scored.length ? (sum / scored.length).toFixed(3) : "–", scored: scored.length };
 }
 
 start().catch((error) => document.getElementById("notices").append(failure(error)));
