@@ -52,7 +52,7 @@ def write(selected: Selected, path: Path) -> None:
     """
     trials: Counter[str] = Counter()
     first: Trajectory | None = None
-    evaluation, reward = Evaluation(0), 0.0
+    evaluation = Evaluation(0)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, tempfile.TemporaryFile() as summaries:
         domain = ""
         for trajectory, reason in selected.everything():
@@ -65,14 +65,15 @@ def write(selected: Selected, path: Path) -> None:
             archive.writestr(f"samples/{record['id']}_epoch_{record['epoch']}.json", to_json(record))
             summaries.write((b",\n" if first else b"[\n") + to_json(_summary(record)))
             evaluation.add([trajectory])
-            first, reward = first or trajectory, reward + float(trajectory.reward or 0.0)
+            first = first or trajectory
         summaries.write(b"\n]\n")
         summaries.seek(0)
         with archive.open("summaries.json", "w") as member:
             shutil.copyfileobj(summaries, member)
         assert first is not None  # `everything` raises where nothing is taken
         evaluation.trials = max(trials.values())
-        metrics = {"mean": reward / selected.taken} | {f"pass^{r.k}": r.value for r in evaluation.pass_rates}
+        mean = evaluation.summary.domains[domain].mean_reward
+        metrics = {"mean": mean} | {f"pass^{rate.k}": rate.value for rate in evaluation.pass_rates}
         archive.writestr("header.json", to_json(_header(first, selected, trials, metrics)))
 
 
@@ -84,8 +85,9 @@ def sample(trajectory: Trajectory, epoch: int) -> dict[str, Any]:
     """
     wrote = {turn.message_index for turn in trajectory.turns}
     model = trajectory.provenance.model
+    called = {call["id"]: call["name"] for each in trajectory.messages for call in each.get("tool_calls") or []}
     seen = [
-        _message(record, trajectory.messages, "generate" if place in wrote else "input", model)
+        _message(record, called, "generate" if place in wrote else "input", model)
         for place, record in enumerate(trajectory.messages)
         if conversation.is_seen(record)
     ]
@@ -127,11 +129,15 @@ def sample(trajectory: Trajectory, epoch: int) -> dict[str, Any]:
     return record
 
 
-def _message(record: dict[str, Any], all_of_them: list[dict[str, Any]], source: str, model: str) -> dict[str, Any]:
+def _message(record: dict[str, Any], called: dict[str, str], source: str, model: str) -> dict[str, Any]:
+    """
+    Args:
+        called: names of the called tools by the calls' ids.
+        source: `generate`: the policy wrote it.
+    """
     role, content = record["role"], record.get("content") or ""
     if role == "tool":
         error = {"type": "unknown", "message": content} if record.get("error") else None
-        called = {call["id"]: call["name"] for other in all_of_them for call in other.get("tool_calls") or []}
         name = called.get(record["id"])
         return {"role": role, "content": content, "tool_call_id": record["id"], "function": name, "error": error}
     message = {"role": role, "content": content}
@@ -175,7 +181,7 @@ def _summary(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _header(first: Trajectory, selected: Selected, trials: Counter[str], metrics: dict[str, float]) -> dict[str, Any]:
+def _header(first: Trajectory, selected: Selected, trials: Counter[str], metrics: dict[str, Any]) -> dict[str, Any]:
     made, domain = first.provenance, first.task.domain
     sampling = made.sampling
     chosen = {name: sampling[name] for name in ("temperature", "top_p", "top_k") if sampling.get(name) is not None}

@@ -45,8 +45,7 @@ def domain_of(trajectory: Trajectory) -> Any:
     """The trajectory's domain, as `rollout_service.tau2.domain` gives it."""
     from rollout_service.tau2 import domain
 
-    made = trajectory.provenance
-    return domain.get(trajectory.task.domain, Retrieval(**made.retrieval) if made.retrieval else None)
+    return domain.get(trajectory.task.domain, _retrieval(trajectory.provenance))
 
 
 def policy_text(trajectory: Trajectory) -> str:
@@ -79,28 +78,18 @@ def tools(trajectory: Trajectory) -> list[dict[str, Any]]:
 def system_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
     """The chat messages with which the agent's prompts begin."""
     made = trajectory.provenance
-    return list(_system_messages(trajectory.task, made.agent, _Retrieved(made)))
+    return list(_system_messages(trajectory.task, made.agent, _retrieval(made)))
 
 
-class _Retrieved:
-    """How the agent searched, as a key."""
-
-    def __init__(self, made: Provenance) -> None:
-        self.chosen = Retrieval(**made.retrieval) if made.retrieval else None
-        self._key = repr(sorted(made.retrieval.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Retrieved) and other._key == self._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+def _retrieval(made: Provenance) -> Retrieval | None:
+    return Retrieval(**made.retrieval) if made.retrieval else None
 
 
 @functools.lru_cache(maxsize=256)
-def _system_messages(task: TaskRef, kind: str, searched: _Retrieved) -> list[dict[str, Any]]:
+def _system_messages(task: TaskRef, kind: str, retrieval: Retrieval | None) -> list[dict[str, Any]]:
     from rollout_service.tau2 import agent, domain, messages, tasks
 
-    shared, whole, solo = domain.get(task.domain, searched.chosen), tasks.get(task), kind == "solo"
+    shared, whole, solo = domain.get(task.domain, retrieval), tasks.get(task), kind == "solo"
     policy = shared.original(solo=solo, task=whole).get_policy()
     talker = agent.make(kind, shared.agent_tools(solo), policy, whole, _takes_no_turn)
     return [chat for item in talker.get_init_state().system_messages for chat in messages.to_chat(item)]
