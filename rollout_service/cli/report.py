@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from rollout_service.cli.plain_text import plain
 from rollout_service.errors import FaultKind
 from rollout_service.record.cost import estimate
 from rollout_service.record.statistics import Summary
+from rollout_service.report.tables import cached_share, counted, time_shares
 from rollout_service.tape.consumption import Consumption
 
 
@@ -43,11 +43,11 @@ def print_summary(
         reward = "–" if domain["mean_reward"] is None else f"{domain['mean_reward']:.3f}"
         interval = "–" if domain["interval"] is None else "{:.3f} to {:.3f}".format(*domain["interval"])
         table.add_row(
-            plain(name), str(domain["episodes"]), str(domain["scored"]), reward, interval, _counts(domain["outcomes"])
+            plain(name), str(domain["episodes"]), str(domain["scored"]), reward, interval, counted(domain["outcomes"])
         )
     console.print(table)
     totals = Table(show_header=False, title="Totals")
-    for name, value in (*_totals(numbers, seconds), *_costs(summary)):
+    for name, value in (*_totals(summary, seconds), *_costs(summary)):
         totals.add_row(name, plain(value))  # telecom's ids hold what rich takes for markup
     if is_replayed:
         totals.add_row("spent", "nothing: the answers came from the tape, and the costs are those of its recording")
@@ -61,33 +61,26 @@ def print_summary(
         console.print(plain(" ".join(text.split())), soft_wrap=True)
     print_flaws(console, summary)
     if poison := numbers["poison_tasks"]:
-        text = f"Quarantined, because every attempt lost its environment actor: {_counts(poison)}."
+        text = f"Quarantined, because every attempt lost its environment actor: {counted(poison)}."
         console.print(plain(f"{text} Leave them out with tasks.ids."), soft_wrap=True)
 
 
-def _totals(numbers: Mapping[str, Any], seconds: float | None) -> Iterable[tuple[str, str]]:
-    """Names and values of the totals.
-
-    Args:
-        numbers: as `Summary.to_dict` gives them.
-    """
-    spent = {name: numbers["timing"][f"{name}_seconds"] for name in ("policy", "user", "environment", "evaluation")}
-    whole = sum(spent.values()) or 1.0
+def _totals(summary: Summary, seconds: float | None) -> Iterable[tuple[str, str]]:
+    """Names and values of the totals."""
     if seconds is not None:
         yield "wall time", f"{seconds:.1f} s"
-        yield "rate", f"{numbers['episodes'] / max(seconds, 1e-9) * 60:.1f} episodes/min"
-    yield "ended by", _counts(numbers["termination_reasons"])
-    yield "turns", f"{numbers['turns']} ({numbers['malformed_calls']} malformed tool calls)"
-    unknown = numbers["unknown_tokens"]
-    unknown = f", {unknown:,} of them no token of the tokenizer's" if unknown else ""
-    yield "policy tokens", f"{numbers['policy_tokens']:,} sampled{unknown}"
-    share = numbers["cached_tokens"] / max(numbers["prompt_tokens"], 1)
-    yield "prompt tokens", f"{numbers['prompt_tokens']:,} sent, {share:.0%} of them from the prefix cache"
-    yield "episodes' time", ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
-    if numbers["retries"]:
-        yield "attempts made again", str(numbers["retries"])
-    if numbers["faults"]:
-        yield "aborted by", _counts({kind: fault["episodes"] for kind, fault in numbers["faults"].items()})
+        yield "rate", f"{summary.episodes / max(seconds, 1e-9) * 60:.1f} episodes/min"
+    yield "ended by", counted(summary.termination_reasons)
+    yield "turns", f"{summary.turns} ({summary.malformed_calls} malformed tool calls)"
+    count = summary.unknown_tokens
+    unknown = f", {count:,} of them no token of the tokenizer's" if count else ""
+    yield "policy tokens", f"{summary.policy_tokens:,} sampled{unknown}"
+    yield "prompt tokens", f"{summary.prompt_tokens:,} sent, {cached_share(summary)}"
+    yield "episodes' time", time_shares(summary.timing)
+    if summary.retries:
+        yield "attempts made again", str(summary.retries)
+    if summary.faults:
+        yield "aborted by", counted(summary.faults)
 
 
 def _costs(summary: Summary) -> Iterable[tuple[str, str]]:
@@ -165,7 +158,3 @@ def print_findings(findings: Sequence[Finding]) -> None:
         mark = Text("not checked") if finding.ok is None else _MARKS[finding.ok]
         table.add_row(mark, finding.what, Text(finding.text))
     Console().print(table)
-
-
-def _counts(counts: Mapping[Any, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count)

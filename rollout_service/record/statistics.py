@@ -130,9 +130,7 @@ class Summary:
         self.cached_tokens += trajectory.cached_token_count
         self.malformed_calls += trajectory.malformed_call_count
         self.turns += len(trajectory.turns)
-        for item in fields(Timing):
-            total = getattr(self.timing, item.name) + getattr(trajectory.timing, item.name)
-            setattr(self.timing, item.name, total)
+        self.timing.add(trajectory.timing)
         self._add_cost(trajectory)
         if trajectory.user_flaws is not None:
             self.user_flaws.add(trajectory.user_flaws)

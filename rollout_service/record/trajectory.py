@@ -8,7 +8,7 @@ All arrays of a segment have the same length n and are aligned: position i of ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -158,6 +158,11 @@ class Timing:
     def episode_seconds(self) -> float:
         """Wall time of the attempt without the queue."""
         return self.policy_seconds + self.user_seconds + self.environment_seconds + self.evaluation_seconds
+
+    def add(self, other: Timing) -> None:
+        """Add another episode's seconds."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rollout_service.record.cost import Cost
@@ -108,9 +108,7 @@ class Numbers:
         self.policy_tokens += trajectory.policy_token_count
         self.prompt_tokens += trajectory.prompt_token_count
         self.cached_tokens += trajectory.cached_token_count
-        for item in fields(Timing):
-            total = getattr(self.timing, item.name) + getattr(trajectory.timing, item.name)
-            setattr(self.timing, item.name, total)
+        self.timing.add(trajectory.timing)
         self.cost.add(trajectory.cost_usd)
 
     def _add_facts(self, facts: Facts) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 from rollout_service.errors import ConfigError, StorageError
 from rollout_service.report.history import Point
 from rollout_service.report.run import Run
+from rollout_service.report.tables import TIME_PARTS
 
 REMEDY = "pip install 'tau2-rollout-service[plots]'"
 
-_PARTS = ("policy", "user", "environment", "evaluation")
 _HATCHES = ("", "//", "..", "xx")
 _MARKERS = "osD^vP*X"
 _STYLE: Any = {
@@ -140,12 +140,12 @@ def _collections(axes: Any, run: Run) -> None:
 def _time(axes: Any, run: Run) -> None:
     names = list(run.domains)
     left = [0.0] * len(names)
-    for part, hatch in zip(_PARTS, _HATCHES, strict=True):
+    for part, hatch in zip(TIME_PARTS, _HATCHES, strict=True):
         seconds = [getattr(each.timing, f"{part}_seconds") / each.episodes for each in run.domains.values()]
         axes.barh(names, seconds, left=left, hatch=hatch, edgecolor="white", label=part)
         left = [before + more for before, more in zip(left, seconds, strict=True)]
     axes.set(xlabel="seconds of an episode", ylim=(-0.6, len(names) - 0.1))
-    axes.legend(ncols=len(_PARTS), loc="upper right", fontsize="small")
+    axes.legend(ncols=len(TIME_PARTS), loc="upper right", fontsize="small")
 
 
 def _staleness(axes: Any, run: Run) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout_service.record.evaluation import Evaluation, PassRate
+from rollout_service.record.statistics import Summary
+from rollout_service.record.trajectory import Timing
 from rollout_service.report.comparison import Change, Comparison
 from rollout_service.report.facts import CallState, GoldState
 from rollout_service.report.numbers import Numbers, Share
@@ -19,6 +21,9 @@ from rollout_service.report.run import Run
 
 ALL = "all"
 DASH = "–"
+
+TIME_PARTS = ("policy", "user", "environment", "evaluation")
+"""What an episode's time is split into, by the names of `Timing`."""
 
 _TASK_COLUMNS = (
     "task",
@@ -102,7 +107,7 @@ def _fewer(evaluation: Evaluation, most: int) -> list[Table]:
 
 def of_run(run: Run, most: int) -> list[Table]:
     """What the episodes show, by domain and over all, then at most `most` tasks, the least solved ones first."""
-    domains = run.domains if len(run.domains) == 1 else run.domains | {ALL: run.total}
+    domains = _with_all(run)
     columns = [dict(_shown(numbers)) for numbers in domains.values()]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, DASH) for column in columns)] for name in names]
@@ -120,24 +125,26 @@ def of_run(run: Run, most: int) -> list[Table]:
     return found
 
 
+def _with_all(run: Run) -> dict[str, Numbers]:
+    """The numbers by domain, and over all where there are several."""
+    return run.domains if len(run.domains) == 1 else run.domains | {ALL: run.total}
+
+
 def of_summary(run: Run) -> list[Table]:
     """Rewards and outcomes by domain, tokens, time and cost, and what aborted episodes."""
-    domains = run.domains if len(run.domains) == 1 else run.domains | {ALL: run.total}
+    domains = _with_all(run)
     rows = [
-        [name, str(each.episodes), str(each.scored), _number(each.mean_reward, ".3f"), _counts(each.outcomes)]
+        [name, str(each.episodes), str(each.scored), _number(each.mean_reward, ".3f"), counted(each.outcomes)]
         for name, each in domains.items()
     ]
     total, summary = run.total, run.evaluation.summary
-    spent = {name: getattr(total.timing, f"{name}_seconds") for name in ("policy", "user", "environment", "evaluation")}
-    whole = sum(spent.values()) or 1.0
-    cached = total.cached_tokens / max(total.prompt_tokens, 1)
     totals = [
-        ["ended by", _counts(summary.termination_reasons)],
+        ["ended by", counted(summary.termination_reasons)],
         ["turns", f"{total.turns:,}"],
         ["policy tokens", f"{total.policy_tokens:,}"],
-        ["prompt tokens", f"{total.prompt_tokens:,}, {cached:.0%} of them from the prefix cache"],
+        ["prompt tokens", f"{total.prompt_tokens:,}, {cached_share(total)}"],
         ["user simulators' tokens", f"{total.user_tokens:,}"],
-        ["episodes' time", ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in spent.items())],
+        ["episodes' time", time_shares(total.timing)],
         ["cost", str(total.cost)],
     ]
     notes = [
@@ -242,5 +249,17 @@ def _more(count: int, most: int, what: str) -> list[str]:
     return [f"… and {count - most} more {what} (--json has all)"] if count > most else []
 
 
-def _counts(counts: Mapping[Any, int]) -> str:
+def counted(counts: Mapping[Any, int]) -> str:
+    """Names with their counts, the most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count)
+
+
+def cached_share(numbers: Numbers | Summary) -> str:
+    """The share of the prompt tokens that came from the prefix cache."""
+    return f"{numbers.cached_tokens / max(numbers.prompt_tokens, 1):.0%} of them from the prefix cache"
+
+
+def time_shares(timing: Timing) -> str:
+    """How an episode's time is split."""
+    whole = timing.episode_seconds or 1.0
+    return ", ".join(f"{part} {getattr(timing, f'{part}_seconds') / whole:.0%}" for part in TIME_PARTS)
