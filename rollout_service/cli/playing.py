@@ -7,13 +7,17 @@ service has accepted the collection, and what was written stays, whatever ends t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rollout_service.cli.stderr import say
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import BudgetReached, ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from rollout_service.record.statistics import Summary
 
 
 class Place(NamedTuple):
@@ -43,6 +47,26 @@ class Played(NamedTuple):
     """The budget's limit that ended it early; empty: none did."""
     config: RolloutConfig
     """The service's settings."""
+
+
+@contextmanager
+def opened(output: Path | None, how: Any) -> Iterator[Any]:
+    """Give the `Output` with its lock held; None: there is no file.
+
+    Args:
+        how: as `mode` gives it.
+
+    Raises:
+        StorageError: the file cannot be used so, or another process writes to it.
+    """
+    from rollout_service.output import Output
+    from rollout_service.record.writing_lock import writing_lock
+
+    if output is None:
+        yield None
+    else:
+        with writing_lock(output):
+            yield Output(output, how)
 
 
 def play(
@@ -155,6 +179,11 @@ def _read(
 
 def _lost(aborted: int) -> str:
     return f" {aborted} that were aborted are played again." if aborted else ""
+
+
+def exit_code(summary: Summary, limit: str) -> int:
+    """The command's: 1 if an episode was aborted, or a budget's limit ended the collection early."""
+    return 1 if limit or any(each.outcomes["aborted"] for each in summary.domains.values()) else 0
 
 
 def mode(output: Path | None, **flags: bool) -> Any:

@@ -6,7 +6,6 @@ is kept when the collection fails.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated
 
 import typer
@@ -53,19 +52,17 @@ def collect(
 ) -> int:
     """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
     from rollout_service.cli.report import print_summary
-    from rollout_service.output import Output
-    from rollout_service.record.writing_lock import writing_lock
 
     how = playing.mode(output, append=append, resume=resume, overwrite=overwrite)
     place = playing.Place(address, token_var, start)
     place.check()
     loaded = read_settings(config, settings, tokenizer, domain, split, task)
     chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
-    with contextlib.nullcontext() if output is None else writing_lock(output):
-        played = playing.play(place, None if output is None else Output(output, how), loaded, chosen)
+    with playing.opened(output, how) as file:
+        played = playing.play(place, file, loaded, chosen)
     if played.progress is None:
         return 0
     summary, limit = played.progress.summary, played.limit
     replayed = played.config.tape.asks_nobody
     print_summary(summary, played.progress.seconds, where=output, limit=limit, is_replayed=replayed)
-    return 1 if limit or any(each.outcomes["aborted"] for each in summary.domains.values()) else 0
+    return playing.exit_code(summary, limit)

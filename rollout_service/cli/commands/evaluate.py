@@ -6,7 +6,6 @@ An episode that a fault ended is never counted as a failure. With an output, wha
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,10 +57,8 @@ def evaluate(
     settings: Settings = None,
 ) -> int:
     """Play every task several times in official conditions: pass^1 to pass^k with intervals, faults apart."""
-    from rollout_service.collecting.evaluating import NO_LIMIT, conditions
-    from rollout_service.output import Output
+    from rollout_service.collecting.evaluating import asked_for, conditions
     from rollout_service.record.evaluation import Evaluation
-    from rollout_service.record.writing_lock import writing_lock
 
     how = playing.mode(output, resume=resume, overwrite=overwrite)
     place = playing.Place(address, token_var, start)
@@ -69,11 +66,10 @@ def evaluate(
     own = read_settings(config, settings, tokenizer, domain, split, task)
     is_started_here = address is None or start
     loaded = with_official_limits(own, settings or []) if is_started_here else own
-    chosen: dict[str, Any] = {"n": None, "group_size": trials, "seed": seed, "max_turns": max_turns or NO_LIMIT}
-    chosen |= {"budget": read_limits(budget), "weight": weight}
+    chosen = {"budget": read_limits(budget), "weight": weight}
+    chosen |= asked_for(trials, None, {"seed": seed, "max_turns": max_turns})
     found = Evaluation(trials)
-    with contextlib.nullcontext() if output is None else writing_lock(output):
-        file = None if output is None else Output(output, how)
+    with playing.opened(output, how) as file:
         played = playing.play(place, file, loaded, chosen, found.add)
         if output is not None:
             found = _stored(output, trials)
@@ -82,8 +78,7 @@ def evaluate(
         print(json.dumps(found.to_dict() | {"ended_early": played.limit}, indent=1, ensure_ascii=False))
     else:
         _print(found, played, own if is_started_here else played.config, output)
-    aborted = any(each.outcomes["aborted"] for each in found.summary.domains.values())
-    return 1 if played.limit or aborted else 0
+    return playing.exit_code(found.summary, played.limit)
 
 
 def with_official_limits(own: RolloutConfig, said: list[str]) -> RolloutConfig:
