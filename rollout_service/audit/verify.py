@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,7 @@ import numpy as np
 
 import rollout_service.audit.record_check as record_check
 from rollout_service.chat.codec import ChatCodec
+from rollout_service.chat.tokenizer_files import recorded_source
 from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import CodecError, ConfigError, TaskError
 from rollout_service.record.storage import Unreadable
@@ -213,19 +213,9 @@ def codec_of(trajectory: Trajectory, named: str | None) -> ChatCodec:
         CodecError: its tokenizer is neither named by the user nor in a local folder, or differs from the recorded one.
     """
     made = trajectory.provenance
-    folder = os.path.abspath(os.path.expanduser(made.tokenizer))
+    source = recorded_source(made.tokenizer) if named is None else named
     how = made.tool_parser, json.dumps(made.template_arguments, sort_keys=True), made.template_date
-    if named is not None:
-        codec = _codec(named, *how)
-    elif made.tokenizer == "embedded":
-        codec = _codec(None, *how)
-    elif made.tokenizer and os.path.isdir(folder):
-        codec = _codec(folder, *how)
-    else:
-        raise CodecError(
-            f"its tokenizer {made.tokenizer!r} is no folder here, and nothing is downloaded on a file's word.",
-            "Name the tokenizer with --tokenizer.",
-        )
+    codec = _codec(source, *how)
     if codec.tokenizer_fingerprint != made.tokenizer_fingerprint:
         raise CodecError(
             f"the tokenizer {codec.name!r} ({codec.tokenizer_fingerprint}) is not the one that made it "

@@ -59,6 +59,24 @@ def load_tokenizer(path: str | None) -> tuple[Any, str]:
         ) from error
 
 
+def recorded_source(name: str) -> str | None:
+    """What `load_tokenizer` takes for the tokenizer that a trajectory names: its folder; None: the embedded one.
+
+    Raises:
+        CodecError: it is neither the embedded one nor a folder of this machine. Nothing is downloaded because a file
+            names it.
+    """
+    if name == "embedded":
+        return None
+    folder = os.path.abspath(os.path.expanduser(name))
+    if not name or not os.path.isdir(folder):
+        raise CodecError(
+            f"The tokenizer {name!r} is no folder here, and nothing is downloaded on a file's word.",
+            "Name the tokenizer with --tokenizer.",
+        )
+    return folder
+
+
 def fingerprint(text: str) -> str:
     """The hash by which a tokenizer's JSON or a chat template is known in trajectories."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -6,14 +6,13 @@ loaded, and for a token that is only a part of a character, there is no text, an
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rollout_service.chat.tokenizer_files import fingerprint, load_tokenizer
+from rollout_service.chat.tokenizer_files import fingerprint, load_tokenizer, recorded_source
 from rollout_service.errors import CodecError
 from rollout_service.record.trajectory import Provenance
 
@@ -64,7 +63,7 @@ class Vocabularies:
     def texts(self, vocabulary: Vocabulary) -> tuple[dict[str, Any], str]:
         """The `ids` and their `texts` (None: it has none), and why there are no texts; empty: there are."""
         try:
-            source, backend = self._named or _recorded(vocabulary.name)
+            source, backend = self._named or (vocabulary.name, _backend(recorded_source(vocabulary.name)))
             if fingerprint(backend.to_str()) != vocabulary.fingerprint:
                 made = f"{vocabulary.name!r}, {vocabulary.fingerprint}"
                 raise CodecError(
@@ -75,20 +74,6 @@ class Vocabularies:
             return {"ids": [], "texts": []}, f"{error} Token ids are shown in place of texts."
         ids = np.flatnonzero(vocabulary.used).tolist()
         return {"ids": ids, "texts": _texts(backend, ids)}, ""
-
-
-def _recorded(name: str) -> tuple[str, Any]:
-    """The tokenizer of a recorded name. As in `verify`, nothing is downloaded because a file names it.
-
-    Raises:
-        CodecError: it is neither the embedded one nor a folder here, or cannot be loaded.
-    """
-    folder = os.path.abspath(os.path.expanduser(name))
-    if name == "embedded":
-        return name, _backend(None)
-    if not name or not os.path.isdir(folder):
-        raise CodecError(f"The tokenizer {name!r} is no folder here.", "Name the tokenizer with --tokenizer.")
-    return name, _backend(folder)
 
 
 def _backend(source: str | None) -> Any:
