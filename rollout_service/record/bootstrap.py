@@ -18,6 +18,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from rollout_service.record.interval import Z
+
 DRAWS = 2000
 """Draws of all tasks."""
 
@@ -26,7 +28,6 @@ FEWEST = 10
 
 _SEED = 20240613
 _NORMAL = NormalDist()
-_Z = _NORMAL.inv_cdf(0.975)
 _COLUMNS = 512
 """Columns that are worked on at once, which bounds the memory."""
 
@@ -77,7 +78,7 @@ def _of(table: npt.NDArray[np.float64], sizes: Sequence[int]) -> npt.NDArray[np.
             found[column] = mean[column]
             continue
         bias = _NORMAL.inv_cdf(min(max(share, 0.5 / len(means)), 1 - 0.5 / len(means)))
-        for end, z in enumerate((bias - _Z, bias + _Z)):
+        for end, z in enumerate((bias - Z, bias + Z)):
             level = _NORMAL.cdf(bias + z / max(1 - acceleration[column] * z, 1e-9))
             found[column, end] = np.interp(level * (len(means) - 1), np.arange(len(means)), means[:, column])
     found[:, 0] = np.minimum(found[:, 0], mean)

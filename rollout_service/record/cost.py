@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_Z = 1.959963984540054
-"""97.5th percentile of the normal distribution, for two-sided 95% intervals."""
+from rollout_service.record.interval import Z
 
 
 @dataclass(slots=True)
@@ -86,4 +85,4 @@ def estimate(seen: Sequence[float], episodes: int) -> Estimate:
     if len(seen) < 2:
         return Estimate(mean * episodes, None)
     spread = statistics.stdev(seen) * math.sqrt(episodes + episodes**2 / len(seen))
-    return Estimate(mean * episodes, (max(0.0, mean * episodes - _Z * spread), mean * episodes + _Z * spread))
+    return Estimate(mean * episodes, (max(0.0, mean * episodes - Z * spread), mean * episodes + Z * spread))

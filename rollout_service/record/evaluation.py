@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rollout_service.errors import RolloutError
 from rollout_service.record.bootstrap import FEWEST, intervals
-from rollout_service.record.interval import wilson_interval
-from rollout_service.record.statistics import Summary, pass_hat_k
+from rollout_service.record.interval import Z, wilson_interval
+from rollout_service.record.statistics import Summary, pass_hat_k, task_pass_rate
 from rollout_service.record.trajectory import Trajectory
 
 _SOLVED = 1.0 - 1e-6
 """Least reward of a trial that τ²-bench counts as a success."""
 
-_SIGNIFICANT, _POWER = 1.959963984540054, 0.8416212335729143
-"""Normal quantiles of a two-sided test at 5%, and of 80% power."""
+_POWER = 0.8416212335729143
+"""80th percentile of the normal distribution, for 80% power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class PassRate:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values."""
-        return {"k": self.k, "value": self.value, "interval": list(self.interval), "tasks": self.tasks}
+        return asdict(self) | {"interval": list(self.interval)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,7 @@ class SmallestDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values."""
-        names = ("significant", "detectable", "tasks", "trials", "most_trials", "is_bound")
-        return {name: getattr(self, name) for name in names}
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -104,10 +103,10 @@ class Evaluation:
     @property
     def domain_pass_rates(self) -> dict[str, list[PassRate]]:
         """The same by domain."""
-        return {name: _rates(self._of(name), self.trials) for name in dict.fromkeys(map(_domain, self.solved))}
+        return {name: _rates(self._of(name), self.trials) for name in dict.fromkeys(map(domain_of, self.solved))}
 
     def _of(self, domain: str) -> dict[str, tuple[int, int]]:
-        return {task: counts for task, counts in self.solved.items() if _domain(task) == domain}
+        return {task: counts for task, counts in self.solved.items() if domain_of(task) == domain}
 
     @property
     def fewer(self) -> dict[str, int]:
@@ -139,12 +138,8 @@ def is_solved(reward: float) -> bool:
     return reward >= _SOLVED
 
 
-def task_pass_rate(counts: tuple[int, int], k: int) -> float:
-    """pass^k of one task with these (trials, successes). It has at least k trials."""
-    return math.comb(counts[1], k) / math.comb(counts[0], k)
-
-
-def _domain(task: str) -> str:
+def domain_of(task: str) -> str:
+    """The domain of a task, which is given as domain/split/id."""
     return task.partition("/")[0]
 
 
@@ -157,7 +152,7 @@ def _rates(solved: Mapping[str, tuple[int, int]], trials: int) -> list[PassRate]
     for tasks, ks in kept.items():
         counts = [solved[task] for task in tasks]
         table = np.array([[task_pass_rate(each, k) for k in ks] for each in counts])
-        found = intervals(table, [_domain(task) for task in tasks])
+        found = intervals(table, [domain_of(task) for task in tasks])
         for k, (low, high), column in zip(ks, found.tolist(), table.T, strict=True):
             value = pass_hat_k(counts, k)
             if len(tasks) < FEWEST or np.ptp(column) == 0:
@@ -183,7 +178,7 @@ def _smallest_difference(counts: Sequence[tuple[int, int]]) -> SmallestDifferenc
         variance = mean * (1 - mean)
     error = math.sqrt(2 * variance * math.fsum(1 / n for n in trials)) / len(counts)
     least = 1 / (max(trials) * len(counts))  # one trial more or less
-    significant, detectable = (max(least, z * error) for z in (_SIGNIFICANT, _SIGNIFICANT + _POWER))
+    significant, detectable = (max(least, z * error) for z in (Z, Z + _POWER))
     return SmallestDifference(significant, detectable, len(counts), min(trials), max(trials), is_bound=not repeated)
 
 

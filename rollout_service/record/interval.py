@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-_Z = 1.959963984540054
+Z = 1.959963984540054
 """97.5th percentile of the normal distribution, for two-sided 95% intervals."""
 
 
@@ -23,7 +23,7 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
     """
     if not 0.0 <= mean <= 1.0 or count < 1:
         raise ValueError(f"no interval for a mean of {mean} over {count} values: it takes a mean in [0, 1], count >= 1")
-    spread = _Z * _Z / count
+    spread = Z * Z / count
     center = (mean + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (mean * (1 - mean) + spread / 4)) / (1 + spread)
     return max(0.0, center - half), min(1.0, center + half)

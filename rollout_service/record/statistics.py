@@ -192,6 +192,11 @@ def summarize(trajectories: Iterable[Trajectory]) -> Summary:
     return summary
 
 
+def task_pass_rate(counts: tuple[int, int], k: int) -> float:
+    """pass^k of one task with these (trials, successes). It has at least k trials."""
+    return math.comb(counts[1], k) / math.comb(counts[0], k)
+
+
 def pass_hat_k(successes: Sequence[tuple[int, int]], k: int) -> float:
     """pass^k: the probability that all of k independent trials of a task succeed, averaged over tasks.
 
@@ -217,4 +222,4 @@ def pass_hat_k(successes: Sequence[tuple[int, int]], k: int) -> float:
                 f"pass^{k} needs {k} scored trials of every task; task {task} has {trials}.",
                 f"Run more trials, or choose k <= {min(trials for trials, _ in successes)}.",
             )
-    return math.fsum(math.comb(passed, k) / math.comb(trials, k) for trials, passed in successes) / len(successes)
+    return math.fsum(task_pass_rate(counts, k) for counts in successes) / len(successes)

@@ -13,8 +13,9 @@ import numpy as np
 
 from rollout_service.errors import StorageError
 from rollout_service.record.bootstrap import FEWEST, intervals
-from rollout_service.record.evaluation import task_pass_rate
+from rollout_service.record.evaluation import domain_of
 from rollout_service.record.interval import wilson_interval
+from rollout_service.record.statistics import task_pass_rate
 from rollout_service.report.reading import said
 from rollout_service.report.run import Run
 
@@ -149,14 +150,13 @@ def _difference(what: str, tasks: list[str], pairs: list[tuple[float, float]]) -
         middle = min(max((value + 1) / 2, 0.0), 1.0)  # differences lie in [-1, 1]
         low, high = (2 * end - 1 for end in wilson_interval(middle, len(tasks)))
     else:
-        low, high = intervals(each[:, None], [task.partition("/")[0] for task in tasks])[0].tolist()
+        low, high = intervals(each[:, None], [domain_of(task) for task in tasks])[0].tolist()
     return Difference(what, value, float(ours.mean()), float(theirs.mean()), (low, high), len(tasks))
 
 
 def _differing(run: Run, baseline: Run) -> dict[str, tuple[Any, Any]]:
-    both = run.conditions.keys() & baseline.conditions.keys()
-    pairs = {name: (run.conditions[name], baseline.conditions[name]) for name in run.conditions if name in both}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    ours, theirs = run.conditions, baseline.conditions
+    return {name: (ours[name], theirs[name]) for name in ours if name in theirs and ours[name] != theirs[name]}
 
 
 def _check_same_scoring(run: Run, baseline: Run) -> None:

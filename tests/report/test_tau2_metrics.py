@@ -9,7 +9,7 @@ from tau2.metrics.agent_metrics import compute_metrics, get_tasks_pass_hat_k
 
 from rollout_service.export.exporting import export
 from rollout_service.record import storage
-from rollout_service.record.evaluation import task_pass_rate
+from rollout_service.record.statistics import task_pass_rate
 from rollout_service.report.run import Run
 from rollout_service.tau2 import tasks
 from tests.support import episodes
