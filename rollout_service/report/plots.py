@@ -80,7 +80,7 @@ def _drawn(run: Run) -> Iterator[tuple[str, str, Any]]:
     from matplotlib.figure import Figure
 
     plots: list[tuple[str, str, bool, Callable[[Any, Run], None]]] = [
-        ("pass_k", "pass^k, with 95% intervals over tasks", bool(run.evaluation.pass_rates), _pass_rates),
+        ("pass_k", "pass^k, with 95% intervals over tasks", run.total.scored > 0, _pass_rates),
         ("reward_by_version", "Reward by weight version", len(run.history.versions) > 1, _versions),
         ("reward_by_collection", "Reward by collection", len(run.history.collections) > 1, _collections),
         ("time", "Where an episode's time goes", run.total.timing.episode_seconds > 0, _time),
