@@ -64,6 +64,29 @@ def test_a_sample_is_a_trial_with_tau2_s_reward_and_the_results_have_pass_k(play
     assert header["eval"]["config"] == {"epochs": 2}
 
 
+def test_an_answer_names_the_tool_that_was_called_and_what_the_policy_wrote_is_generated(played):
+    answers = 0
+    for each in played:
+        messages = sample(each, 1)["messages"]
+        names = {call["id"]: call["function"] for message in messages for call in message.get("tool_calls", [])}
+        for message in messages:
+            if message["role"] == "tool":
+                assert message["function"] == names[message["tool_call_id"]]
+                answers += 1
+        generated = [message for message in messages if message.get("source") == "generate"]
+        assert len(generated) == sum(turn.message_index is not None for turn in each.turns)
+    assert answers
+
+
+def test_the_limit_that_ended_an_episode_is_in_its_sample_and_in_the_list_of_samples(tmp_path):
+    trajectory = episodes.runner(episodes.settings(limits__max_turns=1)).run(episodes.request(episodes.task("mock")))
+    storage.write(tmp_path / "short.jsonl", [trajectory])
+    with zipfile.ZipFile(export(tmp_path / "short.jsonl", "inspect", tmp_path / "short.eval").output) as archive:
+        [summary] = json.loads(archive.read("summaries.json"))
+    assert sample(trajectory, 1)["limit"] == {"type": "custom", "limit": 1, "reason": "max_turns"}
+    assert summary["limit"] == "max_turns"
+
+
 def test_only_the_chosen_domain_s_episodes_are_counted(played, tmp_path):
     others = [
         replace(each, trajectory_id=f"o{n}", task=replace(each.task, domain="x")) for n, each in enumerate(played)
