@@ -138,6 +138,12 @@ def test_an_option_without_effect_is_refused(tmp_path):
             export(tmp_path / "a.jsonl", **({"to": "tau2", "output": tmp_path / "a.json"} | options))
 
 
+@pytest.mark.parametrize(("to", "ending"), [("tau2", ".json"), ("inspect", ".eval"), ("sft", ".jsonl")])
+def test_an_output_with_another_ending_than_the_format_s_is_refused(tmp_path, to, ending):
+    with pytest.raises(StorageError, match=rf"a\.txt: the name does not end in \{ending}"):
+        export(tmp_path / "a.jsonl", to, tmp_path / "a.txt")
+
+
 def test_an_export_never_takes_the_place_of_what_it_reads(tmp_path):
     path = tmp_path / "all.jsonl"
     storage.write(path, [scored("a")])

@@ -155,6 +155,12 @@ def test_the_export_says_what_was_recorded_and_invents_nothing(played, stored, t
     assert (last["termination_reason"], last["info"]["termination_reason"]) == ("max_steps", "max_turns")
 
 
+def test_tasks_stand_in_their_split_s_order_whatever_the_order_of_the_episodes(played, tmp_path):
+    storage.write(tmp_path / "mock.jsonl", reversed(played))
+    written = json.loads(export(tmp_path / "mock.jsonl", "tau2", tmp_path / "mock.json").output.read_text())
+    assert [task["id"] for task in written["tasks"]] == [task.task_id for task in tasks.references("mock")]
+
+
 def test_limits_that_nobody_recorded_are_asked_for_and_recorded_ones_are_not_changed(played, tmp_path):
     path, first = tmp_path / "old.jsonl", played[0]
     storage.write(path, [replace(first, provenance=replace(first.provenance, limits={}), started="")])

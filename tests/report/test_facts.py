@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rollout_service.chat.parsed_turn import MALFORMED_ARGUMENT
 from rollout_service.record.trajectory import Outcome, Trajectory
 from rollout_service.report.facts import CallState, Facts, GoldState
 from tests.support import episodes
@@ -83,3 +84,11 @@ def test_checks_keep_their_texts():
 def test_the_calls_of_a_turn_that_became_no_message_are_counted():
     facts = Facts.of(make_trajectory())
     assert [(call.state, call.message) for call in facts.calls] == [(CallState.UNANSWERED, None)] * 2
+
+
+def test_a_call_whose_message_holds_a_broken_argument_is_malformed_even_where_its_turn_says_nothing():
+    call = {"id": "c", "name": "pay", "arguments": {MALFORMED_ARGUMENT: "{"}}
+    facts = Facts.of(make_trajectory(messages=[{"role": "assistant", "tool_calls": [call]}], segments=[]))
+    assert [(each.name, each.state, each.problem) for each in facts.calls] == [
+        ("pay", CallState.MALFORMED, MALFORMED_ARGUMENT)
+    ]
