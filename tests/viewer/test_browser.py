@@ -67,6 +67,10 @@ def test_keys_move_through_episodes_tabs_and_messages(browser, pages):
     assert browser.ask("document.activeElement.dataset.message") == "0"
     browser.press("j", "j")
     assert browser.ask("document.activeElement.dataset.message") == "2"
+    violation = "[...document.querySelectorAll('.violation')].indexOf(document.activeElement)"
+    for keys, place in (("n", 0), ("nn", 2), ("N", 1)):
+        browser.press(*keys)
+        assert browser.ask(violation) == place
     browser.press("]")
     shown(browser, "2 ")
     browser.press("Escape", "g")
@@ -126,7 +130,9 @@ def test_a_search_unfolds_what_hides_the_searched_text(browser, pages):
 def test_the_focus_stays_in_an_open_episode_when_another_one_or_another_tab_is_shown(browser, pages):
     inside = "document.getElementById('detail').contains(document.activeElement)"
     opened(browser, pages["some"])
-    browser.press("Enter", "j", "]")
+    browser.ask("document.querySelector('.row').dispatchEvent(new MouseEvent('dblclick'))")
+    assert browser.ask(inside)
+    browser.press("Escape", "Enter", "j", "]")
     shown(browser, "1 ")
     assert browser.ask(inside)
     browser.press("j")
