@@ -39,7 +39,6 @@ def row(trajectory: Trajectory, violations: int, facts: Facts) -> dict[str, Any]
         "reward": trajectory.reward,
         "fault": None if fault is None else str(fault.kind),
         "said": "" if fault is None else f"{fault.error}: {fault.message}",
-        "messages": len(trajectory.messages),
         "turns": len(trajectory.turns),
         "segments": len(trajectory.segments),
         "policyTokens": trajectory.policy_token_count,
@@ -74,7 +73,7 @@ def unreadable_row(name: str, said: str) -> dict[str, Any]:
         said: why it cannot be read.
     """
     counts = (
-        *("messages", "turns", "segments", "policyTokens", "tokens", "cut", "malformed", "refused", "calls"),
+        *("turns", "segments", "policyTokens", "tokens", "cut", "malformed", "refused", "calls"),
         *("gold", "matched", "flaws", "oldest", "newest", "seconds", "reward", "fault", "sample"),
     )
     texts = {"id": name, "outcome": UNREADABLE, "said": said, "violations": 0}

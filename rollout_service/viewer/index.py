@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-from rollout_service.version import __version__
 from rollout_service.viewer.blocks import packed, to_line
 
 
@@ -39,7 +38,6 @@ def index_block(
         tokenizers: `name`, `fingerprint`, and the `problem` for which there are no texts; empty: there are.
     """
     index = {
-        "service": __version__,
         "files": [asdict(file) for file in files],
         "checks": list(checks),
         "tokenizers": list(tokenizers),
