@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rollout_service.errors import ConfigError, Fault, FaultKind, StorageError
 from rollout_service.record import storage
-from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory, UserReview, UserUsage
 from rollout_service.record.writing_lock import writing_lock
 from rollout_service.report.comparison import Comparison
 from rollout_service.report.run import Run
@@ -59,6 +59,16 @@ def test_every_number_is_that_of_the_episodes(tmp_path):
     assert [(rate.k, rate.value, rate.tasks) for rate in run.evaluation.pass_rates] == [(1, 0.5, 2)]
     assert run.evaluation.to_dict()["faults"]["policy"]["episodes"] == 1
     assert {task: numbers.episodes for task, numbers in run.tasks.items()} == {"retail/test/0": 1, "retail/test/1": 2}
+
+
+def test_the_user_simulator_s_faults_are_counted_over_the_episodes_that_were_looked_at():
+    reviewed = episode(0, 0, user_review=UserReview("m", {"errors": [{"severity": "minor"}]}))
+    clean = episode(0, 1, user_review=UserReview("m", {"errors": []}), user_usage=UserUsage(failed_requests=2))
+    total = Run([reviewed, clean, episode(0, 2, user_flaws={"empty_answer": [1]})]).to_dict()["total"]
+    assert (total["user_reviews"]["episodes"], total["user_reviews"]["flaws"]["any"]["episodes"]) == (2, 1)
+    assert total["user_reviews"]["flaws"]["minor"]["episodes"] == 1
+    assert total["user_flaws"]["flaws"]["empty_answer"]["episodes"] == 1
+    assert total["user_failed_requests"] == 2
 
 
 @settings(max_examples=20)
@@ -116,6 +126,13 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     later.write_text(first.read_text().replace('"schema_version":2', '"schema_version":9', 1))
     with pytest.raises(StorageError, match="has schema version 9"):
         Run.of([first, later])
+
+
+def test_a_condition_that_an_older_release_did_not_record_is_passed_over(tmp_path):
+    path = stored(
+        tmp_path / "a.jsonl", *(episode(0, n, provenance=Provenance(user=text)) for n, text in enumerate(("", "x", "")))
+    )
+    assert Run.of([path]).conditions["user"] == "x"
 
 
 def test_a_file_that_is_being_written_or_broke_off_is_refused(tmp_path):
