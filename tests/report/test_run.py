@@ -135,6 +135,12 @@ def test_a_condition_that_an_older_release_did_not_record_is_passed_over(tmp_pat
     assert Run.of([path]).conditions["user"] == "x"
 
 
+def test_an_episode_that_never_began_belongs_to_any_run(tmp_path):
+    played = episode(0, 0, provenance=Provenance(agent="gt", user="model", evaluation="env"))
+    run = Run.of([stored(tmp_path / "a.jsonl", played, aborted(1, 0))])
+    assert (run.total.episodes, run.conditions["agent"]) == (2, "gt")
+
+
 def test_a_file_that_is_being_written_or_broke_off_is_refused(tmp_path):
     path = stored(tmp_path / "a.jsonl", episode(0, 0), episode(0, 1))
     with writing_lock(path), pytest.raises(StorageError, match="still writes"):
