@@ -25,6 +25,7 @@ from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
+from rollout_service.metrics.engines import count_update
 from rollout_service.metrics.text import flat
 from rollout_service.policy.replicas import DesiredState, FleetState
 from rollout_service.record.trajectory import Outcome
@@ -176,6 +177,36 @@ async def test_metrics_count_attempts_when_they_end_and_forget_a_collection_that
     assert (after["faults_total/user_simulator"], after["retries_total"]) == (1, 1)
     assert after["sampled_tokens_total/mock"] == 35, "an attempt that is made again has cost its tokens, too"
     assert after["staleness/mock/mean"] == 0
+
+
+async def test_metrics_tell_what_the_service_holds_and_why_nothing_starts(start, monkeypatch):
+    troubles = iter([RayActorError(), Fault(FaultKind.USER_SIMULATOR, "Timeout", "no answer", retryable=True)])
+
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        if isinstance(trouble := next(troubles, None), Exception):
+            raise trouble
+        if trouble is not None:
+            return EpisodeSummary(request.trajectory_id, Outcome.ABORTED, "fault", None, trouble)
+        return scored(request)
+
+    coordinator = await start(play, None, **ENDPOINT)
+    monkeypatch.setattr(collection, "seconds_before_retry", lambda attempt: 600.0)
+    count_update(coordinator._fleet._actor._meter, "drain", None)
+    await coordinator.policy_changed(FleetState(0, DesiredState(pause="drain")))
+    await coordinator.submit(CollectionRequest(n=3), "client")
+    paused = flat(await coordinator.metrics())
+    with monkeypatch.context() as none_is_ready:
+        none_is_ready.setattr(Pool, "__len__", lambda self: 0)
+        alone = flat(await coordinator.metrics())
+    await coordinator.policy_changed(FleetState(0))
+    async with asyncio.timeout(120):
+        while (await coordinator.status())["finished"] < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    after = flat(await coordinator.metrics())
+    assert (paused["paused"], paused["held_back/paused"], paused["held_back/actors"]) == (1, 1, 0)
+    assert (alone["actors"], alone["held_back/paused"], alone["held_back/actors"]) == (0, 0, 1)
+    assert (after["paused"], after["lost_actors_total"], after["resting"], after["waiting_groups"]) == (0, 1, 2, 1)
+    assert after["weight_updates_total/drain/failed"] == 1, "the fleet's numbers are among them"
 
 
 async def test_a_coordinator_is_up_also_while_its_replicas_are_replaced(start, caplog):

@@ -18,6 +18,7 @@ import actors.restart as restart
 from actors.fleet import Fleet
 from rollout_service.cluster import Call
 from rollout_service.errors import ServiceError, WeightError
+from rollout_service.metrics.text import flat
 from rollout_service.policy.replicas import Fit, FleetState, ReplicaState
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
@@ -427,7 +428,7 @@ async def test_a_replica_that_asks_for_its_variables_early_gets_them_when_they_c
     assert await asked == {}
 
 
-async def test_updates_and_pauses_are_logged_with_what_became_of_them(caplog):
+async def test_updates_and_pauses_are_logged_and_counted_with_what_became_of_them(caplog):
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
     with caplog.at_level("INFO"):
@@ -446,6 +447,9 @@ async def test_updates_and_pauses_are_logged_with_what_became_of_them(caplog):
         "Resumed; replicas: 2.",
         "Weight update to version 2 failed after T s: not this model's.",
     ]
+    told = flat(await ours.metrics())
+    assert [told[f"weight_updates_total/drain/{result}"] for result in ("loaded", "failed")] == [1, 1]
+    assert told["weight_update_seconds/drain/count"] == 1
 
 
 async def test_replicas_of_another_model_are_not_taken_over_under_the_name_of_this_one():
