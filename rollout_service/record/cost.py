@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,13 @@ class Cost:
         if not self.unknown:
             return f"${self.known_usd:.4f}{each}"
         return f"not known for {self.unknown} of {self.episodes} episodes; the others ${self.known_usd:.4f}{each}"
+
+
+def total(costs: Iterable[float | None]) -> float | None:
+    """The sum of US dollars. None: one of them is not known."""
+    given = list(costs)
+    known = [cost for cost in given if cost is not None]
+    return sum(known) if len(known) == len(given) else None
 
 
 @dataclass(frozen=True, slots=True)

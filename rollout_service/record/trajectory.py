@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import rollout_service.record.schema as schema
 from rollout_service.errors import Fault
+from rollout_service.record.cost import total
 from rollout_service.task_ref import TaskRef as TaskRef  # a part of the trajectory, so offered here too
 from rollout_service.termination import TerminationReason
 
@@ -320,9 +321,7 @@ class Trajectory:
     def cost_usd(self) -> float | None:
         """US dollars of the user simulator, the judge and the reviewer; None: not known. Answers that a tape replayed
         count with what they cost when they were recorded."""
-        costs = [usage.cost_usd for usage in self.model_usages]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) if len(known) == len(costs) else None
+        return total(usage.cost_usd for usage in self.model_usages)
 
     @property
     def policy_token_count(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rollout_service.config.price import Price
+from rollout_service.record.cost import total
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tape.recording import Recording
 
@@ -31,8 +32,7 @@ class Consumption:
     @property
     def usd(self) -> float | None:
         """US dollars of all. None: one of them is not known."""
-        known = [usd for usd in (self.user_usd, self.judge_usd, self.review_usd) if usd is not None]
-        return sum(known) if len(known) == 3 else None
+        return total((self.user_usd, self.judge_usd, self.review_usd))
 
     @classmethod
     def of(cls, recording: Recording, prices: Mapping[str, Price]) -> Self:

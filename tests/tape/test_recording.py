@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_service.config.price import Price
 from rollout_service.errors import EpisodeFault, TapeError
+from rollout_service.tape.consumption import Consumption
 from rollout_service.tape.difference import first_difference, nearest
 from rollout_service.tape.episode import EpisodeTape
 from rollout_service.tape.folder import TapeFolder
@@ -302,3 +304,13 @@ def test_whatever_an_episode_asked_is_answered_as_it_was(
         record(folder, *(entry(request(text), answer) for text, answer in asked), attempt=2)
         tape = replaying(folder, mode)
         assert answers(tape, *(request(text) for text, _ in asked)) == [answer for _, answer in asked]
+
+
+@pytest.mark.parametrize("unknown", ["", "user", "judge", "review"])
+def test_an_episode_costs_what_user_judge_and_reviewer_cost_and_no_number_if_one_of_them_is_not_known(unknown):
+    costs = {"user": 0.5, "judge": 0.25, "review": 0.125}
+    entries = [
+        Entry(asked, "", request("a"), {}, cost_usd=None if asked == unknown else usd) for asked, usd in costs.items()
+    ]
+    consumed = Consumption.of(Recording(TAKE, entries, "completed"), dict.fromkeys(costs, Price()))
+    assert consumed.usd == (None if unknown else 0.875)
