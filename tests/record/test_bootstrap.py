@@ -41,7 +41,7 @@ def test_domains_of_few_tasks_are_drawn_together():
     assert low < 0.85 < values.mean() < high
 
 
-def test_a_second_call_changes_nothing_and_intervals_scale_with_the_values():
+def test_the_order_of_tasks_and_a_second_call_change_nothing():
     values = np.random.default_rng(0).random((30, 3))
     found = intervals(values)
     assert np.array_equal(found, intervals(values))
