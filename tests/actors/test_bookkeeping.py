@@ -468,20 +468,20 @@ async def test_a_coordinator_that_died_with_its_fleet_refuses_weights_that_are_o
     await service.coordinator._books.durable()
     monkeypatch.setattr(bookkeeping, "is_restarted", lambda: True)
     monkeypatch.setattr(module, "go_on", _nothing)
-    for version in (6, 7):
+    for version, newest in ((6, 7), (7, 7), (8, 8), (7, 8)):
         service.die()
-        restarted = Coordinator(service.config, None)
+        service.coordinator = restarted = Coordinator(service.config, None)
         await restarted.policy_changed(FleetState(version))
         starting = restarted.start({}, Fleet(service.config, None, None))
-        if version == 7:
+        if version == newest:
             await starting
             assert list((await restarted.status())["collections"]) == [stream.collection_id]
+            await restarted._books.durable()
             continue
-        with pytest.raises(ServiceError, match="replicas have weights of version 6, not 7"):
+        with pytest.raises(ServiceError, match=f"replicas have weights of version {version}, not {newest}"):
             await starting
         with pytest.raises(ServiceError, match="Start the service again and give it the weights"):
             await restarted.submit(CollectionRequest(n=2), "client")
-        service.coordinator = restarted
 
 
 async def test_a_journal_that_cannot_be_used_is_the_error_of_every_call(service):
