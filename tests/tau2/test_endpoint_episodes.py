@@ -163,7 +163,7 @@ def test_an_id_that_only_a_padding_row_of_the_model_has_is_counted_and_is_no_tex
     summary = summarize([trajectory, sampled([], padded)])
     assert summary.unknown_tokens == 2
     assert ("policy tokens", f"{summary.policy_tokens} sampled, 2 of them no token of the tokenizer's") in list(
-        report._totals(summary.to_dict(), 1.0)
+        report._totals(summary, 1.0)
     )
 
 
