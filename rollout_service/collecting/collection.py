@@ -17,8 +17,12 @@ from rollout_service.collecting.breaker import EPISODES_IN_A_ROW, Breaker
 from rollout_service.collecting.episode_state import EpisodeState, Handout, Kept
 from rollout_service.collecting.repeats import Repeats
 from rollout_service.collecting.retry import seconds_before_retry
+from rollout_service.collecting.roster import Roster
 from rollout_service.collecting.staleness import ANY_AGE, Staleness
 from rollout_service.errors import Fault
+
+ENDLESS = 1 << 40
+"""Number of groups of a collection that has no end. It is more than can ever be played, and still a number."""
 
 SUSPECT_LOSSES = 3
 """Lost attempts after which an episode may be what kills its actors."""
@@ -46,6 +50,7 @@ class Collection:
     ) -> None:
         """
         Args:
+            groups: number of groups that are handed out; `ENDLESS`: there is no last one.
             max_losses: an episode that lost its actor so many times is given up: it may be what kills them.
             weight: share of the slots, relative to the other collections' weights.
             breaker: pauses the collection while one fault stops all episodes; None: it never pauses.
@@ -68,10 +73,11 @@ class Collection:
         self._taken = 0
         """Groups handed out since the last weight update."""
         self._max_buffered = max_buffered_groups
-        self._episodes = [EpisodeState() for _ in range(groups * group_size)]
-        self._open = [group_size] * groups
+        self._roster = Roster(group_size)
+        self._roster.reach(min(groups, 1))
         self._next_new = 0
-        self._new_left = len(self._episodes)
+        """The first episode that was never started; the roster has it."""
+        self._new_left = groups * group_size
         """Episodes that were never started."""
         self.before: frozenset[int] = frozenset()
         """Episodes that were done before this collection: they are not played, and no handout has them."""
@@ -86,12 +92,12 @@ class Collection:
     @property
     def done(self) -> int:
         """Number of episodes that are done, including those that failed and those not yet handed out."""
-        return sum(self.group_size - left for left in self._open) - len(self.before)
+        return self._roster.done - len(self.before)
 
     @property
     def size(self) -> int:
         """Number of episodes that this collection plays."""
-        return len(self._episodes) - len(self.before)
+        return self._end_of_new - len(self.before)
 
     @property
     def waiting(self) -> int:
@@ -121,9 +127,9 @@ class Collection:
         Such a group counts as begun: nothing holds it back.
         """
         self.before = frozenset(episodes)
+        self._roster.reach(1 + max(self.before, default=-1) // self.group_size)
         for episode in self.before:
-            self._episodes[episode].done = True
-            self._open[episode // self.group_size] -= 1
+            self._roster.end(episode)
         self._pass_over()
         self._count_new()
 
@@ -131,10 +137,16 @@ class Collection:
         """Go on to the next new episode that has to be played."""
         while self._next_new in self.before:
             self._next_new += 1
+        if self._next_new < self._end_of_new:
+            self._roster.reach(1 + self._next_new // self.group_size)
+
+    @property
+    def _end_of_new(self) -> int:
+        return self.groups * self.group_size
 
     def _count_new(self) -> None:
         ahead = sum(episode >= self._next_new for episode in self.before)
-        self._new_left = len(self._episodes) - self._next_new - ahead
+        self._new_left = self._end_of_new - self._next_new - ahead
 
     def restore(
         self, stored: Mapping[int, Kept], delivered: Mapping[int, tuple[int, ...]], acknowledged: Iterable[int]
@@ -150,25 +162,26 @@ class Collection:
             delivered: by group that was handed out: its episodes that were too old, see `Handout`.
             acknowledged: groups that the reader has. Nothing more is known of their episodes.
         """
-        for episode, kept in stored.items():
-            state = self._episodes[episode]
-            state.attempts = state.charged = kept.attempt
-            state.done, state.oldest_version = True, kept.oldest_version
-            self.failed += kept.failed
-            self._open[episode // self.group_size] -= 1
         over = set(acknowledged)
+        begun = 1 + max({episode // self.group_size for episode in stored} | over, default=-1)
+        self._roster.reach(begun)
+        for episode, kept in stored.items():
+            state = self._roster[episode]
+            state.attempts = state.charged = kept.attempt
+            state.oldest_version = kept.oldest_version
+            self.failed += kept.failed
+            self._roster.end(episode)
         for group in over:
-            for episode in self._members(group):
-                self._episodes[episode].done = True
-            self._open[group] = 0
+            for episode in self._roster.members(group):
+                self._roster.end(episode)
             self._handed_out += 1
-        finished = [group for group in range(self.groups) if not self._open[group] and group not in over]
+        complete = (group for group in range(self._roster.groups) if self._roster.is_complete(group))
+        finished = [group for group in complete if group not in over]
         self._handouts_again.extend(Handout(group, delivered[group]) for group in finished if group in delivered)
         self.ready.extend(group for group in finished if group not in delivered)
-        begun = {episode // self.group_size for episode in stored} | over
-        self._next_new = (max(begun, default=-1) + 1) * self.group_size
+        self._next_new = begun * self.group_size
         for episode in range(self._next_new):
-            if not self._episodes[episode].done:
+            if not self._roster[episode].done:
                 self._again.add(episode, 0.0, is_suspect=False)
         self._pass_over()
         self._count_new()
@@ -182,13 +195,13 @@ class Collection:
 
     def is_done(self, episode: int) -> bool:
         """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
-        return self._episodes[episode].done
+        return self._roster[episode].done
 
     @property
     def held_back(self) -> Literal["buffer", "staleness"] | None:
         """Why no new group may start. `buffer`: too many finished groups wait to be taken. `staleness`: the group would
         be too old when it is handed out. None: a group may start, or there is no new group left."""
-        if self._cancelled or self._next_new == len(self._episodes) or self._next_new % self.group_size:
+        if self._cancelled or self._next_new == self._end_of_new or self._next_new % self.group_size:
             return None
         if len(self.ready) >= self._max_buffered:
             return "buffer"
@@ -208,7 +221,7 @@ class Collection:
         if self._cancelled or not self.breaker.admits(now):
             return []
         again, suspect = self._again.first(now)
-        new = self._next_new if self._next_new < len(self._episodes) and self.held_back is None else None
+        new = self._next_new if self._next_new < self._end_of_new and self.held_back is None else None
         first = [new, again] if self.breaker.suspects else [again, new]
         return [episode for episode in (*first, suspect) if episode is not None]
 
@@ -223,7 +236,7 @@ class Collection:
             self._new_left -= 1
             self._pass_over()
         self.breaker.started(now)
-        state = self._episodes[episode]
+        state = self._roster[episode]
         state.started = now
         state.attempts += 1
         state.charged += 1
@@ -231,11 +244,11 @@ class Collection:
 
     def state(self, episode: int) -> EpisodeState:
         """What is known of the episode. Only to be read."""
-        return self._episodes[episode]
+        return self._roster[episode]
 
     def is_suspect(self, episode: int) -> bool:
         """Whether the episode may be what kills its actors."""
-        return self._episodes[episode].losses >= SUSPECT_LOSSES
+        return self._roster[episode].losses >= SUSPECT_LOSSES
 
     def finish(
         self,
@@ -279,12 +292,12 @@ class Collection:
         """Whether an episode that a fault stopped is tried again."""
         if self._cancelled:
             return False
-        state = self._episodes[episode]
+        state = self._roster[episode]
         left = self.size - self.done if self.size >= EPISODES_IN_A_ROW else EPISODES_IN_A_ROW
         spared = self.breaker.failed(episode, fault, state.started, now, left, was_answered=was_answered)
         if spared is not None:
             for spared_one in spared | {episode}:
-                self._episodes[spared_one].charged -= 1
+                self._roster[spared_one].charged -= 1
             return True
         may_pass = fault.retryable or (self.size >= EPISODES_IN_A_ROW and self.breaker.may_be_first(fault))
         return may_pass and state.charged < self.max_attempts
@@ -318,18 +331,15 @@ class Collection:
         return False
 
     def _running(self, episode: int) -> EpisodeState:
-        state = self._episodes[episode]
+        state = self._roster[episode]
         if state.done:
             raise ValueError(f"episode {episode} of {self.collection_id} is done already")
         return state
 
     def _end(self, episode: int, *, failed: bool) -> None:
-        self._episodes[episode].done = True
         self.failed += failed
-        group = episode // self.group_size
-        self._open[group] -= 1
-        if self._open[group] == 0:
-            self.ready.append(group)
+        if self._roster.end(episode):
+            self.ready.append(episode // self.group_size)
 
     def updated(self, version: int) -> None:
         """Note that the trainer gave new weights, of this version."""
@@ -346,11 +356,15 @@ class Collection:
             self._handed_out += 1
             return self._handouts_again.popleft()
         while self.ready:
-            group = min(self.ready, key=self._age) if self.staleness.maximum is not None else self.ready[0]
+            group = (
+                min(self.ready, key=lambda each: self._roster.age(each, self._version))
+                if self.staleness.maximum is not None
+                else self.ready[0]
+            )
             self.ready.remove(group)
-            members = self._members(group)
-            late = [e for e in members if self.staleness.late(self._episodes[e].oldest_version, self._version)]
-            again = [e for e in late if self._is_dropped(e) and self._episodes[e].charged < self.max_attempts]
+            members = self._roster.members(group)
+            late = [e for e in members if self.staleness.late(self._roster[e].oldest_version, self._version)]
+            again = [e for e in late if self._is_dropped(e) and self._roster[e].charged < self.max_attempts]
             if not again or self._cancelled:
                 self.late += len(late)
                 self._handed_out += 1
@@ -360,18 +374,9 @@ class Collection:
                 return Handout(group, expired)
             self.late += len(again)
             for episode in again:
-                self._episodes[episode].done = False
-                self._open[group] += 1
+                self._roster.open_again(episode)
                 self._repeat(episode)
         return None
-
-    def _members(self, group: int) -> range:
-        return range(group * self.group_size, (group + 1) * self.group_size)
-
-    def _age(self, group: int) -> int:
-        """The oldest version in the group; the current version if nothing was sampled."""
-        members = self._episodes[group * self.group_size : (group + 1) * self.group_size]
-        return min((e.oldest_version for e in members if e.oldest_version is not None), default=self._version)
 
     def _repeat(self, episode: int, rested: float = 0.0) -> None:
         """Have the episode start again, at the time `rested` at the earliest."""
@@ -379,7 +384,7 @@ class Collection:
         self._again.add(episode, rested, is_suspect=self.is_suspect(episode))
 
     def _is_dropped(self, episode: int) -> bool:
-        late = self.staleness.late(self._episodes[episode].oldest_version, self._version)
+        late = self.staleness.late(self._roster[episode].oldest_version, self._version)
         return late and self.staleness.drop
 
     @property
@@ -390,9 +395,8 @@ class Collection:
     def begin_no_more(self) -> None:
         """Become a collection of the groups that have begun: they are completed, and no other one begins."""
         self.groups -= self.unbegun
-        episodes = self.groups * self.group_size
-        del self._episodes[episodes:], self._open[self.groups :]
-        self.before = frozenset(episode for episode in self.before if episode < episodes)
+        self._roster.cut(self.groups)
+        self.before = frozenset(episode for episode in self.before if episode < self._end_of_new)
         self._count_new()
 
     def cancel(self) -> None:
