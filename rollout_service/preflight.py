@@ -290,10 +290,10 @@ def check_tasks(config: RolloutConfig) -> list[TaskRef]:
         TaskError: unknown domain, split or task id.
     """
     from rollout_service.tau2.task_choice import TaskChoice
-    from rollout_service.tau2.tasks import TaskSampler
+    from rollout_service.tau2.tasks import pool
 
     chosen = config.tasks
-    return TaskSampler(chosen.domain, chosen.chosen_split, chosen.ids, choose=TaskChoice(config).references).whole
+    return pool(chosen.domain, chosen.chosen_split, chosen.ids, TaskChoice(config).references).whole
 
 
 def with_date(config: RolloutConfig, codec: ChatCodec) -> RolloutConfig:

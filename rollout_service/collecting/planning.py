@@ -6,9 +6,8 @@ selection go on where the last one stopped, epoch by epoch, and no episode seed 
 
 from __future__ import annotations
 
-import itertools
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -23,28 +22,16 @@ from rollout_service.errors import TaskError
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.redaction import shown
-
-
-class TaskSequence(Protocol):
-    """An endless sequence of tasks."""
-
-    whole: list[TaskRef]
-    """Every task of the selection once."""
-    drawn: int
-    """Tasks drawn so far."""
-
-    def __iter__(self) -> Iterator[TaskRef]: ...
-
-    def __next__(self) -> TaskRef: ...
+from rollout_service.task_sampling.pool import TaskPool
+from rollout_service.task_sampling.sampler import TaskSampler
+from rollout_service.task_sampling.uniform import UniformSampler
 
 
 class TaskSource(Protocol):
     """Where tasks come from."""
 
-    def sampler(
-        self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None, *, shuffle: bool, seed: int
-    ) -> TaskSequence:
-        """A seeded sequence of the selection's tasks. Raises `TaskError`: there are no such tasks."""
+    def pool(self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None) -> TaskPool:
+        """The selection's tasks. Raises `TaskError`: there are no such tasks."""
 
     def check(self, agent_kind: str, task: TaskRef) -> None:
         """Check that this kind of agent can play the task. Raises `RolloutError`: it cannot."""
@@ -79,7 +66,7 @@ class Planner:
     def __init__(self, config: RolloutConfig, tasks: TaskSource) -> None:
         self._config = config
         self._tasks = tasks
-        self._samplers: dict[str, tuple[int, TaskSequence]] = {}
+        self._samplers: dict[str, tuple[int, TaskSampler]] = {}
         self._restored: dict[str, SamplerPosition] = {}
 
     def position(self, request: CollectionRequest) -> SamplerPosition | None:
@@ -101,7 +88,7 @@ class Planner:
             TaskError: there are no such tasks.
         """
         chosen = self._config.tasks
-        self._tasks.sampler(chosen.domain, chosen.chosen_split, chosen.ids, shuffle=chosen.shuffle, seed=chosen.seed)
+        self._tasks.pool(chosen.domain, chosen.chosen_split, chosen.ids)
 
     def plan(self, request: CollectionRequest, version: int) -> Plan:
         """The collection and its episodes. May block for a second, to parse a task set.
@@ -119,7 +106,7 @@ class Planner:
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
         check_episodes(n, request.group_size)
         first_draw = sampler.drawn
-        drawn = list(itertools.islice(sampler, n // request.group_size))
+        drawn = [sampler.draw() for _ in range(n // request.group_size)]
         requests = self._requests(request, seed, sampler.whole if request.n is None else drawn, first_draw)
         collection_id = requests[0].collection_id
         before: list[int] = []
@@ -181,7 +168,7 @@ class Planner:
         collection.skip(before)
         return collection
 
-    def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSequence]:
+    def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSampler]:
         """The seed, and the sequence of tasks where the collection's first one comes next."""
         seed = self._config.tasks.seed if request.seed is None else request.seed
         if request.continues is not None:
@@ -194,12 +181,11 @@ class Planner:
             self._samplers[key] = (before.seed, self._drawn(request, before.seed, before.drawn))
         return self._samplers[key]
 
-    def _drawn(self, request: CollectionRequest, seed: int, count: int) -> TaskSequence:
+    def _drawn(self, request: CollectionRequest, seed: int, count: int) -> TaskSampler:
         """The request's sequence of tasks after so many of them."""
         domain, split, ids, shuffle = self._selection(request)
-        sampler = self._tasks.sampler(domain, split, ids, shuffle=shuffle, seed=seed)
-        for _ in itertools.islice(sampler, count):
-            pass
+        sampler = UniformSampler(self._tasks.pool(domain, split, ids), shuffle=shuffle, seed=seed)
+        sampler.skip(count)
         return sampler
 
     def _selection(

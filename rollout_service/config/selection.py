@@ -14,8 +14,14 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
+import rollout_service.config.arguments as arguments
 from rollout_service.errors import TaskError
 from rollout_service.redaction import shown
+
+MOST_WEIGHT = 1e9
+"""Largest weight of a domain or a task in a sampler."""
+
+_WEIGHTS_EXAMPLE = "Give weights by domain or by domain/id, such as {'retail': 2, 'retail/7': 0.5}."
 
 _EXAMPLE = "Give a name, or a mix such as {'retail': 2, 'airline': 1}; as text, retail=2,airline=1."
 
@@ -87,6 +93,25 @@ def read_ids(given: Any, field: str) -> list[str]:
                 f"{field}: {shown(task_id)} is not a task id.", "Ids are text; `rollout-service tasks` lists them."
             )
     return [str(task_id) for task_id in given]
+
+
+def read_task_weights(given: Any, field: str) -> dict[str, float]:
+    """Read weights by name of a domain or a task. A weight of 0 means never.
+
+    Args:
+        field: name of the setting or argument, for errors.
+
+    Raises:
+        TaskError: it is no mapping of names to numbers from 0 to `MOST_WEIGHT`, or is empty.
+    """
+    if not isinstance(given, Mapping) or not given:
+        raise TaskError(f"{field} is {shown(given)}.", _WEIGHTS_EXAMPLE)
+    weights = {}
+    for name, weight in given.items():
+        if not isinstance(name, str) or not name.strip():
+            raise TaskError(f"{field}: {shown(name)} is no name of a domain or a task.", _WEIGHTS_EXAMPLE)
+        weights[name] = arguments.number(f"{field}: the weight of {name}", weight, 0.0, MOST_WEIGHT, TaskError)
+    return weights
 
 
 class Rotation(Iterator[str]):

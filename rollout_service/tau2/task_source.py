@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rollout_service.record.trajectory import TaskRef
+from rollout_service.task_sampling.pool import TaskPool
 
 if TYPE_CHECKING:
     from rollout_service.config import RolloutConfig
-    from rollout_service.tau2.tasks import TaskSampler
 
 
 class Tau2TaskSource:
@@ -25,14 +25,12 @@ class Tau2TaskSource:
         """
         self._config = config
 
-    def sampler(
-        self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None, *, shuffle: bool, seed: int
-    ) -> TaskSampler:
-        """An endless sequence of the selection's tasks, see `tasks.TaskSampler`, which has the errors too."""
+    def pool(self, domain: str | Mapping[str, float], split: str, ids: Sequence[str] | None) -> TaskPool:
+        """The tasks of a selection, see `tasks.pool`, which has the errors too."""
         from rollout_service.tau2 import task_choice, tasks
 
         choose = tasks.references if self._config is None else task_choice.TaskChoice(self._config).references
-        return tasks.TaskSampler(domain, split, ids, shuffle=shuffle, seed=seed, choose=choose)
+        return tasks.pool(domain, split, ids, choose)
 
     def check(self, agent_kind: str, task: TaskRef) -> None:
         """Check that this kind of agent can play the task, see `agent.check_task`, which has the errors too."""

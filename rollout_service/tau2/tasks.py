@@ -1,20 +1,19 @@
-"""τ²-bench tasks by name, and the samplers that draw them.
+"""τ²-bench tasks by name.
 
-Invariant: a task set is parsed once per process. A sampler is a pure function of its seed: the same selection and seed
-give the same endless sequence, epoch by epoch, with every task of a split once in each epoch.
+Invariant: a task set is parsed once per process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rollout_service.config.selection import Rotation, read_domain, read_ids
+from rollout_service.config.selection import read_domain, read_ids
 from rollout_service.errors import TaskError
 from rollout_service.record.trajectory import TaskRef
+from rollout_service.task_sampling.pool import TaskPool
 from rollout_service.tau2 import compat, own_tasks, source_files
 from rollout_service.tau2.once import once
 
@@ -127,57 +126,27 @@ def hash_of(reference: TaskRef) -> str:
     return content_hash(get(reference))
 
 
-class TaskSampler:
-    """An endless, seeded sequence of tasks: one domain, or several mixed by weight."""
+def pool(
+    domain: str | Mapping[str, float],
+    split: str = WHOLE_SET,
+    ids: Sequence[str] | None = None,
+    choose: Callable[[str, str, Sequence[str] | None], list[TaskRef]] = references,
+) -> TaskPool:
+    """The tasks that a sampler draws from.
 
-    def __init__(
-        self,
-        domain: str | Mapping[str, float],
-        split: str = WHOLE_SET,
-        ids: Sequence[str] | None = None,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
-        choose: Callable[[str, str, Sequence[str] | None], list[TaskRef]] = references,
-    ) -> None:
-        """
-        Args:
-            domain: a domain, or weights by domain; the domains take turns by weight, see `Rotation`.
-            ids: only these tasks, of one domain.
-            shuffle: a new order each epoch; otherwise the order of the split (or of `ids`).
-            choose: gives the tasks of a domain and split; `TaskChoice.references` leaves some out.
+    Args:
+        domain: a domain, or weights by domain.
+        ids: only these tasks, of one domain.
+        choose: gives the tasks of a domain and split; `TaskChoice.references` leaves some out.
 
-        Raises:
-            TaskError: unknown domain, split or id; a mix with a bad weight, or with `ids`.
-        """
-        chosen = read_domain(domain, "tasks.domain")
-        weights = {chosen: 1.0} if isinstance(chosen, str) else chosen
-        if ids is not None and len(weights) > 1:
-            raise TaskError("tasks.ids goes with one domain, not with a mix.", "Leave out one of them.")
-        tasks = {name: choose(name, split, ids) for name in weights}
-        self.whole = [task for items in tasks.values() for task in items]
-        """Every task of the selection once, in the split's order."""
-        self.drawn = 0
-        """Tasks drawn so far."""
-        self._turns = Rotation(weights, seed)
-        self._streams = {name: _epochs(items, shuffle, f"{seed}:{name}") for name, items in tasks.items()}
-
-    def __iter__(self) -> Iterator[TaskRef]:
-        return self
-
-    def __next__(self) -> TaskRef:
-        self.drawn += 1
-        return next(self._streams[next(self._turns)])
-
-
-def _epochs(tasks: list[TaskRef], shuffle: bool, seed: str) -> Iterator[TaskRef]:
-    epoch = 0
-    while True:
-        order = list(tasks)
-        if shuffle:
-            random.Random(f"{seed}:{epoch}").shuffle(order)
-        yield from order
-        epoch += 1
+    Raises:
+        TaskError: unknown domain, split or id; a mix with a bad weight, or with `ids`.
+    """
+    chosen = read_domain(domain, "tasks.domain")
+    weights = {chosen: 1.0} if isinstance(chosen, str) else chosen
+    if ids is not None and len(weights) > 1:
+        raise TaskError("tasks.ids goes with one domain, not with a mix.", "Leave out one of them.")
+    return TaskPool({name: choose(name, split, ids) for name in weights}, weights)
 
 
 def episode_seed(seed: int, task: TaskRef, draw: int, sample_index: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import task_file
 from rollout_service.errors import ConfigError, RolloutError, StorageError, TaskError
 from rollout_service.record.manifest import Asked
+from rollout_service.task_sampling.uniform import UniformSampler
 from rollout_service.tau2 import compat, tasks
 from rollout_service.tau2.task_choice import TaskChoice
 from rollout_service.tau2.task_source import Tau2TaskSource
@@ -102,8 +102,8 @@ def test_excluded_tasks_are_never_drawn_and_a_file_may_name_them(tmp_path):
     (tmp_path / "none.txt").write_text("# none so far\n")
     assert chosen(tasks__exclude=str(tmp_path / "none.txt")) == chosen()
     config = episodes.settings(tasks__domain={"mock": 1, "airline": 1}, tasks__exclude=[f"mock/{everything[0]}"])
-    sampler = Tau2TaskSource(config).sampler(config.tasks.domain, "base", None, shuffle=True, seed=0)
-    drawn = {task.task_id for task in itertools.islice(sampler, 200)}
+    sampler = UniformSampler(Tau2TaskSource(config).pool(config.tasks.domain, "base", None))
+    drawn = {sampler.draw().task_id for _ in range(200)}
     assert everything[0] not in drawn >= set(everything[1:])
 
 

@@ -1,8 +1,6 @@
-"""Task selection: what exists, what is refused, and what samplers promise."""
+"""Task selection: what exists, and what is refused."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 
@@ -49,42 +47,6 @@ def test_chosen_ids_keep_the_order_they_were_given_in():
     assert [(r.task_id, r.index) for r in chosen] == [("7", 7), ("3", 3)]
 
 
-def test_each_epoch_has_every_task_once_in_another_order():
-    sampler = tasks.TaskSampler("mock", seed=1)
-    first, second = (list(itertools.islice(sampler, 9)) for _ in range(2))
-    assert sorted(first) == sorted(second) == sorted(tasks.references("mock"))
-    assert first != second
-
-
-def test_without_shuffling_the_order_is_the_split_s():
-    sampler = tasks.TaskSampler("mock", shuffle=False)
-    assert list(itertools.islice(sampler, 18)) == tasks.references("mock") * 2
-
-
-def test_a_sampler_is_a_function_of_its_seed():
-    def draw(seed: int):
-        return list(itertools.islice(tasks.TaskSampler({"mock": 1, "airline": 2}, seed=seed), 40))
-
-    assert draw(3) == draw(3)
-    assert draw(3) != draw(4)
-
-
-def test_a_mix_follows_its_weights_and_serves_each_domain_in_epochs():
-    sampler = tasks.TaskSampler({"mock": 1, "airline": 3}, seed=0)
-    drawn = list(itertools.islice(sampler, 400))
-    airline = [r for r in drawn if r.domain == "airline"]
-    assert 260 <= len(airline) <= 340
-    assert len(set(airline[:50])) == 50
-    assert sampler.drawn == 400
-
-
-def test_a_short_collection_draws_from_every_domain_of_its_mix():
-    mix = {"mock": 1, "airline": 1, "retail": 1, "telecom": 1}
-    for seed in range(10):
-        drawn = itertools.islice(tasks.TaskSampler(mix, seed=seed), 4)
-        assert {task.domain for task in drawn} == set(mix)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,7 +58,7 @@ def test_a_short_collection_draws_from_every_domain_of_its_mix():
 )
 def test_a_selection_that_means_nothing_is_refused(arguments, message):
     with pytest.raises(TaskError, match=message):
-        tasks.TaskSampler(**arguments)
+        tasks.pool(**arguments)
 
 
 def test_episode_seeds_differ_by_draw_and_sample_and_do_not_change_between_versions():

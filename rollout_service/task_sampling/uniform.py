@@ -1,0 +1,85 @@
+"""UniformSampler: every task of a domain once in each epoch.
+
+Invariant: the sequence is a function of tasks, shares, order and seed. What is observed changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rollout_service.config.selection import Rotation
+from rollout_service.task_ref import TaskRef
+from rollout_service.task_sampling.pool import TaskPool
+from rollout_service.task_sampling.state import checked
+
+
+class UniformSampler:
+    """Epoch by epoch through each domain; the domains take turns by weight, see `Rotation`."""
+
+    def __init__(self, pool: TaskPool, *, shuffle: bool = True, seed: int = 0) -> None:
+        """
+        Args:
+            shuffle: a new order each epoch; otherwise the pool's order.
+        """
+        self._pool = pool
+        self._shuffle = shuffle
+        self._seed = seed
+        self._start()
+
+    def _start(self) -> None:
+        self._drawn = 0
+        self._turns = Rotation(self._pool.weights, self._seed)
+        self._epochs = {
+            name: _epochs(tasks, self._shuffle, f"{self._seed}:{name}") for name, tasks in self._pool.tasks.items()
+        }
+
+    @property
+    def is_fixed(self) -> bool:
+        """True: nothing changes the order."""
+        return True
+
+    @property
+    def whole(self) -> list[TaskRef]:
+        """Every task of the selection once, in the split's order."""
+        return self._pool.whole
+
+    @property
+    def drawn(self) -> int:
+        """Number of tasks drawn so far."""
+        return self._drawn
+
+    def draw(self) -> TaskRef:
+        """The next task."""
+        self._drawn += 1
+        return next(self._epochs[next(self._turns)])
+
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+        """Does nothing: the order is fixed."""
+
+    def state(self) -> dict[str, Any]:
+        """See `TaskSampler`."""
+        return {"sampler": "uniform", "drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `TaskSampler`."""
+        drawn = checked(state, "uniform")
+        self._start()
+        self.skip(drawn)
+
+    def skip(self, draws: int) -> None:
+        """Go on after so many tasks."""
+        for _ in itertools.repeat(None, draws):
+            self.draw()
+
+
+def _epochs(tasks: Sequence[TaskRef], shuffle: bool, seed: str) -> Iterator[TaskRef]:
+    epoch = 0
+    while True:
+        order = list(tasks)
+        if shuffle:
+            random.Random(f"{seed}:{epoch}").shuffle(order)
+        yield from order
+        epoch += 1
