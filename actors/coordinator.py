@@ -198,7 +198,7 @@ class Coordinator:
             group = running.next_group(self._policy.version)
             self._pump()  # there is room for another group, or an episode of this one is made again
             if group is not None:
-                await running.journal.durable()
+                await running.until_noted(group)
                 return group
             if running.error is not None:
                 if self._forget(running):  # else it was cancelled, as its log line says
@@ -395,6 +395,6 @@ class Coordinator:
         self._scheduler.drop(running.name)
         self._budgets.closed(running)
         self._keeping.end(running)
-        running.let_go()
+        running.delivery.let_go()
         self._metering.forget(running.collection)
         return True

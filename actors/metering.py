@@ -118,7 +118,7 @@ class Metering:
             "waiting": sum(each.collection.waiting for each in open_ones),
             "resting": sum(each.collection.resting for each in open_ones),
             "open_collections": len(open_ones),
-            "waiting_groups": sum(len(each.collection.ready) for each in open_ones),
+            "waiting_groups": sum(len(each.collection.ready) + each.collection.ahead for each in open_ones),
             "weight_version": self._policy.version,
             "paused": int(self._policy.is_paused),
         }.items():

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import actors.lending as lending
 import actors.parts as stored_parts
 import rollout_service.logs as logs
 from actors.attempt import Ending, Result, lost, nothing
 from actors.collection_log import CollectionLog
+from actors.delivery import Delivery, on_disk
 from rollout_service.cluster import Reference
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.episode_state import Handout
@@ -35,6 +35,10 @@ from rollout_service.record.trajectory import Trajectory
 _log = logs.logger(__name__)
 
 _NONE = NoJournal()
+
+_AHEAD = 16
+"""Most groups that are noted as handed out before their reader asks for them: one transaction is safe for all of them,
+so that a fast reader seldom waits for the disk."""
 
 _HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
@@ -88,12 +92,7 @@ class RunningCollection:
         self.kept_until: float | None = None
         """When it is given up if it is still parked, see `Keeping`."""
         self._results: dict[int, Result] = {}
-        self._given: dict[int, dict[int, Result]] = {}
-        """Results of the groups that were handed out and are not acknowledged, by episode."""
-        self._acknowledged: set[int] = set()
-        """Groups that the reader has for good."""
-        self._again: deque[int] = deque()
-        """Those of them that are handed out once more, because the reader's connection was interrupted."""
+        self.delivery = Delivery()
         self._rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
         self._reader = 0
@@ -155,7 +154,7 @@ class RunningCollection:
     def keep(self, episode: int, attempt: int, result: Result) -> None:
         """Note the result of an episode that is done."""
         self.journal.record(Stored(self.name, episode, attempt, result[0]))
-        self._keep(episode, _on_disk(result) if self.is_parked else result)
+        self._keep(episode, on_disk(result) if self.is_parked else result)
         self.changed.set()
 
     def waiting_result(self, episode: int) -> EpisodeSummary | None:
@@ -179,7 +178,7 @@ class RunningCollection:
         self, summaries: Mapping[int, EpisodeSummary], acknowledged: Sequence[int], spent: Spent | None = None
     ) -> None:
         """Take the results that an earlier coordinator had, the groups that the reader has for good, and the spend."""
-        self._acknowledged.update(acknowledged)
+        self.delivery.restore(acknowledged)
         for episode, summary in summaries.items():
             self._keep(episode, (summary, None))
         if spent is not None:
@@ -188,10 +187,17 @@ class RunningCollection:
 
     def next_group(self, version: int) -> Group | None:
         """The next finished group, with the trainer at weight version `version`; None: none is finished."""
-        if self._again:
-            return self._made(self._again.popleft())
-        handout = self.collection.take()
-        return None if handout is None else self._group(handout, version)
+        becomes_old = self.collection.staleness.maximum is not None  # it is taken when its reader is there
+        most = 1 if self.parts is None or becomes_old else _AHEAD
+        while len(self.delivery) < most and (handout := self.collection.take()) is not None:
+            self._hand_out(handout, version)
+        number = self.delivery.next()
+        self.collection.ahead = len(self.delivery)
+        return None if number is None else self._made(number)
+
+    async def until_noted(self, group: Group) -> None:
+        """Wait until it is safe that this group was handed out. Errors are those of `Journal.durable`."""
+        await self.journal.durable(self.delivery.position(group.number))
 
     def acknowledge(self, numbers: Sequence[int], again: bool = False) -> None:
         """Note that the reader has these groups for good.
@@ -202,16 +208,8 @@ class RunningCollection:
         if numbers:
             self.journal.record(Acknowledged(self.name, tuple(numbers)))
             self.collection.acknowledge(numbers)
-        for number in numbers:
-            if (results := self._given.pop(number, None)) is not None:
-                lending.keep_for_a_while(results)
-                self._acknowledged.add(number)
-        self._again = deque(self._given if again else (number for number in self._again if number in self._given))
-
-    def let_go(self) -> None:
-        """Forget what was handed out: nobody will ask for it again."""
-        for results in self._given.values():
-            lending.keep_for_a_while(results)
+        self.delivery.acknowledge(numbers, again)
+        self.collection.ahead = len(self.delivery)
 
     def new_reader(self) -> int:
         """Number of a call that wants the next group. An earlier one that still waits ends: its reader lost it, and the
@@ -247,9 +245,8 @@ class RunningCollection:
     def park(self) -> None:
         """Begin nothing more until its reader comes back. What is stored takes no memory meanwhile."""
         self.is_parked = True
-        self._results = {episode: _on_disk(result) for episode, result in self._results.items()}
-        for results in self._given.values():
-            results.update({episode: _on_disk(result) for episode, result in results.items()})
+        self._results = {episode: on_disk(result) for episode, result in self._results.items()}
+        self.delivery.park()
         self.changed.set()
 
     async def reopen(self, client: str, silent: str | None, seconds: float) -> Accepted:
@@ -273,7 +270,7 @@ class RunningCollection:
         self.client = client
         self.new_reader()  # a call of the former client that still waits would take a group that nobody gets
         self.acknowledge((), again=True)
-        over = sum(len(self._played(group)) for group in self._acknowledged)
+        over = sum(len(self._played(group)) for group in self.delivery.acknowledged)
         return Accepted(self.name, self.asked - over, self.first_draw)
 
     def _played(self, group: int) -> list[int]:
@@ -284,7 +281,7 @@ class RunningCollection:
     @property
     def is_over(self) -> bool:
         """Whether nothing of it is left. A journal keeps what was handed out until it is acknowledged."""
-        return self.collection.exhausted and (self.parts is None or not self._given)
+        return self.collection.exhausted and (self.parts is None or not self.delivery.given)
 
     def end(self) -> None:
         """Note that nobody waits for it any more."""
@@ -301,18 +298,18 @@ class RunningCollection:
         )
         return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
 
-    def _group(self, handout: Handout, version: int) -> Group:
+    def _hand_out(self, handout: Handout, version: int) -> None:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
         for episode in handout.expired:
             self._results[episode] = self._expired(episode, version)
             self._rewards.pop(episode, None)
-        self.journal.record(Delivered(self.name, handout.group, handout.expired))
-        self._given[handout.group] = {episode: self._results.pop(episode) for episode in self._played(handout.group)}
-        return self._made(handout.group)
+        position = self.journal.record(Delivered(self.name, handout.group, handout.expired))
+        results = {episode: self._results.pop(episode) for episode in self._played(handout.group)}
+        self.delivery.add(handout.group, results, position)
 
     def _made(self, number: int) -> Group:
         """A group that was handed out and is not acknowledged."""
-        results = self._given[number]
+        results = self.delivery.given[number]
         requests = [self.requests[episode] for episode in results]
         return Group(requests, [self._reference(*result) for result in results.items()], number)
 
@@ -390,8 +387,3 @@ class RunningCollection:
             "failed": collection.failed,
             "late": collection.late,
         }
-
-
-def _on_disk(result: Result) -> Result:
-    """The result without the copy of the trajectory that is in memory, where it is stored."""
-    return (result[0], None) if result[0].part is not None else result

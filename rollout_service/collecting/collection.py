@@ -84,6 +84,8 @@ class Collection:
         self._again = Repeats()
         self.ready: deque[int] = deque()
         """Finished groups that wait to be taken."""
+        self.ahead = 0
+        """Groups that were taken before their reader asked for them."""
         self._handouts_again: deque[Handout] = deque()
         """Groups that were handed out by a process that died, and are handed out again."""
         self._handed_out = 0
@@ -203,7 +205,7 @@ class Collection:
         be too old when it is handed out. None: a group may start, or there is no new group left."""
         if self._cancelled or self._next_new == self._end_of_new or self._next_new % self.group_size:
             return None
-        if len(self.ready) >= self._max_buffered:
+        if len(self.ready) + self.ahead >= self._max_buffered:
             return "buffer"
         ahead = self._next_new // self.group_size - self._handed_out
         return None if self.staleness.in_time(self._taken + ahead) else "staleness"

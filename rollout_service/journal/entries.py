@@ -56,7 +56,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A group goes to the reader."""
+    """A group is handed out: its reader gets it now, or when it asks for it."""
 
     collection_id: str
     group: int

@@ -43,10 +43,11 @@ class NoJournal:
     problem: str | None = None
     recovered = Recovered()
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: Entry) -> int:
         """Forget the entry."""
+        return 0
 
-    async def durable(self) -> None:
+    async def durable(self, position: int | None = None) -> None:
         """Return at once."""
 
     def close(self) -> None:
@@ -102,21 +103,28 @@ class Journal:
             ) from error
         self._failure: ServiceError | None = None
         self._entries: list[Entry] = []
+        self._recorded = self._safe = 0
+        """Numbers of entries that were recorded, and of those that reached the disk, so far."""
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
 
-    def record(self, entry: Entry) -> None:
-        """Write the entry soon. Returns at once."""
+    def record(self, entry: Entry) -> int:
+        """Write the entry soon. Returns its position at once."""
         with self._changed:
             self._entries.append(entry)
+            self._recorded += 1
             if len(self._entries) == 1:  # else the thread knows already, and gathers
                 self._changed.notify()
+            return self._recorded
 
-    async def durable(self) -> None:
-        """Wait until everything that was recorded before is safe, however long the disk takes.
+    async def durable(self, position: int | None = None) -> None:
+        """Wait until the entry at this position and all before it are safe, however long the disk takes.
+
+        Args:
+            position: as `record` returned it; None: that of the last entry.
 
         Raises:
             ServiceError: it never will be: another service took the journal over, the database is damaged, or the
@@ -127,6 +135,8 @@ class Journal:
         with self._changed:
             if self._closing:
                 raise ENDING
+            if position is not None and position <= self._safe and self._failure is None:
+                return
             self._waiting.append((loop, done))
             self._changed.notify()
         await done
@@ -184,6 +194,7 @@ class Journal:
                 return
             else:
                 self.problem = None
+                self._safe += len(entries)
                 self._discard(entries, parts, begun)
                 return
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from actors.running import RunningCollection
+from rollout_service.cluster import Call
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.staleness import Staleness
+from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
-from rollout_service.record.trajectory import TaskRef
+from rollout_service.record.trajectory import Outcome, TaskRef
 
 
 def running(groups: int, **settings: object) -> RunningCollection:
@@ -40,6 +42,23 @@ def test_a_reader_that_takes_nothing_holds_a_collection_back():
     assert "the reader is too slow" in buffered.held_back
     buffered.collection.take()
     assert buffered.held_back == "no slot is free"
+
+
+def test_groups_that_are_handed_out_ahead_count_as_waiting_for_their_reader():
+    ahead = running(5, max_buffered_groups=2)
+    ahead.parts = "a journal"
+    summaries = [EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "", 1.0, None) for episode in range(3)]
+    for episode in range(2):
+        play(ahead.collection, episode)
+        ahead.keep(episode, 1, (summaries[episode], Call.of(None)))
+    assert ahead.next_group(0).number == 0
+    assert list(ahead.delivery.given) == [0, 1]
+    assert ahead.held_back == "no slot is free"
+    play(ahead.collection, 2)
+    ahead.keep(2, 1, (summaries[2], Call.of(None)))
+    assert "the reader is too slow" in ahead.held_back
+    assert ahead.next_group(0).number == 1
+    assert ahead.held_back == "no slot is free"
 
 
 def test_old_weights_hold_a_collection_back():

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -426,6 +427,25 @@ async def test_a_journal_waits_for_a_full_disk_and_for_a_read_only_one_and_goes_
     again = Journal(tmp_path, "rollout")
     assert len(again.recovered.collections) == 401
     again.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_an_entry_that_is_safe_is_not_waited_for_while_the_disk_is_busy_with_a_later_one(
+    tmp_path, monkeypatch, form
+):
+    journal = Journal(tmp_path, "rollout", form=form)
+    first = journal.record(asked())
+    await journal.durable(first)
+    disk, commit = threading.Event(), journal._database.commit
+    monkeypatch.setattr(journal._database, "commit", lambda entries: disk.wait() and commit(entries))
+    second = journal.record(Delivered("c", 0))
+    await journal.durable(first)
+    waiting = asyncio.ensure_future(journal.durable(second))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    disk.set()
+    await waiting
+    journal.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:

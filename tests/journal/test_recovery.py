@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import Collection, Kept
+from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.collecting.summary import EpisodeSummary
@@ -29,9 +30,11 @@ TOO_OLD = ("start", "start", "weights", "finish", "finish")
 class World:
     """A coordinator that may die, its journal, and a reader that stays."""
 
-    def __init__(self, groups: int, maximum: int | None, acknowledges: bool, order: random.Random) -> None:
+    def __init__(self, groups: int, maximum: int | None, acknowledges: bool, most: int, order: random.Random) -> None:
         self.acknowledges = acknowledges
         """Whether asking for the next group acknowledges the last one."""
+        self.most = most if maximum is None else 1
+        """Groups that are taken before the reader asks for them, with the one that it asks for."""
         self.order = order
         self.database = Database(":memory:")
         self.groups, self.maximum, self.version = groups, maximum, 0
@@ -52,6 +55,7 @@ class World:
     def live(self) -> None:
         """A coordinator starts from what is on the disk."""
         self.unwritten: list[Entry] = []
+        self.due: list[Handout] = []
         self.running: list[tuple[int, int, int]] = []
         self.collection = Collection(
             "c", self.groups, SIZE, max_attempts=2, staleness=Staleness(self.maximum), version=self.version
@@ -112,12 +116,15 @@ class World:
             self.acknowledged |= set(self.over)
 
     def _ask(self, arrives: bool = True) -> None:
-        """The reader asks. The answer comes when all is on the disk, unless it is lost with the coordinator."""
+        """The reader asks. The answer comes when it is on the disk that the group is handed out, unless it is lost with
+        the coordinator."""
         if self.acknowledges:
             self._acknowledge()
-        handout = self.collection.take()
-        if handout is not None:
-            self.unwritten.append(Delivered("c", handout.group, handout.expired))
+        while len(self.due) < self.most and (taken := self.collection.take()) is not None:
+            self.due.append(taken)
+            self.unwritten.append(Delivered("c", taken.group, taken.expired))
+        handout = self.due.pop(0) if self.due else None
+        if handout is not None and Delivered("c", handout.group, handout.expired) in self.unwritten:
             self._write()
         if not arrives:
             self._die()
@@ -147,14 +154,15 @@ class World:
     groups=st.integers(1, 4),
     maximum=st.none() | st.integers(0, 1),
     acknowledges=st.booleans(),
+    most=st.integers(1, 3),
     seed=st.integers(0, 2**16),
 )
-@example([*TOO_OLD, *TOO_OLD, "ask", "die", "ask"], 1, 0, False, 0)
-@example(["play", "write", "weights", "ask", "play", "ask", "die", "ask"], 1, 0, False, 0)
+@example([*TOO_OLD, *TOO_OLD, "ask", "die", "ask"], 1, 0, False, 1, 0)
+@example(["play", "write", "weights", "ask", "play", "ask", "die", "ask"], 1, 0, False, 1, 0)
 def test_each_episode_reaches_the_reader_once_whenever_the_coordinator_dies(
-    actions, groups, maximum, acknowledges, seed
+    actions, groups, maximum, acknowledges, most, seed
 ):
-    world = World(groups, maximum, acknowledges, random.Random(seed))
+    world = World(groups, maximum, acknowledges, most, random.Random(seed))
     for action in actions:
         world.do(action)
     for _ in range(20 * groups):
