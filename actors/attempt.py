@@ -17,6 +17,7 @@ from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import Fault, FaultKind, RolloutError, last_cause
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.termination import TerminationReason
 
 if TYPE_CHECKING:
     from actors.pool import ActorPool
@@ -41,6 +42,11 @@ class Ending:
     """The actor was taken away on purpose; the episode has nothing to do with it."""
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it was told to end in flight: it could no longer be in time, or its collection ended."""
+        return self.result is not None and self.result[0].termination_reason == TerminationReason.CANCELLED
+
+    @property
     def versions(self) -> tuple[int, int] | None:
         """As in `EpisodeSummary`."""
         return None if self.result is None else self.result[0].versions
@@ -51,6 +57,8 @@ class Ending:
             return scheduler.hand_back(assignment, now)
         if self.is_lost:
             return scheduler.lose(assignment, now)
+        if self.is_cut:
+            return scheduler.cut(assignment, now)
         was_answered = self.result is not None and self.result[0].was_answered
         return scheduler.finish(assignment, self.fault, self.versions, now, was_answered=was_answered)
 
@@ -78,6 +86,12 @@ def nothing(request: EpisodeRequest, fault: Fault) -> Result:
     """The result of an episode of which nothing came back."""
     trajectory = aborted_trajectory(request, fault)
     return EpisodeSummary.of(trajectory), ray.put(trajectory)
+
+
+def too_old(how: str) -> Fault:
+    """The fault of an episode that came too late in every attempt, with its remedy."""
+    text = f"{how}: raise max_staleness, or update the weights less often"
+    return Fault(FaultKind.SERVICE, "TooOld", text, retryable=False)
 
 
 def lost(request: EpisodeRequest, fault: Fault) -> Reference[Trajectory]:

@@ -34,7 +34,12 @@ class CollectionLog:
         if episode in collection.quarantined:
             text = "Episode %s of task %s is quarantined: %d attempts lost their environment actor."
             _log.warning(text, name, request.task, collection.max_losses)
-        elif collection.is_done(episode) or fault is None:
+        elif collection.state(episode).done:
+            pass
+        elif ending.is_cut:
+            text = "Episode %s starts again: after an update its oldest tokens are too old (max_staleness)."
+            _log.info(text, name, extra=logs.event("cut"))
+        elif fault is None:
             pass
         elif ending.is_lost or ending.is_handed_back:
             why = "went away" if ending.is_handed_back else "was lost"

@@ -325,7 +325,7 @@ class Coordinator:
 
     def _reached(self, version: int) -> None:
         self._books.reached(version)
-        self._scheduler.updated(version)
+        self._pool.cut(self._scheduler.updated(version))
         self._pump()
 
     # Carrying out ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import gc
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -163,6 +164,10 @@ class EnvironmentActor:
         """Tell these episodes to end. Each one ends as soon as it notices, as an aborted trajectory."""
         self._slots.cancel(trajectory_ids)
 
+    async def cut(self, min_versions: Mapping[str, int]) -> None:
+        """End the episodes that can no longer be in time, see `Slots.cut`."""
+        self._slots.cut(min_versions)
+
 
 class _Played:
     """Plays one episode and stores its trajectory in the same thread, which spares the way through another one."""
@@ -211,6 +216,7 @@ class EnvironmentHandle(Protocol):
     beat: RemoteMethod[[], Pulse]
     places: RemoteMethod[[], dict[str, tuple[float, str]]]
     cancel: RemoteMethod[[list[str]], None]
+    cut: RemoteMethod[[Mapping[str, int]], None]
 
 
 async def set_up(actor: EnvironmentHandle, variables: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import ray
@@ -355,6 +356,11 @@ class ActorPool:
         """End these episodes, wherever they run."""
         for actor in self._actors.values():
             actor.cancel.remote(trajectory_ids)
+
+    def cut(self, min_versions: Mapping[str, int]) -> None:
+        """End the episodes that can no longer be in time, see `EnvironmentActor.cut`."""
+        for actor in self._actors.values() if min_versions else ():
+            actor.cut.remote(min_versions)
 
     async def places(self) -> dict[str, tuple[float, str]]:
         """Age in seconds and place of each running episode, by trajectory id. Actors that do not answer at once are

@@ -15,7 +15,7 @@ from typing import Any
 
 import actors.parts as stored_parts
 import rollout_service.logs as logs
-from actors.attempt import Ending, Result, lost, nothing
+from actors.attempt import Ending, Result, lost, nothing, too_old
 from actors.collection_log import CollectionLog
 from actors.delivery import Delivery, on_disk
 from rollout_service.cluster import Reference
@@ -26,6 +26,7 @@ from rollout_service.collecting.request import Accepted, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
+from rollout_service.collecting.waits import HELD_BACK
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Reopened, Spent, Stored
@@ -39,11 +40,6 @@ _NONE = NoJournal()
 _AHEAD = 16
 """Most groups that are noted as handed out before their reader asks for them: one transaction is safe for all of them,
 so that a fast reader seldom waits for the disk."""
-
-_HELD_BACK = {
-    "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
-    "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
-}
 
 
 class RunningCollection:
@@ -290,13 +286,15 @@ class RunningCollection:
     def result_of(self, episode: int, ending: Ending) -> Result:
         """The result of an episode that is done with this attempt."""
         request = replace(self.requests[episode], attempt=self.collection.state(episode).attempts)
-        if episode not in self.collection.quarantined:
-            return ending.result or nothing(request, ending.fault or Fault.of(FaultKind.SERVICE, RuntimeError()))
-        text = (
-            f"task {request.task} is quarantined: {self.collection.max_losses} attempts at this episode lost their "
-            "environment actor (service.max_losses)"
-        )
-        return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
+        if episode in self.collection.quarantined:
+            text = (
+                f"task {request.task} is quarantined: {self.collection.max_losses} attempts at this episode lost their "
+                "environment actor (service.max_losses)"
+            )
+            return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
+        if (cuts := self.collection.state(episode).cuts) and ending.is_cut:
+            return nothing(request, too_old(f"{cuts} updates of the weights ended it before it could be in time"))
+        return ending.result or nothing(request, ending.fault or Fault.of(FaultKind.SERVICE, RuntimeError()))
 
     def _hand_out(self, handout: Handout, version: int) -> None:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
@@ -329,7 +327,7 @@ class RunningCollection:
             f"its oldest weight version was {None if versions is None else versions[0]} when the trainer was at "
             f"{version}, in every attempt: max_staleness is {self.collection.staleness.maximum}"
         )
-        return nothing(self.requests[episode], Fault(FaultKind.SERVICE, "TooOld", text, retryable=False))
+        return nothing(self.requests[episode], too_old(text))
 
     @property
     def held_back(self) -> str | None:
@@ -338,7 +336,7 @@ class RunningCollection:
             return None
         if (pause := self.pause) is not None:
             return pause
-        return _HELD_BACK.get(self.collection.held_back or "", "no slot is free")
+        return HELD_BACK.get(self.collection.held_back or "", "no slot is free")
 
     @property
     def pause(self) -> str | None:
@@ -365,7 +363,7 @@ class RunningCollection:
             places: age in seconds and place of its running episodes.
         """
         collection = self.collection
-        rewards = [reward for episode, reward in self._rewards.items() if collection.is_done(episode)]
+        rewards = [reward for episode, reward in self._rewards.items() if collection.state(episode).done]
         return {
             "client": self.client,
             "parked": self.is_parked,

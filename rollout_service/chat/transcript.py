@@ -41,6 +41,8 @@ class Transcript:
         self._ledgers: list[TokenLedger] = []
         self.newest_version = CONTEXT_VERSION
         """Newest weight version that sampled a token so far. Later turns may not be sampled with older weights."""
+        self.oldest_version = CONTEXT_VERSION
+        """Oldest weight version so far, as `Trajectory.oldest_version` will be."""
 
     def prompt(self, new_messages: Sequence[ChatMessage]) -> npt.NDArray[np.int32]:
         """Add the messages since the last turn. The first time these are all messages, the system message first.
@@ -92,7 +94,10 @@ class Transcript:
         self._ledgers[-1].append_policy(generation, [call.status for call in turn.calls], seconds, unknown)
         answered = self._history == "append" or not self._codec.takes_answers_to_text
         self._turn = turn.as_answered_message() if answered else turn.as_message()
-        self.newest_version = max(self.newest_version, int(generation.weight_versions.max()))
+        sampled_with = generation.weight_versions
+        self.newest_version = max(self.newest_version, int(sampled_with.max()))
+        oldest = int(sampled_with.min()) if generation.prefix_version is None else generation.prefix_version
+        self.oldest_version = oldest if self.oldest_version == CONTEXT_VERSION else min(self.oldest_version, oldest)
         return turn
 
     @property

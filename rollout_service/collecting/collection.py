@@ -2,8 +2,8 @@
 
 Invariant: every episode is waiting, running or done. A group is handed out exactly once, when all its episodes are done
 and, unless late ones are delivered, none of them is too old. An episode becomes waiting again only after a retryable
-fault, when it is too old, or when its attempt was lost or handed back; the last two count as no attempt. Nothing here
-knows Ray or I/O, and the time is handed in: seconds of a clock that never goes back.
+fault, when it is too old, or when its attempt was lost, handed back or cut; the last three count as no attempt. Nothing
+here knows Ray or I/O, and the time is handed in: seconds of a clock that never goes back.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from rollout_service.errors import Fault
 
 ENDLESS = 1 << 40
 """Number of groups of a collection that has no end. It is more than can ever be played, and still a number."""
-
-SUSPECT_LOSSES = 3
-"""Lost attempts after which an episode may be what kills its actors."""
 
 
 class Collection:
@@ -68,7 +65,7 @@ class Collection:
         self.retries = 0
         self.failed = 0
         self.late = 0
-        """Trajectories that were too old, whether they were dropped or delivered."""
+        """Trajectories that were too old, whether they were cut in flight, dropped or delivered."""
         self._version = version
         self._taken = 0
         """Groups handed out since the last weight update."""
@@ -195,10 +192,6 @@ class Collection:
         self._handed_out += len(self._handouts_again) - len(left)
         self._handouts_again = deque(left)
 
-    def is_done(self, episode: int) -> bool:
-        """Whether the episode has a result. A result that becomes too old is discarded: see `take`."""
-        return self._roster[episode].done
-
     @property
     def held_back(self) -> Literal["buffer", "staleness"] | None:
         """Why no new group may start. `buffer`: too many finished groups wait to be taken. `staleness`: the group would
@@ -247,10 +240,6 @@ class Collection:
     def state(self, episode: int) -> EpisodeState:
         """What is known of the episode. Only to be read."""
         return self._roster[episode]
-
-    def is_suspect(self, episode: int) -> bool:
-        """Whether the episode may be what kills its actors."""
-        return self._roster[episode].losses >= SUSPECT_LOSSES
 
     def finish(
         self,
@@ -309,28 +298,33 @@ class Collection:
         given up: it was lost `max_losses` times, or the collection was cancelled."""
         state = self._running(episode)
         state.losses += 1
-        state.charged -= 1
-        if state.losses < self.max_losses and not self._cancelled:
-            self._repeat(episode, now + seconds_before_retry(state.losses))
-            return False
-        if not self._cancelled:
+        is_given_up = state.losses >= self.max_losses
+        if is_given_up and not self._cancelled:
             self.quarantined.append(episode)
-        self._end(episode, failed=True)
-        return True
+        return self._broken_off(episode, now + seconds_before_retry(state.losses), is_given_up=is_given_up)
 
     def hand_back(self, episode: int) -> bool:
-        """Record that an attempt was broken off because its actor goes away. It does not count as one.
+        """Record that an attempt was broken off because its actor goes away. It does not count as one. Returns True if
+        the episode is given up: the collection was cancelled."""
+        self._running(episode)
+        return self._broken_off(episode)
 
-        Returns:
-            True if the episode is given up: the collection was cancelled.
-        """
+    def cut(self, episode: int) -> bool:
+        """Record that an attempt was ended in flight because it would be too old. It counts as late, and not as an
+        attempt. Returns True if the episode is given up: it was cut `MOST_CUTS` times, or all was cancelled."""
         state = self._running(episode)
-        state.charged -= 1
-        if self._cancelled:
-            self._end(episode, failed=True)
-            return True
-        self._repeat(episode)
-        return False
+        state.cuts += not self._cancelled
+        self.late += not self._cancelled
+        return self._broken_off(episode, is_given_up=state.is_always_cut)
+
+    def _broken_off(self, episode: int, rested: float = 0.0, *, is_given_up: bool = False) -> bool:
+        """Have an episode whose attempt does not count start again; or give it up. Returns whether it was given up."""
+        self._roster[episode].charged -= 1
+        if not (is_given_up or self._cancelled):
+            self._repeat(episode, rested)
+            return False
+        self._end(episode, failed=True)
+        return True
 
     def _running(self, episode: int) -> EpisodeState:
         state = self._roster[episode]
@@ -383,7 +377,7 @@ class Collection:
     def _repeat(self, episode: int, rested: float = 0.0) -> None:
         """Have the episode start again, at the time `rested` at the earliest."""
         self.retries += 1
-        self._again.add(episode, rested, is_suspect=self.is_suspect(episode))
+        self._again.add(episode, rested, is_suspect=self._roster[episode].is_suspect)
 
     def _is_dropped(self, episode: int) -> bool:
         late = self.staleness.late(self._roster[episode].oldest_version, self._version)

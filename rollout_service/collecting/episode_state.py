@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+SUSPECT_LOSSES = 3
+"""Lost attempts after which an episode may be what kills its actors."""
+
+MOST_CUTS = 10
+"""Attempts of one episode that updates may end. After so many, the trainer updates faster than it can be played."""
+
 
 @dataclass(slots=True)
 class EpisodeState:
@@ -18,13 +24,26 @@ class EpisodeState:
     """Attempts that count against `max_attempts`."""
     losses: int = 0
     """Attempts that were lost with their actor."""
+    cuts: int = 0
+    """Attempts that were ended in flight because they could no longer be in time."""
     started: float = 0.0
     """When the last attempt started."""
     failed_on: set[str] = field(default_factory=set)
     """Actors on which attempts failed."""
     done: bool = False
+    """Whether it has a result. A result that becomes too old is discarded, see `Collection.take`."""
     oldest_version: int | None = None
     """Oldest weight version of the result. None: the episode failed, or nothing was sampled."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the episode may be what kills its actors."""
+        return self.losses >= SUSPECT_LOSSES
+
+    @property
+    def is_always_cut(self) -> bool:
+        """Whether it was cut so often that it is given up."""
+        return self.cuts >= MOST_CUTS
 
 
 @dataclass(frozen=True, slots=True)

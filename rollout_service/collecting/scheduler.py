@@ -126,10 +126,17 @@ class Scheduler:
                     return Assignment(collection, episode, collection.start(episode, now), actor)
         return None
 
-    def updated(self, version: int) -> None:
-        """Note that the trainer gave new weights, of this version."""
+    def updated(self, version: int) -> dict[str, int]:
+        """Note that the trainer gave new weights, of this version.
+
+        Returns:
+            By id of each collection that drops what is too old: the oldest version with which an episode of it can
+            still be in time. Episodes in flight that sampled with an older one are to be cut.
+        """
         for collection in self._collections.values():
             collection.updated(version)
+        least = {name: each.staleness.min_version(version) for name, each in self._collections.items()}
+        return {name: oldest for name, oldest in least.items() if oldest is not None}
 
     def finish(
         self,
@@ -155,6 +162,11 @@ class Scheduler:
         collection = self._release(assignment, now)
         return collection is not None and collection.hand_back(assignment.episode)
 
+    def cut(self, assignment: Assignment, now: float = 0.0) -> bool:
+        """Record that an assignment was ended in flight because it was too old, see `Collection.cut`."""
+        collection = self._release(assignment, now)
+        return collection is not None and collection.cut(assignment.episode)
+
     def _release(self, assignment: Assignment, now: float) -> Collection | None:
         """Free the assignment's slot. Returns its collection; None: it was dropped."""
         self._running[assignment.actor].discard((assignment.collection, assignment.episode))
@@ -174,10 +186,10 @@ class Scheduler:
         """
         avoided = collection.state(episode).failed_on
         candidates = [actor for actor in self._slots if actor not in avoided] or list(self._slots)
-        if collection.is_suspect(episode):
+        if collection.state(episode).is_suspect:
             candidates = [actor for actor in candidates if not self._has_suspect(actor)]
         free = [actor for actor in candidates if len(self._running[actor]) < self._slots[actor]]
         return min(free, key=lambda actor: len(self._running[actor]) / self._slots[actor], default=None)
 
     def _has_suspect(self, actor: str) -> bool:
-        return any(collection.is_suspect(episode) for collection, episode in self._running[actor])
+        return any(collection.state(episode).is_suspect for collection, episode in self._running[actor])

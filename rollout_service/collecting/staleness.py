@@ -23,6 +23,12 @@ class Staleness:
         """Whether a trajectory whose oldest version is `oldest` is too old when the trainer is at `version`."""
         return self.maximum is not None and oldest is not None and version - oldest > self.maximum
 
+    def min_version(self, version: int) -> int | None:
+        """The oldest version with which an episode in flight can still be in time when the trainer is at `version`. It
+        will be at that version or a later one when the episode's group is handed out. None: at any age an episode is
+        worth its end."""
+        return None if self.maximum is None or not self.drop else version - self.maximum
+
     def in_time(self, position: int) -> bool:
         """Whether a group that starts now will be young enough when it is handed out.
 

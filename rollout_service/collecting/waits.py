@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+HELD_BACK = {
+    "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
+    "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
+}
+"""By `Collection.held_back`: why no new group starts."""
+
 
 def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     """Why the next group of the collection is not there yet, according to the service's status."""

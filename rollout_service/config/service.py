@@ -88,7 +88,8 @@ class Service(Section):
     late: Literal["drop", "deliver"] = Field(
         "drop",
         description="What happens to a trajectory above max_staleness; drop: its episode is made again with newer "
-        "weights; deliver: it is delivered and counted.",
+        "weights, and one that runs is ended as soon as it cannot be in time any more, which does not count as an "
+        "attempt; deliver: it is delivered and counted.",
     )
     lease_seconds: Seconds = Field(
         20.0,

@@ -1,6 +1,7 @@
 """Deadline: an episode's age, deadline and cancellation, for everything that waits in the episode's thread.
 
-Invariant: a wait through it ends at the deadline at the latest, and soon after a cancellation.
+Invariant: a wait through it ends at the deadline at the latest, and soon after a cancellation. An episode is cancelled
+as soon as it is known that it sampled with weights older than it may.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ _CANCEL_POLL_SECONDS = 1.0
 class Deadline:
     """Tells how much time is left, waits no longer than that, and notices a cancellation."""
 
-    def __init__(self, wall_seconds: float) -> None:
+    def __init__(self, wall_seconds: float, collection_id: str = "") -> None:
+        self.collection_id = collection_id
         self._start = time.monotonic()
         self._deadline = self._start + wall_seconds
         self.cancelled = threading.Event()
+        self._min_version = 0
+        self._oldest_version: int | None = None
         self._thread = 0
         """Identity of the episode's thread."""
         self.place = "the environment"
@@ -58,6 +62,27 @@ class Deadline:
         """Where the episode's thread is now, as Python prints it. None: it does not run."""
         frame = sys._current_frames().get(self._thread)
         return None if frame is None else "".join(traceback.format_stack(frame))
+
+    def require(self, min_version: int) -> None:
+        """Cancel the episode if it sampled with weights older than this version, now or later."""
+        self._min_version = max(self._min_version, min_version)
+        self._cut()
+
+    def sampled(self, oldest_version: int) -> None:
+        """Note the oldest weight version of the episode so far, in its thread.
+
+        Raises:
+            EpisodeEnd: the episode can no longer be in time, or was cancelled.
+        """
+        self._oldest_version = oldest_version
+        self._cut()
+        if self.cancelled.is_set():
+            raise EpisodeEnd(TerminationReason.CANCELLED)
+
+    def _cut(self) -> None:
+        """Called in both threads after each wrote its own number, so the later one of them sees both."""
+        if self._oldest_version is not None and self._oldest_version < self._min_version:
+            self.cancelled.set()
 
     def remaining(self) -> float:
         """Seconds left.

@@ -239,7 +239,9 @@ class _Episode:
             self._timing.policy_seconds += seconds
         with boundary(FaultKind.POLICY):
             generation.check_tokens(self._runner.ends(sampling), self._runner._vocabulary)
-            return self._transcript.record(generation, seconds)
+            turn = self._transcript.record(generation, seconds)
+        self._deadline.sampled(self._transcript.oldest_version)
+        return turn
 
     def _room(self, prompt_length: int) -> int:
         """Largest number of tokens that the turn may have.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -57,6 +57,8 @@ class Slots:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="slot")
         self._free = asyncio.Semaphore(count)
         self._deadlines: dict[str, Deadline] = {}
+        self._min_versions: Mapping[str, int] = {}
+        """By collection id, see `cut`."""
         self._next_start = 0.0
 
     async def do(self, work: Callable[[], T]) -> T:
@@ -78,7 +80,9 @@ class Slots:
         try:
             self._next_start = max(self._next_start + _START_INTERVAL, loop.time())
             delay = self._next_start - loop.time()
-            deadline = self._deadlines[request.trajectory_id] = Deadline(delay + self._wall_seconds)
+            deadline = Deadline(delay + self._wall_seconds, request.collection_id)
+            self._deadlines[request.trajectory_id] = deadline
+            deadline.require(self._min_versions.get(request.collection_id, 0))
             try:
                 await asyncio.sleep(delay)
                 started = replace(request, waited_seconds=request.waited_seconds + loop.time() - asked)
@@ -115,6 +119,17 @@ class Slots:
     def places(self) -> dict[str, tuple[float, str]]:
         """By trajectory id of each running episode: seconds since it got a slot, and where it is (`Deadline.place`)."""
         return {name: (deadline.age, deadline.place) for name, deadline in self._deadlines.items()}
+
+    def cut(self, min_versions: Mapping[str, int]) -> None:
+        """End the episodes that sampled with weights older than their collection's version here, and those that will
+        have by the end of their turn. They come back as aborted.
+
+        Args:
+            min_versions: by collection id; of all collections that have such a version.
+        """
+        self._min_versions = min_versions
+        for deadline in self._deadlines.values():
+            deadline.require(min_versions.get(deadline.collection_id, 0))
 
     def cancel(self, trajectory_ids: Iterable[str]) -> None:
         """End these episodes soon. They come back as aborted."""

@@ -56,6 +56,7 @@ class Pool:
         self.lost = 0
         self.start_error = None
         self.cancelled: list[str] = []
+        self.min_versions: list[Any] = []
         self.stopped = False
 
     def __len__(self) -> int:
@@ -84,6 +85,9 @@ class Pool:
 
     def cancel(self, trajectory_ids: list[str]) -> None:
         self.cancelled += trajectory_ids
+
+    def cut(self, min_versions: Any) -> None:
+        self.min_versions.append(min_versions)
 
     async def places(self) -> dict[str, tuple[float, str]]:
         return {}
@@ -445,6 +449,51 @@ async def test_an_episode_that_is_played_again_because_it_is_too_old_is_counted_
     assert len([group async for group in until_none(lambda: coordinator.next_group(collection))]) == 1
     status = await coordinator.status()
     assert [status[name] for name in ("finished", "scored", "mean_reward")] == [1, 1, 2.0]
+
+
+async def test_an_episode_that_an_update_cut_starts_again_and_what_it_spent_is_counted(start, caplog):
+    begun, ended = [], asyncio.Event()
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        begun.append(request.attempt)
+        if request.attempt > 1:
+            return scored(request, (2, 2))
+        await ended.wait()
+        return dataclasses.replace(
+            scored(request, (0, 0)),
+            outcome=Outcome.ABORTED,
+            termination_reason="cancelled",
+            reward=None,
+            policy_tokens=7,
+        )
+
+    coordinator = await start(play, service__max_staleness=1, service__max_attempts=1)
+    budget = Budget(policy_tokens=1000)
+    collection, _, _ = await coordinator.submit(CollectionRequest(n=1, budget=budget), "client")
+    while not begun:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await coordinator.policy_changed(FleetState(2))
+    assert coordinator._pool.min_versions == [{collection: 1}]
+    ended.set()
+    with caplog.at_level("INFO"):
+        group = await coordinator.next_group(collection)
+    assert [request.attempt for request in group.trajectories] == [2], "the cut one does not count as an attempt"
+    running = coordinator._collections[collection]
+    assert (running.collection.late, running.collection.failed, running.spending.policy_tokens) == (1, 0, 7)
+    assert "starts again: after an update its oldest tokens are too old (max_staleness)" in caplog.text
+
+
+async def test_an_episode_that_updates_cut_again_and_again_is_reported_with_the_remedy(start):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        return dataclasses.replace(scored(request, (0, 0)), termination_reason="cancelled", reward=None)
+
+    coordinator = await start(play, service__max_staleness=1)
+    collection, _, _ = await coordinator.submit(CollectionRequest(n=1), "client")
+    (trajectory,) = (await coordinator.next_group(collection)).trajectories
+    assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
+    assert (
+        "10 updates of the weights ended it before it could be in time: raise max_staleness" in trajectory.fault.message
+    )
 
 
 async def test_what_the_fleet_says_is_in_the_status(start):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_service.collecting.collection import SUSPECT_LOSSES, Collection
+from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.episode_state import SUSPECT_LOSSES
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.errors import Fault, FaultKind
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import Collection
-from rollout_service.collecting.episode_state import Handout
+from rollout_service.collecting.episode_state import MOST_CUTS, Handout
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.errors import Fault, FaultKind
@@ -49,12 +50,17 @@ class Run:
         self.results: dict[int, tuple[int | None, Fault | None]] = {}
         """Oldest version and fault of each episode that is done."""
         self.started: Counter[int] = Counter()
+        self.cuts: Counter[int] = Counter()
+        """Attempts that an update ended, by episode."""
         self.repeated: Counter[str] = Counter()
         """Attempts by why they were no result: `fault` or `late`."""
         self.handed_out: list[int] = []
         self.start_order: list[int] = []
         """Groups, by their first start."""
         self.delivered_late = 0
+        self.lost_late = 0
+        """Episodes that were cut too often."""
+        self.min_version: int | None = None
         self.failed = 0
 
     def is_late(self, oldest: int | None) -> bool:
@@ -72,7 +78,7 @@ class Run:
                 assert self.is_late(oldest)
                 self.repeated["late"] += 1
             self.started[episode] += 1
-            assert assignment.attempt == self.started[episode] <= self.attempts
+            assert assignment.attempt == self.started[episode] <= self.attempts + self.cuts[episode]
             if episode // self.group_size not in self.start_order:
                 self.start_order.append(episode // self.group_size)
             self.running.append((assignment, self.version))
@@ -83,7 +89,7 @@ class Run:
         episode = assignment.episode
         versions = at_start if oldest is None else oldest, self.version
         is_result = self.scheduler.finish(assignment, fault, versions)
-        may_repeat = self.started[episode] < self.attempts
+        may_repeat = self.started[episode] - self.cuts[episode] < self.attempts
         if fault is not None:
             assert is_result == (not fault.retryable or not may_repeat)
             why = "fault"
@@ -98,7 +104,25 @@ class Run:
     def update(self, by: int = 1) -> None:
         self.version += by
         self.taken = 0
-        self.scheduler.updated(self.version)
+        self.min_version = self.scheduler.updated(self.version).get("c")
+
+    def cut(self, sampled: Callable[[Assignment, int], bool]) -> None:
+        """What the last update leaves too old in flight ends, as far as `sampled` says that it has sampled at all."""
+        for assignment, oldest in list(self.running):
+            is_doomed = sampled(assignment, oldest) and self.min_version is not None and oldest < self.min_version
+            could_be_in_time = not (self.staleness.drop and self.is_late(oldest))
+            assert not (is_doomed and could_be_in_time), "nothing valid is cut"
+            assert is_doomed or could_be_in_time or not sampled(assignment, oldest), "all that is doomed is cut"
+            if is_doomed:
+                self.running.remove((assignment, oldest))
+                self.cuts[assignment.episode] += 1
+                is_given_up = self.scheduler.cut(assignment)
+                assert is_given_up == (self.cuts[assignment.episode] == MOST_CUTS)
+                if is_given_up:
+                    self.results[assignment.episode] = None, HOPELESS
+                    self.lost_late += 1
+                else:
+                    self.repeated["late"] += 1
 
     def take(self) -> Handout | None:
         handout = self.collection.take()
@@ -110,7 +134,8 @@ class Run:
         late = [episode for episode in members if self.is_late(self.results[episode][0])]
         assert list(handout.expired) == (late if self.staleness.drop else [])
         if self.staleness.drop:
-            assert all(self.started[episode] == self.attempts for episode in late), "it could have been made again"
+            charged = [self.started[episode] - self.cuts[episode] for episode in late]
+            assert all(each == self.attempts for each in charged), "it could have been made again"
         self.delivered_late += len(late)
         faults = [episode for episode in members if self.results[episode][1] is not None]
         self.failed += len(set(faults) | set(handout.expired))
@@ -124,7 +149,7 @@ class Run:
         assert self.scheduler.running == 0
         assert sorted(self.handed_out) == list(range(self.groups))
         assert sorted(self.results) == list(range(self.groups * self.group_size))
-        assert self.collection.late == self.repeated["late"] + self.delivered_late
+        assert self.collection.late == self.repeated["late"] + self.delivered_late + self.lost_late
         assert self.collection.retries == self.repeated.total() == self.started.total() - len(self.results)
         assert self.collection.failed == self.failed
         assert self.collection.waiting == 0
@@ -178,6 +203,43 @@ def test_whatever_happens_each_episode_ends_once_and_none_is_handed_out_too_old_
                 break
             run.update()
     event(f"late: {run.collection.late > 0}, drop: {staleness.drop}, expired: {run.failed > 0}")
+    run.check_end()
+
+
+@given(
+    groups=st.integers(1, 5),
+    group_size=st.integers(1, 3),
+    attempts=st.integers(1, 3),
+    slots=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    staleness=stalenesses,
+    begun=st.integers(0, 2**20),
+    events=steps,
+)
+@settings(max_examples=150, deadline=None)
+def test_an_update_cuts_all_that_can_no_longer_be_in_time_and_nothing_else_and_nothing_is_lost(
+    groups, group_size, attempts, slots, staleness, begun, events
+):
+    run = Run(groups, group_size, slots, staleness, attempts=attempts)
+    for what, number in events:
+        run.start_all()
+        if what == "update":
+            run.update(1 + number % 3)
+            run.cut(lambda assignment, _: bool(begun >> (assignment.episode + assignment.attempt) & 1))
+        elif what == "take":
+            run.take()
+        elif run.running and what == "finish":
+            run.finish(number % len(run.running))
+        elif run.running and what == "fault":
+            run.finish(number % len(run.running), FAULT)
+    for _ in range(20 * groups * group_size):
+        run.start_all()
+        if run.running:
+            run.finish(0)
+        elif run.take() is None:
+            if run.collection.exhausted:
+                break
+            run.update()
+    event(f"cut: {run.cuts.total() > 0}, given up: {run.lost_late > 0}")
     run.check_end()
 
 
@@ -401,6 +463,26 @@ def test_a_cancelled_collection_makes_nothing_again_and_still_hands_out_nothing_
     assert it.finish(episode, None, "a", (0, 0))
     assert [it.take(), it.take(), it.take()] == [Handout(0, expired=(0,)), Handout(1, expired=(1,)), None]
     assert (it.late, it.retries, it.failed, it.exhausted) == (2, 0, 2, True)
+
+
+def test_an_episode_that_is_always_cut_is_reported_and_a_cut_never_counts_as_an_attempt():
+    it = collection(attempts=1, maximum=0)
+    for version in range(1, MOST_CUTS):
+        it.start(0)
+        it.updated(version)
+        assert not it.cut(0)
+    it.start(0)
+    assert it.cut(0), "the trainer updates faster than it can be played"
+    assert it.take() == Handout(0)
+    assert (it.late, it.failed, it.retries) == (MOST_CUTS, 1, MOST_CUTS - 1)
+
+
+@pytest.mark.parametrize(("limit", "least"), [({"maximum": 2}, 3), ({"maximum": 2, "drop": False}, None), ({}, None)])
+def test_only_where_late_ones_are_dropped_is_there_a_version_below_which_none_is_in_time(limit, least):
+    staleness = Staleness(**limit)
+    assert staleness.min_version(5) == least
+    if least is not None:
+        assert (staleness.late(least, 5), staleness.late(least - 1, 5)) == (False, True)
 
 
 def test_no_group_starts_that_would_come_too_late_but_an_open_one_goes_on_and_an_update_makes_room():

@@ -436,6 +436,29 @@ def test_trajectories_over_max_staleness_are_made_again_or_delivered_and_counted
     assert too_late == staleness[1] or late == "drop"
 
 
+def test_an_update_ends_the_episodes_in_flight_that_can_no_longer_be_in_time_and_they_are_played_again(scripted):
+    def turns() -> float:
+        return scripted.metrics().get("turns_total/retail", 0.0)
+
+    late, before = scripted.status()["late"], turns()
+    stream = scripted.stream(8, domain="retail", split="base", ids=["2", "3", "4"], max_staleness=0, seed=0)
+
+    def cuts(status: dict[str, Any]) -> bool:
+        if status["late"] == late and status["collections"][stream.collection_id]["running"]:
+            scripted.update_weights("/any/folder")
+        return status["late"] > late  # nobody takes a group, so what is late was in flight
+
+    wait_for_status(scripted, cuts)
+    delivered = [group[0] for group in stream]
+    version = scripted.weight_version()
+    assert len({t.trajectory_id for t in delivered}) == 8
+    assert {t.weight_version_range for t in delivered} == {(version, version)}
+    assert {t.reward for t in delivered} == {1.0}
+    played_out = sum((t.attempt - 1) * len(t.turns) for t in delivered)
+    wasted = turns() - before - sum(len(t.turns) for t in delivered)
+    assert 0 < wasted < played_out
+
+
 def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_too_late(scripted):
     before = scripted.status()
     first = before["weight_version"]

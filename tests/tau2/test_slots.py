@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -102,6 +102,40 @@ def test_cancelled_episodes_end_and_the_others_go_on():
         return runner.ended_by
 
     assert asyncio.run(play()) == {"t-1": "cancelled", "t-0": "let go"}
+
+
+def test_an_update_ends_the_episodes_that_are_too_old_now_or_at_the_end_of_their_turn():
+    """Episode 0 sampled with version 3 and episode 1 with 4; another collection's version is no matter."""
+
+    class Sampling(Runner):
+        def run(self, request: Any, clock: Any) -> str:
+            if request.sample_index < 2:
+                clock.sampled(3 + request.sample_index)
+            self.clocks[request.trajectory_id] = clock
+            return super().run(request, clock)
+
+        clocks: ClassVar[dict[str, Any]] = {}
+
+    async def play() -> dict[str, str]:
+        runner, slots = Sampling(), Slots(4, wall_seconds=60)
+        tasks = [asyncio.ensure_future(slots.run(runner, request(number))) for number in range(3)]
+        await until(lambda: len(runner.running) == 3)
+        collection = request(0).collection_id
+        slots.cut({"other": 9})
+        slots.cut({collection: 4})
+        await tasks[0]
+        tasks.append(asyncio.ensure_future(slots.run(runner, request(3))))
+        await until(lambda: "t-3" in runner.running)
+        for late in ("t-2", "t-3"):  # they sampled with old weights, in a turn that ended after the update
+            with contextlib.suppress(EpisodeEnd):
+                runner.clocks[late].sampled(3)
+        await asyncio.gather(*tasks[2:])
+        runner.let_go.set()
+        await tasks[1]
+        return runner.ended_by
+
+    ended = asyncio.run(play())
+    assert ended == {"t-0": "cancelled", "t-2": "cancelled", "t-3": "cancelled", "t-1": "let go"}
 
 
 def test_an_episode_that_is_begun_again_before_it_has_ended_disturbs_neither_run():
