@@ -28,6 +28,7 @@ import rollout_service.logs as logs
 from deploy.engines import parameters
 from deploy.engines.cache_hits import CacheHits
 from deploy.engines.launch import launch
+from deploy.engines.prefix_use import PrefixUse, fixed_share
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
@@ -93,6 +94,7 @@ class SglangEngine:
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._groups: set[str] = set()
         self._hits = CacheHits()
+        self._prefixes = PrefixUse(int(self._manager.server_args.page_size or 1))
         self._frozen = False
         self._busy_since = time.monotonic()
         self._word: tuple[float, float] = 0.0, 0.0
@@ -135,6 +137,7 @@ class SglangEngine:
             raise RequestError(str(error)) from error
         generation = replace(from_answer(answer), prefix_version=since)
         self._hits.add(generation.cached_tokens, generation.prompt_tokens)
+        self._prefixes.add(generation, info, self._token_seconds(), int(answer["meta_info"].get("num_retractions", 0)))
         return ended_by(generation, () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:
@@ -282,12 +285,25 @@ class SglangEngine:
     def occupancy(self) -> Occupancy | None:
         """See `Engine`. The scheduler writes queue and use into shared memory when it fills prompts, when it comes to
         rest, and every 15 tokens in between. Of its cache's hits it says nothing without SGLang's own metrics."""
+        load = self._load()
+        if load is None:
+            return None
+        capacity, cache = int(getattr(load, "max_total_num_tokens", 0)), None
+        if capacity:
+            cache = self._prefixes.figures(capacity, int(load.num_running_reqs), fixed_share(load.decode_moments))
+        return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), self._hits.share, cache)
+
+    def _load(self) -> Any:
+        """SGLang's `LoadSnapshot`, as the scheduler wrote it last; None: there is none."""
         reader = getattr(self._manager, "load_snapshot_reader", None)  # an inner part, which a release may not have
         loads = None if reader is None else reader.read_all()
-        if not loads:
-            return None
-        load = loads[0]  # there is one: a replica is one copy of the model
-        return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), self._hits.share)
+        return loads[0] if loads else None  # there is one: a replica is one copy of the model
+
+    def _token_seconds(self) -> float:
+        """Seconds that the engine needs to compute a token of a prompt, the mean so far; 0: not known."""
+        load = self._load()
+        tokens = getattr(load, "total_prefill_uncached_tokens", 0)
+        return load.total_prefill_busy_us / 1e6 / tokens if tokens else 0.0
 
     def check_health(self) -> None:
         """See `Engine`. If the scheduler dies, the replica's process ends too; this check finds one that hangs."""

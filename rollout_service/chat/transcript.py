@@ -101,6 +101,12 @@ class Transcript:
         return turn
 
     @property
+    def known_tokens(self) -> int:
+        """Tokens at the beginning of the last prompt that were sent or sampled in the turn before."""
+        turns = self._ledgers[-1].turns
+        return turns[-1].end if turns else 0
+
+    @property
     def turns(self) -> list[Turn]:
         """Every turn recorded so far, in order."""
         return [turn for ledger in self._ledgers for turn in ledger.turns]

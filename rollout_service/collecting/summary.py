@@ -48,6 +48,8 @@ class EpisodeSummary:
     """What τ²'s reviewer found, see `UserReview.found`; None: there is no review."""
     review_failed: bool = False
     """Whether there should have been one."""
+    context_tokens: int = 0
+    """Tokens of its longest context: prompts and answers; 0: not known."""
     measures: Annotated[Measures | None, Field(exclude=True)] = None
     """What the metrics need beside; None: nothing came of the episode. No journal stores it."""
 
@@ -79,6 +81,7 @@ class EpisodeSummary:
             task=str(trajectory.task),
             user_review=None if found is None else tuple(found),
             review_failed=review is not None and found is None,
+            context_tokens=max((len(segment.token_ids) for segment in trajectory.segments), default=0),
             measures=Measures.of(trajectory),
         )
 

@@ -153,6 +153,9 @@ class TurnInfo:
     prefix_version: int | None = None
     """`Generation.prefix_version` of the turn before. Cached keys and values of older weights must not be reused. None:
     only those of the weights that sample the turn's first token may be."""
+    known_tokens: int = 0
+    """Tokens at the beginning of the prompt that were sent or sampled in the turn before. If the engine has to compute
+    them again, it had evicted them."""
 
 
 class Policy(Protocol):

@@ -14,6 +14,31 @@ from rollout_service.policy.weights import UpdateMode, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
+class CacheFigures:
+    """What an engine and its episodes' turns tell of its prefix cache. Sums are since the replica started."""
+
+    capacity: int
+    """Tokens whose keys and values the memory holds."""
+    sampling: int
+    """Turns that are in the engine's batch now."""
+    later_turns: int
+    """Sum: turns of episodes whose prefix the cache should have, because the turn before was sampled here."""
+    recomputed_tokens: int
+    """Sum: tokens of their prefixes that were not found, because they had been evicted."""
+    recompute_seconds: float
+    """Sum: seconds in which the engine computed those again."""
+    latest_turns: int
+    """Number of turns that the means are of."""
+    context_tokens: float
+    """Mean of prompt and answer together, over the latest turns."""
+    shared_tokens: float
+    """Mean of what the latest episodes' first turns found in the cache: what they share with others."""
+    fixed_share: float = 1.0
+    """Share of the time of a decoding step that does not depend on the number of turns in it, 0 to 1; 1 also where that
+    is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Occupancy:
     """How full an engine is."""
 
@@ -23,6 +48,8 @@ class Occupancy:
     """Share of the room for keys and values that running turns use, 0 to 1. The prefix cache may use the rest."""
     cache_hits: float
     """Share of the latest prompt tokens that were found in the prefix cache, 0 to 1."""
+    cache: CacheFigures | None = None
+    """None: the engine does not say how many tokens its memory holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,7 @@ class _Episode:
             turn=number,
             min_version=max(request.min_version, self._transcript.newest_version),
             prefix_version=self._transcript.turns[-1].prefix_version if number else None,
+            known_tokens=self._transcript.known_tokens,
         )
         call: Coroutine[Any, Any, Generation] = self._runner._policy.generate(
             input_ids, sampling, request.trajectory_id, info
