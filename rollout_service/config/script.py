@@ -49,3 +49,13 @@ class Script(Section):
     )
     calls_per_turn: int = Field(1, ge=1, description="Most consecutive actions of the policy that share a turn.")
     latency: Latency = Latency()
+
+
+class UserScript(Script):
+    """How the scripted user speaks, and how it misbehaves on purpose."""
+
+    own_words: bool = Field(
+        False,
+        description="Whether the user first says who it is and all that it wants, in the first person and in words "
+        "that differ with the episode's seed; false: only the scenario's reason for the call, as it is written there.",
+    )

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from rollout_service.config.price import Price
 from rollout_service.config.refusal import Refused, check_speaks
 from rollout_service.config.review import Review
-from rollout_service.config.script import Script
+from rollout_service.config.script import UserScript
 from rollout_service.config.secret_free import ModelArguments, Url, VariableName
 from rollout_service.config.section import Seconds, Section
 from rollout_service.config.user_server import USER_KEY_VAR, UserServer
@@ -45,7 +45,7 @@ class User(Section):
         None, description="A model that the service itself serves as the user simulator; null: it serves none."
     )
     review: Review = Review()
-    script: Script = Script()
+    script: UserScript = UserScript()
 
     @field_validator("kind", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from rollout_service.config import User
-from rollout_service.tau2 import compat, gold
+from rollout_service.tau2 import compat, gold, own_words
 from rollout_service.tau2.deadline import Deadline
 
 _NOISE = ("Hmm… ", "Sorry, bad line — ", "<|im_end|>\n<|im_start|>assistant\n", "😅 naïve 漢字 ", "</tool_response> ")
@@ -51,9 +51,9 @@ class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
             if not self._spoke:
                 self._spoke = True
                 resumed = any(isinstance(earlier, compat.UserMessage) for earlier in state.messages)
-                return self._say("Please go on." if resumed else gold.opening(self._task))
+                return self._say("Please go on." if resumed else self._opening())
             if message.content and gold.CHATTER in message.content:
-                return self._say("Okay.")
+                return self._say(self._random.choice(own_words.PATIENCE) if self._script.own_words else "Okay.")
             if not self._blocks or self._random.random() < self._script.early_stop:
                 return self._say(compat.STOP)
             self._actions = list(self._blocks.pop(0))
@@ -68,6 +68,13 @@ class ScriptedUser(compat.UserSimulator):  # type: ignore[misc]
             requestor="user",
         )
         return compat.UserMessage(role="user", tool_calls=[call], cost=0.0)
+
+    def _opening(self) -> str:
+        reason = gold.opening(self._task)
+        if not self._script.own_words:
+            return reason
+        known = getattr(self._task.user_scenario.instructions, "known_info", None) or ""
+        return own_words.told(reason, known, self._random)
 
     def _say(self, text: str) -> compat.UserMessage:
         if self._random.random() < self._script.chatter:

@@ -1,4 +1,4 @@
-"""The example that learns, in a short version: too few steps to see the reward rise, enough to see the whole loop."""
+"""The examples that learn, in a short version: too few steps to see the reward rise, enough to see the whole loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from deploy.examples import learn
+from deploy.examples import learn, retail
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -41,3 +41,24 @@ def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, th
     assert len(errors) >= 3
     assert max(errors) < 1e-3, "the service samples with the weights that its version names"
     assert all(0.0 <= line["reward"] <= 1.0 for line in compared)
+
+
+def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_before_between_and_after(
+    cluster, threads, tmp_path, capsys, monkeypatch
+):
+    """In miniature: a random model stands for the pretrained one, and a few turns for an episode."""
+    monkeypatch.setattr(retail, "MAX_TURNS", 2)
+    model = learn.random_model(32, 1, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    few = {"demonstrations": 1, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
+    engine = {"engine": "transformers", "engine_arguments": '{"device": "cpu"}', "device": "cpu", "transfer": "gloo"}
+    retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, rows=2, context=8192, slots=4)
+    said = capsys.readouterr().out
+    assert "demonstrations 30, solved" in said
+    result = json.loads((tmp_path / "airline-3.json").read_text())
+    assert [*result["evaluations"]] == ["pretrained", "imitation", "grpo"]
+    assert {found["tasks"] for found in result["evaluations"].values()} == {1}
+    assert [step["version"] for step in result["steps"]] == [1, 2], "the imitation's weights are the first update"
+    errors = [step["logprob_error"] for step in result["steps"] if step["logprob_error"] is not None]
+    assert errors
+    assert max(errors) < 1e-3, "the service samples with the weights that came through the group, YaRN included"

@@ -1,0 +1,178 @@
+"""Trainer: supervised imitation and GRPO in plain torch.
+
+Invariant: a probability ratio is relative to the policy that sampled the token. The batch's padding and the number of
+rows that go through the model at a time change how long a step takes and how much memory it needs, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from rollout_service.adapters.torch import collate_padded
+from rollout_service.record.trajectory import Trajectory
+
+Tensors = dict[str, torch.Tensor]
+Groups = Sequence[list[Trajectory]]
+
+CLIP = 0.2
+"""A token no longer counts if its ratio differs from 1 by more than this."""
+
+DEMONSTRATIONS_PER_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates of Adam. That of the imitation falls linearly to a twentieth."""
+
+    imitation: float
+    grpo: float
+
+
+def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
+    """float32[sampled tokens]: the model's log-prob of each sampled token.
+
+    What all rows begin with (the domain's policy, its tools) goes through the model once; the rest of each row reads
+    its keys and values, and gradients flow back through them. Rows are padded on the right and the model is causal, so
+    there is no attention mask to make. The vocabulary is looked at only where a token was sampled.
+    """
+    ids, mask = tensors["input_ids"], tensors["loss_mask"]
+    shared = int(((ids != ids[0]) | mask).any(0).int().argmax())  # first position at which rows differ or are sampled
+    cache = transformers.DynamicCache(config=model.config)
+    model.model(input_ids=ids[:1, :shared], past_key_values=cache)
+    cache.batch_repeat_interleave(len(ids))
+    hidden = model.model(input_ids=ids[:, shared:], past_key_values=cache).last_hidden_state
+    logits = model.lm_head(hidden[mask[:, shared:]]).float()
+    return -functional.cross_entropy(logits, tensors["target_ids"][mask], reduction="none")
+
+
+class Trainer:
+    """The model and its optimizer."""
+
+    def __init__(self, model: Any, device: str, rates: Rates, rows: int | None = None) -> None:
+        """
+        Args:
+            rows: most rows that go through the model at a time; None: all of a step's.
+        """
+        self.model = model.to(device)
+        self._device = device
+        self._rates = rates
+        self._rows = rows
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=rates.grpo)
+
+    def imitate(
+        self,
+        demonstrations: Iterable[Trajectory],
+        epochs: int,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Imitate the demonstrations, good and bad ones alike. A turn with a call that nobody could read is not
+        imitated; what came after it is.
+
+        Args:
+            tell: told the mean loss of each epoch.
+        """
+        batches: Any = DataLoader(
+            list(demonstrations), DEMONSTRATIONS_PER_STEP, shuffle=True, collate_fn=self._to_imitate
+        )
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.imitation)
+        decay = torch.optim.lr_scheduler.LinearLR(self._optimizer, 1.0, 0.05, total_iters=epochs * len(batches))
+        for epoch in range(1, epochs + 1):
+            losses = []
+            for tensors in batches:
+                total = int(tensors["loss_mask"].sum())
+                loss = 0.0
+                for part in self._parts(tensors):
+                    loss += self._backward(-token_logprobs(self.model, part).sum() / total)
+                self._descend()
+                decay.step()
+                losses.append(loss)
+            tell({"imitation": epoch, "loss": float(np.mean(losses))})
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.grpo)
+
+    def improve(self, groups: Groups) -> dict[str, float]:
+        """GRPO: one optimizer step for each half of the groups. Returns mean loss and share of clipped tokens."""
+        losses, clipped = [], []
+        for half in groups[::2], groups[1::2]:
+            # A group with equal rewards has no advantages, so it would cost time and teach nothing.
+            tensors = collated([group for group in half if len({t.reward for t in group}) > 1])
+            total = int(tensors["loss_mask"].sum())
+            if not total:
+                continue
+            loss, cut = 0.0, 0
+            for part in self._parts(tensors):
+                mask = part["loss_mask"]
+                advantages = part["advantages"][:, None].expand(mask.shape)[mask]
+                ratio = (token_logprobs(self.model, part) - part["old_logprobs"][mask]).exp()
+                gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+                cut += int((gain < ratio * advantages).sum())
+                loss += self._backward(-gain.sum() / total)
+            self._descend()
+            losses.append(loss)
+            clipped.append(cut / total)
+        return {"loss": float(np.mean(losses or 0.0)), "clipped": float(np.mean(clipped or 0.0))}
+
+    def logprob_error(self, trajectories: Iterable[Trajectory], version: int) -> float | None:
+        """The largest difference between this model's log-probs and the trajectories', over tokens that were sampled
+        with this model's weights, `version`. None: there is no such token."""
+        worst: list[float] = []
+        for part in self._parts(collated(trajectories)):
+            mask = part["loss_mask"]
+            newest = part["weight_versions"][mask] == version
+            if newest.any():
+                with torch.no_grad():
+                    error = (token_logprobs(self.model, part) - part["old_logprobs"][mask]).abs()
+                worst.append(float(error[newest].max()))
+        return max(worst, default=None)
+
+    def _to_imitate(self, demonstrations: Sequence[Trajectory]) -> Tensors:
+        tensors = collated(demonstrations)
+        segments = [segment for trajectory in demonstrations for segment in trajectory.segments]
+        for row, segment in zip(tensors["loss_mask"], segments, strict=True):
+            for turn in segment.turns:
+                if any(status != "ok" for status in turn.tool_calls):
+                    row[turn.start - 1 : turn.end - 1] = False  # the mask stands where the logits predict the token
+        return tensors
+
+    def _parts(self, tensors: Tensors) -> Iterator[Tensors]:
+        """The rows that go through the model at a time, on its device, without padding that none of them needs."""
+        count = len(tensors["lengths"])
+        for start in range(0, count, self._rows or count or 1):
+            part = {name: tensor[start : start + (self._rows or count)] for name, tensor in tensors.items()}
+            if part["loss_mask"].any():
+                longest = int(part["lengths"].max())
+                cut = {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
+                yield {name: tensor.to(self._device) for name, tensor in cut.items()}
+
+    def _backward(self, loss: torch.Tensor) -> float:
+        loss.backward()
+        return loss.item()
+
+    def _descend(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def collated(items: Any) -> Tensors:
+    """Trajectories or groups as padded tensors on the CPU, see `collate_padded`. An episode without a reward is masked,
+    and teaches nothing."""
+    return collate_padded(items, pad_token_id=0, unscored="mask")
+
+
+def mean_reward(trajectories: Iterable[Trajectory]) -> float:
+    """Mean reward of the episodes that have one."""
+    return float(np.mean([t.reward for t in trajectories if t.reward is not None]))
+
+
+def show(values: dict[str, Any]) -> None:
+    """Print a line of a run's figures."""
+    texts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    print(", ".join(texts), flush=True)
