@@ -24,7 +24,7 @@ from rollout_service.tcp import is_url
 if TYPE_CHECKING:
     from rollout_service.gateway.remote import RemoteService
 
-_OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", "shuffle")} | {
+_OF_COLLECTIONS = {f"tasks.{name}": name for name in ("domain", "split", "ids", "shuffle", "sampler")} | {
     f"service.{name}": name for name in OF_SERVICE
 }
 """Settings that each collection may choose for itself, and its fields for them. `tasks.seed` is not among them: the

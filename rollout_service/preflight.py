@@ -25,6 +25,7 @@ from rollout_service.policy import endpoint, engine_check
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.redaction import safe_cause
+from rollout_service.task_sampling.making import make
 from rollout_service.tcp import check_listening
 
 _log = logs.logger(__name__)
@@ -287,13 +288,14 @@ def check_tasks(config: RolloutConfig) -> list[TaskRef]:
     """Every configured task once.
 
     Raises:
-        TaskError: unknown domain, split or task id.
+        TaskError: unknown domain, split or task id; or weights of tasks that are not there.
     """
     from rollout_service.tau2.task_choice import TaskChoice
     from rollout_service.tau2.tasks import pool
 
     chosen = config.tasks
-    return pool(chosen.domain, chosen.chosen_split, chosen.ids, TaskChoice(config).references).whole
+    found = pool(chosen.domain, chosen.chosen_split, chosen.ids, TaskChoice(config).references)
+    return make(chosen.sampler, found, chosen, shuffle=chosen.shuffle, seed=chosen.seed).whole
 
 
 def with_date(config: RolloutConfig, codec: ChatCodec) -> RolloutConfig:

@@ -54,6 +54,7 @@ def asked_for(trials: int, tasks: int | None, selection: Mapping[str, Any]) -> d
         "n": None if tasks is None else tasks * trials,
         "group_size": trials,
         "seed": SEED,
+        "sampler": "uniform",
         "max_turns": NO_LIMIT,
     } | given
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import rollout_service.config.arguments as arguments
 from rollout_service.collecting.continuation import Continuation
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.selection import read_domain, read_ids
+from rollout_service.config.tasks import SamplerKind
 from rollout_service.errors import Fault, TaskError
 from rollout_service.record.trajectory import Outcome, TaskRef, Trajectory
 from rollout_service.redaction import shown
@@ -42,6 +43,8 @@ class CollectionRequest:
     split: str | None = None
     ids: list[str] | None = None
     shuffle: bool | None = None
+    sampler: SamplerKind | None = None
+    """How the next task is drawn, see `tasks.sampler`."""
     seed: int | None = None
     """A number determines tasks and episodes. None: go on where the last collection of the same selection stopped."""
     groups_per_update: int | None = None
@@ -83,6 +86,9 @@ class CollectionRequest:
             check_episodes(self.n, self.group_size)
         arguments.optional(arguments.truth, "shuffle", self.shuffle, TaskError)
         arguments.optional(arguments.choice, "late", self.late, ("drop", "deliver"), TaskError)
+        arguments.optional(arguments.choice, "sampler", self.sampler, get_args(SamplerKind), TaskError)
+        if self.shuffle is not None and self.sampler not in (None, "uniform"):
+            raise TaskError(f"shuffle has no effect with sampler {self.sampler}.", "Leave one of them out.")
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
         if self.continues is not None and not isinstance(self.continues, Continuation):
             raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")

@@ -12,9 +12,11 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 
 from rollout_service.config.refusal import Refused
 from rollout_service.config.section import Section
-from rollout_service.config.selection import read_domain, read_ids
+from rollout_service.config.selection import read_domain, read_ids, read_task_weights
 from rollout_service.errors import TaskError
 from rollout_service.redaction import shown
+
+SamplerKind = Literal["uniform", "weighted", "pass_rate"]
 
 
 class Retrieval(NamedTuple):
@@ -55,6 +57,26 @@ class Tasks(Section):
         True, description="true: draw in a new order each epoch; false: in the order of the split, over and over."
     )
     seed: int = Field(0, description="Seed of the order and of every episode drawn.")
+    sampler: SamplerKind = Field(
+        "uniform",
+        description="How the next task is drawn. uniform: epoch by epoch; weighted: by tasks.weights; pass_rate: tasks "
+        "that the policy passes nearly always or nearly never come rarely.",
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="For sampler weighted: weights by domain or by domain/id; 0: never; one that is not named has the "
+        "mix's weight, or 1.",
+    )
+    pass_rate_floor: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="For sampler pass_rate: weight of a task that is passed nearly always or nearly never; others have "
+        "1.",
+    )
+    pass_rate_memory: float = Field(
+        16, ge=2, le=10_000, description="For sampler pass_rate: number of a task's recent episodes that count."
+    )
 
     retrieval: Literal["no_knowledge", "full_kb", "golden_retrieval", "bm25", "bm25_grep", "grep_only"] = Field(
         "bm25_grep", description="How the agent of banking_knowledge (upstream τ²-bench) searches the documents."
@@ -90,6 +112,16 @@ class Tasks(Section):
             return read(value, f"tasks.{info.field_name}")
         except TaskError as error:
             raise Refused(error.problem, error.remedy, f"tasks.{info.field_name}") from error
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _read_weights(cls, value: Any) -> Any:
+        if value == {}:
+            return value
+        try:
+            return read_task_weights(value, "tasks.weights")
+        except TaskError as error:
+            raise Refused(error.problem, error.remedy, "tasks.weights") from error
 
     @field_validator("path")
     @classmethod

@@ -79,6 +79,10 @@ class PassRateSampler:
         self._drawn += 1
         return self._current().drawn_at(self._seed, self._drawn - 1)
 
+    def skip(self, draws: int) -> None:
+        """See `TaskSampler`."""
+        self._drawn += draws
+
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
         """See `TaskSampler`."""
         before, after = self.estimate(task), self.estimate(task).after(rewards, self._memory)

@@ -30,6 +30,9 @@ class TaskSampler(Protocol):
     def draw(self) -> TaskRef:
         """The next task."""
 
+    def skip(self, draws: int) -> None:
+        """Go on at the position that so many draws lead to. A sampler that is not fixed draws nothing for it."""
+
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
         """Take the rewards of a finished group of episodes of the task.
 

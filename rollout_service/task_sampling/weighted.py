@@ -21,10 +21,12 @@ from rollout_service.task_sampling.state import REMEDY, checked
 class WeightedSampler:
     """Independent draws by weights of domains and of tasks."""
 
-    def __init__(self, pool: TaskPool, weights: Mapping[str, float], *, seed: int = 0) -> None:
+    def __init__(
+        self, pool: TaskPool, weights: Mapping[str, float], *, seed: int = 0, field: str = "task_weights"
+    ) -> None:
         """
         Args:
-            weights: as for `set_weights`.
+            weights, field: as for `set_weights`.
 
         Raises:
             TaskError: as `set_weights` raises it.
@@ -32,7 +34,7 @@ class WeightedSampler:
         self._pool = pool
         self._seed = seed
         self._drawn = 0
-        self.set_weights(weights)
+        self.set_weights(weights, field)
 
     @property
     def is_fixed(self) -> bool:
@@ -54,27 +56,28 @@ class WeightedSampler:
         """Of each task, for the next draw."""
         return dict(self._chances.probabilities)
 
-    def set_weights(self, weights: Mapping[str, float]) -> None:
+    def set_weights(self, weights: Mapping[str, float], field: str = "task_weights") -> None:
         """Draw by these weights from now on. They take the place of all earlier ones.
 
         Args:
             weights: by name of a domain, or of a task as domain/id. The weight of a domain is relative to those of the
                 other domains, and one that is not named keeps that of the selection. The weight of a task is relative
                 to the other tasks of its domain, and is 1 where it is not named.
+            field: name of the setting or argument, for errors.
 
         Raises:
             TaskError: a weight is negative or no finite number, a name is unknown, or nothing could be drawn. The
                 earlier weights still hold then.
         """
-        weights = read_task_weights(weights, "task_weights") if weights else {}
-        self._pool.check_names(weights, "task_weights")
+        weights = read_task_weights(weights, field) if weights else {}
+        self._pool.check_names(weights, field)
         shares = {domain: weights.get(domain, given) for domain, given in self._pool.weights.items()}
         if not any(shares.values()):
-            raise TaskError("task_weights: every domain has weight 0.", "Give one of them a weight above 0.")
+            raise TaskError(f"{field}: every domain has weight 0.", "Give one of them a weight above 0.")
         for domain, tasks in self._pool.tasks.items():
             if shares[domain] and not any(weights.get(name_of(task), 1.0) for task in tasks):
                 raise TaskError(
-                    f"task_weights: every task of {domain} has weight 0.",
+                    f"{field}: every task of {domain} has weight 0.",
                     f"Give one of them a weight above 0, or leave the domain out by {{{domain!r}: 0}}.",
                 )
         self._weights = weights
@@ -84,6 +87,10 @@ class WeightedSampler:
         """The next task."""
         self._drawn += 1
         return self._chances.drawn_at(self._seed, self._drawn - 1)
+
+    def skip(self, draws: int) -> None:
+        """See `TaskSampler`."""
+        self._drawn += draws
 
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
         """Does nothing: the weights are the trainer's."""
