@@ -20,6 +20,7 @@ NAMES = (
     "rates",
     "against_tau2",
     "viewer",
+    "samplers",
 )
 GPU_NAMES = ("serving", "updates", "served_user")
 """Only when named: they need a GPU and SGLang."""
