@@ -32,7 +32,7 @@ from rollout_service.redaction import shown
 
 Mode = Literal["new", "append", "resume", "overwrite"]
 
-_SELECTION = ("domain", "split", "ids", "shuffle", "seed")
+_SELECTION = ("domain", "split", "ids", "shuffle", "seed", "sampler")
 """Settings of `tasks`, which are fields of a request too."""
 
 _CONTENTS = "tasks.contents"
@@ -156,7 +156,7 @@ class Output:
             given = {name for name in _SELECTION if getattr(request, name) is not None}
             given |= {"seed"} if "tasks.seed" in own.explicit() else set()
             self._check(self._last, {k: v for k, v in counts.items() if v is not None}, given, running)
-            chosen = {name: self._last.settings[f"tasks.{name}"] for name in _SELECTION}
+            chosen = {name: _with_defaults(self._last)[f"tasks.{name}"] for name in _SELECTION}
             continues = Continuation(self._last.first_draw, self._last.collection_id, self._done())
             return asked | chosen | {"n": self._last.n, "group_size": self._last.group_size, "continues": continues}
         if first_draw := self._next_draw():
@@ -166,12 +166,12 @@ class Output:
     def _check(self, last: Asked, counts: dict[str, int], given: set[str], running: RolloutConfig) -> None:
         """Check that the file's last collection goes on with the settings that it was begun with."""
         pairs = [(name, getattr(last, name), value) for name, value in counts.items()]
-        fallback = shaping(RolloutConfig())
+        earlier = _with_defaults(last)
         for dotted, now in self._settings.items():
             if dotted == _CONTENTS:
                 continue
             section, _, name = dotted.partition(".")
-            then = last.settings.get(dotted, fallback[dotted])
+            then = earlier[dotted]
             unsaid = dotted in UNKNOWN_UNTIL_STARTED and None in (then, now)
             chosen = name in _SELECTION and name not in given
             inherited = section == "tasks" and chosen and not (name == "ids" and running.tasks.ids)
@@ -213,7 +213,7 @@ class Output:
         the first draw unless others had drawn from its service before.
         """
         tasks = {name: value for name, value in self._settings.items() if name.startswith("tasks.")}
-        same = [asked for asked in self._manifest.collections if tasks.items() <= asked.settings.items()]
+        same = [asked for asked in self._manifest.collections if tasks.items() <= _with_defaults(asked).items()]
         draws = [asked.next_draw for asked in same]
         others = set(self._manifest.others)
         draws += [(e.group or 0) + 1 for e in self._stored if e.collection_id in others]
@@ -245,6 +245,11 @@ class Output:
                 )
                 _write(dataclasses.replace(self._manifest, collections=[*self._manifest.collections, this]), writer)
             yield writer
+
+
+def _with_defaults(asked: Asked) -> dict[str, Any]:
+    """A collection's settings. Those that its release did not have are at their defaults."""
+    return shaping(RolloutConfig()) | asked.settings
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

@@ -22,7 +22,7 @@ from rollout_service.collecting.planning import Planner
 from rollout_service.config import RolloutConfig
 from rollout_service.config.root import field_names
 from rollout_service.config.shaping import PLACE_AND_PACE, shaping
-from rollout_service.errors import StorageError
+from rollout_service.errors import StorageError, TaskError
 from rollout_service.output import Output
 from rollout_service.record import storage
 from rollout_service.record.manifest import manifest_path, read_manifest
@@ -94,6 +94,29 @@ def test_append_numbers_on_from_what_is_there(ending, tmp_path):
     collect(longer, "new", n=16, group_size=2)
     assert drawn(path) == drawn(longer)
     assert len(set(drawn(path))) == 16
+
+
+def test_what_a_sampler_drew_that_learns_is_not_resumed_but_appended_to(tmp_path):
+    path = tmp_path / "x.jsonl"
+    collect(path, "new", groups=1, n=4, group_size=2, sampler="pass_rate")
+    with pytest.raises(TaskError, match=r"cannot be continued: nobody can say which tasks sampler pass_rate drew"):
+        collect(path, "resume")
+    collect(path, "append", n=4, group_size=2, sampler="pass_rate")
+    assert len({seed for _, seed in drawn(path)}) == len(storage.read(path)) == 6
+
+
+def test_a_file_that_was_begun_before_there_were_samplers_is_resumed_and_numbered_on(tmp_path):
+    path, longer = tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+    collect(path, "new", groups=1, n=4, group_size=2)
+    manifest = json.loads(manifest_path(path).read_text())
+    learned = ("tasks.sampler", "tasks.weights", "tasks.pass_rate_floor", "tasks.pass_rate_memory")
+    for name in learned:
+        del manifest["collections"][0]["settings"][name]
+    manifest_path(path).write_text(json.dumps(manifest))
+    collect(path, "resume")
+    collect(path, "append", n=2, group_size=2)
+    collect(longer, "new", n=6, group_size=2)
+    assert drawn(path) == drawn(longer)
 
 
 def test_a_selection_of_its_own_is_numbered_on_its_own_and_only_the_last_collection_is_resumed(tmp_path):

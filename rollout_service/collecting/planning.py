@@ -18,13 +18,14 @@ from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, Ep
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT, Budget
+from rollout_service.config.tasks import SamplerKind
 from rollout_service.errors import TaskError
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
 from rollout_service.redaction import shown
+from rollout_service.task_sampling.making import make
 from rollout_service.task_sampling.pool import TaskPool
 from rollout_service.task_sampling.sampler import TaskSampler
-from rollout_service.task_sampling.uniform import UniformSampler
 
 
 class TaskSource(Protocol):
@@ -71,7 +72,7 @@ class Planner:
 
     def position(self, request: CollectionRequest) -> SamplerPosition | None:
         """How far the request's selection was drawn; None: it has a seed of its own, or was not drawn yet."""
-        key = repr(self._selection(request))
+        key = self._key(request)
         if request.seed is not None or key not in self._samplers:
             return None
         seed, sampler = self._samplers[key]
@@ -103,6 +104,8 @@ class Planner:
         if request.sampling is not None:
             check_sampling(self._config.policy, request.sampling)
         seed, sampler = self._sampler(request)
+        if request.continues is not None and request.continues.collection_id is not None and request.n is not None:
+            _check_can_be_drawn_again(sampler, request.continues.collection_id, self._kind(request))
         n = len(sampler.whole) * request.group_size if request.n is None else request.n
         check_episodes(n, request.group_size)
         first_draw = sampler.drawn
@@ -175,7 +178,7 @@ class Planner:
             return seed, self._drawn(request, seed, request.continues.first_draw)
         if request.seed is not None:
             return seed, self._drawn(request, seed, 0)
-        key = repr(self._selection(request))
+        key = self._key(request)
         if key not in self._samplers:
             before = self._restored.get(key, SamplerPosition(key, seed, 0))
             self._samplers[key] = (before.seed, self._drawn(request, before.seed, before.drawn))
@@ -184,9 +187,19 @@ class Planner:
     def _drawn(self, request: CollectionRequest, seed: int, count: int) -> TaskSampler:
         """The request's sequence of tasks after so many of them."""
         domain, split, ids, shuffle = self._selection(request)
-        sampler = UniformSampler(self._tasks.pool(domain, split, ids), shuffle=shuffle, seed=seed)
+        pool = self._tasks.pool(domain, split, ids)
+        sampler = make(self._kind(request), pool, self._config.tasks, shuffle=shuffle, seed=seed)
         sampler.skip(count)
         return sampler
+
+    def _kind(self, request: CollectionRequest) -> SamplerKind:
+        """How the request's tasks are drawn."""
+        return self._config.tasks.sampler if request.sampler is None else request.sampler
+
+    def _key(self, request: CollectionRequest) -> str:
+        """What the collections have in common that share a sampler: the selection and how it is drawn."""
+        selection, kind = self._selection(request), self._kind(request)
+        return repr(selection if kind == "uniform" else (*selection, kind))
 
     def _selection(
         self, request: CollectionRequest
@@ -202,3 +215,16 @@ class Planner:
         if same_domain and split == defaults.split:
             split = defaults.chosen_split
         return domain, split, ids, defaults.shuffle if request.shuffle is None else request.shuffle
+
+
+def _check_can_be_drawn_again(sampler: TaskSampler, collection_id: str, kind: SamplerKind) -> None:
+    """Check that the tasks of an earlier collection can be drawn again.
+
+    Raises:
+        TaskError: they depended on weights that may have changed, or on what was observed then.
+    """
+    if not sampler.is_fixed:
+        raise TaskError(
+            f"Collection {collection_id} cannot be continued: nobody can say which tasks sampler {kind} drew for it.",
+            "Append a collection to its file instead. What a journal holds goes on with reopen().",
+        )

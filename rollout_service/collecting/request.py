@@ -87,8 +87,6 @@ class CollectionRequest:
         arguments.optional(arguments.truth, "shuffle", self.shuffle, TaskError)
         arguments.optional(arguments.choice, "late", self.late, ("drop", "deliver"), TaskError)
         arguments.optional(arguments.choice, "sampler", self.sampler, get_args(SamplerKind), TaskError)
-        if self.shuffle is not None and self.sampler not in (None, "uniform"):
-            raise TaskError(f"shuffle has no effect with sampler {self.sampler}.", "Leave one of them out.")
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
         if self.continues is not None and not isinstance(self.continues, Continuation):
             raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")

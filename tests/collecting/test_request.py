@@ -61,6 +61,7 @@ def test_a_request_s_own_sampling_goes_over_the_service_s(own):
         ({"split": 3}, r"split is 3"),
         ({"ids": "create_task_1"}, r"ids is 'create_task_1', not a list"),
         ({"shuffle": "no"}, r"shuffle is 'no'"),
+        ({"sampler": "best"}, r"sampler is 'best'.*uniform, weighted, pass_rate"),
         ({"seed": "1"}, r"seed is '1'"),
         ({"sampling": {"temperature": 1.0}}, r"sampling is"),
         ({"max_attempts": 0}, r"max_attempts is 0"),
