@@ -128,11 +128,18 @@ class PolicyReplica:
         Raises:
             EpisodeFault: the weights are older than `info.min_version`, and no newer ones come.
         """
+        waits_since = time.perf_counter()
         await self._reach(info.min_version)
 
         async def sample(prompt: npt.NDArray[np.int32], how: Sampling) -> Generation:
+            nonlocal waits_since
             async with self._slots, self._turn_gate.turn():
-                return await self._engine.generate(prompt, how, info)
+                waited = time.perf_counter() - waits_since
+                part = await self._engine.generate(prompt, how, info)
+                waits_since = time.perf_counter()
+            if part.queue_seconds is not None:
+                part.queue_seconds += waited
+            return part
 
         try:
             return await resumed(sample, input_ids, sampling)

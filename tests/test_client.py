@@ -92,6 +92,7 @@ def test_an_evaluation_goes_beyond_the_turns_of_training_unless_it_is_told_not_t
 def test_a_trainer_s_logger_gets_the_service_s_numbers_as_floats(client):
     before = client.metrics()
     batch = client.collect(2, seed=3, progress=False)
+    assert all(0 <= turn.queue_seconds <= turn.policy_seconds for t in batch for turn in t.turns)
     after = asyncio.run(client.ametrics())
     assert {type(value) for value in after.values()} == {float}
     assert after["slots"] == client.status()["slots"]

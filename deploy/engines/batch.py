@@ -9,6 +9,7 @@ For one thread; only `Turn.done` is shared, and `occupancy` may be asked by anot
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -50,11 +51,20 @@ class Turn:
     cached: int = 0
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    asked: float = field(default_factory=time.perf_counter)
+    """When the turn was asked for."""
+    queue_seconds: float | None = None
+    """Seconds from then to the turn's first step; None: it waits."""
 
     @property
     def pending(self) -> int:
         """Number of tokens that the model has not seen: one, unless part of the prompt is left."""
         return self.context.size - self.context.seen
+
+    def begin(self) -> None:
+        """Note that the turn waits no longer, at its first step and if it ends without one."""
+        if self.queue_seconds is None:
+            self.queue_seconds = time.perf_counter() - self.asked
 
     def take(self, token: int, logprob: float, version: int) -> str | None:
         """Add a sampled token. Returns the finish reason if the turn ends with it."""
@@ -67,6 +77,7 @@ class Turn:
 
     def finish(self, reason: str) -> None:
         """Complete `done` with the sampled tokens."""
+        self.begin()
         if self.done.set_running_or_notify_cancel():
             self.done.set_result(
                 Generation(
@@ -77,6 +88,7 @@ class Turn:
                     prompt_tokens=self.prompt,
                     cached_tokens=self.cached,
                     prefix_version=self.context.oldest,
+                    queue_seconds=self.queue_seconds,
                 )
             )
 
@@ -214,6 +226,7 @@ class Batch:
                 break
             if not turn.context.seen:
                 self._reuse_prefix(turn, version)
+            turn.begin()
             count = min(turn.pending, room)
             room -= count
             portions.append((turn, count))

@@ -65,6 +65,7 @@ class ScriptedEngine:
             finish_reason=finish,
             prompt_tokens=len(input_ids),
             prefix_version=self.version,
+            queue_seconds=0.0,  # every turn begins at once
         )
 
     async def _wait(self, seconds: float) -> bool:

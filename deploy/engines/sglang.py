@@ -78,8 +78,8 @@ class SglangEngine:
         _check_arguments(policy.engine_arguments)
         _check_memory(policy)
         self._policy = policy
-        self._engine = launch(
-            {"log_level": "warning", "sleep_on_idle": True}
+        self._engine = launch(  # with its metrics on, an answer says how long the turn was queued
+            {"log_level": "warning", "sleep_on_idle": True, "enable_metrics": True}
             | policy.engine_arguments
             | {
                 "model_path": policy.model,
@@ -284,7 +284,7 @@ class SglangEngine:
 
     def occupancy(self) -> Occupancy | None:
         """See `Engine`. The scheduler writes queue and use into shared memory when it fills prompts, when it comes to
-        rest, and every 15 tokens in between. Of its cache's hits it says nothing without SGLang's own metrics."""
+        rest, and every 15 tokens in between. Of its cache's hits it says nothing if SGLang's metrics are off."""
         load = self._load()
         if load is None:
             return None

@@ -30,6 +30,10 @@ _ROLES = ("system", "assistant", "user", "tool")
 _ENDERS: dict[str, str] = {TerminationReason.USER_STOP: "user", TerminationReason.AGENT_STOP: "assistant"}
 
 
+_CLOCKS_DIFFER = 0.01
+"""Share and seconds by which the clocks of two machines may measure one duration differently."""
+
+
 def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """Each impossible value: where it is, and what is wrong with it."""
     yield from _identity(trajectory)
@@ -145,6 +149,9 @@ def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
             yield where, f"its finish_reason is {turn.finish_reason!r}"
         if not (math.isfinite(turn.policy_seconds) and turn.policy_seconds >= 0):
             yield where, f"its policy_seconds are {turn.policy_seconds}"
+        longest = turn.policy_seconds * (1 + _CLOCKS_DIFFER) + _CLOCKS_DIFFER
+        if turn.queue_seconds is not None and not 0 <= turn.queue_seconds <= longest:
+            yield where, f"its queue_seconds are {turn.queue_seconds} of {turn.policy_seconds} policy_seconds"
     yield from _places(trajectory)
 
 

@@ -80,6 +80,9 @@ class Generation:
     """Prompt tokens that came from the prefix cache."""
     prefix_version: int | None = None
     """Oldest version of the weights that computed the cached keys and values under these tokens; None: unknown."""
+    queue_seconds: float | None = None
+    """Seconds that the turn waited before it was sampled and, after an interruption, before it went on. An engine gives
+    its own queue's; a replica adds what the turn waited to reach the engine. None: unknown."""
 
     def check_tokens(self, ends: Collection[int], vocabulary_size: int | None) -> None:
         """Check that all tokens can be the model's own.

@@ -64,9 +64,10 @@ def ended_by(part: Generation, ends: Collection[int]) -> Generation:
 def joined(parts: list[Generation]) -> Generation:
     """The turn made of the parts, in order. The first part with a token gives the counts of prompt and cached tokens:
     its prompt is the turn's own, and a part that never ran counted nothing. It also has the oldest keys and values:
-    those of a later part are as old, or were computed again."""
+    those of a later part are as old, or were computed again. The turn waited as long as all parts together."""
     if len(parts) == 1:
         return parts[0]
+    waits = [part.queue_seconds for part in parts if part.queue_seconds is not None]
     first = next((part for part in parts if len(part.token_ids)), parts[0])
     return Generation(
         token_ids=np.concatenate([part.token_ids for part in parts]),
@@ -76,4 +77,5 @@ def joined(parts: list[Generation]) -> Generation:
         prompt_tokens=first.prompt_tokens,
         cached_tokens=first.cached_tokens,
         prefix_version=first.prefix_version,
+        queue_seconds=sum(waits) if len(waits) == len(parts) else None,
     )

@@ -6,6 +6,7 @@ rejected. SGLang's log-probs are natural logarithms, after temperature and befor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ def _read(answer: Mapping[str, Any]) -> Generation:
         prompt_tokens=int(meta.get("prompt_tokens", 0)),
         cached_tokens=int(meta.get("cached_tokens", 0)),
         prefix_version=None if meta.get("prefix_version") is None else _number(meta["prefix_version"]),
+        queue_seconds=_seconds(meta.get("queue_time")),
     )
 
 
@@ -97,6 +99,11 @@ def _number(version: Any) -> int:
     raise ValueError(f"the engine's weight version is {version!r}; it must be an integer")
 
 
+def _seconds(value: Any) -> float | None:
+    """A duration; None where there is none, or one that no clock can have measured."""
+    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
+
+
 def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any]:
     """SGLang's JSON answer for a turn, without text."""
     tokens = generation.token_ids.tolist()
@@ -106,9 +113,8 @@ def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any
     elif tokens:
         reason["matched"] = tokens[-1]
     spans = _spans(generation.weight_versions)
-    prefix = (
-        {} if generation.prefix_version is None else {"prefix_version": generation.prefix_version}
-    )  # an addition of ours
+    # The first is an addition of ours; SGLang has the second if its metrics are on.
+    known = {"prefix_version": generation.prefix_version, "queue_time": generation.queue_seconds}
     return {
         "text": "",
         "output_ids": tokens,
@@ -123,7 +129,7 @@ def to_answer(generation: Generation, rid: str, seconds: float) -> dict[str, Any
             ],
             "weight_version": spans[-1]["version"] if spans else "0",
             "weight_versions": spans,
-            **prefix,
+            **{name: value for name, value in known.items() if value is not None},
             "e2e_latency": seconds,
         },
     }

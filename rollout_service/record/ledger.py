@@ -96,6 +96,7 @@ class TokenLedger:
             policy_seconds=seconds,
             prefix_version=generation.prefix_version,
             unknown_tokens=unknown_tokens,
+            queue_seconds=generation.queue_seconds,
         )
         self._turns.append(turn)
         return turn

@@ -96,6 +96,10 @@ class Turn:
     None: not known, as with engines that others serve and update."""
     unknown_tokens: int = field(default=0, metadata=schema.ADDED)
     """Sampled ids for which the tokenizer has no token, and so no text. They are rows that pad the model's head."""
+    queue_seconds: float | None = field(default=None, metadata=schema.ADDED)
+    """Seconds of `policy_seconds` that the turn waited at its replica and in the engine's queue, before it was sampled
+    and, after an interruption, before it went on. Measured where it waited, by one clock. The way to the replica is not
+    in it. None: not known."""
 
 
 @dataclass(slots=True, eq=False)

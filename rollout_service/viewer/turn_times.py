@@ -3,8 +3,9 @@
 Invariant: the parts of an episode add up to its recorded seconds. A part that cannot be placed in a turn is not
 guessed: it is given for the whole episode.
 
-The policy's seconds are recorded with each turn. Those of user and tools are the differences between the timestamps of
-messages. Where these do not fit the recorded sums, as with messages that stood in the task, they are left out.
+The policy's seconds are recorded with each turn, and how many of them it waited in queues, where that is known. Those
+of user and tools are the differences between the timestamps of messages. Where these do not fit the recorded sums, as
+with messages that stood in the task, they are left out.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ def turn_times(trajectory: Trajectory) -> dict[str, Any]:
     """Seconds by turn and the rest.
 
     Returns:
-        `turns`: for each turn its `policy` seconds, and `user` and `environment` seconds between its message and the
-        next turn's, or None where they cannot be placed. `rest`: the seconds of `queue`, `policy`, `user`,
-        `environment` and `evaluation` that are in no turn.
+        `turns`: for each turn its `queue` seconds, None where they are not known, its other `policy` seconds, and
+        `user` and `environment` seconds between its message and the next turn's, or None where they cannot be placed.
+        `rest`: the seconds of `queue`, `policy`, `user`, `environment` and `evaluation` that are in no turn.
     """
     timing, turns = trajectory.timing, trajectory.turns
-    by_turn: list[dict[str, float | None]] = [{"policy": turn.policy_seconds} for turn in turns]
+    by_turn: list[dict[str, float | None]] = [
+        {"queue": turn.queue_seconds, "policy": max(0.0, turn.policy_seconds - (turn.queue_seconds or 0.0))}
+        for turn in turns
+    ]
     rest = {"queue": timing.queue_seconds, "evaluation": timing.evaluation_seconds}
     rest["policy"] = max(0.0, timing.policy_seconds - sum(turn.policy_seconds for turn in turns))
     gaps = _gaps(trajectory)

@@ -75,6 +75,10 @@ def _prefix_version_decreases(t: Trajectory) -> None:
     t.turns[0].prefix_version, t.turns[-1].prefix_version = 5, 4
 
 
+def _longer_wait(t: Trajectory) -> None:
+    t.turns[0].queue_seconds = t.turns[0].policy_seconds + 1.0
+
+
 def _trailing_context(t: Trajectory) -> None:
     s = t.segments[0]
     for name, filler in (("token_ids", 5), ("loss_mask", 0), ("logprobs", 0), ("weight_versions", -1)):
@@ -164,6 +168,7 @@ def _tool_result(t: Trajectory) -> None:
         ("reward", _task_hash),
         ("reward", _domain_hash),
         ("record", _no_zone),
+        ("record", _longer_wait),
     ],
 )
 def test_each_kind_of_damage_is_found_by_its_check(sound, check: str, damage: Callable[[Trajectory], None]):

@@ -32,6 +32,7 @@ UNTOLD = {
     "altered": """
         trajectory_id collection_id group_id sample_index seed attempt
         segments.token_ids segments.weight_versions segments.turns.cached_tokens segments.turns.policy_seconds
+        segments.turns.queue_seconds
         messages.content messages.error messages.timestamp messages.cost
         timing.queue_seconds timing.policy_seconds timing.user_seconds timing.environment_seconds
         timing.evaluation_seconds user_usage.prompt_tokens user_usage.completion_tokens user_usage.cost_usd

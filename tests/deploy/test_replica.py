@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import traceback
 from types import SimpleNamespace
@@ -178,6 +179,27 @@ async def test_turns_beyond_the_limit_wait_and_keep_no_order_out(engine, monkeyp
     await asyncio.wait_for(replica.resume(2), 60)
     assert len(await asyncio.gather(*turns)) == 5
     assert engine.most == 2
+
+
+async def test_a_turn_says_how_long_it_waited_at_the_replica_and_in_the_engine_s_queue(engine, monkeypatch):
+    replica = await started(monkeypatch)
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    sample, parts = engine.generate, iter([(2.0, "abort"), (0.25, "stop"), (None, "stop")])
+
+    async def queued(*args) -> Generation:
+        now[0] += 50.0  # the engine waits and samples
+        wait, reason = next(parts)
+        return dataclasses.replace(await sample(*args), queue_seconds=wait, finish_reason=reason)
+
+    engine.generate = queued
+    await replica.pause("drain", 1)
+    waiting = turn(replica)
+    assert await is_waiting(waiting)
+    now[0] += 7.0
+    await replica.resume(2)
+    assert (await waiting).queue_seconds == 7.0 + 2.0 + 0.25, "an interrupted turn waits twice"
+    assert (await turn(replica)).queue_seconds is None, "this engine does not know how long"
 
 
 async def test_weights_that_are_half_loaded_sample_nothing_and_end_the_replica(engine, monkeypatch, ended, caplog):

@@ -107,6 +107,7 @@ def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_r
     for trajectory in trajectories:
         for before, turn in zip(trajectory.turns, trajectory.turns[1:], strict=False):
             assert turn.cached_tokens >= before.end - 1, "another replica would know the opening at most"
+        assert all(0 <= turn.queue_seconds <= turn.policy_seconds for turn in trajectory.turns)
     status = service.status()
     share = sum(t.cached_token_count for t in trajectories) / sum(t.prompt_token_count for t in trajectories)
     assert status["cached_tokens"] / status["prompt_tokens"] == pytest.approx(share)

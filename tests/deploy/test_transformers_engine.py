@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,20 @@ async def test_an_interrupt_reaches_turns_that_have_not_begun(engine):
     engine.interrupt()
     made = await asyncio.wait_for(turn, 60)
     assert (made.finish_reason, len(made.token_ids), made.prompt_tokens) == ("abort", 0, 10)
+
+
+async def test_a_turn_says_how_long_it_waited_until_its_first_step_or_its_end(engine, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(batch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    waited = []
+    for go_on in (engine.thaw, lambda: asyncio.to_thread(engine.interrupt)):
+        await engine.freeze()
+        turn = sample(engine, prompt(10), max_new_tokens=3, ignore_eos=True)
+        await asyncio.sleep(0)  # it is asked for
+        now[0] += 3.0
+        await go_on()
+        waited.append((await turn).queue_seconds)
+    assert waited == [3.0, 3.0]
 
 
 async def test_a_frozen_engine_samples_nothing(engine, old):

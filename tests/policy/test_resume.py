@@ -213,3 +213,12 @@ def test_a_turn_that_goes_on_with_newer_weights_was_computed_over_those_of_its_b
 
     assert joined([part(1, 0), part(2, 3), part(4, 2)]).prefix_version == 2
     assert joined([part(3, 2)]).prefix_version == 3
+
+
+def test_a_turn_waited_as_long_as_its_parts_together_if_each_says_how_long():
+    def part(queue_seconds: float | None) -> Generation:
+        ids = np.ones(1, dtype=np.int32)
+        return Generation(ids, -ids.astype(np.float32), ids, "abort", queue_seconds=queue_seconds)
+
+    assert joined([part(0.5), part(0.0), part(2.0)]).queue_seconds == 2.5
+    assert joined([part(0.5), part(None)]).queue_seconds is None

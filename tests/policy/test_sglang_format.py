@@ -32,6 +32,7 @@ def generations(draw) -> Generation:
         prompt_tokens=draw(st.integers(0, 10**6)),
         cached_tokens=draw(st.integers(0, 10**6)),
         prefix_version=draw(st.none() | st.integers(0, int(versions.min(initial=10**6)))),
+        queue_seconds=draw(st.none() | st.floats(0, 1e6)),
     )
 
 
@@ -75,7 +76,7 @@ def test_a_turn_comes_back_from_json_exactly(generation):
     for name in ("token_ids", "logprobs", "weight_versions"):
         sent, came = getattr(generation, name), getattr(back, name)
         assert (came.dtype, came.tobytes()) == (sent.dtype, sent.tobytes())
-    for name in ("finish_reason", "prompt_tokens", "cached_tokens", "prefix_version"):
+    for name in ("finish_reason", "prompt_tokens", "cached_tokens", "prefix_version", "queue_seconds"):
         assert getattr(back, name) == getattr(generation, name)
 
 
@@ -130,6 +131,12 @@ def test_so_is_the_plain_word_abort():
 def test_counts_that_an_answer_lacks_are_0():
     turn = from_answer(answer(prompt_tokens=..., cached_tokens=...))
     assert (turn.prompt_tokens, turn.cached_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("said", [..., None, -0.5, float("nan"), float("inf"), "0.5", True], ids=repr)
+def test_a_wait_in_the_queue_that_was_not_measured_is_unknown(said):
+    assert from_answer(answer(queue_time=0.25)).queue_seconds == 0.25
+    assert from_answer(answer(queue_time=said)).queue_seconds is None
 
 
 def test_an_aborted_request_is_a_part_of_a_turn_with_what_it_sampled():

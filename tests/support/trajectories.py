@@ -199,6 +199,6 @@ def without_times(trajectory: Trajectory) -> dict[str, Any]:
     del record["timing"], record["started"]
     for segment in record["segments"]:
         for turn in segment["turns"]:
-            del turn["policy_seconds"]
+            del turn["policy_seconds"], turn["queue_seconds"]
     record["messages"] = [{k: v for k, v in message.items() if k != "timestamp"} for message in record["messages"]]
     return record

@@ -498,7 +498,7 @@ def test_a_fault_keeps_the_order_of_events_too(monkeypatch):
     assert [m["role"] for m in trajectory.messages[:3]] == ["assistant", "user", "assistant"]
 
 
-def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
+def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are_and_is_told_how_long_it_waited():
     asked = []
 
     class Updated(episodes.LocalPolicy):
@@ -508,9 +508,8 @@ def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
             asked.append(info.prefix_version)
             made = await super().generate(input_ids, sampling, session_id, info)
             self.engine.version += 1
-            return replace(
-                made, prefix_version=made.prefix_version if info.prefix_version is None else info.prefix_version
-            )
+            prefix = made.prefix_version if info.prefix_version is None else info.prefix_version
+            return replace(made, prefix_version=prefix, queue_seconds=0.25 * info.turn)
 
     config = episodes.settings()
     policy = Updated(config)
@@ -519,6 +518,7 @@ def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are():
     assert len(trajectory.turns) > 1
     assert asked == [None] + [4] * (len(trajectory.turns) - 1)
     assert [turn.prefix_version for turn in trajectory.turns] == [4] * len(trajectory.turns)
+    assert [turn.queue_seconds for turn in trajectory.turns] == [0.25 * n for n in range(len(trajectory.turns))]
     assert trajectory.oldest_version == 4
 
 

@@ -37,6 +37,7 @@ def stored() -> list[Trajectory]:
         (segment,) = trajectory.segments
         segment.token_ids[:] = np.resize(ids, len(segment.token_ids))
         segment.turns[0].message_index = 1
+        segment.turns[0].queue_seconds = 0.125
         trajectory.provenance = Provenance(tokenizer="embedded", tokenizer_fingerprint=codec.tokenizer_fingerprint)
     retail[1].messages.append({"role": "tool", "content": "hay\n" * 500 + "a needle"})
     retail[0].reward_info = checks()

@@ -47,6 +47,10 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     browser.press("4")
     shown(browser, "1 Timeline")
     assert "user 2.00 s" in text(browser, ".timeline .legend")
+    assert "queue 0.625 s policy 1.88 s" in text(browser, ".timeline .legend"), "before the start and in a turn"
+    rows = browser.ask("[...document.querySelectorAll('.timeline tbody tr')].map((row) => row.innerText.trim())")
+    assert rows[1].split("\t") == ["Turn 1", "0.125 s", "0.375 s", "–", "–"]
+    assert rows[2].split("\t") == ["Turn 2", "–", "0.500 s", "–", "–"]
 
 
 def test_a_refused_call_a_user_s_flaw_and_a_turn_without_a_message_stand_in_the_conversation(browser, pages):

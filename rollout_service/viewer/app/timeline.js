@@ -1,4 +1,5 @@
-// The timeline: what each turn waited for. Parts differ in pattern and place, and every number is written beside.
+// The timeline: what each turn waited for. Parts differ in pattern and place, and every number is written beside. The
+// seconds of the rows add up to those of the whole episode.
 import { element, seconds, table } from "./dom.js";
 
 const PARTS = ["queue", "policy", "user", "environment", "evaluation"];
@@ -6,20 +7,20 @@ const PARTS = ["queue", "policy", "user", "environment", "evaluation"];
 export function drawTimeline(talk) {
   const { turns, rest } = talk.times;
   const rows = [];
-  rows.push({ name: "Queue", parts: { queue: rest.queue } });
+  rows.push({ name: "Before start", parts: { queue: rest.queue } });
   for (const [at, turn] of turns.entries()) rows.push({ name: `Turn ${at + 1}`, parts: turn });
   const other = { policy: rest.policy, user: rest.user, environment: rest.environment };
   if (Object.values(other).some((value) => value > 0.0005)) rows.push({ name: "In no turn", parts: other });
   rows.push({ name: "Evaluation", parts: { evaluation: rest.evaluation } });
-  const longest = Math.max(...rows.map((row) => sum(row.parts)), 1e-9);
+  const longest = Math.max(...rows.map((row) => sum(Object.values(row.parts))), 1e-9);
   const isPlaced = turns.every((turn) => turn.user !== null && turn.environment !== null);
-  const timing = talk.timing;
-  const total = PARTS.map((part) => [part, timing[`${part}_seconds`]]);
+  const isQueueKnown = turns.every((turn) => turn.queue !== null);
+  const total = PARTS.map((part) => [part, sum(rows.map((row) => row.parts[part]))]);
   return element(
     "div",
     { class: "timeline" },
     element("h3", {}, "The whole episode"),
-    bar(Object.fromEntries(total), sum(Object.fromEntries(total)), "whole"),
+    bar(Object.fromEntries(total), sum(total.map(([, value]) => value)), "whole"),
     element(
       "p",
       { class: "legend" },
@@ -35,15 +36,17 @@ export function drawTimeline(talk) {
         { class: "time-row" },
         element("span", { class: "time-name" }, row.name),
         bar(row.parts, longest),
-        element("span", { class: "time-sum" }, seconds(sum(row.parts))),
+        element("span", { class: "time-sum" }, seconds(sum(Object.values(row.parts)))),
       ),
     ),
     element(
       "p",
       { class: "aside" },
-      "A turn's policy seconds are recorded. Its user and environment seconds are the differences between the ",
-      "messages' timestamps. “In no turn” is the rest of what is recorded: building the environment, tokenization, ",
-      "waiting inside the service.",
+      "“Before start” is the time from the request to the episode's start. A turn's policy seconds are recorded, and how ",
+      "long it waited before it was sampled: at its replica, which may be paused or full, and in the engine's queue. ",
+      "Its user and environment seconds are the differences between the messages' timestamps. “In no turn” is the rest ",
+      "of what is recorded: building the environment, tokenization, waiting inside the service.",
+      isQueueKnown ? "" : " Where a turn's queue is not known, it is part of its policy seconds.",
       isPlaced ? "" : " Here the timestamps do not fit what is recorded, so those parts are not placed in turns.",
     ),
     table(
@@ -54,8 +57,8 @@ export function drawTimeline(talk) {
   );
 }
 
-function sum(parts) {
-  return Object.values(parts).reduce((total, value) => total + (value ?? 0), 0);
+function sum(values) {
+  return values.reduce((total, value) => total + (value ?? 0), 0);
 }
 
 function bar(parts, whole, className = "") {

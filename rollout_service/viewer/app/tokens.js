@@ -159,7 +159,8 @@ function turnLabel(turn, at) {
     turn.prefix_version !== null && turn.versions && turn.prefix_version < turn.versions[0]
       ? `, prefix by v${turn.prefix_version}`
       : "",
-    ` · ${number(turn.cached_tokens)} prompt tokens cached · ${seconds(turn.policy_seconds)} · `,
+    ` · ${number(turn.cached_tokens)} prompt tokens cached · ${seconds(turn.policy_seconds)}`,
+    turn.queue_seconds === null ? " · " : `, ${seconds(turn.queue_seconds)} of it waiting · `,
     turn.finish_reason === "length" ? badge("✂", "cut by length", "warn") : `ended by ${turn.finish_reason}`,
     turn.tool_calls.length ? " · " : "",
     turn.tool_calls.map((status) =>
