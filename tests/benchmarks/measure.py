@@ -12,6 +12,16 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+QWEN3_4B: dict[str, Any] = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+"""Fields of `Qwen3Config` that give the size of Qwen3-4B, but for the vocabulary."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -35,24 +35,15 @@ from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.gateway.tokens import new_token
 from rollout_service.record.trajectory import Trajectory
-from tests.benchmarks.measure import family
+from tests.benchmarks.measure import QWEN3_4B, family
 from tests.support import family_templates, tiny_model
 
 PORT = 31018
 """Of Serve's HTTP server."""
 CASES = ("caller:1", "caller:2", "caller:shared")
 ON_GPU = torch.cuda.is_available()
-SHAPE: dict[str, Any] = {
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "initializer_range": 0.02,
-    "dtype": "bfloat16",
-}
-"""Of Qwen3-4B but for the vocabulary, which is the embedded tokenizer's."""
+SHAPE: dict[str, Any] = QWEN3_4B | {"initializer_range": 0.02, "dtype": "bfloat16"}
+"""The vocabulary is the embedded tokenizer's."""
 SLOTS, EPISODES, TURNS, TURN_TOKENS = (64, 128, 6, 120) if ON_GPU else (4, 4, 2, 20)
 CACHED_TOKENS = {"own": None, "shared": 150_000}
 """Most tokens in an engine's cache, a fifth of a GPU's memory where two engines share it; None: as SGLang likes.

@@ -31,17 +31,11 @@ from rollout_service.policy.serve import ServePolicy
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.policy.weights import Checkpoint, WeightUpdate, stored
 from tests.benchmarks import traffic
-from tests.benchmarks.measure import Row, show
+from tests.benchmarks.measure import QWEN3_4B, Row, show
 
 ENGINE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_ENGINE", "{}"))
-SHAPE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_MODEL", "null")) or {
+SHAPE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_MODEL", "null")) or QWEN3_4B | {
     "vocab_size": 151936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
     "tie_word_embeddings": True,
 }
 SESSIONS = json.loads(os.environ.get("BENCHMARK_SESSIONS", "[64, 128]"))
