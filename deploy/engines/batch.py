@@ -51,7 +51,7 @@ class Turn:
     cached: int = 0
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    asked: float = field(default_factory=time.perf_counter)
+    asked: float = field(default_factory=lambda: time.perf_counter())
     """When the turn was asked for."""
     queue_seconds: float | None = None
     """Seconds from then to the turn's first step; None: it waits."""
