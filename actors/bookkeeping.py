@@ -20,6 +20,7 @@ import rollout_service.cluster as cluster
 import rollout_service.logs as logs
 from actors.restart import is_restarted
 from actors.running import RunningCollection
+from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.episode_state import Kept
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest
@@ -96,9 +97,16 @@ class Bookkeeping:
 
     def _made_again(self, found: OpenCollection, folder: Path, version: int) -> RunningCollection:
         asked = found.asked
-        collection = self._planner.collection(
-            asked.collection_id, asked.request, len(asked.episodes), asked.before, version
-        )
+        size = asked.request.group_size
+        groups = len(asked.episodes) // size if asked.groups is None else asked.groups
+        collection = self._planner.collection(asked.collection_id, asked.request, groups, asked.before, version)
+        drawing, error = Drawing(size, asked.episodes), None
+        if groups * size > len(asked.episodes):
+            try:
+                drawing = self._planner.drawn_on(asked.collection_id, asked.request, asked.episodes)
+            except RolloutError as gone:  # its tasks are not there any more
+                error = gone
+                collection.cancel()
         stored = _readable(found.stored, folder)
         kept = {
             episode: Kept(
@@ -109,7 +117,7 @@ class Bookkeeping:
         collection.restore(kept, found.delivered, found.acknowledged)
         running = RunningCollection(
             collection,
-            asked.episodes,
+            drawing,
             asked.first_draw,
             asked.request.budget or NO_LIMIT,
             asked.client,
@@ -118,6 +126,7 @@ class Bookkeeping:
             asked.submission,
         )
         running.restore({episode: it.summary for episode, it in stored.items()}, found.acknowledged, found.spent)
+        running.error = error
         running.is_parked = not self.is_restarted
         _log.info("Collection %s goes on: %s.", asked.collection_id, running.account)
         return running
@@ -171,6 +180,7 @@ class Bookkeeping:
                 running.first_draw,
                 self._planner.position(request),
                 running.submission,
+                collection.groups,
             )
         )
         await self._journal.durable()

@@ -334,7 +334,7 @@ class Coordinator:
         """Start every episode that can start, and say why others cannot."""
         now = time.monotonic()
         while (assignment := self._scheduler.next(now)) is not None:
-            running = self._collections[assignment.collection_id]
+            (running := self._collections[assignment.collection_id]).draw(assignment.episode)
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():

@@ -115,10 +115,10 @@ class Metering:
             "actors": len(self._pool),
             "slots": self._scheduler.slots,
             "running": self._scheduler.running,
-            "waiting": sum(each.collection.waiting for each in open_ones),
+            "waiting": sum(each.collection.waiting for each in open_ones if each.asked is not None),
             "resting": sum(each.collection.resting for each in open_ones),
             "open_collections": len(open_ones),
-            "waiting_groups": sum(len(each.collection.ready) + each.collection.ahead for each in open_ones),
+            "waiting_groups": sum(len(each.collection.shelf.ready) + each.collection.ahead for each in open_ones),
             "weight_version": self._policy.version,
             "paused": int(self._policy.is_paused),
         }.items():

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import actors.parts as stored_parts
 import rollout_service.logs as logs
@@ -19,7 +17,8 @@ from actors.attempt import Ending, Result, lost, nothing, too_old
 from actors.collection_log import CollectionLog
 from actors.delivery import Delivery, on_disk
 from rollout_service.cluster import Reference
-from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.collection import ENDLESS, Collection
+from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.request import Accepted, EpisodeRequest
@@ -29,7 +28,7 @@ from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.waits import HELD_BACK
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
-from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Ended, Reopened, Spent, Stored
+from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Drawn, Ended, Reopened, Spent, Stored
 from rollout_service.journal.journal import Journal, NoJournal
 from rollout_service.record.trajectory import Trajectory
 
@@ -48,7 +47,7 @@ class RunningCollection:
     def __init__(
         self,
         collection: Collection,
-        requests: list[EpisodeRequest],
+        drawing: Drawing,
         first_draw: int = 0,
         budget: Budget = NO_LIMIT,
         client: str = "",
@@ -66,9 +65,9 @@ class RunningCollection:
         self.journal = journal
         self.parts = parts
         self.collection = collection
-        self.requests = requests
-        self.asked = collection.size
-        """Episodes that it would play if no budget ended it early."""
+        self.drawing = drawing
+        self.asked = None if collection.groups == ENDLESS else collection.size
+        """Episodes that it would play if no budget ended it early; None: it is endless."""
         self.first_draw = first_draw
         self.client = client
         self.submission = submission
@@ -89,12 +88,24 @@ class RunningCollection:
         """When it is given up if it is still parked, see `Keeping`."""
         self._results: dict[int, Result] = {}
         self.delivery = Delivery()
-        self._rewards: dict[int, float] = {}
+        self.rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
+        self._observed: set[int] = set()
+        """Groups from which further draws were learned."""
         self._reader = 0
         """Number of the call that waits for the next group."""
         self.log = CollectionLog()
         self._since = time.monotonic()
+
+    @property
+    def requests(self) -> list[EpisodeRequest]:
+        """The requests of the episodes that were drawn."""
+        return self.drawing.requests
+
+    def draw(self, episode: int) -> None:
+        """Draw the group of an episode that begins, if it was not drawn yet."""
+        for group, episodes in self.drawing.reach(episode):
+            self.journal.record(Drawn(self.name, group, episodes, self.drawing.position))
 
     def request_of(self, assignment: Assignment, version: int) -> EpisodeRequest:
         """The request of this attempt, with the trainer at weight version `version`."""
@@ -152,6 +163,14 @@ class RunningCollection:
         self.journal.record(Stored(self.name, episode, attempt, result[0]))
         self._keep(episode, on_disk(result) if self.is_parked else result)
         self.changed.set()
+        self._observe(episode // self.collection.group_size)
+
+    def _observe(self, group: int) -> None:
+        """Have the source of further groups learn from this one, once it is finished."""
+        if group in self._observed or not self.collection.is_finished(group):
+            return
+        self._observed.add(group)
+        self.drawing.observe(group, [self.rewards.get(episode) for episode in self._played(group)])
 
     def waiting_result(self, episode: int) -> EpisodeSummary | None:
         """The episode's result that was not handed out yet; None: it has none."""
@@ -160,9 +179,9 @@ class RunningCollection:
 
     def _keep(self, episode: int, result: Result) -> None:
         reward = result[0].reward
-        self._rewards.pop(episode, None)
+        self.rewards.pop(episode, None)
         if reward is not None:
-            self._rewards[episode] = reward
+            self.rewards[episode] = reward
         self._results[episode] = result
 
     def drop(self, ending: Ending) -> None:
@@ -267,7 +286,7 @@ class RunningCollection:
         self.new_reader()  # a call of the former client that still waits would take a group that nobody gets
         self.acknowledge((), again=True)
         over = sum(len(self._played(group)) for group in self.delivery.acknowledged)
-        return Accepted(self.name, self.asked - over, self.first_draw)
+        return Accepted(self.name, None if self.asked is None else self.asked - over, self.first_draw)
 
     def _played(self, group: int) -> list[int]:
         """The group's episodes, without those that were done before."""
@@ -300,7 +319,7 @@ class RunningCollection:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
         for episode in handout.expired:
             self._results[episode] = self._expired(episode, version)
-            self._rewards.pop(episode, None)
+            self.rewards.pop(episode, None)
         position = self.journal.record(Delivered(self.name, handout.group, handout.expired))
         results = {episode: self._results.pop(episode) for episode in self._played(handout.group)}
         self.delivery.add(handout.group, results, position)
@@ -345,43 +364,18 @@ class RunningCollection:
 
     def log_beginning(self) -> None:
         """Log that it has begun."""
-        size, members = self.collection.size, self.collection.group_size
-        _log.info("Collection %s begun: %d episodes in groups of %d.", self.name, size, members)
+        members = self.collection.group_size
+        _log.info("Collection %s begun: %s episodes in groups of %d.", self.name, self._asked, members)
+
+    @property
+    def _asked(self) -> str:
+        """The number of its episodes, for log lines."""
+        return "endless" if self.asked is None else str(self.asked)
 
     @property
     def account(self) -> str:
         """How far it came, for log lines."""
         it, seconds = self.collection, time.monotonic() - self._since
         return (
-            f"after {seconds:.0f} s: {it.done} of {self.asked} episodes done, {it.failed} failed, {it.retries} retries"
+            f"after {seconds:.0f} s: {it.done} of {self._asked} episodes done, {it.failed} failed, {it.retries} retries"
         )
-
-    def progress(self, places: list[tuple[float, str]]) -> dict[str, Any]:
-        """What `Coordinator.status` says of the collection.
-
-        Args:
-            places: age in seconds and place of its running episodes.
-        """
-        collection = self.collection
-        rewards = [reward for episode, reward in self._rewards.items() if collection.state(episode).done]
-        return {
-            "client": self.client,
-            "parked": self.is_parked,
-            "kept_seconds": None if self.kept_until is None else max(0.0, self.kept_until - time.monotonic()),
-            "episodes": self.asked,
-            "done": collection.done,
-            "scored": len(rewards),
-            "mean_reward": sum(rewards) / len(rewards) if rewards else None,
-            "waiting": collection.waiting,
-            "running": self.active,
-            "places": dict(Counter(place for _, place in places)),
-            "oldest_seconds": max((age for age, _ in places), default=None),
-            "to_be_tried_again": collection.resting,
-            "held_back": collection.held_back,
-            "limit": self.limit,
-            "paused_by": self.pause,
-            "quarantined": [self.requests[episode].trajectory_id for episode in collection.quarantined],
-            "retries": collection.retries,
-            "failed": collection.failed,
-            "late": collection.late,
-        }

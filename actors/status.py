@@ -5,6 +5,8 @@ Invariant: it says what is there, and changes nothing. The keys are described in
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,11 +47,42 @@ async def report(
         "slots": scheduler.slots,
         "running": scheduler.running,
         **tally.status(),
-        "collections": {name: running.progress(places.get(name, [])) for name, running in collections.items()},
+        "collections": {name: progress(running, places.get(name, [])) for name, running in collections.items()},
     }
     for name, collection in status["collections"].items():
         collection["waits_for"] = waits_for(status, name)
     return status
+
+
+def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dict[str, Any]:
+    """What `Coordinator.status` says of the collection.
+
+    Args:
+        places: age in seconds and place of its running episodes.
+    """
+    collection = running.collection
+    rewards = [reward for episode, reward in running.rewards.items() if collection.state(episode).done]
+    return {
+        "client": running.client,
+        "parked": running.is_parked,
+        "kept_seconds": None if running.kept_until is None else max(0.0, running.kept_until - time.monotonic()),
+        "episodes": running.asked,
+        "done": collection.done,
+        "scored": len(rewards),
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
+        "waiting": None if running.asked is None else collection.waiting,
+        "running": running.active,
+        "places": dict(Counter(place for _, place in places)),
+        "oldest_seconds": max((age for age, _ in places), default=None),
+        "to_be_tried_again": collection.resting,
+        "held_back": collection.held_back,
+        "limit": running.limit,
+        "paused_by": running.pause,
+        "quarantined": [running.requests[episode].trajectory_id for episode in collection.quarantined],
+        "retries": collection.retries,
+        "failed": collection.failed,
+        "late": collection.late,
+    }
 
 
 async def living_replicas(fleet: FleetHandle) -> str:

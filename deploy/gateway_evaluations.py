@@ -57,6 +57,7 @@ class Evaluations:
         stream = await self._streams.find(accepted.collection_id, owner)
         stream.is_kept = False  # its numbers are here alone
         counted = Evaluation(request.group_size, conditions=dict(limits))
+        assert accepted.episodes is not None, "an evaluation has an end"
         running = _Running(stream, accepted.episodes, counted, End("open"))
         self._running = {name: each for name, each in self._running.items() if self._streams.has(name)}
         self._running[accepted.collection_id] = running

@@ -29,7 +29,7 @@ from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
 from rollout_service.collecting.request import Accepted
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ServiceError
+from rollout_service.errors import ServiceError, TaskError
 from rollout_service.metrics.text import flat
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.record.batch import TrajectoryBatch
@@ -145,14 +145,15 @@ class RolloutClient(WeightsClient):
         stream, or leaving it to the garbage collector, cancels the episodes that are left.
 
         Args:
-            n: number of episodes, a multiple of `group_size`. None: every task of the selection, `group_size` times.
+            n: number of episodes, a multiple of `group_size`. None: every task of the selection, `group_size` times,
+                unless the stream is endless.
             groups_per_update: number of groups that the trainer takes between two weight updates, including those that
                 it drops. With `service.max_staleness` set, a group that would be too old when it is taken is then not
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `sampling` (as
-                `policy.sampling`), `max_turns` (as in `limits`), `max_attempts`, `max_staleness` and `late` (as in
-                `service`), `weight` (share of the slots, relative to the weights of other collections; 1), `budget`
+                `policy.sampling`), `endless` (True: tasks are drawn, and groups begun, until the stream is closed),
+                `max_turns` (as in `limits`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the slots, relative to the weights of other collections; 1), `budget`
                 (limits by name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is
                 the caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so.
                 What is left out, or None, comes from the configuration. With a `seed` the same call gives the same
@@ -200,6 +201,10 @@ class RolloutClient(WeightsClient):
         self, n: int | None, group_size: int, progress: bool, selection: dict[str, Any]
     ) -> TrajectoryBatch:
         arguments.truth("progress", progress)
+        if selection.get("endless"):
+            raise TaskError(
+                "endless is True, but a batch has an end.", "Take the groups of client.stream(endless=True)."
+            )
         with contextlib.closing(self.astream(n, group_size=group_size, **selection)) as stream:
             return await gathered(stream, progress)
 

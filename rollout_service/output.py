@@ -149,6 +149,8 @@ class Output:
         """
         size = 1 if group_size is None else group_size
         request = attaching.collection_request(own, running, selection, n=n, group_size=size)
+        if request.endless:
+            raise StorageError("endless is True, but what a file lacks must have an end.", "Give n.")
         self._settings = _settings(running, request)
         asked = {"n": n, "group_size": size, **selection}
         if self._last is not None:
@@ -233,6 +235,7 @@ class Output:
         goes_on = self.mode in ("append", "resume")
         if goes_on:
             self._make_room()
+        assert stream.episodes is not None, "`ask` refuses what is endless"
         with TrajectoryWriter(self.path, append=goes_on, overwrite=self.mode == "overwrite") as writer:
             if self._last is None:
                 this = Asked(

@@ -9,7 +9,6 @@ here knows Ray or I/O, and the time is handed in: seconds of a clock that never 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -18,6 +17,7 @@ from rollout_service.collecting.episode_state import EpisodeState, Handout, Kept
 from rollout_service.collecting.repeats import Repeats
 from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.roster import Roster
+from rollout_service.collecting.shelf import Shelf
 from rollout_service.collecting.staleness import ANY_AGE, Staleness
 from rollout_service.errors import Fault
 
@@ -67,8 +67,6 @@ class Collection:
         self.late = 0
         """Trajectories that were too old, whether they were cut in flight, dropped or delivered."""
         self._version = version
-        self._taken = 0
-        """Groups handed out since the last weight update."""
         self._max_buffered = max_buffered_groups
         self._roster = Roster(group_size)
         self._roster.reach(min(groups, 1))
@@ -79,13 +77,9 @@ class Collection:
         self.before: frozenset[int] = frozenset()
         """Episodes that were done before this collection: they are not played, and no handout has them."""
         self._again = Repeats()
-        self.ready: deque[int] = deque()
-        """Finished groups that wait to be taken."""
+        self.shelf = Shelf()
         self.ahead = 0
         """Groups that were taken before their reader asked for them."""
-        self._handouts_again: deque[Handout] = deque()
-        """Groups that were handed out by a process that died, and are handed out again."""
-        self._handed_out = 0
         self._cancelled = False
 
     @property
@@ -118,7 +112,7 @@ class Collection:
     @property
     def exhausted(self) -> bool:
         """Whether no further group will be handed out."""
-        return self._handed_out == self.groups or (self._cancelled and not self.ready and not self._handouts_again)
+        return self.shelf.handed_out == self.groups or (self._cancelled and self.shelf.is_empty)
 
     def skip(self, episodes: Iterable[int]) -> None:
         """Take episodes as done before this collection, of groups that still lack others. Call it before any start.
@@ -173,11 +167,10 @@ class Collection:
         for group in over:
             for episode in self._roster.members(group):
                 self._roster.end(episode)
-            self._handed_out += 1
         complete = (group for group in range(self._roster.groups) if self._roster.is_complete(group))
         finished = [group for group in complete if group not in over]
-        self._handouts_again.extend(Handout(group, delivered[group]) for group in finished if group in delivered)
-        self.ready.extend(group for group in finished if group not in delivered)
+        handouts = [Handout(group, delivered[group]) for group in finished if group in delivered]
+        self.shelf.restore(handouts, (group for group in finished if group not in delivered), len(over))
         self._next_new = begun * self.group_size
         for episode in range(self._next_new):
             if not self._roster[episode].done:
@@ -187,10 +180,11 @@ class Collection:
 
     def acknowledge(self, groups: Iterable[int]) -> None:
         """Note that the reader has these groups. Those that `restore` would hand out again are not."""
-        over = set(groups)
-        left = [handout for handout in self._handouts_again if handout.group not in over]
-        self._handed_out += len(self._handouts_again) - len(left)
-        self._handouts_again = deque(left)
+        self.shelf.acknowledge(groups)
+
+    def is_finished(self, group: int) -> bool:
+        """Whether each episode of a group that has begun has a result."""
+        return self._roster.is_complete(group)
 
     @property
     def held_back(self) -> Literal["buffer", "staleness"] | None:
@@ -198,10 +192,10 @@ class Collection:
         be too old when it is handed out. None: a group may start, or there is no new group left."""
         if self._cancelled or self._next_new == self._end_of_new or self._next_new % self.group_size:
             return None
-        if len(self.ready) + self.ahead >= self._max_buffered:
+        if len(self.shelf.ready) + self.ahead >= self._max_buffered:
             return "buffer"
-        ahead = self._next_new // self.group_size - self._handed_out
-        return None if self.staleness.in_time(self._taken + ahead) else "staleness"
+        ahead = self._next_new // self.group_size - self.shelf.handed_out
+        return None if self.staleness.in_time(self.shelf.taken + ahead) else "staleness"
 
     def offers(self, now: float = math.inf) -> list[int]:
         """Episodes that may start next, in order of preference: one that is repeated, then the next new one, then one
@@ -335,12 +329,12 @@ class Collection:
     def _end(self, episode: int, *, failed: bool) -> None:
         self.failed += failed
         if self._roster.end(episode):
-            self.ready.append(episode // self.group_size)
+            self.shelf.ready.append(episode // self.group_size)
 
     def updated(self, version: int) -> None:
         """Note that the trainer gave new weights, of this version."""
         self._version = version
-        self._taken = 0
+        self.shelf.taken = 0
 
     def take(self) -> Handout | None:
         """The next finished group; None when no group is ready.
@@ -348,23 +342,17 @@ class Collection:
         Groups come in order of completion or, with a maximum age, the oldest first. If a trajectory became too old
         while its group waited, that episode is repeated and the group is no longer ready.
         """
-        if self._handouts_again:
-            self._handed_out += 1
-            return self._handouts_again.popleft()
-        while self.ready:
-            group = (
-                min(self.ready, key=lambda each: self._roster.age(each, self._version))
-                if self.staleness.maximum is not None
-                else self.ready[0]
-            )
-            self.ready.remove(group)
+        if (handout := self.shelf.take_again()) is not None:
+            return handout
+        age = None if self.staleness.maximum is None else lambda group: self._roster.age(group, self._version)
+        while self.shelf.ready:
+            group = self.shelf.pick(age)
             members = self._roster.members(group)
             late = [e for e in members if self.staleness.late(self._roster[e].oldest_version, self._version)]
             again = [e for e in late if self._is_dropped(e) and self._roster[e].charged < self.max_attempts]
             if not again or self._cancelled:
                 self.late += len(late)
-                self._handed_out += 1
-                self._taken += 1
+                self.shelf.hand_out()
                 expired = tuple(late) if self.staleness.drop else ()
                 self.failed += len(expired)
                 return Handout(group, expired)

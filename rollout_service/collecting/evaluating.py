@@ -89,6 +89,7 @@ async def counted(stream: GroupStream, trials: int, progress: bool, limits: Mapp
     """
     found = Evaluation(trials, conditions=dict(limits))
     await stream.aopen()
+    assert stream.episodes is not None, "an evaluation has an end"
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
         stream.tell = bar.waits
         try:

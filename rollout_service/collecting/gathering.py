@@ -25,6 +25,7 @@ async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
     """
     came: list[Trajectory] = []
     await stream.aopen()
+    assert stream.episodes is not None, "an endless collection is never whole"
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
         stream.tell = bar.waits
         try:

@@ -1,19 +1,21 @@
 """Planner: makes a collection's episodes of what was asked for.
 
 Invariant: a call with a seed always gives the same tasks and episode seeds. Without one, collections of the same
-selection go on where the last one stopped, epoch by epoch, and no episode seed comes twice among them.
+selection go on where the last one stopped, epoch by epoch, and no episode seed comes twice among them. Tasks are
+drawn when their groups begin. Where it makes no difference, they are drawn when the collection is asked for.
 """
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from rollout_service.collecting.breaker import Breaker
-from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.continuation import left_to_play
+from rollout_service.collecting.drawing import Drawing, SamplerPosition
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
@@ -45,28 +47,21 @@ class Plan(NamedTuple):
     """What is to be played for a request."""
 
     collection: Collection
-    requests: list[EpisodeRequest]
-    """One for each of the collection's episodes, those that were done before included."""
+    drawing: Drawing
+    """The collection's episodes, those that were done before included."""
     first_draw: int
     """Number of tasks of the selection's sequence that come before the collection's first one."""
     budget: Budget
 
 
-@dataclass(frozen=True, slots=True)
-class SamplerPosition:
-    """How far a selection was drawn by the collections that have no seed of their own."""
-
-    selection: str
-    seed: int
-    drawn: int
-
-
 class Planner:
-    """One per service; it remembers how far each selection was drawn. Not for two threads at a time."""
+    """One per service; it remembers how far each selection was drawn. Only drawings are for another thread."""
 
     def __init__(self, config: RolloutConfig, tasks: TaskSource) -> None:
         self._config = config
         self._tasks = tasks
+        self._lock = threading.Lock()
+        """Held while tasks are drawn: a plan is made in a thread, and drawings draw on the event loop."""
         self._samplers: dict[str, tuple[int, TaskSampler]] = {}
         self._restored: dict[str, SamplerPosition] = {}
 
@@ -104,51 +99,66 @@ class Planner:
         if request.sampling is not None:
             check_sampling(self._config.policy, request.sampling)
         seed, sampler = self._sampler(request)
-        if request.continues is not None and request.continues.collection_id is not None and request.n is not None:
-            _check_can_be_drawn_again(sampler, request.continues.collection_id, self._kind(request))
-        n = len(sampler.whole) * request.group_size if request.n is None else request.n
-        check_episodes(n, request.group_size)
-        first_draw = sampler.drawn
-        drawn = [sampler.draw() for _ in range(n // request.group_size)]
-        requests = self._requests(request, seed, sampler.whole if request.n is None else drawn, first_draw)
-        collection_id = requests[0].collection_id
+        earlier = None if request.continues is None else request.continues.collection_id
+        collection_id, size = earlier or uuid.uuid4().hex[:12], request.group_size
+        if earlier is not None and request.n is not None:
+            _check_can_be_drawn_again(sampler, earlier, self._kind(request))
+        n = len(sampler.whole) * size if request.n is None else request.n
+        check_episodes(n, size)
+        if request.endless or not (sampler.is_fixed or request.n is None):
+            for task in sampler.whole:
+                self._tasks.check(self._config.agent, task)
+            drawing = Drawing(size, (), _Draws(self, collection_id, request, seed, sampler))
+            collection = self.collection(collection_id, request, ENDLESS if request.endless else n // size, (), version)
+            return Plan(collection, drawing, sampler.drawn, request.budget or NO_LIMIT)
+        with self._lock:
+            first_draw = sampler.drawn
+            drawn = [sampler.draw() for _ in range(n // size)]
+        requests: list[EpisodeRequest] = []
+        for group, task in enumerate(sampler.whole if request.n is None else drawn):
+            self._tasks.check(self._config.agent, task)
+            requests += self._group(collection_id, request, group, task, seed, first_draw + group)
         before: list[int] = []
         if request.continues is not None:
-            requests, before = left_to_play(requests, request.group_size, request.continues.done)
-        collection = self.collection(collection_id, request, len(requests), before, version)
-        return Plan(collection, requests, first_draw, request.budget or NO_LIMIT)
+            requests, before = left_to_play(requests, size, request.continues.done)
+        collection = self.collection(collection_id, request, len(requests) // size, before, version)
+        return Plan(collection, Drawing(size, requests), first_draw, request.budget or NO_LIMIT)
 
-    def _requests(
-        self, request: CollectionRequest, seed: int, chosen: Sequence[TaskRef], first_draw: int
+    def _group(
+        self, collection_id: str, request: CollectionRequest, group: int, task: TaskRef, seed: int, draw: int
     ) -> list[EpisodeRequest]:
-        earlier = None if request.continues is None else request.continues.collection_id
-        collection_id = earlier or uuid.uuid4().hex[:12]
-        requests = []
-        for group, task in enumerate(chosen):
-            self._tasks.check(self._config.agent, task)
-            group_id = f"{collection_id}-{group:05d}"
-            requests += [
-                EpisodeRequest(
-                    trajectory_id=f"{group_id}-{sample:03d}",
-                    collection_id=collection_id,
-                    group_id=group_id,
-                    sample_index=sample,
-                    task=task,
-                    seed=self._tasks.episode_seed(seed, task, first_draw + group, sample),
-                    sampling=request.sampling,
-                    max_turns=request.max_turns,
-                )
-                for sample in range(request.group_size)
-            ]
-        return requests
+        """The episodes of the group of this number, whose task was drawn as number `draw` of its sequence."""
+        group_id = f"{collection_id}-{group:05d}"
+        return [
+            EpisodeRequest(
+                trajectory_id=f"{group_id}-{sample:03d}",
+                collection_id=collection_id,
+                group_id=group_id,
+                sample_index=sample,
+                task=task,
+                seed=self._tasks.episode_seed(seed, task, draw, sample),
+                sampling=request.sampling,
+                max_turns=request.max_turns,
+            )
+            for sample in range(request.group_size)
+        ]
+
+    def drawn_on(self, collection_id: str, request: CollectionRequest, drawn: Sequence[EpisodeRequest]) -> Drawing:
+        """The drawing of a collection that draws as it goes, after these episodes. May block as `plan` does.
+
+        Raises:
+            TaskError: its tasks are not there any more.
+        """
+        seed, sampler = self._sampler(request, own=len(drawn) // request.group_size)
+        return Drawing(request.group_size, drawn, _Draws(self, collection_id, request, seed, sampler))
 
     def collection(
-        self, collection_id: str, request: CollectionRequest, episodes: int, before: Iterable[int], version: int
+        self, collection_id: str, request: CollectionRequest, groups: int, before: Iterable[int], version: int
     ) -> Collection:
         """The collection of a request, of which nothing has started.
 
         Args:
-            episodes: number of episodes in its plan.
+            groups: number of groups in its plan.
             before: the episodes that were done before it, see `Collection.skip`.
             version: of the weights that the trainer gave last.
         """
@@ -158,7 +168,7 @@ class Planner:
         )
         collection = Collection(
             collection_id,
-            episodes // request.group_size,
+            groups,
             request.group_size,
             max_attempts=attempts,
             max_losses=service.max_losses,
@@ -171,13 +181,14 @@ class Planner:
         collection.skip(before)
         return collection
 
-    def _sampler(self, request: CollectionRequest) -> tuple[int, TaskSampler]:
-        """The seed, and the sequence of tasks where the collection's first one comes next."""
+    def _sampler(self, request: CollectionRequest, own: int = 0) -> tuple[int, TaskSampler]:
+        """The seed, and the sampler, of which the collection's first task comes next; where it has one of its own, the
+        task after the first `own` ones."""
         seed = self._config.tasks.seed if request.seed is None else request.seed
         if request.continues is not None:
             return seed, self._drawn(request, seed, request.continues.first_draw)
         if request.seed is not None:
-            return seed, self._drawn(request, seed, 0)
+            return seed, self._drawn(request, seed, own)
         key = self._key(request)
         if key not in self._samplers:
             before = self._restored.get(key, SamplerPosition(key, seed, 0))
@@ -228,3 +239,28 @@ def _check_can_be_drawn_again(sampler: TaskSampler, collection_id: str, kind: Sa
             f"Collection {collection_id} cannot be continued: nobody can say which tasks sampler {kind} drew for it.",
             "Append a collection to its file instead. What a journal holds goes on with reopen().",
         )
+
+
+class _Draws:
+    """Draws the groups of one collection as it goes."""
+
+    def __init__(
+        self, planner: Planner, collection_id: str, request: CollectionRequest, seed: int, sampler: TaskSampler
+    ) -> None:
+        self._planner, self._collection_id, self._request = planner, collection_id, request
+        self._seed, self._sampler = seed, sampler
+
+    def draw(self, group: int) -> list[EpisodeRequest]:
+        """As in `Source`."""
+        with self._planner._lock:
+            draw, task = self._sampler.drawn, self._sampler.draw()
+        return self._planner._group(self._collection_id, self._request, group, task, self._seed, draw)
+
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+        """As in `Source`."""
+        self._sampler.observe(task, rewards)
+
+    @property
+    def position(self) -> SamplerPosition | None:
+        """As in `Source`."""
+        return self._planner.position(self._request)

@@ -37,8 +37,10 @@ class CollectionRequest:
     """
 
     n: int | None = None
-    """Episodes; None: every task of the selection once, times the group size."""
+    """Episodes; None: every task of the selection once, times the group size, unless it is endless."""
     group_size: int = 1
+    endless: bool = False
+    """Whether it draws tasks and begins groups until it is ended."""
     domain: str | dict[str, float] | None = None
     split: str | None = None
     ids: list[str] | None = None
@@ -84,12 +86,16 @@ class CollectionRequest:
             object.__setattr__(self, name, value)
         if self.n is not None:
             check_episodes(self.n, self.group_size)
+        arguments.truth("endless", self.endless, TaskError)
         arguments.optional(arguments.truth, "shuffle", self.shuffle, TaskError)
         arguments.optional(arguments.choice, "late", self.late, ("drop", "deliver"), TaskError)
         arguments.optional(arguments.choice, "sampler", self.sampler, get_args(SamplerKind), TaskError)
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
         if self.continues is not None and not isinstance(self.continues, Continuation):
             raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")
+        if self.endless and (self.n is not None or self.continues is not None):
+            other = "continues" if self.n is None else "n"
+            raise TaskError(f"endless is True, and {other} is {shown(getattr(self, other))}.", "Leave out one of them.")
         if self.budget is not None and not isinstance(self.budget, Budget):
             raise TaskError(f"budget is {shown(self.budget)}.", "Give a Budget; the client makes one of a mapping.")
         if self.sampling is not None and not isinstance(self.sampling, Sampling):
@@ -131,8 +137,8 @@ class Accepted(NamedTuple):
     """The service's answer to a request that it accepts."""
 
     collection_id: str
-    episodes: int
-    """Number of episodes that will be played."""
+    episodes: int | None
+    """Number of episodes that will be played; None: it is endless."""
     first_draw: int
     """Number of tasks of the selection's sequence that come before the collection's first one."""
 

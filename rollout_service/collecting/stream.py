@@ -89,8 +89,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self.tell: Callable[[str], None] | None = None
         """Told what the next group waits for, again and again while it does not come."""
         self.collection_id = ""
-        self.episodes = 0
-        """Episodes that the whole collection has; known once it is open."""
+        self.episodes: int | None = 0
+        """Episodes that the whole collection has; known once it is open. None: it is endless."""
         self.first_draw = 0
         """Tasks of the selection's sequence that earlier collections drew; known once it is open."""
 

@@ -38,7 +38,7 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append(f"{_episodes(again)} to be tried again after a fault")
     if collection["held_back"] == "staleness":
         parts.append("new weights: with older ones a further group would be too old (max_staleness)")
-    if not parts and collection["waiting"]:
+    if not parts and collection["waiting"] != 0:  # None: it is endless
         parts.append(f"a free slot: all {status['slots']} are taken")
     return "; ".join(parts) or "the next group to be handed over"
 

@@ -63,11 +63,14 @@ class EvaluationBody:
 
 
 _REQUEST = TypeAdapter(CollectionRequest)
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(CollectionRequest)}
 
 
 def to_body(request: CollectionRequest) -> dict[str, Any]:
-    """The request as JSON values, from which `CollectionBody` is read."""
-    return {name: value for name, value in _REQUEST.dump_python(request, mode="json").items() if value is not None}
+    """The request as JSON values, from which `CollectionBody` is read. What is left at its default is left out: a
+    gateway of an older release refuses fields that it does not know."""
+    values = _REQUEST.dump_python(request, mode="json")
+    return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
 
 def settings_of(config: RolloutConfig) -> dict[str, Any]:

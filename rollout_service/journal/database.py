@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.drawing import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -27,6 +27,7 @@ from rollout_service.journal.entries import (
     Asked,
     Delivered,
     Discarded,
+    Drawn,
     Ended,
     Entry,
     Positioned,
@@ -37,7 +38,7 @@ from rollout_service.journal.entries import (
 )
 from rollout_service.record.part import Part
 
-VERSION = 3
+VERSION = 4
 """Raised whenever an older release would misread the journal."""
 
 _PAGE_BYTES = 1024
@@ -50,6 +51,9 @@ CREATE TABLE IF NOT EXISTS collections (
   id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
 );
 CREATE TABLE IF NOT EXISTS submissions (collection TEXT PRIMARY KEY, id TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS draws (
+  collection TEXT, number INTEGER, episodes TEXT, PRIMARY KEY (collection, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (collection TEXT PRIMARY KEY, spending TEXT, seconds REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS episodes (
   collection TEXT, episode INTEGER, attempt INTEGER, summary TEXT, PRIMARY KEY (collection, episode)
@@ -58,7 +62,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
   collection TEXT, number INTEGER, expired TEXT, acknowledged INTEGER, PRIMARY KEY (collection, number)
 ) WITHOUT ROWID;
 """
-"""`collections.left`: number of groups, none of which is acknowledged at first. It is not counted down there: the plan
+"""`collections.left`: number of groups that the reader acknowledges in all. It is not counted down there: the plan
 beside it is large, and SQLite would read it each time. Episodes are `stored` ones; those of a group that was
 acknowledged are removed with their parts."""
 
@@ -84,6 +88,7 @@ class OpenCollection:
     """A collection that has not ended, as far as it came."""
 
     asked: Asked
+    """Its plan has the groups that were drawn later, too."""
     stored: dict[int, Stored]
     """By episode. Those of acknowledged groups are left out."""
     delivered: dict[int, tuple[int, ...]]
@@ -185,6 +190,8 @@ class Database:
                 return self._acknowledge(entry)
             case Asked():
                 self._ask(entry)
+            case Drawn():
+                self._draw(entry)
             case Ended():
                 return self._forget(entry.collection_id)
             case Discarded():
@@ -204,7 +211,7 @@ class Database:
         return []
 
     def _ask(self, asked: Asked) -> None:
-        groups = len(asked.episodes) // asked.request.group_size
+        groups = len(asked.episodes) // asked.request.group_size if asked.groups is None else asked.groups
         plan = zlib.compress(_PLAN.dump_json(asked.episodes), 1)
         row = (
             asked.collection_id,
@@ -220,6 +227,12 @@ class Database:
             self._execute("INSERT OR REPLACE INTO submissions VALUES (?, ?)", (asked.collection_id, asked.submission))
         if asked.sampler is not None:
             self._position(asked.sampler)
+
+    def _draw(self, drawn: Drawn) -> None:
+        row = (drawn.group, _text(_PLAN, drawn.episodes), drawn.collection_id)
+        self._execute("INSERT INTO draws SELECT id, ?, ? FROM collections WHERE id = ? ON CONFLICT DO NOTHING", row)
+        if drawn.sampler is not None:
+            self._position(drawn.sampler)
 
     def _position(self, position: SamplerPosition) -> None:
         row = (position.selection, position.seed, position.drawn)
@@ -271,7 +284,7 @@ class Database:
     def _forget(self, collection_id: str) -> list[Part]:
         self._left.pop(collection_id, None)
         parts = self._parts("collection = ?", (collection_id,))
-        for table in ("episodes", "deliveries", "submissions", "spent"):
+        for table in ("draws", "episodes", "deliveries", "submissions", "spent"):
             self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))
         self._execute("DELETE FROM collections WHERE id = ?", (collection_id,))
         return parts
@@ -282,7 +295,7 @@ class Database:
 
     def recover(self) -> Recovered:
         """What the journal holds."""
-        columns = "collections.id, client, request, plan, before, first_draw, submissions.id"
+        columns = "collections.id, client, request, plan, before, first_draw, left, submissions.id"
         found = f"SELECT {columns} FROM collections LEFT JOIN submissions ON collection = collections.id"
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
@@ -303,8 +316,11 @@ class Database:
         plan: bytes,
         before: str,
         first_draw: int,
+        left: int,
         submission: str | None,
     ) -> OpenCollection:
+        draws = self._execute("SELECT episodes FROM draws WHERE collection = ? ORDER BY number", (collection_id,))
+        drawn = [episode for (text,) in draws.fetchall() for episode in _PLAN.validate_json(text)]
         episodes = self._execute(
             "SELECT episode, attempt, summary FROM episodes WHERE collection = ?", (collection_id,)
         ).fetchall()
@@ -316,11 +332,12 @@ class Database:
                 collection_id,
                 client,
                 _REQUEST.validate_json(request),
-                _PLAN.validate_json(zlib.decompress(plan)),
+                _PLAN.validate_json(zlib.decompress(plan)) + drawn,
                 _NUMBERS.validate_json(before),
                 first_draw,
                 None,
                 submission,
+                left,
             ),
             {row[0]: Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
             {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},

@@ -1,14 +1,15 @@
 """Entries: what happens to collections and their episodes, as the journal records it.
 
 Invariant: applying an entry twice is the same as applying it once. An episode goes one way: asked, stored, delivered,
-acknowledged. Asked are all episodes of a collection's plan; stored are those whose result is safe.
+acknowledged. Asked are the episodes of a collection's plan, and those that were drawn later; stored are those whose
+result is safe.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.drawing import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -17,7 +18,7 @@ from rollout_service.record.part import Part
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A client asked for a collection, and this is its plan."""
+    """A client asked for a collection, and this is its plan, as far as it is known then."""
 
     collection_id: str
     client: str
@@ -31,6 +32,20 @@ class Asked:
     """How far the selection was drawn with this plan; None: the request has a seed of its own."""
     submission: str | None = None
     """Id of the call that asked for it: the same call made again gets this collection. None: it is not made again."""
+    groups: int | None = None
+    """Number of groups that the reader has to acknowledge; None: those of the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A group of a collection whose plan does not have it was drawn."""
+
+    collection_id: str
+    group: int
+    """Number of the group in its collection: one more than that of the group before."""
+    episodes: list[EpisodeRequest]
+    sampler: SamplerPosition | None
+    """As in `Asked`, with this group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +131,4 @@ class Served:
     version: int
 
 
-Entry = Asked | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned | Served
+Entry = Asked | Drawn | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned | Served

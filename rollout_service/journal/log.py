@@ -28,7 +28,7 @@ from rollout_service.journal.entries import Acknowledged, Delivered, Entry, Posi
 from rollout_service.record.part import Part
 from rollout_service.record.part_files import sync_folder
 
-VERSION = 2
+VERSION = 3
 """Raised whenever an older release would misread a segment."""
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Entry)}

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import threading
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,7 @@ from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from actors.pool import PoolUser
 from rollout_service.cluster import Call, LostObject
+from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.collecting.summary import EpisodeSummary
@@ -36,6 +38,7 @@ from rollout_service.policy.replicas import FleetState
 from rollout_service.record.part import Part, read_part
 from rollout_service.record.part_files import PartFiles
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.tau2.task_source import Tau2TaskSource
 from tests.support.episodes import settings
 from tests.support.trajectories import make_trajectory
 
@@ -124,8 +127,8 @@ class Service:
 
         return SimpleNamespace(remote=remote)
 
-    def stream(self, ack: str = "auto", budget: Budget | None = None) -> GroupStream:
-        request = CollectionRequest(n=EPISODES, group_size=SIZE, budget=budget)
+    def stream(self, ack: str = "auto", budget: Budget | None = None, **asked: Any) -> GroupStream:
+        request = CollectionRequest(**{"n": EPISODES, "group_size": SIZE, "budget": budget} | asked)
         return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack, "client")
 
 
@@ -218,6 +221,33 @@ async def test_a_group_whose_objects_are_lost_for_good_is_given_as_such(service,
     groups = [group async for group in service.stream()]
     assert len(set(ids(groups))) == EPISODES
     assert all(trajectory.fault.retryable for group in groups for trajectory in group)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+async def test_an_endless_stream_goes_on_where_it_was_after_its_coordinator_s_deaths(service, seed):
+    stream = service.stream(n=None, endless=True, seed=seed)
+    groups = []
+    for _ in range(3):
+        groups += [await anext(stream) for _ in range(4)]
+        service.die()
+        await service.live()
+    assert stream.episodes is None
+    groups.sort(key=lambda group: group[0].group_id)
+    assert len(ids(groups)) == len(set(ids(groups))) == 12 * SIZE
+    planned = Planner(service.config, Tau2TaskSource()).plan(CollectionRequest(n=60, group_size=SIZE, seed=seed), 0)
+    drawn = {request.group_id.rpartition("-")[2]: request.task for request in planned.drawing.requests}
+    seeds = {request.trajectory_id.partition("-")[2]: request.seed for request in planned.drawing.requests}
+    for trajectory in itertools.chain(*groups):
+        assert trajectory.task == drawn[trajectory.group_id.rpartition("-")[2]]
+        assert trajectory.seed == seeds[trajectory.trajectory_id.partition("-")[2]]
+    status = await service.coordinator.status()
+    assert status["collections"][stream.collection_id]["episodes"] is None
+    await stream.aclose()
+    assert service.coordinator._collections == {}
+    if seed is None:
+        after = service.stream(n=EPISODES)
+        came = [trajectory.seed for group in [group async for group in after] for trajectory in group]
+        assert not set(came) & {trajectory.seed for trajectory in itertools.chain(*groups)}, "the sequence went on"
 
 
 async def test_only_what_was_acknowledged_is_forgotten(service):

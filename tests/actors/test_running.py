@@ -7,6 +7,7 @@ import pytest
 from actors.running import RunningCollection
 from rollout_service.cluster import Call
 from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.staleness import Staleness
@@ -20,7 +21,7 @@ def running(groups: int, **settings: object) -> RunningCollection:
         EpisodeRequest(f"c-{number}", "c", f"c-{number}", 0, TaskRef("mock", "base", "t", 0), seed=number)
         for number in range(groups)
     ]
-    return RunningCollection(Collection("c", groups, 1, **settings), requests, 0)
+    return RunningCollection(Collection("c", groups, 1, **settings), Drawing(1, requests))
 
 
 def play(it: Collection, episode: int) -> None:

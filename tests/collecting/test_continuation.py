@@ -20,14 +20,14 @@ from tests.support.plans import TASKS, place, plan, played
 def test_what_was_not_stored_is_played_once_under_the_same_identity(groups, group_size, whole, data):
     n = None if whole else groups * group_size
     first = plan(n=n, group_size=group_size, seed=5)
-    stored = data.draw(st.sets(st.sampled_from(first.requests)))
+    stored = data.draw(st.sets(st.sampled_from(first.drawing.requests)))
     done = [place(request) for request in stored]
     continues = Continuation(first.first_draw, first.collection.collection_id, tuple(done))
     second = plan(n=n, group_size=group_size, seed=5, continues=continues)
-    assert second.collection.size == second.collection.waiting == len(first.requests) - len(stored)
+    assert second.collection.size == second.collection.waiting == len(first.drawing.requests) - len(stored)
     groups_of_second = played(second)
     found = [request for group in groups_of_second for request in group]
-    assert sorted(found, key=place) == sorted(set(first.requests) - stored, key=place)
+    assert sorted(found, key=place) == sorted(set(first.drawing.requests) - stored, key=place)
     partial = [len(group) < group_size for group in groups_of_second]
     assert partial == sorted(partial, reverse=True), "groups that are stored in part come first"
     assert second.collection.done == second.collection.size
@@ -35,10 +35,10 @@ def test_what_was_not_stored_is_played_once_under_the_same_identity(groups, grou
 
 
 def test_numbering_on_gives_the_tasks_and_seeds_that_one_longer_collection_has():
-    both = plan(n=16, group_size=2, seed=5).requests
+    both = plan(n=16, group_size=2, seed=5).drawing.requests
     second = plan(n=8, group_size=2, seed=5, continues=Continuation(first_draw=4))
     assert second.first_draw == 4
-    assert [(r.task, r.seed) for r in second.requests] == [(r.task, r.seed) for r in both[8:]]
+    assert [(r.task, r.seed) for r in second.drawing.requests] == [(r.task, r.seed) for r in both[8:]]
     assert second.collection.collection_id != both[0].collection_id
 
 
@@ -46,14 +46,14 @@ def test_a_pass_over_the_whole_set_moves_the_sequence_on_as_draws_do():
     planner = Planner(episodes.settings(tasks__domain="mock"), TASKS)
     whole = planner.plan(CollectionRequest(), version=0)
     after = planner.plan(CollectionRequest(n=3), version=0)
-    assert after.first_draw == len(whole.requests)
+    assert after.first_draw == len(whole.drawing.requests)
     again = plan(n=3, continues=Continuation(after.first_draw))
-    assert [(r.task, r.seed) for r in again.requests] == [(r.task, r.seed) for r in after.requests]
+    assert [(r.task, r.seed) for r in again.drawing.requests] == [(r.task, r.seed) for r in after.drawing.requests]
 
 
 def test_a_collection_of_which_everything_is_stored_plays_nothing():
     first = plan(n=4, seed=5)
-    done = tuple(place(request) for request in first.requests)
+    done = tuple(place(request) for request in first.drawing.requests)
     rest = plan(n=4, seed=5, continues=Continuation(0, first.collection.collection_id, done))
     assert (rest.collection.size, rest.collection.exhausted) == (0, True)
 
@@ -63,7 +63,7 @@ def test_a_collection_of_which_everything_is_stored_plays_nothing():
 )
 def test_what_is_stored_of_another_collection_is_refused(fields):
     first = plan(n=4, group_size=2, seed=5)
-    done = tuple(place(request) for request in first.requests)
+    done = tuple(place(request) for request in first.drawing.requests)
     fields = {"n": 4, "group_size": 2, "seed": 5, "continues": Continuation(0, "c")} | fields
     continues = Continuation(fields["continues"].first_draw, "c", done)
     with pytest.raises(TaskError, match="is stored, but is none of this collection's"):

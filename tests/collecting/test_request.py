@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rollout_service.collecting.continuation import Continuation
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.staleness import Staleness
@@ -68,6 +69,9 @@ def test_a_request_s_own_sampling_goes_over_the_service_s(own):
         ({"max_turns": 0}, r"max_turns is 0"),
         ({"max_staleness": -1}, r"max_staleness is -1"),
         ({"late": "never"}, r"late is 'never'"),
+        ({"endless": 1}, r"endless is 1"),
+        ({"endless": True, "n": 8}, r"endless is True, and n is 8\. Leave out one of them"),
+        ({"endless": True, "continues": Continuation(3)}, r"endless is True, and continues is"),
     ],
 )
 def test_a_collection_that_cannot_be_is_refused_where_it_is_asked_for(fields, message):
@@ -102,6 +106,32 @@ def test_a_planner_that_is_restored_goes_on_where_the_earlier_one_stopped():
     position = first.position(request)
     assert position is not None
     second.restore([position])
-    planned = [[(e.task, e.seed) for e in planner.plan(request, 0).requests] for planner in (first, second)]
+    planned = [[(e.task, e.seed) for e in planner.plan(request, 0).drawing.requests] for planner in (first, second)]
     assert planned[0] == planned[1]
     assert first.position(CollectionRequest(n=5, seed=3)) is None
+
+
+def test_an_endless_collection_draws_the_tasks_that_one_with_an_end_has_and_only_as_it_goes():
+    config = episodes.settings(tasks__domain="mock")
+    planner = Planner(config, Tau2TaskSource())
+    whole = planner.plan(CollectionRequest(n=40, group_size=2, seed=7), 0).drawing.requests
+    endless = planner.plan(CollectionRequest(group_size=2, seed=7, endless=True), 0).drawing
+    assert endless.requests == []
+    assert [group for group, _ in endless.reach(5)] == [0, 1, 2]
+    endless.reach(39)
+    assert [(e.task, e.seed, e.sample_index) for e in endless.requests] == [
+        (e.task, e.seed, e.sample_index) for e in whole
+    ]
+
+
+def test_endless_and_other_collections_of_one_selection_take_turns_and_share_no_seed():
+    planner = Planner(episodes.settings(tasks__domain="mock"), Tau2TaskSource())
+    first, second = (planner.plan(CollectionRequest(group_size=2, endless=True), 0).drawing for _ in range(2))
+    ended = planner.plan(CollectionRequest(n=8), 0).drawing
+    for episode in range(0, 12, 2):
+        first.reach(episode)
+        second.reach(episode)
+    after = planner.plan(CollectionRequest(n=8), 0)
+    assert after.first_draw == 8 + 6 + 6
+    seeds = [each.seed for drawing in (first, second, ended, after.drawing) for each in drawing.requests]
+    assert len(seeds) == len(set(seeds)) == 8 + 12 + 12 + 8

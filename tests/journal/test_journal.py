@@ -19,7 +19,8 @@ import rollout_service.journal.database as database_module
 import rollout_service.journal.journal as journal_module
 import rollout_service.journal.log as log_module
 import rollout_service.journal.place as place
-from rollout_service.collecting.planning import SamplerPosition
+from rollout_service.collecting.collection import ENDLESS
+from rollout_service.collecting.drawing import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -32,6 +33,7 @@ from rollout_service.journal.entries import (
     Acknowledged,
     Asked,
     Delivered,
+    Drawn,
     Ended,
     Entry,
     Positioned,
@@ -58,7 +60,7 @@ def asked(collection_id: str = "c", groups: int = 2) -> Asked:
         EpisodeRequest(f"{collection_id}-{i}", collection_id, f"{i // 2}", i % 2, task, i, sampling=SAMPLING)
         for i in range(2 * groups)
     ]
-    return Asked(collection_id, "client", request, episodes, (), 3, SamplerPosition("mock", 1, 5))
+    return Asked(collection_id, "client", request, episodes, (), 3, SamplerPosition("mock", 1, 5), groups=groups)
 
 
 def stored(episode: int, part: Part | None = None, attempt: int = 1) -> Stored:
@@ -109,6 +111,21 @@ def test_what_was_committed_is_recovered_equal(database):
     assert found.samplers == [SamplerPosition("mock", 1, 5)]
     expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
+
+
+def test_groups_that_were_drawn_later_follow_those_of_the_plan(database):
+    whole, one = asked(groups=3), replace(asked(groups=1), groups=ENDLESS)
+    later = [
+        Drawn("c", group, whole.episodes[2 * group : 2 * group + 2], SamplerPosition("mock", 1, 6 + group))
+        for group in (1, 2)
+    ]
+    for _ in range(2):  # once more changes nothing
+        database.commit([one, *later, Delivered("c", 0), Acknowledged("c", (0,))])
+    [found] = database.recover().collections
+    assert found.asked == replace(one, episodes=whole.episodes, sampler=None)
+    assert database.recover().samplers == [SamplerPosition("mock", 1, 8)]
+    database.commit([Ended("c"), later[0], asked(groups=1)])
+    assert database.recover().collections[0].asked == replace(asked(groups=1), sampler=None)
 
 
 def test_the_version_of_the_weights_that_came_last_is_known(database):
@@ -554,7 +571,7 @@ def test_a_log_of_a_newer_release_is_refused_and_kept(tmp_path, monkeypatch):
         patched.setattr(log_module, "VERSION", 99)
         Log(tmp_path / "log").close()
     before = sorted((tmp_path / "log").iterdir())
-    with pytest.raises(ServiceError, match="has format 99; this release knows formats up to 2"):
+    with pytest.raises(ServiceError, match="has format 99; this release knows formats up to 3"):
         Journal(tmp_path, "rollout", form="log")
     assert sorted((tmp_path / "log").iterdir()) == before
 
@@ -565,7 +582,7 @@ def test_a_journal_of_a_newer_release_and_a_file_that_is_none_are_refused_and_ke
     newer.execute("PRAGMA user_version=99")
     newer.close()
     before = path.read_bytes()
-    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 3"):
+    with pytest.raises(ServiceError, match="format 99; this release knows formats up to 4"):
         Journal(tmp_path, "rollout")
     assert path.read_bytes() == before
     path.write_bytes(b"something else " * 100)

@@ -54,8 +54,8 @@ def test_a_plan_draws_the_file_s_tasks_and_no_caller_names_another_file(own):
     config = episodes.settings(tasks__domain="mock", tasks__path=str(own), tasks__exclude=["yours"])
     planner = Planner(config, Tau2TaskSource(config))
     for request in (CollectionRequest(), CollectionRequest(n=3, domain="mock", split="base", seed=1)):
-        assert {each.task.task_id for each in planner.plan(request, 0).requests} == {"mine"}
-    assert len(planner.plan(CollectionRequest(domain="airline"), 0).requests) == 50
+        assert {each.task.task_id for each in planner.plan(request, 0).drawing.requests} == {"mine"}
+    assert len(planner.plan(CollectionRequest(domain="airline"), 0).drawing.requests) == 50
     with pytest.raises(TaskError, match=r"split is '/etc/secrets.json'"):
         planner.plan(CollectionRequest(split="/etc/secrets.json"), 0)
 

@@ -1,0 +1,63 @@
+"""Shelf: a collection's finished groups, on their way to the reader.
+
+Invariant: a group is on the shelf, or was handed out, never both. Groups that were handed out by a process that died
+come before all others, as they were.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from rollout_service.collecting.episode_state import Handout
+
+
+class Shelf:
+    """The finished groups of one collection that were not handed out."""
+
+    def __init__(self) -> None:
+        self.ready: deque[int] = deque()
+        """Groups that wait to be taken, in order of completion."""
+        self.handed_out = 0
+        self.taken = 0
+        """Groups handed out since the last weight update."""
+        self._again: deque[Handout] = deque()
+        """Groups that were handed out by a process that died, and are handed out again."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be handed out now."""
+        return not self.ready and not self._again
+
+    def restore(self, again: Iterable[Handout], ready: Iterable[int], over: int) -> None:
+        """Take the groups that are handed out again, those that were not yet, and the number of those that the reader
+        has for good."""
+        self._again.extend(again)
+        self.ready.extend(ready)
+        self.handed_out += over
+
+    def acknowledge(self, groups: Iterable[int]) -> None:
+        """Note that the reader has these groups. They are not handed out again."""
+        over = set(groups)
+        left = [handout for handout in self._again if handout.group not in over]
+        self.handed_out += len(self._again) - len(left)
+        self._again = deque(left)
+
+    def take_again(self) -> Handout | None:
+        """Hand out once more what a process that died had handed out; None: there is nothing."""
+        if not self._again:
+            return None
+        self.handed_out += 1
+        return self._again.popleft()
+
+    def pick(self, age: Callable[[int], int] | None) -> int:
+        """Take a ready group off the shelf: the first of the lowest age, or else the first. It is handed out with
+        `hand_out`, or comes back when it is complete again."""
+        group = self.ready[0] if age is None else min(self.ready, key=age)
+        self.ready.remove(group)
+        return group
+
+    def hand_out(self) -> None:
+        """Count a group that was picked and goes to the reader."""
+        self.handed_out += 1
+        self.taken += 1
