@@ -151,8 +151,8 @@ class RolloutClient(WeightsClient):
                 it drops. With `service.max_staleness` set, a group that would be too old when it is taken is then not
                 started before the next update; a trainer that asks for it earlier waits. None: groups are found too
                 old when they are taken.
-            selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `endless` (True: tasks
-                are drawn, and groups begun, until the stream is closed), `sampling` (as `policy.sampling`), `max_turns`
+            selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `endless` (True:
+                tasks are drawn, and groups begun, until it is closed), `sampling` (as `policy.sampling`), `max_turns`
                 (as in `limits`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the
                 slots, relative to the weights of other collections; 1), `budget` (limits by name, as in `budget`),
                 `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the caller's for good when the
