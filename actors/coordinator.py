@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,8 @@ import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
 from actors.actor_slots import ActorSlots
+from actors.admission import Admission
+from actors.alarm import Alarm
 from actors.attempt import Ending, play
 from actors.bookkeeping import Bookkeeping, begun_by, go_on
 from actors.budgets import Budgets
@@ -58,12 +59,12 @@ class Coordinator:
         """
         logs.configure(config.service.log_level)
         secrets.know(config)
-        self._config = config
-        self._application = application
+        self._config, self._application = config, application
         self._fleet: FleetHandle | None = None
         self._policy = PolicyView(config.policy.weight_version, self._reached)
         self._scheduler = Scheduler()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._pump)
+        self._admission = Admission(config.policy, self._scheduler, self._pump)
         self._collections: dict[str, RunningCollection] = {}
         slots = ActorSlots(config.service.slots, self._scheduler, self._collections, self._pump, self._end)
         self._pool = ActorPool(application, slots)
@@ -102,6 +103,7 @@ class Coordinator:
         await self._pool.start(self._config, variables)
         self._tasks.start(Watch(self._pool, self._config.service).run(), "looking after the environment actors")
         self._tasks.start(self._metering.run(), "measuring")
+        self._tasks.start(self._admission.run(fleet), "looking at the replicas' memory")
         await planner
 
     async def ready(self, seconds: float) -> None:
@@ -295,6 +297,7 @@ class Coordinator:
             "weight_version": self._policy.version,
             "paused": self._policy.is_paused,
             "journal": self._books.status(),
+            "admission": self._admission.status(),
             "clients": self._clients.silences(),
         }
         return await report(own, self._config, self._pool, self._scheduler, self._metering.tally, self._collections)
@@ -338,15 +341,11 @@ class Coordinator:
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
         for name, running in self._collections.items():
-            if (reason := running.held_back) and logs.rate_limit.is_due(kind := f"held back: {reason}"):
+            if (reason := self._admission.reason(running.held_back)) and logs.rate_limit.is_due(
+                kind := f"held back: {reason}"
+            ):
                 _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(kind))
-        self._wake(self._scheduler.wakes_at(now) - now)
-
-    def _wake(self, seconds: float) -> None:
-        """Look again after so many seconds, when a pause ends."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = None if math.isinf(seconds) else asyncio.get_running_loop().call_later(seconds, self._pump)
+        self._alarm.set(self._scheduler.wakes_at(now) - now)
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
         """Run one attempt of an episode and record its result."""
@@ -358,6 +357,7 @@ class Coordinator:
             running.active -= 1
             running.changed.set()
         self._metering.ended(request, ending)
+        self._admission.ended(ending)
         if ending.impossible is not None:
             self._end(running, ending.impossible)
         if ending.result is not None:

@@ -115,6 +115,7 @@ class Metering:
             "actors": len(self._pool),
             "slots": self._scheduler.slots,
             "running": self._scheduler.running,
+            "admitted": min(self._scheduler.slots, self._scheduler.limit or self._scheduler.slots),
             "waiting": sum(each.collection.waiting for each in open_ones if each.asked is not None),
             "resting": sum(each.collection.resting for each in open_ones),
             "open_collections": len(open_ones),
@@ -143,4 +144,6 @@ class Metering:
             return "fault"
         if collection.held_back is not None and not collection.startable:
             return collection.held_back
+        if self._scheduler.is_held:
+            return "memory"
         return "slots" if self._scheduler.running >= self._scheduler.slots else None

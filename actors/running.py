@@ -25,7 +25,7 @@ from rollout_service.collecting.request import Accepted, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
-from rollout_service.collecting.waits import HELD_BACK
+from rollout_service.collecting.waits import HELD_BACK, NO_SLOT
 from rollout_service.config.budget import NO_LIMIT, Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
 from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Drawn, Ended, Reopened, Spent, Stored
@@ -355,7 +355,7 @@ class RunningCollection:
             return None
         if (pause := self.pause) is not None:
             return pause
-        return HELD_BACK.get(self.collection.held_back or "", "no slot is free")
+        return HELD_BACK.get(self.collection.held_back or "", NO_SLOT)
 
     @property
     def pause(self) -> str | None:

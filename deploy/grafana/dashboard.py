@@ -59,6 +59,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 ("sum({slots})", "slots"),
                 ("sum({running})", "busy"),
+                ("sum({admitted})", "episodes that the replicas' memory admits"),
                 ("sum({waiting})", "episodes that wait"),
                 ("sum({resting})", "episodes that rest"),
             ),

@@ -82,6 +82,8 @@ class Controller:
         """The limit as a multiple of that; infinity: there is none."""
         self._failed = math.inf
         """The gain at the last shortage."""
+        self.lost = 0.0
+        """Share of the replicas' time that evicted prefixes took, as it was judged last, 0 to 1."""
         self._turns = self._ended = 0
         """Turns that should find a prefix, and episodes that ended, since the last judgement."""
         self._lost_seconds = self._replica_seconds = 0.0
@@ -107,6 +109,9 @@ class Controller:
         figures = {name: each.cache for name, each in replicas.items() if each is not None and each.cache is not None}
         if not figures or len(figures) < len(replicas):
             return self.limit(now)
+        if now - self._seen_at > STALE_SECONDS:  # what happened meanwhile is not known
+            self._seen = {}
+            self._begin_anew()
         self._fitting = self._estimate(figures)
         self._count(figures, now - self._seen_at)
         self._in_flight += in_flight
@@ -155,7 +160,7 @@ class Controller:
             self._sampling += each.sampling
 
     def _judge(self, fitting: float, in_flight: int, limit: int | None) -> None:
-        lost = self._lost_seconds / max(1e-9, self._replica_seconds)
+        self.lost = lost = min(1.0, self._lost_seconds / max(1e-9, self._replica_seconds))
         used = in_flight / fitting  # the gain that those in flight stand for
         wanted = 1.0 if used > 1.0 else _CUT * used
         if used > _POSSIBLE and lost > _MUCH and self._throughput(wanted / used, lost) > _WORTH:

@@ -44,6 +44,8 @@ class Scheduler:
         """The collections, in the order in which equals take turns."""
         self._served = 0.0
         """Use, by weight, of the collection that started an episode last: what any of them has had by now."""
+        self.limit: int | None = None
+        """Episodes that may run, whatever the number of slots; None: as many as there are slots."""
 
     def add_actor(self, actor: str, slots: int) -> None:
         """Start to use an actor's slots."""
@@ -89,6 +91,11 @@ class Scheduler:
         return sum(self._slots.values())
 
     @property
+    def is_held(self) -> bool:
+        """Whether no episode starts although a slot is free, because as many run as may."""
+        return self.limit is not None and self.limit <= self.running < self.slots
+
+    @property
     def actors(self) -> list[str]:
         """Names of the actors in use."""
         return list(self._slots)
@@ -112,7 +119,7 @@ class Scheduler:
         Args:
             now: the time; by default every pause is over.
         """
-        if not any(len(self._running[actor]) < slots for actor, slots in self._slots.items()):
+        if self.is_held or not any(len(self._running[actor]) < slots for actor, slots in self._slots.items()):
             return None
         for collection_id in sorted(self._turn, key=lambda name: self._shares[name].rank(self._served, now)):
             collection, share = self._collections[collection_id], self._shares[collection_id]

@@ -14,6 +14,10 @@ HELD_BACK = {
 }
 """By `Collection.held_back`: why no new group starts."""
 
+NO_SLOT = "no slot is free"
+NO_ROOM = "the replicas' memory for keys and values has no room for further episodes (policy.admission)"
+"""Why no waiting episode starts."""
+
 
 def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     """Why the next group of the collection is not there yet, according to the service's status."""
@@ -38,6 +42,10 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append(f"{_episodes(again)} to be tried again after a fault")
     if collection["held_back"] == "staleness":
         parts.append("new weights: with older ones a further group would be too old (max_staleness)")
+    limit = status["admission"] and status["admission"]["limit"]
+    if limit and collection["waiting"] != 0 and limit <= status["running"] < status["slots"]:
+        room = f"it lets {limit} of {status['slots']} slots' episodes run at once (policy.admission)"
+        parts.append(f"room in the replicas' memory for keys and values: {room}")
     if not parts and collection["waiting"] != 0:  # None: it is endless
         parts.append(f"a free slot: all {status['slots']} are taken")
     return "; ".join(parts) or "the next group to be handed over"

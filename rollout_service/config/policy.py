@@ -91,6 +91,11 @@ class PolicyConfig(Section):
         description="What the chat template may leave out of prompts. tools: the tools themselves; text_beside_calls: "
         "with history template, what the policy said beside its calls. Without it, such a template is refused.",
     )
+    admission: Annotated[Literal["cache", "slots"], _For(("sglang",))] = Field(
+        "cache",
+        description="What an episode waits for before it starts. cache: a free slot, and room in the replicas' memory "
+        "for keys and values, if evicted prefixes would cost more time than larger batches save; slots: a free slot.",
+    )
     history: Literal["append", "template"] = Field(
         "append",
         description="append: keep the tokens that the engine saw; template: follow a chat template that rewrites "

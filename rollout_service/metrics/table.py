@@ -19,7 +19,7 @@ called `service`, because a Prometheus on Kubernetes has a label of that name of
 PARTS = ("queue", "policy", "user", "environment", "evaluation")
 """Parts of an episode's time, as in `Timing`."""
 
-REASONS = ("actors", "paused", "fault", "buffer", "staleness", "slots")
+REASONS = ("actors", "paused", "fault", "buffer", "staleness", "memory", "slots")
 """Why waiting episodes do not start, as in docs/metrics.md."""
 
 
@@ -84,6 +84,9 @@ _STATE = (
     Metric("lost_actors_total", "counter", (), "environment actors that were lost"),
     Metric("slots", "gauge", (), "slots of the environment actors"),
     Metric("running", "gauge", (), "episodes in flight, which is the number of busy slots"),
+    Metric(
+        "admitted", "gauge", (), "episodes that may be in flight: the slots, or fewer where admission holds some back"
+    ),
     Metric("waiting", "gauge", (), "episodes that still have to start"),
     Metric("resting", "gauge", (), "episodes that start again after a pause"),
     Metric("open_collections", "gauge", (), "collections that are open"),

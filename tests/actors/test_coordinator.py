@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+import actors.admission as admission
 import actors.attempt as attempt
 import actors.clients as clients
 import actors.coordinator as module
@@ -27,7 +28,7 @@ from rollout_service.config.budget import Budget
 from rollout_service.errors import POISON_TASK, BudgetReached, ConfigError, Fault, FaultKind, ServiceError
 from rollout_service.metrics.engines import count_update
 from rollout_service.metrics.text import flat
-from rollout_service.policy.replicas import DesiredState, FleetState
+from rollout_service.policy.replicas import CacheFigures, DesiredState, FleetState, Occupancy, ReplicaState
 from rollout_service.record.trajectory import Outcome
 from tests.support.episodes import settings
 
@@ -211,6 +212,79 @@ async def test_metrics_tell_what_the_service_holds_and_why_nothing_starts(start,
     assert (alone["actors"], alone["held_back/paused"], alone["held_back/actors"]) == (0, 0, 1)
     assert (after["paused"], after["lost_actors_total"], after["resting"], after["waiting_groups"]) == (0, 1, 2, 1)
     assert after["weight_updates_total/drain/failed"] == 1, "the fleet's numbers are among them"
+
+
+def short_of_memory(turns: int, seconds: float) -> Callable[[], Awaitable[list[ReplicaState]]]:
+    """Stands for the fleet's `replicas`: one, whose memory holds one episode, and which lost so many seconds."""
+    cache = CacheFigures(11_000, 8, turns, 9000 * turns, seconds, 64, 10_000.0, 0.0, 0.2)
+
+    async def replicas() -> list[ReplicaState]:
+        return [ReplicaState("r", 0, False, 16, 0, occupancy=Occupancy(8, 0.9, 0.1, cache))]
+
+    return replicas
+
+
+async def test_episodes_wait_while_the_replicas_memory_has_no_room_and_the_service_says_so(start, monkeypatch, caplog):
+    gates = [asyncio.Event() for _ in range(3)]
+    played: list[int] = []
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        played.append(len(played))
+        await gates[played[-1]].wait()
+        return scored(request)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(120):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(admission, "_LOOK_SECONDS", 0.0)
+    coordinator = await start(play, policy__engine="sglang", policy__model="m")
+    fleet, scheduler = coordinator._fleet._actor, coordinator._scheduler
+    fleet.replicas = short_of_memory(0, 0.0)
+    with caplog.at_level("INFO"):
+        collection, _, _ = await coordinator.submit(CollectionRequest(n=3), "client")
+        await until(lambda: bool(coordinator._admission._controller.capacity))
+        assert scheduler.limit is None
+        fleet.replicas = short_of_memory(10_000, 1e6)
+        await until(lambda: scheduler.limit == 1)
+        gates[0].set()
+        await until(lambda: scheduler.running == 1)
+        held, status = flat(await coordinator.metrics()), await coordinator.status()
+        await until(lambda: "replicas' memory for keys and values has no room" in said(caplog))
+    assert played == [0, 1]
+    assert (held["admitted"], held["held_back/memory"], held["held_back/slots"]) == (1, 1, 0)
+    assert (status["admission"]["limit"], status["admission"]["capacity_tokens"]) == (1, 11_000)
+    waits_for = status["collections"][collection]["waits_for"]
+    assert "room in the replicas' memory for keys and values: it lets 1 of 2 slots' episodes run" in waits_for
+    assert "At most 1 episodes are in flight" in said(caplog)
+    for gate in gates:
+        gate.set()
+    assert len([group async for group in until_none(lambda: coordinator.next_group(collection))]) == 3
+
+
+async def test_replicas_that_say_nothing_of_their_memory_hold_nothing_back_and_the_log_says_it_once(
+    start, monkeypatch, caplog
+):
+    coordinator = await start(scored, policy__engine="sglang", policy__model="m")
+    silent = coordinator._admission
+    silent._heard_at -= 1000
+
+    async def replicas() -> list[ReplicaState]:
+        raise ServiceError("The policy's replicas cannot be reached.")
+
+    fleet = SimpleNamespace(replicas=SimpleNamespace(remote=replicas))
+    with caplog.at_level("WARNING"):
+        await silent.look(fleet)
+        await silent.look(fleet)
+    assert coordinator._scheduler.limit is None
+    assert said(caplog).count("The replicas say nothing of their memory for keys and values") == 1
+
+
+async def test_without_admission_by_the_cache_episodes_wait_for_slots_only(start):
+    for settings_ in ({"policy__engine": "sglang", "policy__model": "m", "policy__admission": "slots"}, {}):
+        coordinator = await start(scored, **settings_)
+        assert (await coordinator.status())["admission"] is None
 
 
 async def test_a_coordinator_is_up_also_while_its_replicas_are_replaced(start, caplog):

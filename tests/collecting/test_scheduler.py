@@ -246,3 +246,23 @@ def test_an_actor_that_leaves_is_forgotten_when_its_episodes_have_ended():
     assert list(scheduler._running) == [running.actor]
     scheduler.finish(running, None)
     assert not scheduler._running, "a service that lives long starts many actors"
+
+
+def test_no_more_episodes_run_than_the_limit_allows_and_those_that_run_go_on():
+    scheduler = scheduler_with({"a": 2, "b": 2}, Collection("c", 8, 1))
+    running = [scheduler.next() for _ in range(3)]
+    scheduler.limit = 2
+    assert scheduler.is_held
+    assert scheduler.next() is None
+    for assignment in running[:2]:
+        assert assignment is not None
+        scheduler.finish(assignment, None)
+    assert scheduler.next() is not None
+    assert scheduler.next() is None
+    scheduler.limit = None
+    assert not scheduler.is_held
+    assert scheduler.next() is not None
+    scheduler.limit = 4
+    assert scheduler.next() is not None
+    assert not scheduler.is_held, "no slot is free either"
+    assert scheduler.next() is None

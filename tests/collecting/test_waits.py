@@ -12,7 +12,8 @@ from rollout_service.collecting.waits import waits_for
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
     idle |= {"paused_by": None, "parked": False}
-    status = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "collections": {"c": idle | collection}}
+    status: dict[str, Any] = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "running": 20}
+    status |= {"admission": None, "collections": {"c": idle | collection}}
     return waits_for(status | (service or {}), "c")
 
 
@@ -33,6 +34,13 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
             "the end of a pause: the last episodes all ended with a fault (tried again in 4 s)",
         ),
         ({}, {"waiting": 8}, "a free slot: all 32 are taken"),
+        (
+            {"admission": {"limit": 20}},
+            {"waiting": 8, "running": 20},
+            "room in the replicas' memory for keys and values: it lets 20 of 32 slots' episodes run at once",
+        ),
+        ({"admission": {"limit": 20}, "running": 19}, {"waiting": 8}, "a free slot"),
+        ({"admission": {"limit": None}}, {"waiting": 8}, "a free slot"),
         ({"paused": True}, {"running": 3}, "client.resume(): the policy is paused; 3 episodes running"),
         (
             {"actors": 0, "start_error": "no memory"},
