@@ -213,8 +213,7 @@ class Coordinator:
                     self._forget(running)
                 running.check_whole()
                 return None
-            running.changed.clear()
-            await running.changed.wait()
+            await running.until_changed()
 
     async def acknowledge(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
         """Take that the reader has these groups for good. Returns when that is safe: they do not come again. Errors and

@@ -6,11 +6,21 @@ acknowledges it.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
 import actors.lending as lending
 from actors.attempt import Result
+
+AHEAD = 16
+"""Most groups that are handed out before their reader asks for them: one transaction of the journal notes them all, so
+that a fast reader seldom waits for the disk."""
+
+_SHARE_SECONDS = 0.05
+"""Shortest time between two such transactions while further groups are coming. A transaction costs as much CPU time as
+the entries of six groups."""
 
 
 class Delivery:
@@ -25,10 +35,17 @@ class Delivery:
         """Groups that the reader gets next: it did not ask for them yet, or its connection was interrupted."""
         self._positions: dict[int, int] = {}
         """Where the journal notes that a group was handed out."""
+        self._added = -math.inf
+        """When the last group was added."""
 
     def __len__(self) -> int:
         """Number of groups that the reader gets without a further one being added."""
         return len(self._due)
+
+    @property
+    def sharing_seconds(self) -> float:
+        """How long a finished group may wait for others that share its transaction."""
+        return 0.0 if self._due else max(0.0, self._added + _SHARE_SECONDS - time.monotonic())
 
     def add(self, number: int, results: dict[int, Result], position: int) -> None:
         """Add a group.
@@ -36,6 +53,7 @@ class Delivery:
         Args:
             position: where the journal notes it, see `Journal.record`.
         """
+        self._added = time.monotonic()
         self.given[number] = results
         self._positions[number] = position
         self._due.append(number)

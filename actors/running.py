@@ -15,7 +15,7 @@ import actors.parts as stored_parts
 import rollout_service.logs as logs
 from actors.attempt import Ending, Result, lost, nothing, too_old
 from actors.collection_log import CollectionLog
-from actors.delivery import Delivery, on_disk
+from actors.delivery import AHEAD, Delivery, on_disk
 from rollout_service.cluster import Reference
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.drawing import Drawing
@@ -35,10 +35,6 @@ from rollout_service.record.trajectory import Trajectory
 _log = logs.logger(__name__)
 
 _NONE = NoJournal()
-
-_AHEAD = 16
-"""Most groups that are noted as handed out before their reader asks for them: one transaction is safe for all of them,
-so that a fast reader seldom waits for the disk."""
 
 
 class RunningCollection:
@@ -201,14 +197,35 @@ class RunningCollection:
             self._since -= spent.seconds
 
     def next_group(self, version: int) -> Group | None:
-        """The next finished group, with the trainer at weight version `version`; None: none is finished."""
-        becomes_old = self.collection.staleness.maximum is not None  # it is taken when its reader is there
-        most = 1 if self.parts is None or becomes_old else _AHEAD
+        """The next finished group, with the trainer at weight version `version`; None: none is finished, or it waits
+        for others, see `until_changed`."""
+        if self._sharing_seconds:
+            return None
+        most = AHEAD if self._is_noted_ahead else 1
         while len(self.delivery) < most and (handout := self.collection.take()) is not None:
             self._hand_out(handout, version)
         number = self.delivery.next()
         self.collection.ahead = len(self.delivery)
         return None if number is None else self._made(number)
+
+    @property
+    def _is_noted_ahead(self) -> bool:
+        """Whether groups are handed out before their reader asks for them. One that may become too old is not."""
+        return self.parts is not None and self.collection.staleness.maximum is None
+
+    @property
+    def _sharing_seconds(self) -> float:
+        """How long a finished group waits for others that share its transaction. It waits for none that cannot come."""
+        it = self.collection
+        are_coming = self.active and it.shelf.ready and it.held_back is None and self.error is None
+        return self.delivery.sharing_seconds if are_coming and self._is_noted_ahead else 0.0
+
+    async def until_changed(self) -> None:
+        """Wait until `next_group` may give another answer."""
+        self.changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._sharing_seconds or None):
+                await self.changed.wait()
 
     async def until_noted(self, group: Group) -> None:
         """Wait until it is safe that this group was handed out. Errors are those of `Journal.durable`."""

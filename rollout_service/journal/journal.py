@@ -27,8 +27,9 @@ from rollout_service.record.part import Part, discard_files
 
 _log = logs.logger(__name__)
 
-_GATHER_SECONDS = 0.02
-"""How long entries may gather that nobody waits for. A transaction costs as much as a dozen entries."""
+_GATHER_SECONDS = 0.1
+"""How long entries may gather that nobody waits for. A transaction costs as much as a dozen entries. If the process
+dies, the episodes that ended in this time are played again."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds until a transaction that failed is tried again; the time doubles."""

@@ -116,8 +116,12 @@ class Log:
         sync_folder(self._folder)
 
     def _check_owner(self) -> None:
-        if (self._folder / _OWNER).read_text() != f"{self.owner:020d}":
-            raise Overtaken
+        owner = os.open(self._folder / _OWNER, os.O_RDONLY)  # anew: see `_say`
+        try:
+            if os.read(owner, 64) != b"%020d" % self.owner:
+                raise Overtaken
+        finally:
+            os.close(owner)
 
     def _replay(self) -> list[Path]:
         """Returns the files that a snapshot replaces."""

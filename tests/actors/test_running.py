@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import actors.delivery as delivery
 from actors.running import RunningCollection
 from rollout_service.cluster import Call
 from rollout_service.collecting.collection import Collection
@@ -60,6 +61,31 @@ def test_groups_that_are_handed_out_ahead_count_as_waiting_for_their_reader():
     assert "the reader is too slow" in ahead.held_back
     assert ahead.next_group(0).number == 1
     assert ahead.held_back == "no slot is free"
+
+
+@pytest.mark.parametrize("what", ["nothing runs", "the buffer is full", "it failed"])
+def test_a_finished_group_waits_for_those_that_share_its_transaction_unless_none_can_come(monkeypatch, what):
+    monkeypatch.setattr(delivery, "_SHARE_SECONDS", 600.0)
+    shared = running(9, max_buffered_groups=3)
+    shared.parts, shared.active = "a journal", 1
+
+    def end(episode: int) -> None:
+        play(shared.collection, episode)
+        shared.keep(episode, 1, (EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "", 1.0, None), Call.of(None)))
+
+    end(0)
+    assert shared.next_group(0).number == 0, "nothing was handed out shortly before"
+    end(1)
+    end(2)
+    assert shared.next_group(0) is None
+    if what == "nothing runs":
+        shared.active = 0
+    elif what == "the buffer is full":
+        end(3)
+    else:
+        shared.error = ServiceError("no actor comes up.")
+    assert shared.next_group(0).number == 1
+    assert shared.next_group(0).number == 2, "it was noted with the other one, and waits for nothing"
 
 
 def test_old_weights_hold_a_collection_back():
