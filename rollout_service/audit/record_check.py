@@ -7,6 +7,7 @@ that does not pass was changed, or made by a bug of the service.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from rollout_service.config import Evaluation, PolicyConfig, RolloutConfig
 from rollout_service.config.limits import Limits
 from rollout_service.config.sampling import Sampling
+from rollout_service.record import turn_facts
 from rollout_service.record.trajectory import Timing, Trajectory, UserUsage, outcome_of
 from rollout_service.termination import UNSCORED, TerminationReason
 
@@ -41,6 +43,7 @@ def problems(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     yield from _provenance(trajectory)
     yield from _messages(trajectory)
     yield from _turns(trajectory)
+    yield from _credits(trajectory)
     yield from _flaws(trajectory)
     yield from _review(trajectory)
     counted: dict[str, Timing | UserUsage] = {"timing": trajectory.timing, "user_usage": trajectory.user_usage}
@@ -152,7 +155,23 @@ def _turns(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         longest = turn.policy_seconds * (1 + _CLOCKS_DIFFER) + _CLOCKS_DIFFER
         if turn.queue_seconds is not None and not 0 <= turn.queue_seconds <= longest:
             yield where, f"its queue_seconds are {turn.queue_seconds} of {turn.policy_seconds} policy_seconds"
+        for problem in turn_facts.problems(turn.facts, turn.tool_calls, turn.message_index, trajectory.messages):
+            yield where, f"its {problem}"
     yield from _places(trajectory)
+
+
+def _credits(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Check that no gold action and no text is credited to two turns, and none that the evaluator did not find."""
+    for name, checks, met in (
+        ("gold_actions", "action_checks", "action_match"),
+        ("communicated", "communicate_checks", "met"),
+    ):
+        credited = [at for turn in trajectory.turns for at in getattr(turn.facts, name) or ()]
+        if twice := [at for at, count in Counter(credited).items() if count > 1]:
+            yield "turns", f"their {name} have {twice[0]} more than once"
+        found = (trajectory.reward_info or {}).get(checks)
+        if isinstance(found, list) and (wrong := [at for at in credited if at >= len(found) or not found[at].get(met)]):
+            yield "turns", f"their {name} have {wrong[0]}, which the evaluator did not find"
 
 
 def _places(trajectory: Trajectory) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ the schema:
 4. `messages`: decoding and parsing a turn's tokens gives the message that τ² received; the tokenizer has every token,
    and a turn that the engine stopped ends with a token that ends turns.
 5. `reward`: the official evaluator gives the same reward for the same messages, and replaying them gives the same
-   database; an episode in which the policy never spoke has no reward.
+   database and the same facts of each turn; an episode in which the policy never spoke has no reward.
 
 The audit cannot find changes that leave an honest record: in identifiers, seeds and attempts; in log-probs, weight
 versions and counts of cached tokens within their bounds; in times, costs, limits and the user simulator's usage; in
@@ -293,9 +293,9 @@ def _without_token(segment: TokenSegment, codec: ChatCodec, rows: int | None) ->
 
 
 def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:
-    from rollout_service.tau2 import messages
+    from rollout_service.tau2 import messages, replay
 
-    if not _is_installed(trajectory):
+    if not replay.is_installed(trajectory):
         return  # messages of another release may have other fields
     for number, record in enumerate(trajectory.messages):
         try:
@@ -305,14 +305,6 @@ def _as_tau2_has_them(trajectory: Trajectory) -> Iterator[Violation]:
             same, problem = False, f"it is no message of τ²: {error}"
         if not same:
             yield Violation(trajectory.trajectory_id, "messages", f"message {number}", problem)
-
-
-def _is_installed(trajectory: Trajectory) -> bool:
-    """Whether the τ²-bench that made the trajectory is the installed one."""
-    from rollout_service.tau2 import compat
-
-    made = trajectory.provenance
-    return (made.tau2_distribution, made.tau2_version) == (compat.DISTRIBUTION, compat.VERSION)
 
 
 def _essence(message: dict[str, Any]) -> dict[str, Any]:
@@ -329,20 +321,19 @@ def _same_message(sent: dict[str, Any], got: dict[str, Any], agent: str) -> bool
 
 def check_reward(trajectory: Trajectory, _: str | None = None) -> Iterator[Violation]:
     """Make check 5. NL assertions are not judged again; their recorded verdicts are accepted."""
+    from rollout_service.tau2 import replay
+
     name = trajectory.trajectory_id
-    if _is_installed(trajectory):
+    if replay.is_installed(trajectory):
         for where, problem in _not_of_tau2(trajectory):
             yield Violation(name, "reward", where, problem)
     if trajectory.reward is not None and not trajectory.turns:
         yield Violation(name, "reward", "reward", f"it is {trajectory.reward}, and the policy never spoke")
-    if trajectory.outcome is Outcome.ABORTED or trajectory.fault is not None:
-        if trajectory.reward is not None:
-            yield Violation(name, "reward", "reward", "an aborted episode has a reward")
-        return
-    from rollout_service.tau2 import replay
-
+    aborted = trajectory.outcome is Outcome.ABORTED or trajectory.fault is not None
+    if aborted and trajectory.reward is not None:
+        yield Violation(name, "reward", "reward", "an aborted episode has a reward")
     try:
-        problems = replay.differences(trajectory)
+        problems = replay.differing_facts(trajectory) if aborted else replay.differences(trajectory)
     except Exception as error:
         problems = [f"replaying the messages failed: {error}"]
     for problem in problems:

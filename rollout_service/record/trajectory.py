@@ -18,6 +18,7 @@ import numpy.typing as npt
 import rollout_service.record.schema as schema
 from rollout_service.errors import Fault
 from rollout_service.record.cost import total
+from rollout_service.record.turn_facts import TurnFacts
 from rollout_service.task_ref import TaskRef as TaskRef  # a part of the trajectory, so offered here too
 from rollout_service.termination import TerminationReason
 
@@ -100,6 +101,8 @@ class Turn:
     """Seconds of `policy_seconds` that the turn waited at its replica and in the engine's queue, before it was sampled
     and, after an interruption, before it went on. Measured where it waited, by one clock. The way to the replica is not
     in it. None: not known."""
+    facts: TurnFacts = field(default_factory=TurnFacts, metadata=schema.ADDED)
+    """What the turn did, for credit per turn. The reward knows nothing of it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -107,10 +107,11 @@ try:
     from tau2.data_model.tasks import Action, Task
     from tau2.domains.telecom import tools as telecom_tools
     from tau2.environment.environment import Environment
-    from tau2.environment.toolkit import ToolKitBase
+    from tau2.environment.toolkit import ToolKitBase, ToolType
     from tau2.evaluator import evaluator_nl_assertions
     from tau2.evaluator.evaluator import EvaluationType
     from tau2.evaluator.evaluator import evaluate_simulation as _evaluate_simulation
+    from tau2.evaluator.evaluator_communicate import CommunicateEvaluator
     from tau2.orchestrator.orchestrator import Orchestrator
     from tau2.registry import registry
     from tau2.user.user_simulator import DummyUser, UserSimulator, get_global_user_sim_guidelines
@@ -142,6 +143,18 @@ def user_tools(environment: Environment, names: list[str] | None) -> list[Any] |
     if UPSTREAM:
         return environment.get_user_tools(include=names) or None
     return list(environment.get_user_tools())
+
+
+def writing_tools(toolkit: Any) -> frozenset[str]:
+    """Names of the toolkit's tools that may change a database, as τ² declares them."""
+    kind = type(toolkit)
+    if kind not in _writing:
+        writes = toolkit.tool_mutates_state if UPSTREAM else lambda name: toolkit.tool_type(name) == ToolType.WRITE
+        _writing[kind] = frozenset(filter(writes, toolkit.tools))
+    return _writing[kind]
+
+
+_writing: dict[type, frozenset[str]] = {}
 
 
 class _OfEachInstance:
@@ -263,6 +276,7 @@ __all__ = [
     "VERSION",
     "Action",
     "AssistantMessage",
+    "CommunicateEvaluator",
     "DummyUser",
     "Environment",
     "EvaluationType",
@@ -294,4 +308,5 @@ __all__ = [
     "user_guidelines",
     "user_reviewer",
     "user_tools",
+    "writing_tools",
 ]

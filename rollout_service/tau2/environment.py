@@ -1,13 +1,14 @@
 """Official τ² environments, made the official way: each one parses the domain's files again.
 
 Invariant: an environment belongs to one episode. Every environment of the service is made here, for play, evaluation
-and replay, and all of them answer a call in the same way. They are the official ones, with four differences:
+and replay, and all of them answer a call in the same way. They are the official ones, with five differences:
 
 * Calls are bounded in time and memory (`arithmetic`, and the limits below). A call beyond the bounds gets an error, as
   τ² answers every call that fails.
 * A call has the same arguments as its record, so that the record replays. (JSON has no NaN.)
 * An id that a tool draws follows from the call (`draws`).
 * An assertion that raises during scoring is noted, and counts as not met.
+* A call of the agent that changes a database is noted.
 
 `rollout_service.tau2.domain` makes the same environments at a lower cost.
 """
@@ -24,6 +25,7 @@ from typing import Any
 from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import EpisodeEnd, EpisodeFault, RolloutError, Tau2Error
 from rollout_service.tau2 import arithmetic, compat
+from rollout_service.tau2.database_watch import DatabaseWatch
 from rollout_service.tau2.draws import Draws
 from rollout_service.tau2.once import once
 
@@ -59,16 +61,35 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
     """Mixed into a domain's own class of environment."""
 
     draws: Draws
+    wrote: set[str]
+    """Ids of the agent's calls that changed the contents of a database. Only tools that τ² declares as writing are
+    looked at."""
     answered = 0
     """Number of characters of all answers so far."""
 
     def get_response(self, message: compat.ToolCall) -> compat.ToolMessage:
         """The answer to a call. The call's arguments become those that its record will hold."""
         message.arguments = message.model_dump(mode="json")["arguments"]
+        watches = self._watches(message)
         with self.draws.of("call", message.requestor, message.id, message.name):
             answer = super().get_response(message)
+        if sum(watch.has_changed() for watch in watches):  # not any(), because each watch must end
+            self.wrote.add(message.id)
         self.answered += len(answer.content or "")
         return answer
+
+    def _watches(self, call: compat.ToolCall) -> list[DatabaseWatch]:
+        """A watch of each database, if the call is the agent's and may change one."""
+        if call.requestor != "assistant":
+            return []
+        kits = [kit for kit in (self.tools, self.user_tools) if kit is not None]
+        called = kits if self.solo_mode else kits[:1]
+        if not any(call.name in compat.writing_tools(kit) for kit in called):
+            return []
+        if not self.answered:
+            self.sync_tools()  # a replay has not done so yet, and the call would seem to make the changes
+        databases = {id(kit.db): kit.db for kit in kits if kit.db is not None}
+        return [DatabaseWatch(database) for database in databases.values()]
 
     @functools.wraps(compat.Environment.make_tool_call)  # an answer to a call with too many arguments shows its name
     def make_tool_call(self, *args: Any, **arguments: Any) -> Any:
@@ -168,6 +189,7 @@ def make(
     if not isinstance(world, EpisodeEnvironment):
         world.__class__ = _class(kind)
     world.draws = Draws()
+    world.wrote = set()
     return world
 
 

@@ -43,6 +43,7 @@ from rollout_service.tau2 import (
     messages,
     taping,
     tasks,
+    turn_facts,
     user_review,
     users,
 )
@@ -180,8 +181,11 @@ class _Episode:
         timing = self._timing
         others = timing.policy_seconds + timing.user_seconds + timing.evaluation_seconds
         timing.environment_seconds = max(0.0, time.perf_counter() - start - others)
-        replies = 0 if orchestrator is None else orchestrator.agent.replies
-        return self._trajectory(conversation, replies, reason, score, fault, hashes)
+        record = [messages.to_record(message) for message in conversation]
+        if orchestrator is not None:
+            turns, replies = self._transcript.turns, orchestrator.agent.replies
+            turn_facts.note(turns, replies, conversation, record, self._task, orchestrator.environment.wrote)
+        return self._trajectory(record, reason, score, fault, hashes)
 
     def _orchestrator(self, task: compat.Task) -> Any:
         runner, request, solo = self._runner, self._request, self._runner._solo
@@ -325,15 +329,12 @@ class _Episode:
 
     def _trajectory(
         self,
-        conversation: list[compat.Message],
-        replies: int,
+        record: list[dict[str, Any]],
         reason: str,
         score: evaluation.Score | None,
         fault: Fault | None,
         hashes: dict[str, str | None],
     ) -> Trajectory:
-        record = [messages.to_record(message) for message in conversation]
-        self._locate_turns(record, replies)
         reward_info = None if score is None else score.reward_info.model_dump(mode="json")
         part = str(self._task.user_scenario) if self._runner._user_kind == "llm" else None
         return Trajectory(
@@ -359,13 +360,6 @@ class _Episode:
                 self._request.max_turns,
             ),
         )
-
-    def _locate_turns(self, record: list[dict[str, Any]], replies: int) -> None:
-        """Note for each turn which message it became: one of the last `replies` assistant messages. An empty turn ends
-        the episode and becomes no message."""
-        spoken = [index for index, message in enumerate(record) if message["role"] == "assistant"]
-        for turn, index in zip(self._transcript.turns, spoken[len(spoken) - replies :], strict=False):
-            turn.message_index = index
 
 
 def _check_not_ended_by_user(reason: str, conversation: list[compat.Message]) -> None:

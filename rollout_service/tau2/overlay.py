@@ -146,7 +146,10 @@ class OverlayDict(dict[Any, Any]):
     storage directly, see the right contents.
     """
 
-    __slots__ = ("shared", "touched")
+    __slots__ = ("before", "shared", "touched")
+
+    before: dict[Any, Any]
+    """What reached records were before, while the view is watched, see `rollout_service.tau2.database_watch`."""
 
     def __init__(self, shared: FrozenDict) -> None:
         super().__init__(shared)

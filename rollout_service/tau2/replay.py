@@ -5,10 +5,13 @@ Invariant: the result does not depend on how the trajectory was made. Only its t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from rollout_service.record import schema
 from rollout_service.record.trajectory import Trajectory
-from rollout_service.tau2 import compat, environment, evaluation, messages, tasks
+from rollout_service.record.turn_facts import TurnFacts
+from rollout_service.tau2 import compat, environment, evaluation, messages, tasks, turn_facts
 
 _PARTS = {
     "env": ("db_check", "env_assertions"),
@@ -19,7 +22,8 @@ _PARTS = {
 
 
 def differences(trajectory: Trajectory) -> list[str]:
-    """How the record differs from a replay of its messages: reward, its parts, and the database hashes.
+    """How the record differs from a replay of its messages: reward, its parts, the database hashes, and what each turn
+    did.
 
     Raises:
         TaskError: the installed τ²-bench has no such task.
@@ -27,7 +31,7 @@ def differences(trajectory: Trajectory) -> list[str]:
     """
     made = trajectory.provenance
     found = []
-    if (made.tau2_distribution, made.tau2_version) != (compat.DISTRIBUTION, compat.VERSION):
+    if not is_installed(trajectory):
         return [
             f"made with {made.tau2_distribution} {made.tau2_version}, but {compat.DISTRIBUTION} {compat.VERSION} is "
             "installed, whose tasks may differ"
@@ -35,9 +39,10 @@ def differences(trajectory: Trajectory) -> list[str]:
     task = tasks.get(trajectory.task)
     solo = made.agent == "solo"
     conversation = [messages.from_record(record) for record in trajectory.messages]
-    hashes = end_hashes(task, trajectory.task.domain, conversation, solo)
-    if hashes != trajectory.database_hashes:
+    world = _replayed(task, trajectory.task.domain, conversation, solo)
+    if (hashes := environment.database_hashes(world)) != trajectory.database_hashes:
         found.append(f"the databases end as {hashes}, recorded {trajectory.database_hashes}")
+    found += _facts(trajectory, conversation, task, world.wrote)
     if trajectory.reward is None:
         return found
     recorded = trajectory.reward_info or {}
@@ -62,8 +67,49 @@ def _compare(scored: dict[str, Any], recorded: dict[str, Any], parts: tuple[str,
     return [f"{part} is {scored[part]}, recorded {recorded.get(part)}" for part in differing]
 
 
+def is_installed(trajectory: Trajectory) -> bool:
+    """Whether the τ²-bench that made the trajectory is the installed one."""
+    made = trajectory.provenance
+    return (made.tau2_distribution, made.tau2_version) == (compat.DISTRIBUTION, compat.VERSION)
+
+
+def differing_facts(trajectory: Trajectory) -> list[str]:
+    """How the facts of the turns differ from those that task and messages show. Nothing is replayed, so nothing is said
+    of writes. Empty also if the record has no facts, or another τ²-bench made it.
+
+    Raises:
+        TaskError: the installed τ²-bench has no such task.
+    """
+    if not is_installed(trajectory) or all(turn.facts == TurnFacts() for turn in trajectory.turns):
+        return []
+    conversation = [messages.from_record(record) for record in trajectory.messages]
+    return _facts(trajectory, conversation, tasks.get(trajectory.task), None)
+
+
+def _facts(
+    trajectory: Trajectory, conversation: list[compat.Message], task: compat.Task, wrote: Collection[str] | None
+) -> list[str]:
+    turns = trajectory.turns
+    shown = turn_facts.found(turns, conversation, trajectory.messages, task, wrote)
+    return [
+        f"turn {number}: {name} is {again}, recorded {recorded}"
+        for number, (turn, facts) in enumerate(zip(turns, shown, strict=True))
+        for name, again in schema.shallow(facts).items()
+        if again is not None and (recorded := getattr(turn.facts, name)) not in (None, again)
+    ]
+
+
 def end_hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
     """τ²'s hashes of the databases after a replay of the conversation.
+
+    Raises:
+        ValueError: a tool answers differently.
+    """
+    return environment.database_hashes(_replayed(task, domain, conversation, solo))
+
+
+def _replayed(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> compat.Environment:
+    """An official environment after the conversation.
 
     Raises:
         ValueError: a tool answers differently.
@@ -75,4 +121,4 @@ def end_hashes(task: compat.Task, domain: str, conversation: list[compat.Message
         initialization_actions=initial.initialization_actions if initial else None,
         message_history=conversation,
     )
-    return environment.database_hashes(world)
+    return world
