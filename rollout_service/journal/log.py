@@ -128,6 +128,7 @@ class Log:
         unfinished, segments = self._folder.glob(f"*{_UNFINISHED}"), _segments(self._folder)
         old = [*segments, *unfinished]
         for path in segments:
+            os.utime(path)  # a mount that keeps sizes for a while asks for this one anew
             head, *transactions = _lines(path) or [{}]
             if head.get("snapshot"):
                 self._state.close()

@@ -48,6 +48,7 @@ from rollout_service.journal.place import FILES, PARTS, check_file_system
 from rollout_service.record.part import Part, is_there
 from rollout_service.record.part_files import OPEN_SECONDS, PARTS_OF_A_FILE, PartFiles
 from rollout_service.record.trajectory import Outcome, TaskRef
+from tests.journal import takeovers
 from tests.support.trajectories import make_trajectory
 
 SAMPLING = Sampling(temperature=0.5)
@@ -357,6 +358,15 @@ def test_of_two_that_take_the_log_over_the_one_that_says_so_last_has_the_highest
     found = last.recover()
     last.close()
     assert Log(fast_folder / "log").recover() == found
+
+
+def test_what_owners_commit_that_take_a_log_over_from_each_other_is_kept(fast_folder):
+    (fast_folder / "mount").symlink_to(fast_folder)
+    turns = iter(range(24))
+    folders = [fast_folder / "log", fast_folder / "mount" / "log"]
+    gone, owners = takeovers.lost(folders, lambda: next(turns, None) is not None)
+    assert gone == []
+    assert all(owner.said for owner in owners)
 
 
 def test_a_journal_that_is_overtaken_while_it_is_opened_says_so_and_removes_no_part(tmp_path, monkeypatch):
