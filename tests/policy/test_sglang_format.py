@@ -17,7 +17,7 @@ from rollout_service.policy.base import Generation
 from rollout_service.policy.sglang_format import from_answer, sampling_params, to_answer, to_payload
 
 TOKEN = st.integers(0, 2**31 - 1)
-LOGPROB = st.floats(max_value=0, allow_nan=False, allow_infinity=False, width=32)
+LOGPROB = st.floats(-3e38, 0)
 
 
 @st.composite
