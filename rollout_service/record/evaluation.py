@@ -12,11 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from rollout_service.errors import RolloutError
-from rollout_service.record.bootstrap import FEWEST, intervals
-from rollout_service.record.interval import Z, wilson_interval
+from rollout_service.record.interval import Z, interval_over_tasks
 from rollout_service.record.statistics import Summary, pass_hat_k, task_pass_rate
 from rollout_service.record.trajectory import Trajectory
 
@@ -34,8 +31,7 @@ class PassRate:
     k: int
     value: float
     interval: tuple[float, float]
-    """95% interval over the tasks, see `rollout_service.record.bootstrap`. With fewer than ten tasks, or where all
-    tasks agree, it is Wilson's interval for as many independent values, which is wider."""
+    """95% interval over the tasks, see `interval_over_tasks`."""
     tasks: int
     """Tasks with at least k trials that have a score. Others are left out."""
 
@@ -145,19 +141,12 @@ def domain_of(task: str) -> str:
 
 def _rates(solved: Mapping[str, tuple[int, int]], trials: int) -> list[PassRate]:
     rates: list[PassRate] = []
-    kept: dict[tuple[str, ...], list[int]] = {}
     for k in range(1, trials + 1):
-        if tasks := tuple(task for task, (scored, _) in solved.items() if scored >= k):
-            kept.setdefault(tasks, []).append(k)
-    for tasks, ks in kept.items():
-        counts = [solved[task] for task in tasks]
-        table = np.array([[task_pass_rate(each, k) for k in ks] for each in counts])
-        found = intervals(table, [domain_of(task) for task in tasks])
-        for k, (low, high), column in zip(ks, found.tolist(), table.T, strict=True):
-            value = pass_hat_k(counts, k)
-            if len(tasks) < FEWEST or np.ptp(column) == 0:
-                low, high = wilson_interval(min(value, 1.0), len(tasks))
-            rates.append(PassRate(k, value, (min(low, value), max(high, value)), len(tasks)))
+        if counts := {task: each for task, each in solved.items() if each[0] >= k}:
+            value = pass_hat_k(list(counts.values()), k)
+            of_tasks = [task_pass_rate(each, k) for each in counts.values()]
+            low, high = interval_over_tasks(of_tasks, [domain_of(task) for task in counts])
+            rates.append(PassRate(k, value, (min(low, value), max(high, value)), len(counts)))
     return rates
 
 
