@@ -15,6 +15,9 @@ from rollout_service.policy.replicas import CacheFigures
 _LATEST = 64
 """Number of turns, and of first turns, that the means are of."""
 
+_SPEED_TOKENS = 65_536
+"""Tokens of prompts over which the speed is measured. The first steps are slow: the engine compiles kernels in them."""
+
 
 class PrefixUse:
     """Counts of one engine's turns."""
@@ -30,12 +33,23 @@ class PrefixUse:
         self._later_turns = 0
         self._recomputed = 0
         self._recompute_seconds = 0.0
+        self._measured = 0, 0.0
+        """Tokens of prompts, and the seconds that they took, when the speed was measured last."""
+        self._token_seconds = 0.0
+        """Seconds for a token of a prompt; 0: not known."""
 
-    def add(self, generation: Generation, info: TurnInfo, token_seconds: float, retractions: int = 0) -> None:
+    def computed(self, tokens: int, seconds: float) -> None:
+        """Note how many tokens of prompts the engine has computed since it started, and in how many seconds."""
+        more, passed = tokens - self._measured[0], seconds - self._measured[1]
+        if more > 0 and (more >= _SPEED_TOKENS or not self._measured[0]):
+            self._token_seconds = passed / more
+        if more >= _SPEED_TOKENS:
+            self._measured = tokens, seconds
+
+    def add(self, generation: Generation, info: TurnInfo, retractions: int = 0) -> None:
         """Count a turn.
 
         Args:
-            token_seconds: seconds that the engine needs to compute a token of a prompt.
             retractions: how often the engine broke the turn off for want of memory, and began it again.
         """
         if info.task is None or generation.finish_reason == "abort":
@@ -50,7 +64,7 @@ class PrefixUse:
             missing = info.known_tokens - generation.cached_tokens
             recomputed += missing if missing > self._page_size else 0  # the last page is never full
         self._recomputed += recomputed
-        self._recompute_seconds += recomputed * token_seconds
+        self._recompute_seconds += recomputed * self._token_seconds
 
     def figures(self, capacity: int, sampling: int, fixed_share: float) -> CacheFigures:
         """The figures now. The arguments are `CacheFigures`' fields that the engine itself knows."""

@@ -137,7 +137,7 @@ class SglangEngine:
             raise RequestError(str(error)) from error
         generation = replace(from_answer(answer), prefix_version=since)
         self._hits.add(generation.cached_tokens, generation.prompt_tokens)
-        self._prefixes.add(generation, info, self._token_seconds(), int(answer["meta_info"].get("num_retractions", 0)))
+        self._count(generation, info, int(answer["meta_info"].get("num_retractions", 0)))
         return ended_by(generation, () if sampling.ignore_eos else self._ends)
 
     def interrupt(self) -> None:
@@ -299,11 +299,11 @@ class SglangEngine:
         loads = None if reader is None else reader.read_all()
         return loads[0] if loads else None  # there is one: a replica is one copy of the model
 
-    def _token_seconds(self) -> float:
-        """Seconds that the engine needs to compute a token of a prompt, the mean so far; 0: not known."""
+    def _count(self, generation: Generation, info: TurnInfo, retractions: int) -> None:
         load = self._load()
-        tokens = getattr(load, "total_prefill_uncached_tokens", 0)
-        return load.total_prefill_busy_us / 1e6 / tokens if tokens else 0.0
+        if (tokens := getattr(load, "total_prefill_uncached_tokens", 0)) > 0:
+            self._prefixes.computed(tokens, load.total_prefill_busy_us / 1e6)
+        self._prefixes.add(generation, info, retractions)
 
     def check_health(self) -> None:
         """See `Engine`. If the scheduler dies, the replica's process ends too; this check finds one that hangs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,10 +83,21 @@ def test_with_ample_memory_there_is_never_a_limit(kind, slots, share, replicas):
     assert set(world.limits) == {None}
 
 
-@settings(max_examples=12, deadline=None)
-@given(KINDS, st.integers(8, 32), st.floats(0.25, 1.2))
-def test_it_costs_little_where_it_does_not_help(kind, slots, share):
-    assert gain(kind, slots, share) >= 0.85
+def test_over_all_kinds_of_episodes_and_memories_it_gains_and_it_costs_little_where_it_does_not_help():
+    chance = random.Random(0)
+    gains = []
+    for _ in range(25):
+        kind = Kind(
+            chance.randint(0, 6000),
+            chance.randint(100, 5000),
+            chance.randint(20, 200),
+            chance.randint(20, 500),
+            chance.randint(2, 14),
+            chance.uniform(0, 5),
+        )
+        gains.append(gain(kind, chance.randint(8, 32), chance.uniform(0.25, 1.2)))
+    assert sum(gains) / len(gains) > 1.0
+    assert min(gains) > 0.85
 
 
 @settings(max_examples=60, deadline=None)

@@ -22,8 +22,8 @@ NAMES = (
     "viewer",
     "samplers",
 )
-GPU_NAMES = ("serving", "updates", "served_user")
-"""Only when named: they need a GPU and SGLang."""
+GPU_NAMES = ("serving", "updates", "served_user", "admission")
+"""Only when named: they need SGLang, and all but the last two a GPU."""
 
 
 if __name__ == "__main__":

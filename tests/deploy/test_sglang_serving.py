@@ -116,6 +116,13 @@ def test_logprobs_are_hugging_faces_and_every_turn_finds_the_one_before_in_its_r
         return [state.occupancy for state in service.replicas()]
 
     assert all(0 < each.cache_hits < 1 for each in full())
+    caches = [each.cache for each in full()]
+    assert {each.capacity for each in caches} == {sglang.ENGINE_ARGUMENTS["max_total_tokens"]}
+    assert sum(each.later_turns for each in caches) == 8 * (TURNS - 1)
+    assert sum(each.recomputed_tokens for each in caches) == 0, "all of it fits"
+    longest = max(len(t.segments[0].token_ids) for t in trajectories)
+    assert all(0 <= each.shared_tokens < each.context_tokens < longest for each in caches)
+    assert all(0 <= each.fixed_share <= 1 for each in caches)
     wait_until(lambda: all((each.waiting, each.kv_use) == (0, 0) for each in full()))  # nothing runs any more
 
 
