@@ -60,7 +60,9 @@ class Ending:
         if self.is_cut:
             return scheduler.cut(assignment, now)
         was_answered = self.result is not None and self.result[0].was_answered
-        return scheduler.finish(assignment, self.fault, self.versions, now, was_answered=was_answered)
+        scored = self.result is not None and self.result[0].reward is not None
+        end = assignment, self.fault, self.versions, now
+        return scheduler.finish(*end, was_answered=was_answered, scored=scored)
 
 
 async def play(pool: ActorPool, actor: str, request: EpisodeRequest) -> Ending:

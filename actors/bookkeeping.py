@@ -110,7 +110,10 @@ class Bookkeeping:
         stored = _readable(found.stored, folder)
         kept = {
             episode: Kept(
-                it.attempt, it.summary.versions[0] if it.summary.versions else None, it.summary.fault is not None
+                it.attempt,
+                it.summary.versions[0] if it.summary.versions else None,
+                it.summary.fault is not None,
+                it.summary.reward is not None,
             )
             for episode, it in stored.items()
         }

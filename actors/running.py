@@ -345,7 +345,8 @@ class RunningCollection:
         """A group that was handed out and is not acknowledged."""
         results = self.delivery.given[number]
         requests = [self.requests[episode] for episode in results]
-        return Group(requests, [self._reference(*result) for result in results.items()], number)
+        references = [self._reference(*result) for result in results.items()]
+        return Group(requests, references, number, self.collection.withheld(number))
 
     def _reference(self, episode: int, result: Result) -> Reference[Trajectory]:
         """The reference of an episode's trajectory."""

@@ -241,7 +241,7 @@ class Streams:
                     break
                 number += 1
                 trajectories = await stream.source.read(group)
-                data = await asyncio.to_thread(writer.group, number, trajectories)
+                data = await asyncio.to_thread(writer.group, number, trajectories, group.withheld)
                 for place in range(0, len(data), _PIECE):
                     yield data[place : place + _PIECE]
             yield writer.end(end)

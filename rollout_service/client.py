@@ -141,7 +141,9 @@ class RolloutClient(WeightsClient):
     ) -> GroupStream:
         """Groups as they complete, each a list of `group_size` trajectories ordered by sample index.
 
-        An episode that failed after all attempts is in its group as an aborted trajectory without reward. Closing the
+        An episode that failed after all attempts is in its group as an aborted trajectory without reward. With a
+        `min_group_size`, a group with fewer scored trajectories is not given: it is logged and counted, and
+        `stream.withheld`, a function of the group and the reason, is called with it if it is set. Closing the
         stream, or leaving it to the garbage collector, cancels the episodes that are left.
 
         Args:
@@ -153,12 +155,12 @@ class RolloutClient(WeightsClient):
                 old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `endless` (True:
                 tasks are drawn, and groups begun, until it is closed), `sampling` (as `policy.sampling`), `max_turns`
-                (as in `limits`), `max_attempts`, `max_staleness` and `late` (as in `service`), `weight` (share of the
-                slots, relative to the weights of other collections; 1), `budget` (limits by name, as in `budget`),
-                `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the caller's for good when the
-                next one is asked for, or `manual`, when `stream.ack(group)` says so. What is left out, or None, comes
-                from the configuration. With a `seed` the same call gives the same tasks and episode seeds. Without one,
-                a collection goes on where the last one of the same selection stopped.
+                (as in `limits`), `max_attempts`, `max_staleness`, `late` and `min_group_size` (as in `service`),
+                `weight` (share of the slots, relative to the weights of other collections; 1), `budget` (limits by
+                name, as in `budget`), `continues` (see `Output.ask`), and `ack`: `auto`, by which a group is the
+                caller's for good when the next one is asked for, or `manual`, when `stream.ack(group)` says so. What is
+                left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks and
+                episode seeds. Without one, a collection goes on where the last one of the same selection stopped.
 
         Raises:
             BudgetReached: the service's budget is spent; from the stream, after the last group: a budget ended it
@@ -325,13 +327,14 @@ class RolloutClient(WeightsClient):
             self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
         )
         submission = uuid.uuid4().hex
-        return self._stream(functools.partial(self._coordinator.submit.remote, request, self._id, submission), ack)
+        submit = functools.partial(self._coordinator.submit.remote, request, self._id, submission)
+        return self._stream(submit, ack, (request.min_group_size or self.config.service.min_group_size) != "any")
 
-    def _stream(self, submit: Callable[[], Reference[Accepted]], ack: str) -> GroupStream:
+    def _stream(self, submit: Callable[[], Reference[Accepted]], ack: str, takes_partial: bool = False) -> GroupStream:
         ack = arguments.choice("ack", ack, ACKNOWLEDGING)
         if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, submit, ack, self._id)
+        return GroupStream(self._coordinator, submit, ack, self._id, takes_partial)
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

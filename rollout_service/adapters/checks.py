@@ -8,6 +8,7 @@ policy had.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -215,6 +216,12 @@ def check_rewards(trajectories: Sequence[Trajectory], unscored: Unscored) -> Non
                 f"{trajectory.termination_reason!r}{fault}).",
                 'Pass unscored="mask" to train without it, or drop its group.',
             )
+
+
+def without_scores(group: Sequence[Trajectory]) -> list[Trajectory]:
+    """The trajectories of a group that is no data (`service.min_group_size`), none of them with a score: for trainers
+    that need each sample in its place, which they then do not train on."""
+    return [dataclasses.replace(trajectory, reward=None) for trajectory in group]
 
 
 def only_segment(trajectory: Trajectory) -> TokenSegment:

@@ -27,6 +27,7 @@ weights itself, and reads ours where `off_policy_mask_threshold` is set.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -195,7 +196,9 @@ def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:
             for (domain, split, count), ids in selections.items()
         ]
         for stream in streams:
-            for group in stream:
+            no_data: list[list[Trajectory]] = []
+            stream.withheld = lambda group, _, no_data=no_data: no_data.append(checks.without_scores(group))
+            for group in itertools.chain(stream, no_data):  # the stream has ended before the second is begun
                 task = group[0].task
                 key = task.domain, task.split, task.task_id
                 checks.check_groups(group, wanted.get(key))

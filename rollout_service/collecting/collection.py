@@ -14,6 +14,7 @@ from typing import Literal
 
 from rollout_service.collecting.breaker import EPISODES_IN_A_ROW, Breaker
 from rollout_service.collecting.episode_state import EpisodeState, Handout, Kept
+from rollout_service.collecting.partial import too_few
 from rollout_service.collecting.repeats import Repeats
 from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.roster import Roster
@@ -42,6 +43,7 @@ class Collection:
         max_buffered_groups: int = 64,
         staleness: Staleness = ANY_AGE,
         version: int = 0,
+        min_group_size: int = 0,
         weight: float = 1.0,
         breaker: Breaker | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class Collection:
         Args:
             groups: number of groups that are handed out; `ENDLESS`: there is no last one.
             max_losses: an episode that lost its actor so many times is given up: it may be what kills them.
+            min_group_size: fewest scored trajectories of a group that is data, see `withheld`.
             weight: share of the slots, relative to the other collections' weights.
             breaker: pauses the collection while one fault stops all episodes; None: it never pauses.
         """
@@ -58,6 +61,7 @@ class Collection:
         self.max_attempts = max_attempts
         self.max_losses = max_losses
         self.staleness = staleness
+        self.min_group_size = min_group_size
         self.weight = weight
         self.breaker = breaker or Breaker(group_size, None)
         self.quarantined: list[int] = []
@@ -122,7 +126,7 @@ class Collection:
         self.before = frozenset(episodes)
         self._roster.reach(1 + max(self.before, default=-1) // self.group_size)
         for episode in self.before:
-            self._roster.end(episode)
+            self._roster.end(episode, scored=True)
         self._pass_over()
         self._count_new()
 
@@ -163,7 +167,8 @@ class Collection:
             state.attempts = state.charged = kept.attempt
             state.oldest_version = kept.oldest_version
             self.failed += kept.failed
-            self._roster.end(episode)
+            is_expired = episode in delivered.get(episode // self.group_size, ())
+            self._roster.end(episode, scored=kept.scored and not is_expired)
         for group in over:
             for episode in self._roster.members(group):
                 self._roster.end(episode)
@@ -244,11 +249,12 @@ class Collection:
         now: float = 0.0,
         *,
         was_answered: bool = False,
+        scored: bool = True,
     ) -> bool:
         """Record the end of an attempt.
 
         Args:
-            versions, was_answered: as in `EpisodeSummary`.
+            versions, was_answered: as in `EpisodeSummary`. scored: whether it has a score, if there was no fault.
 
         Returns:
             True if the attempt is the episode's result. False if the episode is repeated, because of a retryable fault
@@ -270,7 +276,7 @@ class Collection:
             self.late += 1
             self._repeat(episode)
             return False
-        self._end(episode, failed=fault is not None)
+        self._end(episode, failed=fault is not None, scored=scored)
         return True
 
     def _is_repeated(self, episode: int, fault: Fault, now: float, was_answered: bool) -> bool:
@@ -326,9 +332,9 @@ class Collection:
             raise ValueError(f"episode {episode} of {self.collection_id} is done already")
         return state
 
-    def _end(self, episode: int, *, failed: bool) -> None:
+    def _end(self, episode: int, *, failed: bool, scored: bool = False) -> None:
         self.failed += failed
-        if self._roster.end(episode):
+        if self._roster.end(episode, scored=scored and not failed):
             self.shelf.ready.append(episode // self.group_size)
 
     def updated(self, version: int) -> None:
@@ -352,15 +358,21 @@ class Collection:
             again = [e for e in late if self._is_dropped(e) and self._roster[e].charged < self.max_attempts]
             if not again or self._cancelled:
                 self.late += len(late)
-                self.shelf.hand_out()
                 expired = tuple(late) if self.staleness.drop else ()
                 self.failed += len(expired)
+                for episode in expired:
+                    self._roster[episode].scored = False
+                self.shelf.hand_out(is_data=not self.withheld(group))
                 return Handout(group, expired)
             self.late += len(again)
             for episode in again:
                 self._roster.open_again(episode)
                 self._repeat(episode)
         return None
+
+    def withheld(self, group: int) -> str:
+        """Why a finished group is no data; empty: it is. See `rollout_service.collecting.partial`."""
+        return too_few(self._roster.scored(group), self.group_size, self.min_group_size)
 
     def _repeat(self, episode: int, rested: float = 0.0) -> None:
         """Have the episode start again, at the time `rested` at the earliest."""

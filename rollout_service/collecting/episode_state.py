@@ -32,6 +32,8 @@ class EpisodeState:
     """Actors on which attempts failed."""
     done: bool = False
     """Whether it has a result. A result that becomes too old is discarded, see `Collection.take`."""
+    scored: bool = False
+    """Whether its result has a score."""
     oldest_version: int | None = None
     """Oldest weight version of the result. None: the episode failed, or nothing was sampled."""
 
@@ -53,6 +55,7 @@ class Kept:
     attempt: int
     oldest_version: int | None
     failed: bool
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def asked_for(trials: int, tasks: int | None, selection: Mapping[str, Any]) -> d
         "seed": SEED,
         "sampler": "uniform",
         "max_turns": NO_LIMIT,
+        "min_group_size": "any",  # an evaluation counts faults itself
     } | given
 
 

@@ -13,17 +13,21 @@ from rollout_service.record.trajectory import Trajectory
 
 
 async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
-    """All trajectories of the stream, group by group in order of completion.
+    """All trajectories of the stream, group by group in order of completion. With a `min_group_size`, the aborted ones
+    of a group that is data are among them.
 
     Args:
         progress: show progress on stderr.
 
     Raises:
-        IncompleteCollection: episodes failed after all attempts, the service was lost on the way, or a budget ended the
-            collection early. It holds the trajectories that arrived.
+        IncompleteCollection: episodes failed after all attempts, or with a `min_group_size` a group has too few scored
+            ones; the service was lost on the way, or a budget ended the collection early. It holds the trajectories
+            that arrived.
         RolloutError: the collection was not accepted.
     """
     came: list[Trajectory] = []
+    withheld: list[Trajectory] = []
+    stream.withheld = lambda group, _: withheld.extend(group)
     await stream.aopen()
     assert stream.episodes is not None, "an endless collection is never whole"
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
@@ -33,8 +37,10 @@ async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
                 came.extend(group)
                 bar.add(group)
         except RolloutError as error:
-            raise IncompleteCollection.of(came, stream.episodes, str(error)) from error
-    whole = IncompleteCollection.of(came, stream.episodes)
-    if whole.failures or whole.missing:
+            raise IncompleteCollection.of(came, stream.episodes, str(error), withheld) from error
+    if stream.takes_partial and not withheld and len(came) == stream.episodes:
+        return TrajectoryBatch(came)
+    whole = IncompleteCollection.of(came, stream.episodes, withheld=withheld)
+    if whole.failures or whole.missing or whole.withheld:
         raise whole
     return whole.batch

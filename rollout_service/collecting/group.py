@@ -20,3 +20,5 @@ class Group:
     trajectories: list[Reference[Trajectory]]
     number: int = 0
     """Number of the group in its collection, by which the reader acknowledges it."""
+    withheld: str = ""
+    """Why it is no data, and is not to be given as such; empty: it is. See `rollout_service.collecting.partial`."""

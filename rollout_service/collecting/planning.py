@@ -16,6 +16,7 @@ from rollout_service.collecting.breaker import Breaker
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.continuation import left_to_play
 from rollout_service.collecting.drawing import Drawing, SamplerPosition
+from rollout_service.collecting.partial import fewest
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
@@ -163,7 +164,7 @@ class Planner:
             version: of the weights that the trainer gave last.
         """
         service = self._config.service
-        attempts, oldest, late = (
+        attempts, oldest, late, _ = (
             getattr(service if getattr(request, name) is None else request, name) for name in OF_SERVICE
         )
         collection = Collection(
@@ -175,6 +176,7 @@ class Planner:
             max_buffered_groups=service.max_buffered_groups,
             staleness=Staleness(oldest, late == "drop", request.groups_per_update),
             version=version,
+            min_group_size=fewest(request.min_group_size, service.min_group_size, request.group_size),
             weight=1.0 if request.weight is None else request.weight,
             breaker=Breaker(request.group_size, service.give_up_seconds),
         )

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import rollout_service.config.arguments as arguments
 from rollout_service.collecting.continuation import Continuation
+from rollout_service.collecting.partial import MinGroupSize, check_fits
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.selection import read_domain, read_ids
@@ -62,6 +63,8 @@ class CollectionRequest:
     """Largest staleness of a trajectory when it is handed out; see `service.max_staleness`."""
     late: Literal["drop", "deliver"] | None = None
     """What happens to a trajectory over `max_staleness`."""
+    min_group_size: MinGroupSize | None = None
+    """Fewest scored trajectories of a group that is data; see `service.min_group_size`."""
     weight: float | None = None
     """Share of the slots, relative to the weights of the other collections; None: 1."""
     continues: Continuation | None = None
@@ -78,6 +81,9 @@ class CollectionRequest:
             "max_turns": _whole("max_turns", self.max_turns, 1),
             "max_attempts": _whole("max_attempts", self.max_attempts, 1),
             "max_staleness": _whole("max_staleness", self.max_staleness, 0),
+            "min_group_size": self.min_group_size
+            if self.min_group_size == "any"
+            else _whole("min_group_size", self.min_group_size, 1),
             "weight": arguments.optional(arguments.number, "weight", self.weight, *WEIGHTS, TaskError),
             "domain": None if self.domain is None else read_domain(self.domain, "domain"),
             "ids": None if self.ids is None else read_ids(self.ids, "ids"),
@@ -87,6 +93,7 @@ class CollectionRequest:
         if self.n is not None:
             check_episodes(self.n, self.group_size)
         arguments.truth("endless", self.endless, TaskError)
+        check_fits(self.min_group_size, self.group_size)
         arguments.optional(arguments.truth, "shuffle", self.shuffle, TaskError)
         arguments.optional(arguments.choice, "late", self.late, ("drop", "deliver"), TaskError)
         arguments.optional(arguments.choice, "sampler", self.sampler, get_args(SamplerKind), TaskError)
@@ -143,7 +150,7 @@ class Accepted(NamedTuple):
     """Number of tasks of the selection's sequence that come before the collection's first one."""
 
 
-OF_SERVICE = ("max_attempts", "max_staleness", "late")
+OF_SERVICE = ("max_attempts", "max_staleness", "late", "min_group_size")
 """Fields that stand in the configuration's `service` section under the same name."""
 
 

@@ -48,9 +48,14 @@ class Roster:
         """Whether every episode of the group is done."""
         return self._open[group] == 0
 
-    def end(self, episode: int) -> bool:
+    def scored(self, group: int) -> int:
+        """Number of the group's episodes whose result has a score."""
+        return sum(self._states[episode].scored for episode in self.members(group))
+
+    def end(self, episode: int, *, scored: bool = False) -> bool:
         """Have the episode done. Returns whether its group is complete now."""
         state, group = self._states[episode], episode // self.group_size
+        state.scored = scored
         if not state.done:
             state.done = True
             self.done += 1

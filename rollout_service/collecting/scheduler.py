@@ -153,11 +153,12 @@ class Scheduler:
         now: float = 0.0,
         *,
         was_answered: bool = False,
+        scored: bool = True,
     ) -> bool:
         """Record the end of an assignment, see `Collection.finish`. False if its collection was dropped."""
         collection = self._release(assignment, now)
         end = assignment.episode, fault, assignment.actor, versions, now
-        return collection is not None and collection.finish(*end, was_answered=was_answered)
+        return collection is not None and collection.finish(*end, was_answered=was_answered, scored=scored)
 
     def lose(self, assignment: Assignment, now: float = 0.0) -> bool:
         """Record that an assignment was lost with its actor, see `Collection.lose`."""

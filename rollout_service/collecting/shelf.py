@@ -20,7 +20,9 @@ class Shelf:
         """Groups that wait to be taken, in order of completion."""
         self.handed_out = 0
         self.taken = 0
-        """Groups handed out since the last weight update."""
+        """Groups that are data and were handed out since the last weight update."""
+        self.withheld = 0
+        """Groups that were handed out and are no data."""
         self._again: deque[Handout] = deque()
         """Groups that were handed out by a process that died, and are handed out again."""
 
@@ -57,7 +59,8 @@ class Shelf:
         self.ready.remove(group)
         return group
 
-    def hand_out(self) -> None:
-        """Count a group that was picked and goes to the reader."""
+    def hand_out(self, *, is_data: bool = True) -> None:
+        """Count a group that was picked and goes to the reader. One that is no data is none that the trainer takes."""
         self.handed_out += 1
-        self.taken += 1
+        self.taken += is_data
+        self.withheld += not is_data

@@ -1,6 +1,6 @@
 """GroupStream: the groups of one collection, as a trainer takes them.
 
-Invariant: each group is given once and whole, and an interrupted wait loses none. A group is the caller's for good
+Invariant: each group that is data is given once, and an interrupted wait loses none. A group is the caller's for good
 when it is acknowledged: by asking for the next one, or explicitly. Where the coordinator is started again, the stream
 asks it again, and leaves out what it has given. Closing the stream cancels what is left of the collection. A long wait
 logs what it waits for.
@@ -59,9 +59,12 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         submit: Callable[[], Reference[Accepted]],
         ack: str = "auto",
         client: str | None = None,
+        takes_partial: bool = False,
     ) -> None:
         """
         Args:
+            takes_partial: whether it was asked for with a `min_group_size`, so that failed episodes in a group that is
+                given are as they were asked for.
             submit: asks for the collection. Called at once, and again where the coordinator's death cut the call off.
             ack: `auto`: whoever asks for the next group has the last one for good. `manual`: `ack` says so.
             client: id of the client that the collection belongs to. When another one has opened it again, this stream
@@ -88,6 +91,9 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self._patience = _PATIENCE_SECONDS
         self.tell: Callable[[str], None] | None = None
         """Told what the next group waits for, again and again while it does not come."""
+        self.takes_partial = takes_partial
+        self.withheld: Callable[[list[Trajectory], str], None] | None = None
+        """Called with each group that is no data, and why. It is not given; see `service.min_group_size`."""
         self.collection_id = ""
         self.episodes: int | None = 0
         """Episodes that the whole collection has; known once it is open. None: it is endless."""
@@ -165,8 +171,20 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 self._interruptions += 1
                 self._pending = None
                 continue
-            return group, [given(*item) for item in zip(group.requests, found, strict=True)]
+            trajectories = [given(*item) for item in zip(group.requests, found, strict=True)]
+            if not group.withheld:
+                return group, trajectories
+            self._withhold(group, self._handed_over(group, trajectories))
         return None
+
+    def _withhold(self, group: Group, trajectories: list[Trajectory]) -> None:
+        """Report a group that is no data."""
+        faults = sorted({f"{t.fault.kind}: {t.fault.message}" for t in trajectories if t.fault is not None})
+        text = "Group %s of task %s is withheld: %s. %s"
+        said = group.requests[0].group_id, group.requests[0].task, group.withheld, "; ".join(faults[:3])
+        _log.warning(text, *said, extra=logs.event("withheld group"))
+        if self.withheld is not None:
+            self.withheld(trajectories, group.withheld)
 
     async def _asked(self) -> Group | None:
         """The coordinator's next group, asked for again where its death cut the call off."""

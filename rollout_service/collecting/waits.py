@@ -1,6 +1,7 @@
-"""Says in words what a collection waits for.
+"""Says in words what a collection waits for, and what to do about it.
 
-Invariant: this module only words it; every number comes from `Coordinator.status`.
+Invariant: this module only words it; every number comes from `Coordinator.status`. A reason that somebody can end has
+its remedy beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
     "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
 }
-"""By `Collection.held_back`: why no new group starts."""
+"""By `Collection.held_back`: why no new group starts, for the coordinator's log."""
 
 NO_SLOT = "no slot is free"
 NO_ROOM = "the replicas' memory for keys and values has no room for further episodes (policy.admission)"
@@ -31,7 +32,8 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     parts = []
     if status["actors"] == 0:
         error = status["start_error"]
-        parts.append("an environment actor to come up" + (f", the last one failed: {error}" if error else ""))
+        why = f", the last one failed: {error}" if error else "; each needs a free CPU of the cluster"
+        parts.append(f"an environment actor to come up{why}")
     if status["paused"]:
         parts.append("client.resume(): the policy is paused")
     if pause := collection["paused_by"]:
@@ -39,25 +41,53 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
     if running := collection["running"]:
         parts.append(_running(running, collection))
     if again := collection["to_be_tried_again"]:
-        parts.append(f"{_episodes(again)} to be tried again after a fault")
+        parts.append(f"{_number(again, 'episode')} to be tried again after a fault")
     if collection["held_back"] == "staleness":
-        parts.append("new weights: with older ones a further group would be too old (max_staleness)")
+        parts.append(_new_weights(collection, status["weight_version"]))
+    if collection["held_back"] == "buffer":
+        ready = _number(collection["ready"], "finished group")
+        parts.append(f"its reader: {ready} wait to be taken; take them faster, or raise service.max_buffered_groups")
     limit = status["admission"] and status["admission"]["limit"]
     if limit and collection["waiting"] != 0 and limit <= status["running"] < status["slots"]:
         room = f"it lets {limit} of {status['slots']} slots' episodes run at once (policy.admission)"
         parts.append(f"room in the replicas' memory for keys and values: {room}")
+    if not parts and collection["ready"]:
+        parts.append(f"its reader to take {_number(collection['ready'], 'finished group')}")
     if not parts and collection["waiting"] != 0:  # None: it is endless
-        parts.append(f"a free slot: all {status['slots']} are taken")
+        parts.append(_slot(status, collection))
     return "; ".join(parts) or "the next group to be handed over"
 
 
 def _running(running: int, collection: Mapping[str, Any]) -> str:
-    text = f"{_episodes(running)} running"
+    text = f"{_number(running, 'episode')} running"
     if (oldest := collection["oldest_seconds"]) is not None:
         places = sorted(collection["places"].items(), key=lambda item: -item[1])
         text += f", the oldest for {oldest:.0f} s, " + ", ".join(f"{count} in {place}" for place, count in places)
     return text
 
 
-def _episodes(count: int) -> str:
-    return f"{count} episode{'' if count == 1 else 's'}"
+def _new_weights(collection: Mapping[str, Any], version: int) -> str:
+    """Why new weights are needed. Where the trainer took all that it announced, only it can go on."""
+    taken, most = collection["taken"], collection["groups_per_update"]
+    text = "new weights: with older ones a further group would be too old (max_staleness)"
+    if most is None or taken < most:
+        return text
+    return (
+        f"{text}, and {_number(taken, 'group')} were taken since weight version {version} came, with groups_per_update "
+        f"{most}: call client.update_weights(), or ask with a larger groups_per_update or max_staleness"
+    )
+
+
+def _slot(status: Mapping[str, Any], collection: Mapping[str, Any]) -> str:
+    if status["running"] < status["slots"]:
+        return "its next episode to start"
+    others = status["running"] - collection["running"]
+    used = f", {others} by other collections" if others else ""
+    return (
+        f"a free slot: all {status['slots']} are taken{used}; raise service.slots or service.actors, or this "
+        "collection's weight"
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

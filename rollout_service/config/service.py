@@ -6,7 +6,7 @@ Invariant: name and namespace identify one service in a cluster.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +90,12 @@ class Service(Section):
         description="What happens to a trajectory above max_staleness; drop: its episode is made again with newer "
         "weights, and one that runs is ended as soon as it cannot be in time any more, which does not count as an "
         "attempt; deliver: it is delivered and counted.",
+    )
+    min_group_size: Annotated[int, Field(ge=1)] | Literal["any"] = Field(
+        "any",
+        description="Fewest trajectories with a score of a group that is delivered as data. A group with fewer is "
+        "withheld: reported and counted, but not given; groups that are smaller than this must be whole. any: every "
+        "group is given, and a failed episode is in it as an aborted trajectory.",
     )
     lease_seconds: Seconds = Field(
         20.0,

@@ -207,9 +207,9 @@ class RemoteCoordinator:
                     raise
                 cursor.restart()
                 continue
-            for number, trajectories in groups:
+            for number, trajectories, withheld in groups:
                 if cursor.came(number, trajectories[0].group_id):
-                    return _group(trajectories, cursor.theirs[number])
+                    return _group(trajectories, cursor.theirs[number], withheld)
             if not groups and end.state != "open":
                 cursor.has_ended = True
                 self._forget_if_over(collection_id, cursor)
@@ -318,7 +318,7 @@ def _check_not_failed(end: End) -> None:
         raise to_error(end.error)
 
 
-def _group(trajectories: list[Trajectory], number: int) -> Group:
+def _group(trajectories: list[Trajectory], number: int, withheld: str) -> Group:
     requests = [
         EpisodeRequest(
             trajectory_id=each.trajectory_id,
@@ -331,4 +331,4 @@ def _group(trajectories: list[Trajectory], number: int) -> Group:
         )
         for each in trajectories
     ]
-    return Group(requests, [Call.of(each) for each in trajectories], number)
+    return Group(requests, [Call.of(each) for each in trajectories], number, withheld)

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -24,8 +24,18 @@ from rollout_service.record.trajectory import Trajectory
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 
-_GROUP, _END = b"group", b"end"
-"""Keys in the metadata of a record batch: the number of the group that it is, or the mark at the end, as JSON."""
+_GROUP, _WITHHELD, _END = b"group", b"withheld", b"end"
+"""Keys in the metadata of a record batch: the number of the group that it is and why it is no data, or the mark at the
+end, as JSON."""
+
+
+class Numbered(NamedTuple):
+    """A group as it came over the wire."""
+
+    number: int
+    trajectories: list[Trajectory]
+    withheld: str = ""
+    """As in `Group`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +57,8 @@ class Writer(Protocol):
 
     media_type: str
 
-    def group(self, number: int, trajectories: Sequence[Trajectory]) -> bytes:
-        """The bytes of a group."""
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
+        """The bytes of a group. `withheld` is as in `Group`."""
         ...
 
     def end(self, end: End) -> bytes:
@@ -57,14 +67,16 @@ class Writer(Protocol):
 
 
 class NdjsonWriter:
-    """A line for each group: `{"group": 1, "trajectories": […]}`, then one such as `{"state": "ended"}`."""
+    """A line for each group: `{"group": 1, "trajectories": […]}`, then one such as `{"state": "ended"}`. A group that
+    is no data has the reason, too: `"withheld": "…"`."""
 
     media_type = NDJSON
 
-    def group(self, number: int, trajectories: Sequence[Trajectory]) -> bytes:
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
         """The group's line."""
         records = [trajectory.to_dict() for trajectory in trajectories]
-        return to_json({"group": number, "trajectories": records}) + b"\n"
+        mark = {"withheld": withheld} if withheld else {}
+        return to_json({"group": number, **mark, "trajectories": records}) + b"\n"
 
     def end(self, end: End) -> bytes:
         """The last line."""
@@ -80,10 +92,10 @@ class ArrowWriter:
         self._sink = io.BytesIO()
         self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
 
-    def group(self, number: int, trajectories: Sequence[Trajectory]) -> bytes:
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
         """The group's record batch."""
         (batch,) = to_table(trajectories).combine_chunks().to_batches()
-        return self._written(batch, {_GROUP: str(number).encode()})
+        return self._written(batch, {_GROUP: str(number).encode(), _WITHHELD: withheld.encode()})
 
     def end(self, end: End) -> bytes:
         """The empty record batch, and the stream's own end."""
@@ -102,13 +114,13 @@ class ArrowWriter:
         return taken
 
 
-def read_arrow(body: bytes) -> tuple[list[tuple[int, list[Trajectory]]], End]:
+def read_arrow(body: bytes) -> tuple[list[Numbered], End]:
     """What an `ArrowWriter` wrote: numbered groups, and the mark at the end.
 
     Raises:
         ValueError: it was cut, or is something else.
     """
-    groups: list[tuple[int, list[Trajectory]]] = []
+    groups: list[Numbered] = []
     try:
         with pa.ipc.open_stream(body) as stream:
             while True:
@@ -116,7 +128,9 @@ def read_arrow(body: bytes) -> tuple[list[tuple[int, list[Trajectory]]], End]:
                 if _END in metadata:
                     return groups, End(**json.loads(metadata[_END]))
                 rows = to_rows(pa.Table.from_batches([batch]))
-                groups.append((int(metadata[_GROUP]), [Trajectory.from_dict(to_record(row)) for row in rows]))
+                trajectories = [Trajectory.from_dict(to_record(row)) for row in rows]
+                withheld = metadata.get(_WITHHELD, b"").decode()
+                groups.append(Numbered(int(metadata[_GROUP]), trajectories, withheld))
     except (StopIteration, pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise ValueError(f"the groups were cut on their way: {error}") from error
 

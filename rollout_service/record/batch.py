@@ -321,12 +321,22 @@ def _concatenate(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) ->
 
 class IncompleteCollection(RolloutError):
     """A collection did not come back whole. `batch` holds the trajectories that ended, `failures` the aborted ones, and
-    `missing` is the number of episodes of which nothing came."""
+    `missing` is the number of episodes of which nothing came. `withheld` holds trajectories that ended, of groups that
+    are no data because too few of their trajectories have a score (`service.min_group_size`)."""
 
-    def __init__(self, batch: TrajectoryBatch, failures: list[Trajectory], missing: int = 0, reason: str = "") -> None:
-        total = len(batch) + len(failures) + missing
+    def __init__(
+        self,
+        batch: TrajectoryBatch,
+        failures: list[Trajectory],
+        missing: int = 0,
+        reason: str = "",
+        withheld: Sequence[Trajectory] = (),
+    ) -> None:
+        total = len(batch) + len(failures) + len(withheld) + missing
         faults = sorted({f"{t.fault.kind}: {t.fault.message}" for t in failures if t.fault is not None})
         parts = [f"{len(failures)} of {total} episodes failed after all attempts ({'; '.join(faults[:3])})."]
+        if withheld:
+            parts.append(f"{len(withheld)} of {total} are in groups with too few scored ones (min_group_size).")
         if missing:
             parts.append(f"{missing} of {total} episodes never came{': ' + reason if reason else '.'}")
         kinds = sorted({t.fault.kind for t in failures if t.fault is not None})
@@ -337,13 +347,17 @@ class IncompleteCollection(RolloutError):
         self.failures = failures
         self.missing = missing
         self.reason = reason
+        self.withheld = list(withheld)
 
     @classmethod
-    def of(cls, came: Sequence[Trajectory], episodes: int, reason: str = "") -> IncompleteCollection:
-        """What is said of a collection of so many episodes, of which these trajectories came."""
-        failures = [t for t in came if t.outcome is Outcome.ABORTED]
+    def of(
+        cls, came: Sequence[Trajectory], episodes: int, reason: str = "", withheld: Sequence[Trajectory] = ()
+    ) -> IncompleteCollection:
+        """What is said of a collection of so many episodes, of which these trajectories came, some of them withheld."""
+        failures = [t for t in (*came, *withheld) if t.outcome is Outcome.ABORTED]
         batch = TrajectoryBatch([t for t in came if t.outcome is not Outcome.ABORTED])
-        return cls(batch, failures, episodes - len(came), reason)
+        kept = [t for t in withheld if t.outcome is not Outcome.ABORTED]
+        return cls(batch, failures, episodes - len(came) - len(withheld), reason, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.batch, self.failures, self.missing, self.reason)
+        return type(self), (self.batch, self.failures, self.missing, self.reason, self.withheld)

@@ -156,11 +156,32 @@ def test_the_rewards_that_trl_logs_are_the_evaluators(trained) -> None:
 # Without a service ---------------------------------------------------------------------------------------------------
 
 
+class Stream:
+    """Gives groups, but for those with too few rewards, as a stream does that was asked for with a `min_group_size`."""
+
+    withheld: Callable[[list[Trajectory], str], None]
+
+    def __init__(self, groups: list[list[Trajectory]], fewest: int) -> None:
+        self._groups = groups
+        self._fewest = fewest
+
+    def __iter__(self) -> Iterator[list[Trajectory]]:
+        for group in self._groups:
+            if sum(trajectory.is_scored for trajectory in group) < self._fewest:
+                self.withheld(group, "too few")
+            else:
+                yield group
+
+    def close(self) -> None: ...
+
+
 class Client:
     """Answers each request with groups of trajectories that `made` gives for (task id, sample)."""
 
     def __init__(self, made: Callable[[str, int], Trajectory], **policy: Any) -> None:
         self._made = made
+        self.fewest = 0
+        """Fewest scored trajectories of a group that is data."""
         given = {"engine": "sglang", "sampling": Sampling(), "template_arguments": {}}
         self.config = SimpleNamespace(policy=SimpleNamespace(**given | policy))
         self.asked: list[dict[str, Any]] = []
@@ -169,11 +190,9 @@ class Client:
     def stream(self, *, group_size: int, ids: list[str], **selection: Any) -> Any:
         self.asked.append({"group_size": group_size, "ids": ids, **selection})
 
-        def groups() -> Iterator[list[Trajectory]]:
-            for task_id in reversed(ids):  # order of completion, not of the request
-                yield [self._made(task_id, sample) for sample in range(group_size)]
-
-        return groups()
+        # In order of completion, not of the request.
+        groups = [[self._made(task_id, sample) for sample in range(group_size)] for task_id in reversed(ids)]
+        return Stream(groups, self.fewest)
 
     def update_weights(self, tensors: dict[str, Any]) -> None:
         self.updates.append(dict(tensors))
@@ -317,6 +336,17 @@ def test_an_episode_in_which_the_policy_never_spoke_is_refused_or_has_neither_re
     given = rollout_func(client, unscored="mask")(["mock/base/a"], trainer)
     assert (given["rollout_reward"], given["env_mask"]) == ([None], [[0]])
     assert {len(given[name][0]) for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")} == {1}
+
+
+def test_of_a_group_that_is_no_data_nothing_is_trained_on(trainer, made) -> None:
+    client = Client(lambda task_id, sample: made(reward=None if sample else 1.0)(task_id, sample))
+    client.fewest = 2
+    asked = ["mock/base/a", "mock/base/a"]
+    with pytest.raises(TrainingDataError, match="reward is None"):
+        rollout_func(client)(asked, trainer)
+    given = rollout_func(client, unscored="mask")(asked, trainer)
+    assert given["rollout_reward"] == [None, None]
+    assert not any(bit for mask in given["env_mask"] for bit in mask)
 
 
 def test_trl_trains_on_what_is_left_where_some_or_all_of_a_group_have_no_reward(

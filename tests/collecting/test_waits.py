@@ -11,8 +11,15 @@ from rollout_service.collecting.waits import waits_for
 
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
-    idle |= {"paused_by": None, "parked": False}
-    status: dict[str, Any] = {"actors": 2, "start_error": None, "paused": False, "slots": 32, "running": 20}
+    idle |= {"paused_by": None, "parked": False, "ready": 0, "taken": 0, "groups_per_update": None}
+    status: dict[str, Any] = {
+        "actors": 2,
+        "start_error": None,
+        "paused": False,
+        "slots": 32,
+        "running": 32,
+        "weight_version": 4,
+    }
     status |= {"admission": None, "collections": {"c": idle | collection}}
     return waits_for(status | (service or {}), "c")
 
@@ -33,13 +40,35 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
             {"waiting": 8, "paused_by": "the last episodes all ended with a fault (tried again in 4 s)"},
             "the end of a pause: the last episodes all ended with a fault (tried again in 4 s)",
         ),
-        ({}, {"waiting": 8}, "a free slot: all 32 are taken"),
         (
-            {"admission": {"limit": 20}},
+            {},
+            {"held_back": "staleness", "waiting": 8, "taken": 3, "groups_per_update": 4},
+            "new weights: with older ones a further group would be too old (max_staleness)",
+        ),
+        (
+            {},
+            {"held_back": "staleness", "waiting": 8, "taken": 4, "groups_per_update": 4},
+            "(max_staleness), and 4 groups were taken since weight version 4 came, with groups_per_update 4: call "
+            "client.update_weights(), or ask with a larger groups_per_update or max_staleness",
+        ),
+        (
+            {},
+            {"held_back": "buffer", "waiting": 8, "ready": 64},
+            "its reader: 64 finished groups wait to be taken; take them faster, or raise service.max_buffered_groups",
+        ),
+        ({}, {"ready": 1}, "its reader to take 1 finished group"),
+        (
+            {},
+            {"waiting": 8},
+            "a free slot: all 32 are taken, 32 by other collections; raise service.slots or service.actors, or this",
+        ),
+        ({"running": 31}, {"waiting": 8}, "its next episode to start"),
+        (
+            {"admission": {"limit": 20}, "running": 20},
             {"waiting": 8, "running": 20},
             "room in the replicas' memory for keys and values: it lets 20 of 32 slots' episodes run at once",
         ),
-        ({"admission": {"limit": 20}, "running": 19}, {"waiting": 8}, "a free slot"),
+        ({"admission": {"limit": 20}, "running": 19}, {"waiting": 8}, "its next episode to start"),
         ({"admission": {"limit": None}}, {"waiting": 8}, "a free slot"),
         ({"paused": True}, {"running": 3}, "client.resume(): the policy is paused; 3 episodes running"),
         (
@@ -47,6 +76,7 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
             {"waiting": 8},
             "an environment actor to come up, the last one failed: no memory",
         ),
+        ({"actors": 0}, {"waiting": 8}, "an environment actor to come up; each needs a free CPU of the cluster"),
         ({}, {"parked": True, "waiting": 8}, "its reader, which is gone: client.reopen('c') reads on"),
         ({}, {}, "the next group to be handed over"),
         ({"collections": {}}, {}, "the service's answer"),

@@ -97,8 +97,8 @@ def test_a_collection_comes_the_same_in_both_forms_and_ends_with_a_mark(http):
     as_arrow = http.get(f"/v1/collections/{collection}/groups", params={"form": "arrow", "acknowledged": 0})
     assert as_arrow.headers["content-type"].startswith(ARROW)
     batches, end = read_arrow(as_arrow.content)
-    assert (end.state, [number for number, _ in batches]) == ("ended", [1, 2, 3])
-    assert [group["trajectories"] for group in groups] == [[t.to_dict() for t in group] for _, group in batches]
+    assert (end.state, [batch.number for batch in batches]) == ("ended", [1, 2, 3])
+    assert [group["trajectories"] for group in groups] == [[t.to_dict() for t in group] for _, group, _ in batches]
     assert all(Trajectory.from_dict(record).reward is not None for line in groups for record in line["trajectories"])
 
 
@@ -148,7 +148,7 @@ async def test_200_slow_readers_hold_no_more_than_the_limit_and_one_acknowledgem
         slow = [readers.get(path, params={"acknowledged": 0, "wait": 0.05, "form": "arrow"}) for _ in range(200)]
         for response in await asyncio.gather(*slow):
             batches, end = read_arrow(response.content)
-            assert ([number for number, _ in batches], end.state) == ([1, 2, 3, 4], "open")
+            assert ([batch.number for batch in batches], end.state) == ([1, 2, 3, 4], "open")
         assert collection in client.status()["collections"], "the service still has the groups that nobody can take"
         rest = await readers.get(path, params={"after": 4})
     assert [line.get("group", line.get("state")) for line in lines(rest)] == [5, 6, "ended"]

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import rollout_service.adapters.slime.settings as slime_settings
 import rollout_service.garbage as garbage
 import rollout_service.logs as logs
-from rollout_service.adapters.checks import check_tokenizers, check_vocabulary
+from rollout_service.adapters.checks import check_tokenizers, check_vocabulary, without_scores
 from rollout_service.background import BackgroundTasks
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.client import RolloutClient
@@ -65,8 +65,11 @@ class Service:
             await asyncio.sleep(0)
             stream = self.client.astream(n, group_size=n, sampling=sampling, **choice)
         finished = False
+        trajectories: list[Trajectory] = []
+        stream.withheld = lambda group, _: trajectories.extend(without_scores(group))
         try:
-            trajectories = [trajectory async for group in stream for trajectory in group]
+            async for group in stream:
+                trajectories += group
             finished = True
         finally:
             if not finished:
