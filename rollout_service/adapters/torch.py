@@ -21,7 +21,7 @@ So assembling the batch copies them once. Token ids are also widened to int64, b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -31,6 +31,7 @@ from rollout_service.adapters.checks import Unscored
 from rollout_service.errors import ConfigError
 from rollout_service.record.batch import PackedBatch, PaddedBatch, TrajectoryBatch
 from rollout_service.record.trajectory import CONTEXT_VERSION, Trajectory
+from rollout_service.record.turn_arrays import FACTS, UNKNOWN, TurnArrays
 from rollout_service.redaction import shown
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def collate_padded(
     max_length: int | None = None,
     *,
     scale: bool = True,
+    turn_facts: bool = False,
     **admission: Unpack[Admission],
 ) -> dict[str, torch.Tensor]:
     """Trajectories as rectangular tensors, one row per segment, padded on the right to L, the longest row.
@@ -100,6 +102,7 @@ def collate_padded(
         items: trajectories, or groups of them.
         max_length: longest row that the trainer accepts. A longer one is an error; nothing is cut.
         scale: divide advantages by their group's deviation, see `TrajectoryBatch.advantages`.
+        turn_facts: also give what each turn did, for credit per turn. The advantages know nothing of it.
         admission: see `Admission`.
 
     Returns:
@@ -114,6 +117,9 @@ def collate_padded(
         * `oldest_versions`: int32[rows], oldest weights in the row, see `TokenSegment.oldest_version`; -1 for none
         * `lengths`, `trajectory_index`, `group_index`: int64[rows]. A trajectory with several segments has several
           rows with the same advantage. A loss that averages over trajectories must use `trajectory_index`.
+        * with `turn_facts`, `turn_index`: int64[rows, L], the turn of its row that sampled the token, from 0; -1 where
+          the loss mask is 0. And int64[rows, T] for each of `turn_arrays.FACTS`, with T the most turns of a row, such
+          as `turn_gold_actions`: the turn's fact; -1 where it is not known, or where the row has no such turn
 
     Raises:
         TrainingDataError: a missing reward or log-prob, a group that is not whole, mixed tokenizers, a token id for
@@ -123,10 +129,15 @@ def collate_padded(
     batch = _admitted(items, **admission)
     arrays = batch.padded(pad_token_id, max_length)
     scored = ~np.isnan(arrays.rewards)[:, None]
-    return _tensors(batch, arrays, scale) | {
+    tensors = _tensors(batch, arrays, scale) | {
         "attention_mask": _tensor(arrays.attention_mask, np.int64),
         **_predicted(arrays, scored, (..., slice(-1, None)), pad_token_id),
     }
+    if turn_facts:
+        turns = batch.turn_arrays()
+        index = _moved(turns.padded(turns.number, -1), (..., slice(-1, None)), -1)
+        tensors |= _turns(turns, index, tensors["loss_mask"], lambda fact: turns.by_row(fact, UNKNOWN))
+    return tensors
 
 
 def collate_packed(
@@ -134,6 +145,7 @@ def collate_packed(
     max_length: int | None = None,
     *,
     scale: bool = True,
+    turn_facts: bool = False,
     **admission: Unpack[Admission],
 ) -> dict[str, torch.Tensor]:
     """Trajectories end to end, without padding. Arguments and errors are those of `collate_padded`.
@@ -143,16 +155,24 @@ def collate_packed(
 
         * `cu_seqlens`: int32[rows + 1], start of each row, then the total, as variable-length attention expects it
         * `row_index`: int64[total], the row of each token; `advantages[row_index]` is per token
+
+        With `turn_facts`, `turn_index` int64[total] counts the turns of all rows, and the facts are int64[turns].
     """
     batch = _admitted(items, **admission)
     arrays = batch.packed(max_length)
     rows = np.repeat(np.arange(len(arrays.lengths)), arrays.lengths)
     scored = ~np.isnan(arrays.rewards)[rows]
-    return _tensors(batch, arrays, scale) | {
+    row_ends = arrays.cu_seqlens[1:] - 1
+    tensors = _tensors(batch, arrays, scale) | {
         "cu_seqlens": _tensor(arrays.cu_seqlens, np.int32),
         "row_index": _tensor(rows, np.int64),
-        **_predicted(arrays, scored, arrays.cu_seqlens[1:] - 1, 0),
+        **_predicted(arrays, scored, row_ends, 0),
     }
+    if turn_facts:
+        turns = batch.turn_arrays()
+        index = _moved(turns.packed(np.arange(len(turns.row)), -1), row_ends, -1)
+        tensors |= _turns(turns, index, tensors["loss_mask"], lambda fact: fact)
+    return tensors
 
 
 def _admitted(
@@ -199,19 +219,29 @@ def _predicted(arrays: PaddedBatch | PackedBatch, scored: Any, row_ends: Any, no
         row_ends: index of the last position of each row, before padding or the next row.
         no_token: id for positions after which no token follows.
     """
-
-    def moved(array: Any, filler: float) -> Any:
-        ahead = np.roll(array, -1, axis=-1)
-        ahead[row_ends] = filler
-        return ahead
-
-    mask = moved(arrays.loss_mask, 0).astype(bool) & scored
+    mask = _moved(arrays.loss_mask, row_ends, 0).astype(bool) & scored
+    versions = _moved(arrays.weight_versions, row_ends, 0)
     return {
-        "target_ids": _tensor(moved(arrays.token_ids, no_token), np.int64),
+        "target_ids": _tensor(_moved(arrays.token_ids, row_ends, no_token), np.int64),
         "loss_mask": _tensor(mask, np.bool_),
-        "old_logprobs": _tensor(np.where(mask, moved(arrays.logprobs, 0.0), 0.0), np.float32),
-        "weight_versions": _tensor(np.where(mask, moved(arrays.weight_versions, 0), CONTEXT_VERSION), np.int32),
+        "old_logprobs": _tensor(np.where(mask, _moved(arrays.logprobs, row_ends, 0.0), 0.0), np.float32),
+        "weight_versions": _tensor(np.where(mask, versions, CONTEXT_VERSION), np.int32),
     }
+
+
+def _moved(array: Any, row_ends: Any, filler: float) -> Any:
+    """The array with each entry one position earlier, and `filler` at the ends of rows."""
+    ahead = np.roll(array, -1, axis=-1)
+    ahead[row_ends] = filler
+    return ahead
+
+
+def _turns(
+    turns: TurnArrays, index: Any, loss_mask: torch.Tensor, arranged: Callable[[Any], Any]
+) -> dict[str, torch.Tensor]:
+    """The tensors of turns. `index` is the turn of each position, and `arranged` gives a fact its shape."""
+    facts = {f"turn_{name}": _tensor(arranged(getattr(turns, name)), np.int64) for name in FACTS}
+    return {"turn_index": _tensor(np.where(loss_mask.numpy(), index, -1), np.int64), **facts}
 
 
 def _tensor(array: Any, dtype: Any) -> torch.Tensor:

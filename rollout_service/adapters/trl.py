@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import rollout_service.config.arguments as arguments
-from rollout_service.adapters import checks
+from rollout_service.adapters import checks, turn_facts
 from rollout_service.adapters.checks import TrainingDataError, Unscored
 from rollout_service.errors import ConfigError
 from rollout_service.record.trajectory import Trajectory
@@ -96,8 +96,9 @@ def rollout_func(
     Returns:
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
         sampling policy; 0.0 where it did not sample) and `env_mask` (1 on sampled tokens), which TRL trains on, and
-        `rollout_reward` and `trajectory_id`, which it passes to the reward functions. It raises `TrainingDataError`
-        for a missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, a token id
+        `rollout_reward`, `trajectory_id` and `turn_facts` (what each turn did, see `adapters.turn_facts`), which it
+        passes to the reward functions; `tau2_reward` leaves the facts alone. It raises `TrainingDataError` for a
+        missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, a token id
         that its model has no row for, more than one segment, or sampling that no importance ratio fits (see
         `checks.check_parameters`), and `ConfigError` for settings that would make the log-probs another policy's, and
         where the processes' clients are of several services.
@@ -209,7 +210,7 @@ def _collected(client: RolloutClient, asked: Sequence[Any]) -> list[Trajectory]:
 
 
 def _columns(trajectories: Sequence[Trajectory], end_id: int) -> Columns:
-    names = ("prompt_ids", "completion_ids", "logprobs", "env_mask", "rollout_reward", "trajectory_id")
+    names = ("prompt_ids", "completion_ids", "logprobs", "env_mask", "rollout_reward", "trajectory_id", "turn_facts")
     columns: Columns = {name: [] for name in names}
     for trajectory in trajectories:
         for name, value in zip(names, _sample(trajectory, end_id), strict=True):
@@ -219,7 +220,7 @@ def _columns(trajectories: Sequence[Trajectory], end_id: int) -> Columns:
 
 def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
     if not trajectory.segments:  # nothing was sampled: a fault, or the prompt did not fit. TRL wants a token of all.
-        return [end_id], [end_id], [0.0], [0], None, trajectory.trajectory_id
+        return [end_id], [end_id], [0.0], [0], None, trajectory.trajectory_id, []
     segment = checks.only_segment(trajectory)
     start = segment.prompt_length
     mask = segment.loss_mask[start:] * trajectory.is_scored
@@ -230,6 +231,7 @@ def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
         mask.tolist(),
         trajectory.reward if trajectory.is_scored else None,
         trajectory.trajectory_id,
+        turn_facts.of_response(segment),
     )
 
 

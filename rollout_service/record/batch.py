@@ -21,6 +21,7 @@ import rollout_service.config.arguments as arguments
 import rollout_service.record.storage as storage
 from rollout_service.errors import ConfigError, RolloutError
 from rollout_service.record.trajectory import CONTEXT_VERSION, Outcome, TokenSegment, Trajectory
+from rollout_service.record.turn_arrays import TurnArrays
 from rollout_service.redaction import shown
 
 if TYPE_CHECKING:
@@ -267,6 +268,10 @@ class TrajectoryBatch(Sequence[Trajectory]):
             cu_seqlens=cu_seqlens,
             **shared,
         )
+
+    def turn_arrays(self) -> TurnArrays:
+        """What each turn did, as arrays with one entry per turn, for credit per turn."""
+        return TurnArrays.of(self.trajectories)
 
     def _segments(self) -> list[TokenSegment]:
         return [segment for trajectory in self.trajectories for segment in trajectory.segments]

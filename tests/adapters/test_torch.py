@@ -6,7 +6,9 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from rollout_service.adapters.torch import TrajectoryDataset, collate_packed, co
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 from rollout_service.errors import ConfigError, Fault, FaultKind, RolloutError
 from rollout_service.record.trajectory import Outcome, Provenance, TokenSegment, Trajectory
+from rollout_service.record.turn_arrays import FACTS
+from rollout_service.record.turn_facts import TurnFacts
 from tests.support.trajectories import make_member, make_segment, make_trajectory
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -400,3 +404,46 @@ def test_without_torch_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match=r'pip install "tau2-rollout-service\[torch\]"'):
         collate_packed([make_trajectory()])
+
+
+@given(groups(REWARDS | st.none()))
+@many
+def test_facts_of_turns_stand_at_the_logits_that_predict_the_turn_s_tokens(made: list[list[Trajectory]]) -> None:
+    batch = [trajectory for members in made for trajectory in members]
+    for number, turn in enumerate(turn for trajectory in batch for turn in trajectory.turns):
+        turn.facts = TurnFacts(1, 0, False, list(range(number)), [])
+    padded = collate_padded(made, PAD, unscored="mask", turn_facts=True)
+    packed = collate_packed(made, unscored="mask", turn_facts=True)
+    for tensors in (padded, packed):
+        assert ((tensors["turn_index"] >= 0) == tensors["loss_mask"]).all()
+    of_token = padded["turn_gold_actions"].gather(1, padded["turn_index"].clamp(min=0))
+    wanted = packed["turn_gold_actions"][packed["turn_index"].clamp(min=0)]
+    assert packed["turn_gold_actions"].tolist() == list(range(sum(len(trajectory.turns) for trajectory in batch)))
+    assert of_token[padded["loss_mask"]].tolist() == wanted[packed["loss_mask"]].tolist()
+    learned = [trajectory for trajectory in batch if trajectory.is_scored]
+    sampled = [len(turn.facts.gold_actions) for t in learned for turn in t.turns for _ in range(turn.start, turn.end)]
+    assert wanted[packed["loss_mask"]].tolist() == sampled
+
+
+def test_the_credit_per_turn_of_the_documents_is_what_it_says() -> None:
+    made = group(1.0, 0.0)
+    first, second = make_segment(turns=2, turn_length=2), make_segment(turns=2, turn_length=2)
+    first.turns[0].facts, first.turns[1].facts = TurnFacts(1, 0, True, [0, 1], []), TurnFacts(0, 1, False, [], [0])
+    made[0].segments, made[1].segments = [first], [second]
+    tensors = collate_padded([made], 0, turn_facts=True)
+    text = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    loop = text.split("turn_facts=True, **own)\n", 1)[1].split("```", 1)[0].split("\n", 1)[1]
+    found: dict[str, Any] = {"tensors": tensors}
+    exec(textwrap.dedent(loop), found)
+    assert found["per_token"][0].tolist() == pytest.approx([0, 0, 0.5, 0.5, 0, 0, 0.1, 0.1, 0])
+    assert found["per_token"][1].tolist() == [0] * 9
+    assert found["advantages"][0, 2].item() == pytest.approx(tensors["advantages"][0].item() + 0.5)
+
+
+def test_facts_of_turns_are_left_out_unless_they_are_asked_for() -> None:
+    made = group(1.0, 0.0)
+    without, with_facts = collate_padded([made], 0), collate_padded([made], 0, turn_facts=True)
+    assert not [name for name in without if name.startswith("turn_")]
+    assert {name for name in with_facts if name not in without} == {"turn_index", *(f"turn_{name}" for name in FACTS)}
+    assert all(torch.equal(without[name], with_facts[name]) for name in without)
+    assert with_facts["turn_valid_calls"].tolist() == [[-1, -1], [-1, -1]]

@@ -22,6 +22,7 @@ from rollout_service.errors import ConfigError, TaskError
 from rollout_service.export.exporting import export
 from rollout_service.record import storage
 from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory
+from rollout_service.record.turn_facts import TurnFacts
 from tests.support import episodes, tiny_model
 from tests.support.services import start
 from tests.support.trajectories import make_segment, make_trajectory
@@ -244,6 +245,16 @@ def made(embedded) -> Callable[..., Callable[[str, int], Trajectory]]:
         return make
 
     return maker
+
+
+def test_reward_functions_get_what_each_turn_did_and_tau2_reward_leaves_it_alone(trainer, made) -> None:
+    segment = make_segment()
+    segment.turns[0].facts = TurnFacts(1, 0, True, [0], [])
+    given = rollout_func(Client(made(segments=[segment], reward=0.5)))(["mock/base/a"], trainer)
+    [[first, second]] = given["turn_facts"]
+    assert given["completion_ids"][0][first["start"] : first["end"]] == segment.token_ids[3:7].tolist()
+    assert (first["wrote"], first["gold_actions"], second["wrote"]) == (1, 1, None)
+    assert tau2_reward([None], **{name: column for name, column in given.items() if name != "prompt_ids"}) == [0.5]
 
 
 def test_a_task_that_is_asked_for_more_often_gets_a_larger_group_and_no_episode_twice(trainer, made) -> None:

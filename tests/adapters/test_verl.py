@@ -16,6 +16,7 @@ from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.verl import agent_loop_output, data_proto
 from rollout_service.errors import ConfigError
 from rollout_service.record.trajectory import Provenance, Timing, Trajectory
+from rollout_service.record.turn_facts import TurnFacts
 from tests.support import verl
 from tests.support.trajectories import make_member, make_segment, make_trajectory
 
@@ -133,6 +134,17 @@ def test_time_and_weight_versions_go_where_verl_looks_for_them() -> None:
     output = agent_loop_output(make_trajectory(timing=timing))
     assert output["metrics"] == {"generate_sequences": 1.0, "tool_calls": 2.5, "compute_score": 0.25}
     assert (output["extra_fields"]["min_global_steps"], output["extra_fields"]["max_global_steps"]) == (0, 1)
+
+
+def test_facts_of_turns_stand_beside_the_reward_at_the_tokens_of_the_response() -> None:
+    trajectory = make_trajectory()
+    trajectory.turns[1].facts = TurnFacts(1, 0, False, [2], [])
+    output, (_, others) = agent_loop_output(trajectory), data_proto([trajectory], **PLACES)
+    assert output["extra_fields"]["turn_facts"] == others["turn_facts"][0]
+    assert output["reward_score"] == trajectory.reward
+    first, second = others["turn_facts"][0]
+    assert set(output["response_mask"][second["start"] : second["end"]]) == {1}
+    assert (first["gold_actions"], second["gold_actions"], second["wrote"]) == (None, 1, 0)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rollout_service.adapters import turn_facts
 from rollout_service.adapters.checks import TrainingDataError, check_logprobs
 from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Trajectory
 from rollout_service.termination import TerminationReason
@@ -118,7 +119,7 @@ def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
             "cached_tokens": sum(turn.cached_tokens for turn in segment.turns),
             "total_prompt_tokens": sum(turn.start for turn in segment.turns),
         },
-        "metadata": {METADATA: _metadata(trajectory, number)},
+        "metadata": {METADATA: _metadata(trajectory, number) | {"turn_facts": turn_facts.of_response(segment)}},
     }
 
 
@@ -135,7 +136,7 @@ def _placeholder(trajectory: Trajectory) -> dict[str, Any]:
         "status": "aborted",
         "remove_sample": True,
         "prefix_cache_info": {"cached_tokens": 0, "total_prompt_tokens": 0},
-        "metadata": {METADATA: _metadata(trajectory, 0)},
+        "metadata": {METADATA: _metadata(trajectory, 0) | {"turn_facts": []}},
     }
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rollout_service.config.arguments as arguments
-from rollout_service.adapters import checks
+from rollout_service.adapters import checks, turn_facts
 from rollout_service.adapters.checks import Unscored
 from rollout_service.errors import ConfigError
 from rollout_service.record.batch import TrajectoryBatch
@@ -189,4 +189,5 @@ def _extra_fields(trajectory: Trajectory) -> dict[str, Any]:
         "trajectory_id": trajectory.trajectory_id,
         "task_id": str(trajectory.task),
         "outcome": str(trajectory.outcome),
+        "turn_facts": turn_facts.of_response(checks.only_segment(trajectory)),
     }
