@@ -137,7 +137,8 @@ class Coordinator:
             self._budgets.check_open()
             planned = await asyncio.to_thread(self._planner.plan, request, self._policy.version)
             running = RunningCollection(*planned, client, submission=submission)
-            await self.cancel(running.name)
+            if running.name in self._collections:
+                await self.cancel(running.name)
             await self._books.begin(running, request)
             running.collection.updated(self._policy.version)  # an update may have come while it was planned
             self._take_on(running)

@@ -18,7 +18,7 @@ AHEAD = 16
 """Most groups that are handed out before their reader asks for them: one transaction of the journal notes them all, so
 that a fast reader seldom waits for the disk."""
 
-_SHARE_SECONDS = 0.05
+_SHARE_SECONDS = 0.1
 """Shortest time between two such transactions while further groups are coming. A transaction costs as much CPU time as
 the entries of six groups."""
 

@@ -27,9 +27,10 @@ from rollout_service.record.part import Part, discard_files
 
 _log = logs.logger(__name__)
 
-_GATHER_SECONDS = 0.1
-"""How long entries may gather that nobody waits for. A transaction costs as much as a dozen entries. If the process
-dies, the episodes that ended in this time are played again."""
+_GATHER_SECONDS = 0.2
+"""How long entries may gather that nobody waits for: longer than finished groups wait for each other, see
+`actors.delivery`, so that all is one transaction, which costs as much as a dozen entries. If the process dies, what
+ended in this time is played again."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds until a transaction that failed is tried again; the time doubles."""
