@@ -65,8 +65,14 @@ class Ending:
         return scheduler.finish(*end, was_answered=was_answered, scored=scored)
 
 
-async def play(pool: ActorPool, actor: str, request: EpisodeRequest) -> Ending:
-    """Play an episode on this actor, and wait for its end. An actor that is found dead is replaced."""
+async def play(pool: ActorPool, actor: str, request: EpisodeRequest, over: RolloutError | None = None) -> Ending:
+    """Play an episode on this actor, and wait for its end. An actor that is found dead is replaced.
+
+    Args:
+        over: why nobody waits for the episode any more, so that it is not played.
+    """
+    if over is not None:
+        return Ending(Fault.of(FaultKind.SERVICE, over, retryable=False))
     try:
         reference, trajectory = pool.run_episode(actor, request)
         summary = await reference

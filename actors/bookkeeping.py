@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+import actors.filtering as filtering
 import actors.parts as parts
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
@@ -22,6 +23,7 @@ from actors.restart import is_restarted
 from actors.running import RunningCollection
 from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.episode_state import Kept
+from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
@@ -101,7 +103,7 @@ class Bookkeeping:
         groups = len(asked.episodes) // size if asked.groups is None else asked.groups
         collection = self._planner.collection(asked.collection_id, asked.request, groups, asked.before, version)
         drawing, error = Drawing(size, asked.episodes), None
-        if groups * size > len(asked.episodes):
+        if collection.unstarted.groups * size > len(asked.episodes):
             try:
                 drawing = self._planner.drawn_on(asked.collection_id, asked.request, asked.episodes)
             except RolloutError as gone:  # its tasks are not there any more
@@ -118,6 +120,8 @@ class Bookkeeping:
             for episode, it in stored.items()
         }
         collection.restore(kept, found.delivered, found.acknowledged)
+        if isinstance(collection, FilteredCollection):
+            collection.restore_dropped(found.dropped)
         running = RunningCollection(
             collection,
             drawing,
@@ -179,11 +183,11 @@ class Bookkeeping:
                 running.client,
                 request,
                 running.requests,
-                tuple(sorted(collection.before)),
+                tuple(sorted(collection.unstarted.before)),
                 running.first_draw,
                 self._planner.position(request),
                 running.submission,
-                collection.groups,
+                filtering.wanted(collection),
             )
         )
         await self._journal.durable()

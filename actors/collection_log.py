@@ -5,8 +5,10 @@ Invariant: each line says what follows from what went wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import actors.filtering as filtering
 import rollout_service.logs as logs
 from actors.attempt import Ending
 from rollout_service.collecting.request import EpisodeRequest
@@ -15,6 +17,17 @@ if TYPE_CHECKING:  # it imports this module
     from actors.running import RunningCollection
 
 _log = logs.logger(__name__)
+
+
+def log_held_back(reasons: Mapping[str, str | None]) -> None:
+    """Log why no episode of some collections starts, now and then.
+
+    Args:
+        reasons: by collection; None: there is none.
+    """
+    for name, reason in reasons.items():
+        if reason and logs.rate_limit.is_due(kind := f"held back: {reason}"):
+            _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(kind))
 
 
 class CollectionLog:
@@ -26,8 +39,8 @@ class CollectionLog:
 
     def ending(self, running: RunningCollection, request: EpisodeRequest, episode: int, ending: Ending) -> None:
         """Log what went wrong in an attempt, and what follows from it. Call it when the end was recorded."""
-        if running.error is not None:  # the collection ended, and so do its episodes
-            return
+        if running.error is not None or filtering.is_gone(running, episode // running.collection.group_size):
+            return  # the collection ended, or has enough groups, and so its episodes end
         name, fault, collection = request.trajectory_id, ending.fault, running.collection
         if fault is not None and not ending.is_handed_back:
             logs.log_fault(_log, name, fault, request.attempt)

@@ -12,20 +12,23 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import actors.filtering as filtering
 import rollout_service.config.secrets as secrets
 import rollout_service.logs as logs
 import rollout_service.services as services
 from actors.actor_slots import ActorSlots
 from actors.admission import Admission
 from actors.alarm import Alarm
-from actors.attempt import Ending, play
+from actors.attempt import play
 from actors.bookkeeping import Bookkeeping, begun_by, go_on
 from actors.budgets import Budgets
 from actors.clients import Clients
+from actors.collection_log import log_held_back
 from actors.keeping import Keeping
 from actors.metering import Metering
 from actors.policy_view import PolicyView
 from actors.pool import ActorPool
+from actors.results import result_of
 from actors.running import RunningCollection
 from actors.status import living_replicas, report
 from actors.watch import Watch
@@ -33,10 +36,10 @@ from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import owned_applications
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.planning import Planner
-from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
+from rollout_service.collecting.request import Accepted, CollectionRequest
 from rollout_service.collecting.scheduler import Assignment, Scheduler
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import Fault, FaultKind, RolloutError, ServiceError
+from rollout_service.errors import RolloutError, ServiceError
 from rollout_service.metrics.meter import Reading
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import FleetState
@@ -189,12 +192,13 @@ class Coordinator:
 
         Raises:
             RolloutError: the collection cannot go on: an episode's request is impossible, no actor comes up, it was
-                cancelled, a budget is spent. Every group that was finished by then was given before.
+                cancelled, a budget is spent, its filter kept too few. Every group finished by then was given before.
             ServiceError: unknown collection, or another client opened it again.
         """
         running = await self._books.found(self._collections, collection_id, client)
         self._hear(running)
         running.acknowledge(acked, again)
+        filtering.judged(running, again)
         reader = running.new_reader()
         while True:
             running.check_reader(reader)
@@ -221,9 +225,14 @@ class Coordinator:
         `client` are those of `next_group`."""
         running = await self._books.acknowledge(self._collections, collection_id, numbers, client)
         if running is not None and running.is_over:
-            if running.limit is not None:
-                running.end()
+            running.end_if_short()
             self._forget(running)
+
+    async def drop(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
+        """As `acknowledge`, for groups that the reader does not want to keep: others take their places."""
+        filtering.drop(await self._books.found(self._collections, collection_id, client), numbers)
+        self._pump()
+        await self._books.durable()
 
     async def cancel(self, collection_id: str, client: str | None = None) -> None:
         """Forget the collection: start no further episode, drop finished ones, end running ones. Returns when the
@@ -242,8 +251,7 @@ class Coordinator:
         await self.cancel(submission.collection_id, client)
 
     async def renew(self, client: str) -> None:
-        """Renew the client's lease. Without it for `service.lease_seconds`, the client loses its collections; those
-        that wait for it go on."""
+        """Renew the client's lease: `service.lease_seconds` later it loses its collections. Parked ones go on."""
         self._clients.heard(client)
         for running in [each for each in self._collections.values() if each.is_parked and each.client == client]:
             self._hear(running)
@@ -336,15 +344,13 @@ class Coordinator:
     def _pump(self) -> None:
         """Start every episode that can start, and say why others cannot."""
         now = time.monotonic()
+        if surplus := filtering.let_go(self._collections.values()):
+            self._pool.cancel(surplus)
         while (assignment := self._scheduler.next(now)) is not None:
             (running := self._collections[assignment.collection_id]).draw(assignment.episode)
             self._tasks.start(self._run(assignment, running), "running an episode")
             self._budgets.begun(running, assignment.attempt)
-        for name, running in self._collections.items():
-            if (reason := self._admission.reason(running.held_back)) and logs.rate_limit.is_due(
-                kind := f"held back: {reason}"
-            ):
-                _log.info("Collection %s is held back: %s.", name, reason, extra=logs.event(kind))
+        log_held_back({name: self._admission.reason(it.held_back) for name, it in self._collections.items()})
         self._alarm.set(self._scheduler.wakes_at(now) - now)
 
     async def _run(self, assignment: Assignment, running: RunningCollection) -> None:
@@ -352,7 +358,7 @@ class Coordinator:
         request = running.request_of(assignment, self._policy.version)
         running.active += 1
         try:
-            ending = await self._attempt(running, request, assignment.actor)
+            ending = await play(self._pool, assignment.actor, request, running.error)
         finally:
             running.active -= 1
             running.changed.set()
@@ -365,7 +371,7 @@ class Coordinator:
             if self._application is None and self._fleet is not None:
                 await self._policy.observe(self._fleet, ending.result[0])
         if ending.record(self._scheduler, assignment, time.monotonic()):
-            result = running.result_of(assignment.episode, ending)
+            result = result_of(running, assignment.episode, ending)
             self._metering.done(request, result[0], running.waiting_result(assignment.episode))
             running.keep(assignment.episode, assignment.attempt, result)
         else:
@@ -374,11 +380,6 @@ class Coordinator:
         if (error := running.collection.breaker.error) is not None and running.error is None:
             self._end(running, error)
         self._pump()
-
-    async def _attempt(self, running: RunningCollection, request: EpisodeRequest, actor: str) -> Ending:
-        if running.error is not None:  # the collection ended after this episode was assigned: nobody waits for it
-            return Ending(Fault.of(FaultKind.SERVICE, running.error, retryable=False))
-        return await play(self._pool, actor, request)
 
     def _end(self, running: RunningCollection, error: RolloutError) -> None:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""

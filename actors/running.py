@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import actors.parts as stored_parts
+import actors.filtering as filtering
 import rollout_service.logs as logs
-from actors.attempt import Ending, Result, lost, nothing, too_old
+from actors.attempt import Ending, Result
 from actors.collection_log import CollectionLog
 from actors.delivery import AHEAD, Delivery, on_disk
-from rollout_service.cluster import Reference
+from actors.results import expired, reference
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.episode_state import Handout
@@ -27,10 +27,9 @@ from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.collecting.waits import HELD_BACK, NO_SLOT
 from rollout_service.config.budget import NO_LIMIT, Budget
-from rollout_service.errors import POISON_TASK, BudgetReached, Fault, FaultKind, RolloutError, ServiceError
+from rollout_service.errors import BudgetReached, RolloutError, ServiceError
 from rollout_service.journal.entries import Acknowledged, Delivered, Discarded, Drawn, Ended, Reopened, Spent, Stored
 from rollout_service.journal.journal import Journal, NoJournal
-from rollout_service.record.trajectory import Trajectory
 
 _log = logs.logger(__name__)
 
@@ -62,7 +61,8 @@ class RunningCollection:
         self.parts = parts
         self.collection = collection
         self.drawing = drawing
-        self.asked = None if collection.groups == ENDLESS else collection.size
+        wanted = filtering.wanted(collection)
+        self.asked = None if wanted == ENDLESS else wanted * collection.group_size - len(collection.unstarted.before)
         """Episodes that it would play if no budget ended it early; None: it is endless."""
         self.first_draw = first_draw
         self.client = client
@@ -133,16 +133,28 @@ class RunningCollection:
         self.changed.set()
         return True
 
+    @property
+    def shortfall(self) -> RolloutError | None:
+        """Why the collection, which is exhausted, has fewer groups than were asked for; None: it has them."""
+        if self.limit is not None and not filtering.is_enough(self):
+            return BudgetReached(self.limit, "What had begun was delivered; raise the budget for the rest.")
+        return filtering.too_few(self)
+
     def check_whole(self) -> None:
         """Check that the collection, which is exhausted, was not ended early.
 
         Raises:
-            BudgetReached: it was, with the limit.
+            BudgetReached, TooFewKept: it was, see `shortfall`.
         """
-        if self.limit is not None:
+        if (error := self.shortfall) is not None:
             if self.is_over:  # else the reader still has to acknowledge groups
                 self.end()
-            raise BudgetReached(self.limit, "What had begun was delivered; raise the budget for the rest.")
+            raise error
+
+    def end_if_short(self) -> None:
+        """Note that nobody waits any more for a collection that was ended early, of which the reader has all."""
+        if self.shortfall is not None:
+            self.end()
 
     @property
     def name(self) -> str:
@@ -159,14 +171,21 @@ class RunningCollection:
         self.journal.record(Stored(self.name, episode, attempt, result[0]))
         self._keep(episode, on_disk(result) if self.is_parked else result)
         self.changed.set()
-        self._observe(episode // self.collection.group_size)
+        if self.collection.is_finished(group := episode // self.collection.group_size):
+            self._observe(group)
+            filtering.judge(self, group)
 
     def _observe(self, group: int) -> None:
-        """Have the source of further groups learn from this one, once it is finished."""
-        if group in self._observed or not self.collection.is_finished(group):
-            return
-        self._observed.add(group)
-        self.drawing.observe(group, [self.rewards.get(episode) for episode in self._played(group)])
+        """Have the source of further groups learn from this one, which is finished, once."""
+        if group not in self._observed:
+            self._observed.add(group)
+            self.drawing.observe(group, [self.rewards.get(episode) for episode in self.played(group)])
+
+    def forget(self, group: int) -> None:
+        """Take that nobody needs the results of this group."""
+        self.delivery.acknowledge((group,), again=False)
+        for episode in self.played(group):
+            self._results.pop(episode, None)
 
     def waiting_result(self, episode: int) -> EpisodeSummary | None:
         """The episode's result that was not handed out yet; None: it has none."""
@@ -192,6 +211,9 @@ class RunningCollection:
         self.delivery.restore(acknowledged)
         for episode, summary in summaries.items():
             self._keep(episode, (summary, None))
+        for group in list(self.collection.shelf.ready):
+            self._observed.add(group)
+            filtering.judge(self, group)
         if spent is not None:
             self.spending = replace(spent.spending, episodes=self.collection.done)  # what ran begins again
             self._since -= spent.seconds
@@ -210,8 +232,10 @@ class RunningCollection:
 
     @property
     def _is_noted_ahead(self) -> bool:
-        """Whether groups are handed out before their reader asks for them. One that may become too old is not."""
-        return self.parts is not None and self.collection.staleness.maximum is None
+        """Whether groups are handed out before their reader asks for them. One that may become too old is not, nor one
+        that the reader may drop."""
+        is_sure = self.collection.staleness.maximum is None and filtering.is_decided_here(self)
+        return self.parts is not None and is_sure
 
     @property
     def _sharing_seconds(self) -> float:
@@ -302,13 +326,19 @@ class RunningCollection:
         self.client = client
         self.new_reader()  # a call of the former client that still waits would take a group that nobody gets
         self.acknowledge((), again=True)
-        over = sum(len(self._played(group)) for group in self.delivery.acknowledged)
+        over = sum(
+            len(self.played(group)) for group in self.delivery.acknowledged if not filtering.is_gone(self, group)
+        )
         return Accepted(self.name, None if self.asked is None else self.asked - over, self.first_draw)
 
-    def _played(self, group: int) -> list[int]:
+    def played(self, group: int) -> list[int]:
         """The group's episodes, without those that were done before."""
         size = self.collection.group_size
-        return [episode for episode in range(group * size, (group + 1) * size) if episode not in self.collection.before]
+        return [
+            episode
+            for episode in range(group * size, (group + 1) * size)
+            if episode not in self.collection.unstarted.before
+        ]
 
     @property
     def is_over(self) -> bool:
@@ -319,52 +349,21 @@ class RunningCollection:
         """Note that nobody waits for it any more."""
         self.journal.record(Ended(self.name))
 
-    def result_of(self, episode: int, ending: Ending) -> Result:
-        """The result of an episode that is done with this attempt."""
-        request = replace(self.requests[episode], attempt=self.collection.state(episode).attempts)
-        if episode in self.collection.quarantined:
-            text = (
-                f"task {request.task} is quarantined: {self.collection.max_losses} attempts at this episode lost their "
-                "environment actor (service.max_losses)"
-            )
-            return nothing(request, Fault(FaultKind.SERVICE, POISON_TASK, text, retryable=False))
-        if (cuts := self.collection.state(episode).cuts) and ending.is_cut:
-            return nothing(request, too_old(f"{cuts} updates of the weights ended it before it could be in time"))
-        return ending.result or nothing(request, ending.fault or Fault.of(FaultKind.SERVICE, RuntimeError()))
-
     def _hand_out(self, handout: Handout, version: int) -> None:
         """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
         for episode in handout.expired:
-            self._results[episode] = self._expired(episode, version)
+            self._results[episode] = expired(self, episode, self._results[episode][0].versions, version)
             self.rewards.pop(episode, None)
         position = self.journal.record(Delivered(self.name, handout.group, handout.expired))
-        results = {episode: self._results.pop(episode) for episode in self._played(handout.group)}
+        results = {episode: self._results.pop(episode) for episode in self.played(handout.group)}
         self.delivery.add(handout.group, results, position)
 
     def _made(self, number: int) -> Group:
         """A group that was handed out and is not acknowledged."""
         results = self.delivery.given[number]
         requests = [self.requests[episode] for episode in results]
-        references = [self._reference(*result) for result in results.items()]
+        references = [reference(self, *result) for result in results.items()]
         return Group(requests, references, number, self.collection.withheld(number))
-
-    def _reference(self, episode: int, result: Result) -> Reference[Trajectory]:
-        """The reference of an episode's trajectory."""
-        summary, reference = result
-        if reference is not None:
-            return reference
-        if summary.part is not None and self.parts is not None:
-            return stored_parts.read(self.parts, summary.part)
-        fault = summary.fault or Fault(FaultKind.SERVICE, "LostObject", "its trajectory was not stored", retryable=True)
-        return lost(self.requests[episode], fault)
-
-    def _expired(self, episode: int, version: int) -> Result:
-        versions = self._results[episode][0].versions
-        text = (
-            f"its oldest weight version was {None if versions is None else versions[0]} when the trainer was at "
-            f"{version}, in every attempt: max_staleness is {self.collection.staleness.maximum}"
-        )
-        return nothing(self.requests[episode], too_old(text))
 
     @property
     def held_back(self) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 import rollout_service.served_user as served_user
-from actors import pacer
+from actors import filtering, pacer
 from actors.pool import ActorPool
 from actors.running import RunningCollection
 from rollout_service.collecting.scheduler import Scheduler
@@ -86,6 +86,7 @@ def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dic
         "retries": collection.retries,
         "failed": collection.failed,
         "late": collection.late,
+        "groups": filtering.counts(running),
     }
 
 

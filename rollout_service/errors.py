@@ -302,6 +302,11 @@ class BudgetReached(RolloutError):
     """A collection ended early, since its budget or the service's is spent. What had begun was delivered before."""
 
 
+class TooFewKept(RolloutError):
+    """A collection ended early: its filter kept too few of the groups that may begin. What it kept was delivered
+    before."""
+
+
 class Interrupted(ServiceError):
     """An actor of the service was not reached, or was started again during a call, which may or may not have had its
     effect."""

@@ -20,6 +20,7 @@ from rollout_service.collecting.retry import seconds_before_retry
 from rollout_service.collecting.roster import Roster
 from rollout_service.collecting.shelf import Shelf
 from rollout_service.collecting.staleness import ANY_AGE, Staleness
+from rollout_service.collecting.unstarted import Unstarted
 from rollout_service.errors import Fault
 
 ENDLESS = 1 << 40
@@ -57,7 +58,6 @@ class Collection:
         """
         self.collection_id = collection_id
         self.group_size = group_size
-        self.groups = groups
         self.max_attempts = max_attempts
         self.max_losses = max_losses
         self.staleness = staleness
@@ -74,12 +74,7 @@ class Collection:
         self._max_buffered = max_buffered_groups
         self._roster = Roster(group_size)
         self._roster.reach(min(groups, 1))
-        self._next_new = 0
-        """The first episode that was never started; the roster has it."""
-        self._new_left = groups * group_size
-        """Episodes that were never started."""
-        self.before: frozenset[int] = frozenset()
-        """Episodes that were done before this collection: they are not played, and no handout has them."""
+        self.unstarted = Unstarted(groups, group_size)
         self._again = Repeats()
         self.shelf = Shelf()
         self.ahead = 0
@@ -89,24 +84,29 @@ class Collection:
     @property
     def done(self) -> int:
         """Number of episodes that are done, including those that failed and those not yet handed out."""
-        return self._roster.done - len(self.before)
+        return self._roster.done - len(self.unstarted.before)
 
     @property
     def size(self) -> int:
         """Number of episodes that this collection plays."""
-        return self._end_of_new - len(self.before)
+        return self.unstarted.end - len(self.unstarted.before)
 
     @property
     def waiting(self) -> int:
         """Number of episodes that still have to start, or to start again, and need not rest before."""
-        return 0 if self._cancelled else self._new_left + len(self._again)
+        return 0 if self._cancelled else self._new + len(self._again)
+
+    @property
+    def _new(self) -> int:
+        """Number of new episodes that have to start."""
+        return self.unstarted.left
 
     @property
     def startable(self) -> int:
         """Number of episodes that could start now, if there were slots: new ones only if no reason holds them back."""
         if self._cancelled or self.breaker.is_open:
             return 0
-        return (0 if self.held_back else self._new_left) + len(self._again)
+        return (0 if self.held_back else self._new) + len(self._again)
 
     @property
     def resting(self) -> int:
@@ -116,34 +116,21 @@ class Collection:
     @property
     def exhausted(self) -> bool:
         """Whether no further group will be handed out."""
-        return self.shelf.handed_out == self.groups or (self._cancelled and self.shelf.is_empty)
+        return self.shelf.handed_out == self.unstarted.groups or (self._cancelled and self.shelf.is_empty)
 
     def skip(self, episodes: Iterable[int]) -> None:
         """Take episodes as done before this collection, of groups that still lack others. Call it before any start.
-
-        Such a group counts as begun: nothing holds it back.
-        """
-        self.before = frozenset(episodes)
-        self._roster.reach(1 + max(self.before, default=-1) // self.group_size)
-        for episode in self.before:
+        Such a group counts as begun: nothing holds it back. No handout has these episodes."""
+        self.unstarted.skip(episodes)
+        self._roster.reach(1 + max(self.unstarted.before, default=-1) // self.group_size)
+        for episode in self.unstarted.before:
             self._roster.end(episode, scored=True)
-        self._pass_over()
-        self._count_new()
+        self._reach_next()
 
-    def _pass_over(self) -> None:
-        """Go on to the next new episode that has to be played."""
-        while self._next_new in self.before:
-            self._next_new += 1
-        if self._next_new < self._end_of_new:
-            self._roster.reach(1 + self._next_new // self.group_size)
-
-    @property
-    def _end_of_new(self) -> int:
-        return self.groups * self.group_size
-
-    def _count_new(self) -> None:
-        ahead = sum(episode >= self._next_new for episode in self.before)
-        self._new_left = self._end_of_new - self._next_new - ahead
+    def _reach_next(self) -> None:
+        """Have the states of the group that begins next."""
+        if self.unstarted.next < self.unstarted.end:
+            self._roster.reach(1 + self.unstarted.next // self.group_size)
 
     def restore(
         self, stored: Mapping[int, Kept], delivered: Mapping[int, tuple[int, ...]], acknowledged: Iterable[int]
@@ -176,12 +163,11 @@ class Collection:
         finished = [group for group in complete if group not in over]
         handouts = [Handout(group, delivered[group]) for group in finished if group in delivered]
         self.shelf.restore(handouts, (group for group in finished if group not in delivered), len(over))
-        self._next_new = begun * self.group_size
-        for episode in range(self._next_new):
+        for episode in range(begun * self.group_size):
             if not self._roster[episode].done:
                 self._again.add(episode, 0.0, is_suspect=False)
-        self._pass_over()
-        self._count_new()
+        self.unstarted.go_to(begun * self.group_size)
+        self._reach_next()
 
     def acknowledge(self, groups: Iterable[int]) -> None:
         """Note that the reader has these groups. Those that `restore` would hand out again are not."""
@@ -192,15 +178,27 @@ class Collection:
         return self._roster.is_complete(group)
 
     @property
-    def held_back(self) -> Literal["buffer", "staleness"] | None:
+    def held_back(self) -> Literal["buffer", "staleness", "enough"] | None:
         """Why no new group may start. `buffer`: too many finished groups wait to be taken. `staleness`: the group would
-        be too old when it is handed out. None: a group may start, or there is no new group left."""
-        if self._cancelled or self._next_new == self._end_of_new or self._next_new % self.group_size:
+        be too old when it is handed out. `enough`: those under way are likely to be enough, see `further_groups`. None:
+        a group may start, or there is no new group left."""
+        if self._cancelled or not self.unstarted.left or self.unstarted.of_begun:
             return None
         if len(self.shelf.ready) + self.ahead >= self._max_buffered:
             return "buffer"
-        ahead = self._next_new // self.group_size - self.shelf.handed_out
-        return None if self.staleness.in_time(self.shelf.taken + ahead) else "staleness"
+        if not self._further:
+            return "enough"
+        return None if self.staleness.in_time(self.shelf.taken + self._before_new) else "staleness"
+
+    @property
+    def _further(self) -> int:
+        """Number of groups that are to begin."""
+        return self.unbegun
+
+    @property
+    def _before_new(self) -> int:
+        """Number of groups that are handed out before one that begins now."""
+        return self.begun - self.shelf.handed_out
 
     def offers(self, now: float = math.inf) -> list[int]:
         """Episodes that may start next, in order of preference: one that is repeated, then the next new one, then one
@@ -215,7 +213,7 @@ class Collection:
         if self._cancelled or not self.breaker.admits(now):
             return []
         again, suspect = self._again.first(now)
-        new = self._next_new if self._next_new < self._end_of_new and self.held_back is None else None
+        new = self.unstarted.next if self.unstarted.left and self.held_back is None else None
         first = [new, again] if self.breaker.suspects else [again, new]
         return [episode for episode in (*first, suspect) if episode is not None]
 
@@ -226,9 +224,8 @@ class Collection:
     def start(self, episode: int, now: float = 0.0) -> int:
         """Mark an episode from `offers` as running. Returns the number of its attempt, from 1."""
         if not self._again.take(episode):
-            self._next_new += 1
-            self._new_left -= 1
-            self._pass_over()
+            self.unstarted.start()
+            self._reach_next()
         self.breaker.started(now)
         state = self._roster[episode]
         state.started = now
@@ -384,16 +381,19 @@ class Collection:
         return late and self.staleness.drop
 
     @property
+    def begun(self) -> int:
+        """Number of groups of which an episode has started."""
+        return self.unstarted.begun
+
+    @property
     def unbegun(self) -> int:
         """Number of groups of which no episode has started."""
-        return self.groups - -(-self._next_new // self.group_size)
+        return self.unstarted.groups - self.begun
 
     def begin_no_more(self) -> None:
         """Become a collection of the groups that have begun: they are completed, and no other one begins."""
-        self.groups -= self.unbegun
-        self._roster.cut(self.groups)
-        self.before = frozenset(episode for episode in self.before if episode < self._end_of_new)
-        self._count_new()
+        self.unstarted.begin_no_more()
+        self._roster.cut(self.unstarted.groups)
 
     def cancel(self) -> None:
         """Start nothing more."""

@@ -26,6 +26,7 @@ class CoordinatorHandle(Protocol):
     reopen: RemoteMethod[[str, str, str | None], Accepted]
     next_group: RemoteMethod[[str, Sequence[int], bool, str | None], Group | None]
     acknowledge: RemoteMethod[[str, Sequence[int], str | None], None]
+    drop: RemoteMethod[[str, Sequence[int], str | None], None]
     cancel: RemoteMethod[[str, str | None], None]
     cancel_submitted: RemoteMethod[[Accepted, str | None], None]
     renew: RemoteMethod[[str], None]

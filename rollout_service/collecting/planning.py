@@ -10,13 +10,15 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rollout_service.collecting.breaker import Breaker
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.continuation import left_to_play
 from rollout_service.collecting.drawing import Drawing, SamplerPosition
+from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.partial import fewest
+from rollout_service.collecting.refill import MOST_GROUPS_FACTOR
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
@@ -106,7 +108,7 @@ class Planner:
             _check_can_be_drawn_again(sampler, earlier, self._kind(request))
         n = len(sampler.whole) * size if request.n is None else request.n
         check_episodes(n, size)
-        if request.endless or not (sampler.is_fixed or request.n is None):
+        if request.endless or request.keep is not None or not (sampler.is_fixed or request.n is None):
             for task in sampler.whole:
                 self._tasks.check(self._config.agent, task)
             drawing = Drawing(size, (), _Draws(self, collection_id, request, seed, sampler))
@@ -159,7 +161,7 @@ class Planner:
         """The collection of a request, of which nothing has started.
 
         Args:
-            groups: number of groups in its plan.
+            groups: number of groups that are handed out.
             before: the episodes that were done before it, see `Collection.skip`.
             version: of the weights that the trainer gave last.
         """
@@ -167,19 +169,22 @@ class Planner:
         attempts, oldest, late, _ = (
             getattr(service if getattr(request, name) is None else request, name) for name in OF_SERVICE
         )
-        collection = Collection(
-            collection_id,
-            groups,
-            request.group_size,
-            max_attempts=attempts,
-            max_losses=service.max_losses,
-            max_buffered_groups=service.max_buffered_groups,
-            staleness=Staleness(oldest, late == "drop", request.groups_per_update),
-            version=version,
-            min_group_size=fewest(request.min_group_size, service.min_group_size, request.group_size),
-            weight=1.0 if request.weight is None else request.weight,
-            breaker=Breaker(request.group_size, service.give_up_seconds),
-        )
+        settings: dict[str, Any] = {
+            "max_attempts": attempts,
+            "max_losses": service.max_losses,
+            "max_buffered_groups": service.max_buffered_groups,
+            "staleness": Staleness(oldest, late == "drop", request.groups_per_update),
+            "version": version,
+            "min_group_size": fewest(request.min_group_size, service.min_group_size, request.group_size),
+            "weight": 1.0 if request.weight is None else request.weight,
+            "breaker": Breaker(request.group_size, service.give_up_seconds),
+        }
+        if request.keep is not None:
+            most = request.most_groups or min(groups * MOST_GROUPS_FACTOR, ENDLESS)
+            return FilteredCollection(
+                collection_id, most, request.group_size, wanted=groups, keeps=request.keep, **settings
+            )
+        collection = Collection(collection_id, groups, request.group_size, **settings)
         collection.skip(before)
         return collection
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 
 
 class Repeats:
@@ -60,6 +61,13 @@ class Repeats:
                 queue.popleft()
                 return True
         return False
+
+    def discard(self, is_gone: Callable[[int], bool]) -> None:
+        """Take out the episodes that are gone."""
+        self._others = deque(episode for episode in self._others if not is_gone(episode))
+        self._suspects = deque(episode for episode in self._suspects if not is_gone(episode))
+        self._resting = [each for each in self._resting if not is_gone(each[1])]
+        heapq.heapify(self._resting)
 
     def wakes_at(self, now: float) -> float:
         """When the next pause will end; infinity: none will."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import rollout_service.config.arguments as arguments
 from rollout_service.collecting.continuation import Continuation
 from rollout_service.collecting.partial import MinGroupSize, check_fits
+from rollout_service.collecting.refill import Keep
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
 from rollout_service.config.selection import read_domain, read_ids
@@ -53,6 +54,12 @@ class CollectionRequest:
     groups_per_update: int | None = None
     """Number of groups that the trainer takes between two weight updates. With it, `service.max_staleness` holds back
     groups that would be too old when they are taken. None: they are found too old when they are taken."""
+    keep: Keep | None = None
+    """Which groups are kept; the others are replaced by groups of further tasks, and `n` counts those that are kept.
+    `informative`: those whose rewards differ. `reader`: those that the reader does not drop. None: all, and none is
+    replaced."""
+    most_groups: int | None = None
+    """Most groups that begin, with `keep`. None: 10 for each one that is to be kept; an endless one has no limit."""
     sampling: Sampling | None = None
     """How the policy samples for these episodes; None: as the service is configured."""
     max_turns: int | None = None
@@ -78,6 +85,7 @@ class CollectionRequest:
             "group_size": arguments.whole("group_size", self.group_size, 1, MOST_EPISODES, TaskError),
             "seed": _whole("seed", self.seed),
             "groups_per_update": _whole("groups_per_update", self.groups_per_update, 1),
+            "most_groups": _whole("most_groups", self.most_groups, 1),
             "max_turns": _whole("max_turns", self.max_turns, 1),
             "max_attempts": _whole("max_attempts", self.max_attempts, 1),
             "max_staleness": _whole("max_staleness", self.max_staleness, 0),
@@ -100,6 +108,7 @@ class CollectionRequest:
         arguments.optional(arguments.text, "split", self.split, "train", TaskError)
         if self.continues is not None and not isinstance(self.continues, Continuation):
             raise TaskError(f"continues is {shown(self.continues)}.", "Give a Continuation, or leave it out.")
+        self._check_filter()
         if self.endless and (self.n is not None or self.continues is not None):
             other = "continues" if self.n is None else "n"
             raise TaskError(f"endless is True, and {other} is {shown(getattr(self, other))}.", "Leave out one of them.")
@@ -109,6 +118,29 @@ class CollectionRequest:
             raise TaskError(
                 f"sampling is {shown(self.sampling)}.", "Give a Sampling; the client makes one of a mapping."
             )
+
+    def _check_filter(self) -> None:
+        """Check that the groups that are kept can be counted, and that some may be dropped."""
+        arguments.optional(arguments.choice, "keep", self.keep, get_args(Keep), TaskError)
+        if self.keep is None:
+            if self.most_groups is not None:
+                text = f"most_groups is {self.most_groups}, but no group is replaced without keep."
+                raise TaskError(text, "Give keep as well, or leave it out.")
+            return
+        if self.n is None and not self.endless:
+            text = f"keep is {shown(self.keep)}, but n is None: every task once leaves none to replace what is dropped."
+            raise TaskError(text, "Give n, or endless=True.")
+        if self.keep == "informative" and self.group_size == 1:
+            text = "keep is 'informative', but group_size is 1: a single reward differs from no other."
+            raise TaskError(text, "Give a group_size of at least 2, or a function.")
+        if self.continues is not None:
+            text = "keep is given with continues: nobody can say which tasks took the place of dropped ones."
+            raise TaskError(text, "Leave out one of them.")
+        if self.n is not None and self.most_groups is not None and self.most_groups * self.group_size < self.n:
+            text = (
+                f"most_groups is {self.most_groups}, fewer than the {self.n // self.group_size} groups of n={self.n}."
+            )
+            raise TaskError(text, "Raise most_groups, or ask for fewer episodes.")
 
 
 def check_episodes(n: int, group_size: int) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from rollout_service.collecting.collection import Collection
+from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.share import Share
 from rollout_service.errors import Fault
 
@@ -30,6 +31,12 @@ class Assignment:
     def collection_id(self) -> str:
         """Id of the collection. One that is continued has the id of the one before, whose episodes may still end."""
         return self.collection.collection_id
+
+    @property
+    def is_let_go(self) -> bool:
+        """Whether the collection has enough groups without the episode's."""
+        it = self.collection
+        return isinstance(it, FilteredCollection) and it.is_gone(self.episode // it.group_size)
 
 
 class Scheduler:
@@ -176,14 +183,14 @@ class Scheduler:
         return collection is not None and collection.cut(assignment.episode)
 
     def _release(self, assignment: Assignment, now: float) -> Collection | None:
-        """Free the assignment's slot. Returns its collection; None: it was dropped."""
+        """Free the assignment's slot. Returns its collection; None: it was dropped, or let the episode's group go."""
         self._running[assignment.actor].discard((assignment.collection, assignment.episode))
         if assignment.actor not in self._slots and not self._running[assignment.actor]:
             del self._running[assignment.actor]
         if self._collections.get(assignment.collection_id) is not assignment.collection:
             return None
         self._shares[assignment.collection_id].end(now)
-        return assignment.collection
+        return None if assignment.is_let_go else assignment.collection
 
     def _place(self, collection: Collection, episode: int) -> str | None:
         """The actor with the largest share of free slots, or None.

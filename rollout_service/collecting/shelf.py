@@ -31,6 +31,11 @@ class Shelf:
         """Whether nothing is to be handed out now."""
         return not self.ready and not self._again
 
+    @property
+    def waiting(self) -> int:
+        """Number of groups on the shelf."""
+        return len(self.ready) + len(self._again)
+
     def restore(self, again: Iterable[Handout], ready: Iterable[int], over: int) -> None:
         """Take the groups that are handed out again, those that were not yet, and the number of those that the reader
         has for good."""

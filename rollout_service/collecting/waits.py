@@ -12,6 +12,7 @@ from typing import Any
 HELD_BACK = {
     "buffer": "the reader is too slow, finished groups wait to be taken (service.max_buffered_groups)",
     "staleness": "without new weights a further group would be too old when it is taken (service.max_staleness)",
+    "enough": "the groups under way are likely to be enough (keep)",
 }
 """By `Collection.held_back`: why no new group starts, for the coordinator's log."""
 

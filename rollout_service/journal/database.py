@@ -28,6 +28,7 @@ from rollout_service.journal.entries import (
     Delivered,
     Discarded,
     Drawn,
+    Dropped,
     Ended,
     Entry,
     Positioned,
@@ -64,7 +65,8 @@ CREATE TABLE IF NOT EXISTS deliveries (
 """
 """`collections.left`: number of groups that the reader acknowledges in all. It is not counted down there: the plan
 beside it is large, and SQLite would read it each time. Episodes are `stored` ones; those of a group that was
-acknowledged are removed with their parts."""
+acknowledged are removed with their parts.
+`deliveries.acknowledged`: 1: it is; 2: the group was dropped, which does not count as one of those."""
 
 _FROM_VERSION_2 = """
 UPDATE collections SET left = left + (
@@ -94,8 +96,10 @@ class OpenCollection:
     delivered: dict[int, tuple[int, ...]]
     """By group that was handed out and not acknowledged: its episodes that were too old."""
     acknowledged: list[int]
+    """Those that were dropped included."""
     spent: Spent | None = None
     """None: it has no budget, or has spent nothing."""
+    dropped: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,8 @@ class Database:
                 return self._acknowledge(entry)
             case Asked():
                 self._ask(entry)
+            case Dropped():
+                return self._drop(entry)
             case Drawn():
                 self._draw(entry)
             case Ended():
@@ -264,18 +270,35 @@ class Database:
             if not changed.rowcount:
                 continue
             left -= 1
-            where = "collection = ? AND episode >= ? AND episode < ?"
-            key = (entry.collection_id, group * size, (group + 1) * size)
-            parts += self._parts(where, key)
-            self._execute(f"DELETE FROM episodes WHERE {where}", key)
+            parts += self._remove_group(entry.collection_id, group, size)
         if left == 0:
             return parts + self._forget(entry.collection_id)
         self._left[entry.collection_id] = size, left
         return parts
 
+    def _drop(self, entry: Dropped) -> list[Part]:
+        found = self._left.get(entry.collection_id) or self._counted(entry.collection_id)
+        if found is None:
+            return []
+        self._execute(
+            "INSERT INTO deliveries VALUES (?, ?, '[]', 2) ON CONFLICT DO UPDATE SET acknowledged = 2",
+            (entry.collection_id, entry.group),
+        )
+        return self._remove_group(entry.collection_id, entry.group, found[0])
+
+    def _remove_group(self, collection_id: str, group: int, size: int) -> list[Part]:
+        """Returns the parts of its episodes."""
+        where, key = (
+            "collection = ? AND episode >= ? AND episode < ?",
+            (collection_id, group * size, (group + 1) * size),
+        )
+        parts = self._parts(where, key)
+        self._execute(f"DELETE FROM episodes WHERE {where}", key)
+        return parts
+
     def _counted(self, collection_id: str) -> tuple[int, int] | None:
         """As in `_left`; None: there is no such collection."""
-        acknowledged = "SELECT COUNT(*) FROM deliveries WHERE collection = collections.id AND acknowledged"
+        acknowledged = "SELECT COUNT(*) FROM deliveries WHERE collection = collections.id AND acknowledged = 1"
         found = self._execute(
             f"SELECT request, left - ({acknowledged}) FROM collections WHERE id = ?", (collection_id,)
         ).fetchone()
@@ -343,6 +366,7 @@ class Database:
             {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},
             [number for number, _, is_over in groups if is_over],
             self._spent(collection_id),
+            [number for number, _, is_over in groups if is_over == 2],
         )
 
     def parts(self) -> list[Part]:

@@ -89,6 +89,14 @@ class Acknowledged:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """A filter dropped a finished group, whether it was delivered or not. Nobody needs its episodes."""
+
+    collection_id: str
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Nobody waits for the collection any more."""
 
@@ -131,4 +139,17 @@ class Served:
     version: int
 
 
-Entry = Asked | Drawn | Reopened | Stored | Delivered | Acknowledged | Ended | Discarded | Spent | Positioned | Served
+Entry = (
+    Asked
+    | Drawn
+    | Reopened
+    | Stored
+    | Delivered
+    | Acknowledged
+    | Dropped
+    | Ended
+    | Discarded
+    | Spent
+    | Positioned
+    | Served
+)

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from rollout_service.errors import ServiceError
 from rollout_service.journal.database import Database, Overtaken, Recovered
-from rollout_service.journal.entries import Acknowledged, Delivered, Entry, Positioned, Served
+from rollout_service.journal.entries import Acknowledged, Delivered, Dropped, Entry, Positioned, Served
 from rollout_service.record.part import Part
 from rollout_service.record.part_files import sync_folder
 
@@ -179,9 +179,12 @@ def _entries(found: Recovered) -> Iterator[Entry]:
     for collection in found.collections:
         name = collection.asked.collection_id
         yield collection.asked
-        for group in collection.acknowledged:
+        acknowledged = tuple(sorted(set(collection.acknowledged) - set(collection.dropped)))
+        for group in acknowledged:
             yield Delivered(name, group)
-        yield Acknowledged(name, tuple(collection.acknowledged))
+        yield Acknowledged(name, acknowledged)
+        for group in collection.dropped:
+            yield Dropped(name, group)
         yield from collection.stored.values()
         for group, expired in collection.delivered.items():
             yield Delivered(name, group, expired)

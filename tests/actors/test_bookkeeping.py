@@ -20,7 +20,7 @@ import actors.attempt as attempt
 import actors.bookkeeping as bookkeeping
 import actors.coordinator as module
 import actors.lending as lending
-import actors.running as running
+import actors.results as results
 import rollout_service.collecting.stream as stream_module
 from actors.coordinator import Coordinator
 from actors.fleet import Fleet
@@ -31,7 +31,7 @@ from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
-from rollout_service.errors import BudgetReached, Interrupted, ServiceError
+from rollout_service.errors import BudgetReached, Interrupted, ServiceError, TooFewKept
 from rollout_service.journal.entries import Delivered, Entry
 from rollout_service.journal.place import PARTS
 from rollout_service.policy.replicas import FleetState
@@ -75,12 +75,13 @@ class Pool:
 
     def run_episode(self, name: str, request: EpisodeRequest) -> tuple[Any, Any]:
         plays[request.trajectory_id] += 1
-        trajectory = make_trajectory(**request.identity())
+        reward = rewards(request)
+        trajectory = make_trajectory(**request.identity(), reward=reward)
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "node"
         part = PartFiles(self.folder, node).write(trajectory)
 
         async def summary() -> EpisodeSummary:
-            return EpisodeSummary(request.trajectory_id, trajectory.outcome, "user_stop", 1.0, None, part=part)
+            return EpisodeSummary(request.trajectory_id, trajectory.outcome, "user_stop", reward, None, part=part)
 
         return summary(), Call.of(trajectory)
 
@@ -88,12 +89,24 @@ class Pool:
 plays: Counter[str] = Counter()
 
 
+def rewards(request: EpisodeRequest) -> float:
+    return 1.0
+
+
+def rewards_that_differ_in_every_other_group(request: EpisodeRequest) -> float:
+    return float(request.sample_index) if number_of(request) % 2 else 1.0
+
+
+def number_of(each: EpisodeRequest | Trajectory) -> int:
+    return int(each.group_id.rpartition("-")[2])
+
+
 class Service:
     """The handle of a coordinator that dies and comes back."""
 
     def __init__(self, folder: Path, form: str) -> None:
         self.overrides = {"tasks__domain": "mock", "service__slots": 2, "service__journal": str(folder)}
-        self.overrides["service__journal_form"] = form
+        self.overrides |= {"service__journal_form": form, "service__max_buffered_groups": 8}
         self.config = settings(**self.overrides)
         self._calls: list[concurrent.futures.Future[Any]] = []
         self.is_mute = False
@@ -141,7 +154,7 @@ def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> No
 async def service(tmp_path, monkeypatch, request) -> Service:
     monkeypatch.setattr(module, "ActorPool", Pool)
     monkeypatch.setattr(attempt.ray, "put", Call.of)
-    monkeypatch.setattr(running.stored_parts, "read", _read)
+    monkeypatch.setattr(results.stored_parts, "read", _read)
     monkeypatch.setattr(bookkeeping, "is_restarted", lambda: False)
     monkeypatch.setattr(bookkeeping.parts, "discard_elsewhere", lambda folder, parts: None)
     plays.clear()
@@ -248,6 +261,49 @@ async def test_an_endless_stream_goes_on_where_it_was_after_its_coordinator_s_de
         after = service.stream(n=EPISODES)
         came = [trajectory.seed for group in [group async for group in after] for trajectory in group]
         assert not set(came) & {trajectory.seed for trajectory in itertools.chain(*groups)}, "the sequence went on"
+
+
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+async def test_groups_that_say_nothing_are_replaced_whenever_the_coordinator_dies(service, ack, monkeypatch):
+    monkeypatch.setitem(globals(), "rewards", rewards_that_differ_in_every_other_group)
+    stream = service.stream(ack, n=EPISODES, keep="informative")
+    groups = []
+    for _ in range(3):
+        groups.append(await anext(stream))
+        service.die()
+        await service.live()
+        groups.append(await anext(stream))
+        if ack == "manual":
+            await stream.aack(groups[-1])
+    status = (await service.coordinator.status())["collections"][stream.collection_id]
+    assert status["groups"]["dropped"] >= 5
+    assert status["groups"]["most"] == 10 * EPISODES // SIZE
+    groups += [group async for group in stream]
+    assert stream.episodes == len(ids(groups)) == len(set(ids(groups))) == EPISODES
+    assert all({each.reward for each in group} == {0.0, 1.0} for group in groups)
+    assert all(number_of(group[0]) % 2 for group in groups)
+    for group in groups if ack == "manual" else []:
+        await stream.aack(group)
+    assert service.coordinator._collections == {}
+    await service.coordinator.stop()
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "nothing is left of what was dropped"
+
+
+async def test_a_filter_that_keeps_too_little_says_so_after_what_it_kept(service, monkeypatch):
+    monkeypatch.setitem(globals(), "rewards", rewards_that_differ_in_every_other_group)
+    stream = service.stream(n=EPISODES, keep="informative", most_groups=7)
+    groups = []
+    for _ in range(3):
+        groups.append(await anext(stream))
+        service.die()
+        await service.live()
+    with pytest.raises(TooFewKept, match=r"kept 3 groups of the 6 .* dropped 4: most_groups=7 have begun.*Raise most"):
+        await anext(stream)
+    assert sorted(number_of(group[0]) for group in groups) == [1, 3, 5]
+    await service.coordinator.acknowledge(stream.collection_id, (1, 3, 5))
+    await service.coordinator.stop()
+    await service.live()
+    assert service.coordinator._collections == {}, "nobody waits for it any more"
 
 
 async def test_only_what_was_acknowledged_is_forgotten(service):

@@ -34,6 +34,7 @@ from rollout_service.journal.entries import (
     Asked,
     Delivered,
     Drawn,
+    Dropped,
     Ended,
     Entry,
     Positioned,
@@ -127,6 +128,20 @@ def test_groups_that_were_drawn_later_follow_those_of_the_plan(database):
     assert database.recover().samplers == [SamplerPosition("mock", 1, 8)]
     database.commit([Ended("c"), later[0], asked(groups=1)])
     assert database.recover().collections[0].asked == replace(asked(groups=1), sampler=None)
+
+
+def test_a_dropped_group_needs_no_episodes_and_is_none_of_those_that_are_acknowledged(database):
+    it = replace(asked(groups=3), groups=2)
+    database.commit([it, *(stored(episode, a_part(episode)) for episode in range(6)), Delivered("c", 1)])
+    for group in (0, 1):  # the second one was delivered
+        assert database.commit([Dropped("c", group)]) == [a_part(2 * group), a_part(2 * group + 1)]
+        assert database.commit([Dropped("c", group)]) == [], "once more changes nothing"
+    [found] = database.recover().collections
+    assert (found.acknowledged, found.dropped, sorted(found.stored)) == ([0, 1], [0, 1], [4, 5])
+    database.commit([Acknowledged("c", (1,)), Delivered("c", 2), Acknowledged("c", (2,))])
+    assert [each.acknowledged for each in database.recover().collections] == [[0, 1, 2]], "one is still to come"
+    database.commit([Delivered("c", 3), Acknowledged("c", (3,))])
+    assert database.recover().collections == []
 
 
 def test_the_version_of_the_weights_that_came_last_is_known(database):

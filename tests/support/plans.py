@@ -31,5 +31,5 @@ def played(plan: Plan) -> list[list[EpisodeRequest]]:
         assert handout is not None
         size = collection.group_size
         members = range(handout.group * size, (handout.group + 1) * size)
-        groups.append([plan.drawing.requests[e] for e in members if e not in collection.before])
+        groups.append([plan.drawing.requests[e] for e in members if e not in collection.unstarted.before])
     return groups
