@@ -39,7 +39,7 @@ MODEL: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_MODEL", "null")) or
     SHAPE if ON_GPU else {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
 )
 NUMBERS: dict[str, int] = (
-    {"slots": 48, "rounds": 4, "turns": 10, "turn_tokens": 120, "user_words": 300, "repeats": 2}
+    {"slots": 64, "rounds": 8, "turns": 10, "turn_tokens": 80, "user_words": 350, "repeats": 2}
     if ON_GPU
     else {"slots": 12, "rounds": 4, "turns": 6, "turn_tokens": 24, "user_words": 200, "repeats": 1}
 ) | json.loads(os.environ.get("BENCHMARK_ADMISSION", "{}"))

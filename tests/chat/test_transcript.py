@@ -87,11 +87,13 @@ class Engine:
         """The conversation as it was at each prompt."""
         self.prompts: list[list[int]] = []
         self.sampled: list[list[int]] = []
+        self.known: list[int] = []
         self._new = list(self.messages)
 
     def take(self, step: Step) -> None:
         self.conversations.append(list(self.messages))
         self.prompts.append(self.transcript.prompt(self._new).tolist())
+        self.known.append(self.transcript.known_tokens)
         ids = step.sampled(self.codec)
         cut = ids[-1] != self.codec.end_of_turn_id
         self.sampled.append(ids)
@@ -143,6 +145,10 @@ def check(engine: Engine, segments: list[TokenSegment]) -> None:
         assert segment.weight_versions[span].tolist() == [number] * len(sampled)
         assert turn.finish_reason == ("stop" if sampled[-1] == codec.end_of_turn_id else "length")
         assert turn.tool_calls == [call.status for call in codec.parse(sampled).calls]
+    sent = [[], *([*prompt, *sampled] for prompt, sampled in zip(engine.prompts, engine.sampled, strict=True))]
+    for known, before, prompt in zip(engine.known, sent, engine.prompts, strict=False):
+        assert prompt[:known] == before[:known]
+        assert len(before) >= known
     for segment in segments:
         expected = np.zeros(len(segment.token_ids), dtype=np.uint8)
         for turn in segment.turns:
@@ -289,8 +295,11 @@ def test_a_template_that_forgets_thinking_makes_a_segment_of_each_turn(load_code
     assert ["Second." in text for text in texts] == [False, True, False]
     assert ["One." in text for text in texts] == [True, True, True]
 
+    assert engine.known == [0, 0, 0]
+
     engine = Engine(forgetful, "append")
     (segment,) = engine.run(steps)
+    assert engine.known == [0, *(turn.end for turn in segment.turns[:-1])]
     assert "First." in forgetful.decode(segment.token_ids.tolist())
 
 

@@ -91,6 +91,7 @@ def test_a_summary_has_its_trajectory_s_measures_and_no_journal_stores_them():
     trajectory = make_trajectory(timing=Timing(1.0, 2.0, 3.0, 4.0, 5.0), user_usage=UserUsage(requests=7))
     summary = EpisodeSummary.of(trajectory)
     seconds = tuple(turn.policy_seconds for turn in trajectory.turns)
+    assert summary.context_tokens == len(trajectory.segments[0].token_ids) > 0
     assert summary.measures == Measures(seconds, (1.0, 2.0, 3.0, 4.0, 5.0), 7, 0)
     form = TypeAdapter(EpisodeSummary)
     assert form.validate_json(form.dump_json(summary)) == replace(summary, measures=None)

@@ -499,13 +499,14 @@ def test_a_fault_keeps_the_order_of_events_too(monkeypatch):
 
 
 def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are_and_is_told_how_long_it_waited():
-    asked = []
+    asked, known = [], []
 
     class Updated(episodes.LocalPolicy):
         """Its weights change in place after each turn."""
 
         async def generate(self, input_ids, sampling, session_id, info):
             asked.append(info.prefix_version)
+            known.append(info.known_tokens)
             made = await super().generate(input_ids, sampling, session_id, info)
             self.engine.version += 1
             prefix = made.prefix_version if info.prefix_version is None else info.prefix_version
@@ -517,6 +518,7 @@ def test_each_turn_tells_the_engine_how_old_the_keys_and_values_before_it_are_an
     trajectory = episodes.runner(config, policy).run(episodes.request(episodes.task("mock", 1)))
     assert len(trajectory.turns) > 1
     assert asked == [None] + [4] * (len(trajectory.turns) - 1)
+    assert known == [0, *(turn.end for turn in trajectory.turns[:-1])], "what the engine was sent or sampled before"
     assert [turn.prefix_version for turn in trajectory.turns] == [4] * len(trajectory.turns)
     assert [turn.queue_seconds for turn in trajectory.turns] == [0.25 * n for n in range(len(trajectory.turns))]
     assert trajectory.oldest_version == 4
