@@ -53,10 +53,16 @@ class Log:
         self._numbers = itertools.count(1)
         folder.mkdir(exist_ok=True)
         for path in _segments(folder):  # a log that cannot be read is left to its owner
-            _lines(path)
+            with contextlib.suppress(FileNotFoundError):  # its owner replaces it by a snapshot now
+                _lines(path)
         self.owner = self._take_over()
         """Number of this owner."""
-        self._compact(self._replay())
+        while True:
+            try:
+                self._compact(self._replay())
+                return
+            except FileNotFoundError:  # the snapshot of a former owner, or of the next one, has just replaced it
+                self._check_owner()
 
     def commit(self, entries: Iterable[Entry]) -> list[Part]:
         """Write the entries in one transaction, all or none. Returns when they are safe.
@@ -125,6 +131,8 @@ class Log:
 
     def _replay(self) -> list[Path]:
         """Returns the files that a snapshot replaces."""
+        self._state.close()
+        self._state = Database(":memory:")
         unfinished, segments = self._folder.glob(f"*{_UNFINISHED}"), _segments(self._folder)
         old = [*segments, *unfinished]
         for path in segments:

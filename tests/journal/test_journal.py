@@ -382,6 +382,7 @@ def test_what_owners_commit_that_take_a_log_over_from_each_other_is_kept(fast_fo
     gone, owners = takeovers.lost(folders, lambda: next(turns, None) is not None)
     assert gone == []
     assert all(owner.said for owner in owners)
+    assert {what for owner in owners for what in owner.seen} <= {"owner", "Overtaken"}
 
 
 def test_a_journal_that_is_overtaken_while_it_is_opened_says_so_and_removes_no_part(tmp_path, monkeypatch):
