@@ -7,11 +7,11 @@ looked at: the rewards in the summaries decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.filtered import FilteredCollection
-from rollout_service.collecting.refill import is_informative
+from rollout_service.collecting.refill import Keep, is_informative
 from rollout_service.errors import ServiceError, TooFewKept
 from rollout_service.journal.entries import Dropped
 
@@ -27,6 +27,8 @@ def judge(running: RunningCollection, group: int) -> None:
     rewards = (running.rewards.get(episode) for episode in running.played(group))
     if it.withheld(group) or (it.keeps == "informative" and not is_informative(rewards)):
         drop(running, (group,))
+    elif it.keeps == "informative":
+        it.dropped_in_a_row = 0
 
 
 def drop(running: RunningCollection, groups: Sequence[int]) -> None:
@@ -68,9 +70,14 @@ def wanted(collection: Collection) -> int:
     return collection.wanted if isinstance(collection, FilteredCollection) else collection.unstarted.groups
 
 
-def is_decided_here(running: RunningCollection) -> bool:
-    """Whether a group that is handed out is kept for sure."""
-    return not isinstance(running.collection, FilteredCollection) or running.collection.keeps != "reader"
+def keeps(running: RunningCollection) -> Keep | None:
+    """Who decides which groups are kept; None: all are."""
+    return running.collection.keeps if isinstance(running.collection, FilteredCollection) else None
+
+
+def dropped(running: RunningCollection) -> int:
+    """Number of groups that were dropped."""
+    return running.collection.dropped if isinstance(running.collection, FilteredCollection) else 0
 
 
 def is_gone(running: RunningCollection, group: int) -> bool:
@@ -78,19 +85,14 @@ def is_gone(running: RunningCollection, group: int) -> bool:
     return isinstance(running.collection, FilteredCollection) and running.collection.is_gone(group)
 
 
-def counts(running: RunningCollection) -> dict[str, int | None] | None:
+def counts(running: RunningCollection) -> dict[str, Any]:
     """Numbers of groups, for the status; None: every group is kept."""
     it = running.collection
     if not isinstance(it, FilteredCollection):
-        return None
-    return {
-        "begun": it.begun,
-        "kept": it.kept,
-        "dropped": it.dropped,
-        "undecided": it.undecided,
-        "let_go": it.surplus,
-        "most": None if it.unstarted.groups == ENDLESS else it.unstarted.groups,
-    }
+        return {"filter": None}
+    most = None if it.unstarted.groups == ENDLESS else it.unstarted.groups
+    of_groups = {"begun": it.begun, "kept": it.kept, "undecided": it.undecided, "let_go": it.surplus, "most": most}
+    return {"filter": of_groups, "dropped": it.dropped, "dropped_in_a_row": it.dropped_in_a_row}
 
 
 def is_enough(running: RunningCollection) -> bool:

@@ -164,7 +164,7 @@ class RunningCollection:
     @property
     def accepted(self) -> Accepted:
         """The answer to whoever asked for it."""
-        return Accepted(self.name, self.asked, self.first_draw)
+        return Accepted(self.name, self.asked, self.first_draw, filtering.keeps(self))
 
     def keep(self, episode: int, attempt: int, result: Result) -> None:
         """Note the result of an episode that is done."""
@@ -234,7 +234,7 @@ class RunningCollection:
     def _is_noted_ahead(self) -> bool:
         """Whether groups are handed out before their reader asks for them. One that may become too old is not, nor one
         that the reader may drop."""
-        is_sure = self.collection.staleness.maximum is None and filtering.is_decided_here(self)
+        is_sure = self.collection.staleness.maximum is None and filtering.keeps(self) != "reader"
         return self.parts is not None and is_sure
 
     @property
@@ -329,7 +329,8 @@ class RunningCollection:
         over = sum(
             len(self.played(group)) for group in self.delivery.acknowledged if not filtering.is_gone(self, group)
         )
-        return Accepted(self.name, None if self.asked is None else self.asked - over, self.first_draw)
+        left = None if self.asked is None else self.asked - over
+        return self.accepted._replace(episodes=left)
 
     def played(self, group: int) -> list[int]:
         """The group's episodes, without those that were done before."""
@@ -363,7 +364,7 @@ class RunningCollection:
         results = self.delivery.given[number]
         requests = [self.requests[episode] for episode in results]
         references = [reference(self, *result) for result in results.items()]
-        return Group(requests, references, number, self.collection.withheld(number))
+        return Group(requests, references, number, self.collection.withheld(number), filtering.dropped(self))
 
     @property
     def held_back(self) -> str | None:

@@ -124,7 +124,7 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         accepted = await streams.once(
             owner, idempotency_key, asked, streams.begin(asked, owner, known, idempotency_key)
         )
-        return accepted._asdict()
+        return accepted.to_dict()
 
     @app.post("/v1/collections/{collection_id}/reopen")
     @collect
@@ -132,7 +132,7 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         """Read a collection of the same token whose reader is gone. The groups that were not acknowledged come, and are
         numbered anew. A reader whose last request is not as old as a lease is waited for."""
         known = rollout_client or uuid.uuid4().hex
-        return (await streams.reopen(collection_id, _owner(request), known))._asdict()
+        return (await streams.reopen(collection_id, _owner(request), known)).to_dict()
 
     @app.delete("/v1/collections/{collection_id}", status_code=HTTPStatus.NO_CONTENT)
     @collect
@@ -180,6 +180,7 @@ def _add_reading(app: FastAPI, scopes: Scopes, streams: Streams) -> None:
     ) -> Response:
         """Let go of groups that the reader has, which makes room for more. Answers when they will not come again."""
         stream = await streams.find(collection_id, _owner(request), rollout_client)
+        await streams.drop(stream, body.dropped)
         stream.delivery.acknowledge(body.number)
         stream.delivery.release(body.also)
         await stream.source.tell()

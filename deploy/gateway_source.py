@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
-from rollout_service.cluster import LostObject, answer, fetched, pause
+from rollout_service.cluster import LostObject, answer, fetched, pause, repeated
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
 from rollout_service.collecting.stream import given
@@ -101,6 +102,18 @@ class Source:
         """Note that the reader has the group for good."""
         self._held.pop(group.number, None)
         self._untold.append(group.number)
+
+    async def drop(self, groups: Iterable[Group]) -> None:
+        """Have others in the places of these groups, which the reader does not keep. Returns when that is safe.
+
+        Raises:
+            ServiceError: the collection keeps every group.
+        """
+        numbers = tuple(group.number for group in groups)
+        if numbers:
+            await repeated(lambda: self._coordinator.drop.remote(self._collection_id, numbers, self._client))
+        for number in numbers:
+            self._held.pop(number, None)
 
     async def tell(self) -> None:
         """Tell the coordinator which groups the reader has for good. Returns when that is safe."""

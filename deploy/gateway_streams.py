@@ -241,10 +241,22 @@ class Streams:
                     break
                 number += 1
                 trajectories = await stream.source.read(group)
-                data = await asyncio.to_thread(writer.group, number, trajectories, group.withheld)
+                data = await asyncio.to_thread(writer.group, number, trajectories, group.withheld, group.dropped)
                 for place in range(0, len(data), _PIECE):
                     yield data[place : place + _PIECE]
             yield writer.end(end)
+
+    async def drop(self, stream: Stream, numbers: list[int]) -> None:
+        """Have others in the places of the groups of these numbers, which the reader does not keep. Once more changes
+        nothing.
+
+        Raises:
+            CursorError: one of them was not given yet.
+            ServiceError: the collection keeps every group.
+        """
+        groups = stream.delivery.held(numbers)
+        await stream.source.drop(groups.values())
+        stream.delivery.take_out(groups)
 
     async def cancel(self, stream: Stream) -> None:
         """End the collection. Returns when nothing of it reaches the policy any more."""

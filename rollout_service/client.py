@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import threading
 import uuid
@@ -26,6 +27,7 @@ from rollout_service.collecting.coordinator import Service
 from rollout_service.collecting.evaluating import asked_for, conditions, counted
 from rollout_service.collecting.gathering import gathered
 from rollout_service.collecting.heartbeat import Heartbeat, new_client_id
+from rollout_service.collecting.judging import Dropped, Filter, Judge
 from rollout_service.collecting.request import Accepted
 from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
@@ -162,9 +164,16 @@ class RolloutClient(WeightsClient):
                 left out, or None, comes from the configuration. With a `seed` the same call gives the same tasks and
                 episode seeds. Without one, a collection goes on where the last one of the same selection stopped.
 
+                `keep` filters groups, and `n` counts what is kept: others take the places of those that are dropped.
+                `informative` keeps those whose rewards differ; the service decides. A function of a group, a
+                list[Trajectory], decides in this process: True keeps it. `most_groups` is the number that begins at
+                most; 10 times as many as are wanted. `on_dropped` is called with each group that is dropped. See
+                docs/collection.md.
+
         Raises:
             BudgetReached: the service's budget is spent; from the stream, after the last group: a budget ended it
                 early.
+            TooFewKept: from the stream, after the last group: `most_groups` have begun, and too few were kept.
             TaskError: unknown domain, split or task id, n is not divisible by the group size, or an argument has the
                 wrong type or is out of range.
             ConfigError: an unknown or wrong sampling setting.
@@ -243,7 +252,9 @@ class RolloutClient(WeightsClient):
             limits = conditions(self.config, selection.get("max_turns"))
             return await counted(stream, trials, progress, limits)
 
-    def reopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
+    def reopen(
+        self, collection_id: str, *, ack: str = "auto", keep: Filter | None = None, on_dropped: Dropped | None = None
+    ) -> GroupStream:
         """The groups of an open collection that were not acknowledged, also those that another client was given.
 
         For a collection that the service's journal has, whose client died or whose service was started again; see
@@ -251,18 +262,23 @@ class RolloutClient(WeightsClient):
 
         Args:
             ack: as for `stream`.
+            keep, on_dropped: as for `stream`, where a function was given to it. A group may be judged once more.
 
         Raises:
             ServiceError: there is no such collection, or another client reads it.
+            TaskError: keep is missing, or has no effect.
         """
-        stream = self.areopen(collection_id, ack=ack)
+        stream = self.areopen(collection_id, ack=ack, keep=keep, on_dropped=on_dropped)
         stream.open()
         return stream
 
-    def areopen(self, collection_id: str, *, ack: str = "auto") -> GroupStream:
+    def areopen(
+        self, collection_id: str, *, ack: str = "auto", keep: Filter | None = None, on_dropped: Dropped | None = None
+    ) -> GroupStream:
         """`reopen` for an event loop: errors of the service raise with the first group."""
         arguments.text("collection_id", collection_id, "3f9c1a7be02d", ServiceError)
-        return self._stream(functools.partial(self._coordinator.reopen.remote, collection_id, self._id, None), ack)
+        submit = functools.partial(self._coordinator.reopen.remote, collection_id, self._id, None)
+        return self._stream(submit, ack, Judge.of(keep, on_dropped))
 
     async def acollections(self) -> dict[str, dict[str, Any]]:
         """The open collections that nobody reads, by id, each with its progress as in `status`; see `reopen`."""
@@ -322,19 +338,26 @@ class RolloutClient(WeightsClient):
     def _submit(
         self, n: int | None, group_size: int, selection: dict[str, Any], groups_per_update: int | None = None
     ) -> GroupStream:
-        ack = selection.pop("ack", "auto")
+        ack, keep, on_dropped = (selection.pop(name, None) for name in ("ack", "keep", "on_dropped"))
+        judge = Judge.of(keep, on_dropped)
+        selection["keep"] = "reader" if callable(keep) else keep
         request = attaching.collection_request(
             self._settings, self.config, selection, n=n, group_size=group_size, groups_per_update=groups_per_update
         )
+        if judge is not None:  # also of "informative", so that what is dropped comes here
+            request = dataclasses.replace(request, keep="reader")
         submission = uuid.uuid4().hex
         submit = functools.partial(self._coordinator.submit.remote, request, self._id, submission)
-        return self._stream(submit, ack, (request.min_group_size or self.config.service.min_group_size) != "any")
+        takes_partial = (request.min_group_size or self.config.service.min_group_size) != "any"
+        return self._stream(submit, "auto" if ack is None else ack, judge, takes_partial)
 
-    def _stream(self, submit: Callable[[], Reference[Accepted]], ack: str, takes_partial: bool = False) -> GroupStream:
+    def _stream(
+        self, submit: Callable[[], Reference[Accepted]], ack: str, judge: Judge | None, takes_partial: bool = False
+    ) -> GroupStream:
         ack = arguments.choice("ack", ack, ACKNOWLEDGING)
         if self._remote is None and not cluster.connected():
             raise ServiceError("This client is closed.", "Make another RolloutClient.")
-        return GroupStream(self._coordinator, submit, ack, self._id, takes_partial)
+        return GroupStream(self._coordinator, submit, ack, self._id, takes_partial, judge)
 
 
 def _abandon(made: concurrent.futures.Future[Any]) -> None:

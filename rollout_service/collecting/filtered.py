@@ -31,6 +31,8 @@ class FilteredCollection(Collection):
         self.keeps = keeps
         self.dropped = 0
         """Number of groups that were dropped."""
+        self.dropped_in_a_row = 0
+        """Those of them since the last one that was kept."""
         self.surplus = 0
         """Number of groups that had begun when enough were kept."""
         self._gone: set[int] = set()
@@ -89,7 +91,8 @@ class FilteredCollection(Collection):
     def judged(self, again: bool) -> None:
         """Note that the reader has dropped all that it drops of what it was given; with `again`, that it may have
         missed some of that."""
-        self._unjudged *= again
+        if self._unjudged and not again:
+            self._unjudged = self.dropped_in_a_row = 0
 
     def drop(self, group: int) -> bool:
         """Drop a group that is finished: another one takes its place. Returns False if it was dropped before."""
@@ -97,6 +100,7 @@ class FilteredCollection(Collection):
             return False
         self._gone.add(group)
         self.dropped += 1
+        self.dropped_in_a_row += 1
         if group in self.shelf.ready:
             self.shelf.ready.remove(group)
         else:

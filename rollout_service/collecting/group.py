@@ -22,3 +22,5 @@ class Group:
     """Number of the group in its collection, by which the reader acknowledges it."""
     withheld: str = ""
     """Why it is no data, and is not to be given as such; empty: it is. See `rollout_service.collecting.partial`."""
+    dropped: int = 0
+    """Groups that the collection's filter had dropped by then."""

@@ -180,6 +180,13 @@ class Accepted(NamedTuple):
     """Number of episodes that will be played; None: it is endless."""
     first_draw: int
     """Number of tasks of the selection's sequence that come before the collection's first one."""
+    keep: Keep | None = None
+    """Who decides which groups are kept; None: all are."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values. Clients of older releases know no keep."""
+        values = self._asdict()
+        return values if self.keep is not None else {name: values[name] for name in values if name != "keep"}
 
 
 OF_SERVICE = ("max_attempts", "max_staleness", "late", "min_group_size")

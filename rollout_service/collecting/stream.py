@@ -28,6 +28,7 @@ from rollout_service.cluster import (
 )
 from rollout_service.collecting.coordinator import CoordinatorHandle
 from rollout_service.collecting.group import Group
+from rollout_service.collecting.judging import Judge, check_judged
 from rollout_service.collecting.request import Accepted, EpisodeRequest, aborted_trajectory
 from rollout_service.collecting.waits import waits_for
 from rollout_service.errors import Fault, FaultKind, Interrupted, RolloutError, ServiceError
@@ -60,11 +61,13 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         ack: str = "auto",
         client: str | None = None,
         takes_partial: bool = False,
+        judge: Judge | None = None,
     ) -> None:
         """
         Args:
             takes_partial: whether it was asked for with a `min_group_size`, so that failed episodes in a group that is
                 given are as they were asked for.
+            judge: decides which groups are given; None: the service does, or all are.
             submit: asks for the collection. Called at once, and again where the coordinator's death cut the call off.
             ack: `auto`: whoever asks for the next group has the last one for good. `manual`: `ack` says so.
             client: id of the client that the collection belongs to. When another one has opened it again, this stream
@@ -75,6 +78,11 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         self._submit = submit
         self._submission = submit()
         self._mode = ack
+        self._judge = judge
+        self._dropped: set[int] = set()
+        """Numbers of the groups that the judge dropped."""
+        self.dropped = 0
+        """Groups that a filter dropped, as far as is known."""
         self._given: dict[int, str] = {}
         """Ids of the groups that were given, by their numbers."""
         self._came = 0
@@ -108,7 +116,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         """
         while not self.collection_id:
             try:
-                self.collection_id, self.episodes, self.first_draw = await answer(self._submission)
+                self.collection_id, self.episodes, self.first_draw, keeps = await answer(self._submission)
+                check_judged(self.collection_id, keeps, self._judge)
             except Interrupted as error:
                 await self._after(error)
                 self._submission = self._submit()
@@ -124,19 +133,21 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return self
 
     def __next__(self) -> list[Trajectory]:
-        found = twins.run(self._next_group())
-        if found is None:
-            raise StopIteration
-        return self._handed_over(*found)
+        while (found := twins.run(self._next_group())) is not None:
+            if self._judge is None or self._judge.keeps(found[1]):
+                return self._handed_over(*found)
+            twins.run(self._drop(found[0].number))
+        raise StopIteration
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[Trajectory]:
-        found = await self._next_group()
-        if found is None:
-            raise StopAsyncIteration
-        return self._handed_over(*found)
+        while (found := await self._next_group()) is not None:
+            if self._judge is None or self._judge.keeps(found[1]):
+                return self._handed_over(*found)
+            await self._drop(found[0].number)
+        raise StopAsyncIteration
 
     async def aack(self, group: Sequence[Trajectory]) -> None:
         """Tell the service that the trainer has this group for good, with `ack="manual"`. Returns when that is safe.
@@ -162,6 +173,10 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             if group is None or self._finished:
                 self._finished = True
                 return None
+            self.dropped = max(self.dropped, group.dropped)
+            if group.number in self._dropped:  # the service forgot it
+                await self._drop(group.number)
+                continue
             if group.number in self._given:  # it came before the interruption already
                 self._over(group.number)
                 continue
@@ -176,6 +191,14 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 return group, trajectories
             self._withhold(group, self._handed_over(group, trajectories))
         return None
+
+    async def _drop(self, number: int) -> None:
+        """Have another group in the place of this one, which the judge dropped."""
+        await repeated(lambda: self._coordinator.drop.remote(self.collection_id, (number,), self._client))
+        self.dropped += number not in self._dropped
+        self._dropped.add(number)
+        self._pending = None
+        self._patience = _PATIENCE_SECONDS
 
     def _withhold(self, group: Group, trajectories: list[Trajectory]) -> None:
         """Report a group that is no data."""

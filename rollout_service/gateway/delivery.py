@@ -124,6 +124,26 @@ class Delivery(Generic[T]):
                 self.check(number)
             self._let_go(number)
 
+    def held(self, numbers: Iterable[int]) -> dict[int, T]:
+        """Those of the groups that were not let go.
+
+        Raises:
+            CursorError: one of them was not given yet.
+        """
+        found = {}
+        for number in numbers:
+            if number > self._taken:
+                self.check(number)
+            if number in self._held:
+                found[number] = self._held[number]
+        return found
+
+    def take_out(self, numbers: Iterable[int]) -> None:
+        """Let go of groups that the reader does not keep."""
+        for number in numbers:
+            if self._held.pop(number, None) is not None:
+                self._room.set()
+
     def was_released(self, number: int) -> bool:
         """Whether the group of this number was let go although one before it was not."""
         return self._acknowledged < number <= self._taken and number not in self._held

@@ -99,6 +99,14 @@ class AcknowledgeBody(BaseModel):
         list[Annotated[int, Field(ge=1)]],
         Field(max_length=1024, description="Numbers of further groups that are let go, whatever comes before them."),
     ] = []
+    dropped: Annotated[
+        list[Annotated[int, Field(ge=1)]],
+        Field(
+            max_length=1024,
+            description="Numbers of groups that the reader does not keep: others take their places. Only in a "
+            "collection with `keep: reader`.",
+        ),
+    ] = []
 
 
 class WeightsBody(BaseModel):

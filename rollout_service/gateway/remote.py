@@ -29,12 +29,11 @@ from rollout_service.errors import ConfigError, WeightError
 from rollout_service.gateway.delivery import CursorError, Missing
 from rollout_service.gateway.link import CLIENT_HEADER, WAIT_SECONDS, Ask, Link
 from rollout_service.gateway.messages import to_body
-from rollout_service.gateway.wire import End, read_arrow, to_error
+from rollout_service.gateway.wire import End, Numbered, read_arrow, to_error
 from rollout_service.metrics.meter import Reading
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import ReplicaState, UpdateReport
 from rollout_service.policy.weights import Checkpoint, UpdateMode, WeightUpdate
-from rollout_service.record.trajectory import Trajectory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -168,6 +167,7 @@ class RemoteCoordinator:
         self.reopen = _Method(link, self._reopen)
         self.next_group = _Method(link, self._next_group)
         self.acknowledge = _Method(link, self._acknowledge)
+        self.drop = _Method(link, self._drop)
         self.cancel = _Method(link, self._cancel)
         self.cancel_submitted = _Method(link, self._cancel_submitted)
         self.renew = _Method(link, self._renew)
@@ -207,9 +207,9 @@ class RemoteCoordinator:
                     raise
                 cursor.restart()
                 continue
-            for number, trajectories, withheld in groups:
-                if cursor.came(number, trajectories[0].group_id):
-                    return _group(trajectories, cursor.theirs[number], withheld)
+            for found in groups:
+                if cursor.came(found.number, found.trajectories[0].group_id):
+                    return _group(found, cursor.theirs[found.number])
             if not groups and end.state != "open":
                 cursor.has_ended = True
                 self._forget_if_over(collection_id, cursor)
@@ -226,6 +226,18 @@ class RemoteCoordinator:
             await self._link.ask(Ask("POST", f"{_path(collection_id)}/acknowledge", body), _nothing)
             cursor.told.update(also)
             self._forget_if_over(collection_id, cursor)
+
+    async def _drop(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
+        cursor = self._cursors.setdefault(collection_id, _Cursor())
+        theirs = [number for number, ours in cursor.theirs.items() if ours in numbers]
+        body = {"number": cursor.settled, "dropped": theirs}
+        try:
+            await self._link.ask(Ask("POST", f"{_path(collection_id)}/acknowledge", body), _nothing)
+        except CursorError:  # the gateway was started again: they come once more, and are dropped then
+            cursor.restart()
+        else:
+            cursor.acknowledge(numbers)
+            cursor.told.update(theirs)
 
     def _forget_if_over(self, collection_id: str, cursor: _Cursor) -> None:
         if cursor.is_over:
@@ -318,7 +330,7 @@ def _check_not_failed(end: End) -> None:
         raise to_error(end.error)
 
 
-def _group(trajectories: list[Trajectory], number: int, withheld: str) -> Group:
+def _group(found: Numbered, number: int) -> Group:
     requests = [
         EpisodeRequest(
             trajectory_id=each.trajectory_id,
@@ -329,6 +341,6 @@ def _group(trajectories: list[Trajectory], number: int, withheld: str) -> Group:
             seed=each.seed,
             attempt=each.attempt,
         )
-        for each in trajectories
+        for each in found.trajectories
     ]
-    return Group(requests, [Call.of(each) for each in trajectories], number, withheld)
+    return Group(requests, [Call.of(each) for each in found.trajectories], number, found.withheld, found.dropped)

@@ -24,9 +24,9 @@ from rollout_service.record.trajectory import Trajectory
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 
-_GROUP, _WITHHELD, _END = b"group", b"withheld", b"end"
-"""Keys in the metadata of a record batch: the number of the group that it is and why it is no data, or the mark at the
-end, as JSON."""
+_GROUP, _WITHHELD, _DROPPED, _END = b"group", b"withheld", b"dropped", b"end"
+"""Keys in the metadata of a record batch: the number of the group that it is, why it is no data and how many groups a
+filter dropped before it, or the mark at the end, as JSON."""
 
 
 class Numbered(NamedTuple):
@@ -35,6 +35,8 @@ class Numbered(NamedTuple):
     number: int
     trajectories: list[Trajectory]
     withheld: str = ""
+    """As in `Group`."""
+    dropped: int = 0
     """As in `Group`."""
 
 
@@ -57,8 +59,8 @@ class Writer(Protocol):
 
     media_type: str
 
-    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
-        """The bytes of a group. `withheld` is as in `Group`."""
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "", dropped: int = 0) -> bytes:
+        """The bytes of a group. `withheld` and `dropped` are as in `Group`."""
         ...
 
     def end(self, end: End) -> bytes:
@@ -68,15 +70,16 @@ class Writer(Protocol):
 
 class NdjsonWriter:
     """A line for each group: `{"group": 1, "trajectories": […]}`, then one such as `{"state": "ended"}`. A group that
-    is no data has the reason, too: `"withheld": "…"`."""
+    is no data has the reason, too: `"withheld": "…"`. `"dropped": 2`: a filter had dropped two groups before it."""
 
     media_type = NDJSON
 
-    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "", dropped: int = 0) -> bytes:
         """The group's line."""
         records = [trajectory.to_dict() for trajectory in trajectories]
-        mark = {"withheld": withheld} if withheld else {}
-        return to_json({"group": number, **mark, "trajectories": records}) + b"\n"
+        marks = {"withheld": withheld, "dropped": dropped}
+        said = {name: mark for name, mark in marks.items() if mark}
+        return to_json({"group": number, **said, "trajectories": records}) + b"\n"
 
     def end(self, end: End) -> bytes:
         """The last line."""
@@ -92,10 +95,11 @@ class ArrowWriter:
         self._sink = io.BytesIO()
         self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
 
-    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "") -> bytes:
+    def group(self, number: int, trajectories: Sequence[Trajectory], withheld: str = "", dropped: int = 0) -> bytes:
         """The group's record batch."""
         (batch,) = to_table(trajectories).combine_chunks().to_batches()
-        return self._written(batch, {_GROUP: str(number).encode(), _WITHHELD: withheld.encode()})
+        said = {_GROUP: str(number), _WITHHELD: withheld, _DROPPED: str(dropped)}
+        return self._written(batch, {name: text.encode() for name, text in said.items()})
 
     def end(self, end: End) -> bytes:
         """The empty record batch, and the stream's own end."""
@@ -130,7 +134,8 @@ def read_arrow(body: bytes) -> tuple[list[Numbered], End]:
                 rows = to_rows(pa.Table.from_batches([batch]))
                 trajectories = [Trajectory.from_dict(to_record(row)) for row in rows]
                 withheld = metadata.get(_WITHHELD, b"").decode()
-                groups.append(Numbered(int(metadata[_GROUP]), trajectories, withheld))
+                dropped = int(metadata.get(_DROPPED, b"0"))
+                groups.append(Numbered(int(metadata[_GROUP]), trajectories, withheld, dropped))
     except (StopIteration, pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise ValueError(f"the groups were cut on their way: {error}") from error
 

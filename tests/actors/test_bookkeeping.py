@@ -26,12 +26,13 @@ from actors.coordinator import Coordinator
 from actors.fleet import Fleet
 from actors.pool import PoolUser
 from rollout_service.cluster import Call, LostObject
+from rollout_service.collecting.judging import Judge
 from rollout_service.collecting.planning import Planner
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.config.budget import Budget
-from rollout_service.errors import BudgetReached, Interrupted, ServiceError, TooFewKept
+from rollout_service.errors import BudgetReached, Interrupted, ServiceError, TaskError, TooFewKept
 from rollout_service.journal.entries import Delivered, Entry
 from rollout_service.journal.place import PARTS
 from rollout_service.policy.replicas import FleetState
@@ -140,9 +141,12 @@ class Service:
 
         return SimpleNamespace(remote=remote)
 
-    def stream(self, ack: str = "auto", budget: Budget | None = None, **asked: Any) -> GroupStream:
+    def stream(
+        self, ack: str = "auto", budget: Budget | None = None, judge: Judge | None = None, **asked: Any
+    ) -> GroupStream:
         request = CollectionRequest(**{"n": EPISODES, "group_size": SIZE, "budget": budget} | asked)
-        return GroupStream(self, functools.partial(self.submit.remote, request, "client", "submission"), ack, "client")
+        submit = functools.partial(self.submit.remote, request, "client", "submission")
+        return GroupStream(self, submit, ack, "client", judge=judge)
 
 
 def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> None:
@@ -276,8 +280,8 @@ async def test_groups_that_say_nothing_are_replaced_whenever_the_coordinator_die
         if ack == "manual":
             await stream.aack(groups[-1])
     status = (await service.coordinator.status())["collections"][stream.collection_id]
-    assert status["groups"]["dropped"] >= 5
-    assert status["groups"]["most"] == 10 * EPISODES // SIZE
+    assert status["dropped"] >= 5
+    assert status["filter"]["most"] == 10 * EPISODES // SIZE
     groups += [group async for group in stream]
     assert stream.episodes == len(ids(groups)) == len(set(ids(groups))) == EPISODES
     assert all({each.reward for each in group} == {0.0, 1.0} for group in groups)
@@ -287,6 +291,70 @@ async def test_groups_that_say_nothing_are_replaced_whenever_the_coordinator_die
     assert service.coordinator._collections == {}
     await service.coordinator.stop()
     assert list((Path(service.config.service.journal) / PARTS).iterdir()) == [], "nothing is left of what was dropped"
+
+
+def is_odd(group: list[Trajectory]) -> bool:
+    return number_of(group[0]) % 2 == 1
+
+
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+async def test_a_reader_s_own_filter_keeps_what_it_wants_whenever_the_coordinator_dies(service, ack):
+    dropped: list[list[Trajectory]] = []
+    stream = service.stream(ack, judge=Judge(is_odd, dropped.append), keep="reader")
+    groups = []
+    for turn in range(EPISODES // SIZE):
+        groups.append(await anext(stream))
+        if ack == "manual" and turn % 2:
+            await stream.aack(groups[-1])
+        if turn in (0, 1, 4):
+            service.die()
+            await service.live()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert all(is_odd(group) for group in groups)
+    assert not any(is_odd(group) for group in dropped)
+    assert stream.episodes == len(set(ids(groups))) == EPISODES
+    assert len(ids(dropped)) == len(set(ids(dropped))) == stream.dropped * SIZE > 0
+    for group in groups if ack == "manual" else []:
+        await stream.aack(group)
+    assert service.coordinator._collections == {}
+    await service.coordinator.stop()
+    assert list((Path(service.config.service.journal) / PARTS).iterdir()) == []
+
+
+async def test_what_a_filter_raises_reaches_the_caller_and_the_group_is_judged_again(service):
+    failures = [ValueError("not now"), None]
+
+    def keep(group: list[Trajectory]) -> bool:
+        if (error := failures.pop(0) if failures else None) is not None:
+            raise error
+        return True
+
+    stream = service.stream(judge=Judge(keep), keep="reader")
+    with pytest.raises(ValueError, match="not now") as caught:
+        await anext(stream)
+    assert any(entry.name == "keep" for entry in caught.traceback), "its own stack is there"
+    groups = [group async for group in stream]
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES, "nothing is lost"
+    undecided = service.stream(judge=Judge(lambda group: None), keep="reader")
+    with pytest.raises(TaskError, match=r"keep returned None for a group\. Return True or False"):
+        await anext(undecided)
+
+
+async def test_another_client_needs_the_function_of_a_collection_that_was_asked_for_with_one(service):
+    stream = service.stream("manual", judge=Judge(is_odd), keep="reader")
+    came = [await anext(stream) for _ in range(2)]
+    await stream.aack(came[0])
+    service.coordinator._client_is_gone("client", "it was silent")
+    with pytest.raises(TaskError, match=r"was asked for with a function.*Give it again: reopen"):
+        await reopened(service, stream).aopen()
+    again = reopened(service, stream, judge=Judge(is_odd))
+    groups = [group async for group in again]
+    assert again.episodes == EPISODES - SIZE
+    assert sorted(ids([*groups, came[0]])) == sorted(set(ids([*groups, *came]))), "what was not acknowledged came again"
+    assert all(is_odd(group) for group in groups)
+    with pytest.raises(TaskError, match="without a function"):
+        await service.stream(judge=Judge(is_odd)).aopen()
 
 
 async def test_a_filter_that_keeps_too_little_says_so_after_what_it_kept(service, monkeypatch):
@@ -423,9 +491,9 @@ async def test_a_service_that_ends_takes_no_acknowledgement_and_hands_out_nothin
     assert 0 in again.journal.recovered.collections[0].delivered
 
 
-def reopened(service: Service, stream: GroupStream, client: str = "another") -> GroupStream:
+def reopened(service: Service, stream: GroupStream, client: str = "another", judge: Judge | None = None) -> GroupStream:
     submit = functools.partial(service.reopen.remote, stream.collection_id, client)
-    return GroupStream(service, submit, client=client)
+    return GroupStream(service, submit, client=client, judge=judge)
 
 
 @pytest.mark.parametrize("is_new_start", [False, True])

@@ -17,6 +17,7 @@ import deploy.gateway_api as gateway_api
 import tests.actors.test_bookkeeping as bookkeeping
 from deploy.gateway_api import api
 from deploy.gateway_streams import Streams
+from rollout_service.collecting.judging import Judge
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
@@ -24,7 +25,7 @@ from rollout_service.errors import ServiceError
 from rollout_service.gateway.guard import Guard
 from rollout_service.gateway.link import Link
 from rollout_service.gateway.remote import RemoteCoordinator
-from tests.actors.test_bookkeeping import EPISODES, SIZE, Service, ids, plays
+from tests.actors.test_bookkeeping import EPISODES, SIZE, Service, ids, is_odd, plays
 from tests.support.gateway import KNOWN, TOKENS
 
 service = bookkeeping.service  # its fixture
@@ -43,15 +44,19 @@ class Behind:
         self.links.append(Link(self.url, TOKENS[token], name))
         return RemoteCoordinator(self.links[-1])
 
-    async def begun(self, name: str, ack: str = "manual") -> GroupStream:
-        remote, request = self.client(name), CollectionRequest(n=EPISODES, group_size=SIZE)
-        stream = GroupStream(remote, functools.partial(remote.submit.remote, request, name, "submission"), ack)
+    async def begun(self, name: str, ack: str = "manual", judge: Judge | None = None, **asked: Any) -> GroupStream:
+        remote, request = self.client(name), CollectionRequest(n=EPISODES, group_size=SIZE, **asked)
+        submit = functools.partial(remote.submit.remote, request, name, "submission")
+        stream = GroupStream(remote, submit, ack, judge=judge)
         await stream.aopen()
         return stream
 
-    async def reopened(self, collection_id: str, name: str, token: str = "all") -> GroupStream:
+    async def reopened(
+        self, collection_id: str, name: str, token: str = "all", judge: Judge | None = None
+    ) -> GroupStream:
         remote = self.client(name, token)
-        stream = GroupStream(remote, functools.partial(remote.reopen.remote, collection_id, name, None))
+        submit = functools.partial(remote.reopen.remote, collection_id, name, None)
+        stream = GroupStream(remote, submit, judge=judge)
         await stream.aopen()
         return stream
 
@@ -87,6 +92,45 @@ async def test_another_client_gets_what_was_not_acknowledged_each_group_once(beh
     assert sorted(ids(groups)) == sorted(set(plays) - set(ids([came[1]])))
     assert set(plays.values()) == {1}, "nothing that was stored is played again"
     assert behind.service.coordinator._collections == {}, "the reader has everything"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_filter_s_function_runs_in_the_client_behind_a_gateway(behind, dies):
+    dropped: list[Any] = []
+    judge = Judge(is_odd, dropped.append)
+    stream = await behind.begun("trainer", "auto", judge, keep="reader")
+    groups = []
+    for turn in range(EPISODES // SIZE):
+        groups.append(await anext(stream))
+        if turn == 1 and dies:
+            behind.service.die()
+            await behind.service.live()
+        if turn == 2:
+            assert stream.dropped == len(dropped) > 0
+            stream = await behind.reopened(stream.collection_id, "second", judge=judge)
+    groups += [group async for group in stream]
+    assert all(is_odd(group) for group in groups)
+    assert not any(is_odd(group) for group in dropped)
+    assert len(set(ids(groups))) == EPISODES, "what was not acknowledged came again"
+    assert len(ids(dropped)) == len(set(ids(dropped)))
+    assert behind.service.coordinator._collections == {}
+
+
+async def test_groups_that_a_service_drops_do_not_pass_the_gateway(behind, monkeypatch):
+    monkeypatch.setattr(bookkeeping, "rewards", bookkeeping.rewards_that_differ_in_every_other_group)
+    stream = await behind.begun("trainer", "auto", keep="informative")
+    groups = [group async for group in stream]
+    assert len(ids(groups)) == EPISODES
+    assert all(is_odd(group) for group in groups)
+    assert stream.dropped >= EPISODES // SIZE - 1
+
+
+async def test_only_a_collection_whose_reader_decides_drops_groups(behind):
+    stream = await behind.begun("trainer")
+    await anext(stream)
+    with pytest.raises(ServiceError, match="keeps every group"):
+        await stream._drop(0)
+    assert len([group async for group in stream]) == EPISODES // SIZE - 1
 
 
 async def test_a_client_whose_collection_was_opened_by_another_reads_and_ends_it_no_more(behind):
