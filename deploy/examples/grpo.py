@@ -165,14 +165,3 @@ def collated(items: Any) -> Tensors:
     """Trajectories or groups as padded tensors on the CPU, see `collate_padded`. An episode without a reward is masked,
     and teaches nothing."""
     return collate_padded(items, pad_token_id=0, unscored="mask")
-
-
-def mean_reward(trajectories: Iterable[Trajectory]) -> float:
-    """Mean reward of the episodes that have one."""
-    return float(np.mean([t.reward for t in trajectories if t.reward is not None]))
-
-
-def show(values: dict[str, Any]) -> None:
-    """Print a line of a run's figures."""
-    texts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
-    print(", ".join(texts), flush=True)

@@ -30,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from deploy.examples.grpo import Groups, Rates, Trainer, mean_reward, show
+from deploy.examples import results
+from deploy.examples.grpo import Groups, Rates, Trainer
+from deploy.examples.results import mean_reward, show
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
@@ -170,7 +172,7 @@ def learn(
 
 def report(output: Path) -> None:
     """Print a row for each seed in the folder, and draw reward.png with the evaluations as points."""
-    runs = [json.loads(path.read_text()) for path in sorted(output.glob("seed-*.json"))]
+    runs = results.read(output, "seed-*.json")
     table = Table("seed", "reward before", "after", "updates", "staleness", "log-prob error", "seconds")
     for run in runs:
         lines = [run["before"], *run["steps"], run["after"]]
@@ -184,19 +186,16 @@ def report(output: Path) -> None:
             f"{run['seconds']:.0f}",
         )
     Console().print(table)
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print("For the plot: pip install -c constraints.txt '.[examples]'")
+    axes = results.axes(6, 3.5)
+    if axes is None:
         return
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for run in runs:
         (drawn,) = axes.plot(range(1, len(run["steps"]) + 1), [step["reward"] for step in run["steps"]])
         ends = [0, len(run["steps"]) + 1], [run["before"]["reward"], run["after"]["reward"]]
         axes.plot(*ends, "o", color=drawn.get_color(), label=f"seed {run['seed']}")
     axes.set(xlabel="weight update", ylabel="mean reward", ylim=(0, 1.02))
     axes.legend(loc="lower right")
-    figure.savefig(output / "reward.png", dpi=80)
+    axes.figure.savefig(output / "reward.png", dpi=80)
 
 
 if __name__ == "__main__":

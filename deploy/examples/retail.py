@@ -33,7 +33,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from deploy.examples.grpo import Rates, Trainer, mean_reward, show
+from deploy.examples import results
+from deploy.examples.grpo import Rates, Trainer
+from deploy.examples.results import mean_reward, show
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
 from rollout_service.policy.weight_group import WeightGroup
@@ -197,7 +199,7 @@ def learn(
 def report(output: Path, domain: str) -> None:
     """Print a row for each seed in the folder, and draw DOMAIN.png: the train tasks' mean reward at each step, and
     pass^1 on the test tasks with its interval."""
-    runs = [json.loads(path.read_text()) for path in sorted(output.glob(f"{domain}-*.json"))]
+    runs = results.read(output, f"{domain}-*.json")
     table = Table("seed", *(f"test pass^1 {phase}" for phase in PHASES), "train first", "last", "updates", "seconds")
     for run in runs:
         rewards = [step["reward"] for step in run["steps"]]
@@ -211,12 +213,9 @@ def report(output: Path, domain: str) -> None:
             f"{run['seconds']:.0f}",
         )
     Console().print(table)
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print("For the plot: pip install -c constraints.txt '.[examples]'")
+    axes = results.axes(7, 4)
+    if axes is None:
         return
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for run in runs:
         numbers = range(1, len(run["steps"]) + 1)
         (drawn,) = axes.plot(numbers, [step["reward"] for step in run["steps"]], alpha=0.6)
@@ -228,7 +227,7 @@ def report(output: Path, domain: str) -> None:
                 axes.errorbar([place], [value], bars, fmt="o", capsize=3, color=drawn.get_color(), label=label)
     axes.set(xlabel="weight update", ylabel="train reward (line), test pass^1 (points)", ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
-    figure.savefig(output / f"{domain}.png", dpi=80)
+    axes.figure.savefig(output / f"{domain}.png", dpi=80)
 
 
 def _rate(found: dict[str, Any] | None) -> str:
