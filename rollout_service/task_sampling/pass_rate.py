@@ -28,6 +28,9 @@ _MOST_COUNTED = 1e12
 class PassRateSampler:
     """Independent draws by buckets of the estimated pass rate."""
 
+    is_fixed = False
+    """What is observed changes what is drawn."""
+
     def __init__(self, pool: TaskPool, *, seed: int = 0, floor: float = 0.1, memory: float = 16.0) -> None:
         """
         Args:
@@ -35,29 +38,15 @@ class PassRateSampler:
             memory: number of a task's recent episodes that its estimate counts; above 1.
         """
         self._pool = pool
+        self.whole = pool.whole
         self._seed = seed
         self._floor = floor
         self._memory = memory
-        self._drawn = 0
+        self.drawn = 0
         self._estimates: dict[str, Estimate] = {}
         """By name of the task; those of which something is known."""
         self._chances: Chances | None = None
         """None: they have to be computed again."""
-
-    @property
-    def is_fixed(self) -> bool:
-        """False: what is observed changes what is drawn."""
-        return False
-
-    @property
-    def whole(self) -> list[TaskRef]:
-        """Every task of the selection once, in the split's order."""
-        return self._pool.whole
-
-    @property
-    def drawn(self) -> int:
-        """Number of tasks drawn so far."""
-        return self._drawn
 
     @property
     def probabilities(self) -> dict[TaskRef, float]:
@@ -76,12 +65,12 @@ class PassRateSampler:
 
     def draw(self) -> TaskRef:
         """The next task."""
-        self._drawn += 1
-        return self._current().drawn_at(self._seed, self._drawn - 1)
+        self.drawn += 1
+        return self._current().drawn_at(self._seed, self.drawn - 1)
 
     def skip(self, draws: int) -> None:
         """See `TaskSampler`."""
-        self._drawn += draws
+        self.drawn += draws
 
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
         """See `TaskSampler`."""
@@ -95,7 +84,7 @@ class PassRateSampler:
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""
         tasks = {name: [it.passes, it.failures] for name, it in self._estimates.items()}
-        return {"sampler": "pass_rate", "drawn": self._drawn, "tasks": tasks}
+        return {"sampler": "pass_rate", "drawn": self.drawn, "tasks": tasks}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `TaskSampler`. What it knows of tasks that are not of this selection is left aside."""
@@ -104,7 +93,7 @@ class PassRateSampler:
             raise TaskError(f"tasks in sampler_state is {shown(tasks)}.", REMEDY)
         read = {name: _read(name, counts) for name, counts in tasks.items()}
         self._estimates = {name: estimate for name, estimate in read.items() if name in self._pool.names}
-        self._drawn = drawn
+        self.drawn = drawn
         self._chances = None
 
     def _weight(self, estimate: Estimate) -> float:

@@ -19,41 +19,30 @@ from rollout_service.task_sampling.state import checked
 class UniformSampler:
     """Epoch by epoch through each domain; the domains take turns by weight, see `Rotation`."""
 
+    is_fixed = True
+    """Nothing changes the order."""
+
     def __init__(self, pool: TaskPool, *, shuffle: bool = True, seed: int = 0) -> None:
         """
         Args:
             shuffle: a new order each epoch; otherwise the pool's order.
         """
         self._pool = pool
+        self.whole = pool.whole
         self._shuffle = shuffle
         self._seed = seed
         self._start()
 
     def _start(self) -> None:
-        self._drawn = 0
+        self.drawn = 0
         self._turns = Rotation(self._pool.weights, self._seed)
         self._epochs = {
             name: _epochs(tasks, self._shuffle, f"{self._seed}:{name}") for name, tasks in self._pool.tasks.items()
         }
 
-    @property
-    def is_fixed(self) -> bool:
-        """True: nothing changes the order."""
-        return True
-
-    @property
-    def whole(self) -> list[TaskRef]:
-        """Every task of the selection once, in the split's order."""
-        return self._pool.whole
-
-    @property
-    def drawn(self) -> int:
-        """Number of tasks drawn so far."""
-        return self._drawn
-
     def draw(self) -> TaskRef:
         """The next task."""
-        self._drawn += 1
+        self.drawn += 1
         return next(self._epochs[next(self._turns)])
 
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
@@ -61,7 +50,7 @@ class UniformSampler:
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""
-        return {"sampler": "uniform", "drawn": self._drawn}
+        return {"sampler": "uniform", "drawn": self.drawn}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `TaskSampler`."""

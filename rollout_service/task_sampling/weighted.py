@@ -32,24 +32,10 @@ class WeightedSampler:
             TaskError: as `set_weights` raises it.
         """
         self._pool = pool
+        self.whole = pool.whole
         self._seed = seed
-        self._drawn = 0
+        self.drawn = 0
         self.set_weights(weights, field)
-
-    @property
-    def is_fixed(self) -> bool:
-        """False: the weights may change."""
-        return False
-
-    @property
-    def whole(self) -> list[TaskRef]:
-        """Every task of the selection once, in the split's order."""
-        return self._pool.whole
-
-    @property
-    def drawn(self) -> int:
-        """Number of tasks drawn so far."""
-        return self._drawn
 
     @property
     def probabilities(self) -> dict[TaskRef, float]:
@@ -85,19 +71,19 @@ class WeightedSampler:
 
     def draw(self) -> TaskRef:
         """The next task."""
-        self._drawn += 1
-        return self._chances.drawn_at(self._seed, self._drawn - 1)
+        self.drawn += 1
+        return self._chances.drawn_at(self._seed, self.drawn - 1)
 
     def skip(self, draws: int) -> None:
         """See `TaskSampler`."""
-        self._drawn += draws
+        self.drawn += draws
 
     def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
         """Does nothing: the weights are the trainer's."""
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""
-        return {"sampler": "weighted", "drawn": self._drawn, "weights": dict(self._weights)}
+        return {"sampler": "weighted", "drawn": self.drawn, "weights": dict(self._weights)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `TaskSampler`."""
@@ -105,4 +91,4 @@ class WeightedSampler:
         if not isinstance(weights := state.get("weights"), Mapping):
             raise TaskError(f"weights in sampler_state are {shown(weights)}.", REMEDY)
         self.set_weights(weights)
-        self._drawn = drawn
+        self.drawn = drawn

@@ -28,6 +28,7 @@ import torch
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.record.trajectory import Trajectory
 from rollout_service.tau2 import compat
+from tests.benchmarks import traffic
 from tests.benchmarks.measure import Row, cpu_seconds_of, family, show
 from tests.benchmarks.served_user import SHAPE
 from tests.support import tiny_model
@@ -64,30 +65,16 @@ _WORDS = (
 Way = Literal["cache", "slots"]
 
 
-@dataclass
-class Measured:
+@dataclass(frozen=True)
+class Measured(traffic.Measured):
     """What one service made of the episodes."""
 
-    output_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    seconds: float = 0.0
     engine_seconds: float = 0.0
     """CPU seconds of the engine's processes."""
     context: float = 0.0
     """Mean tokens of a context at its end."""
     shared: float = 0.0
     """Mean tokens of it that the first turn found in the cache."""
-
-    @property
-    def rate(self) -> float:
-        """Output tokens per second."""
-        return self.output_tokens / self.seconds
-
-    @property
-    def hit_share(self) -> float:
-        """Share of the prompt tokens that came from the cache."""
-        return self.cached_tokens / self.prompt_tokens
 
     def __add__(self, other: Measured) -> Measured:
         sums = (self.output_tokens + other.output_tokens, self.prompt_tokens + other.prompt_tokens)
@@ -108,6 +95,9 @@ class Measured:
             sum(len(each.segments[0].token_ids) for each in trajectories) / len(trajectories),
             sum(each.turns[0].cached_tokens for each in trajectories) / len(trajectories),
         )
+
+
+_NOTHING = Measured(0, 0, 0, 0.0)
 
 
 def run() -> bool:
@@ -138,7 +128,7 @@ def _compared(model: str, user: str, tokens: int | None) -> dict[Way, Measured]:
     Args:
         tokens: that the memory holds; None: as the engine's arguments say.
     """
-    found: dict[Way, Measured] = {"slots": Measured(), "cache": Measured()}
+    found: dict[Way, Measured] = {"slots": _NOTHING, "cache": _NOTHING}
     for repeat in range(NUMBERS["repeats"]):
         for way in found:
             measured = _measured(model, user, way, tokens, repeat)

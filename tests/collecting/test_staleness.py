@@ -143,6 +143,17 @@ class Run:
         self.taken += 1
         return handout
 
+    def end_well(self) -> None:
+        """Play on, and nothing goes wrong any more."""
+        for _ in range(20 * self.groups * self.group_size):
+            self.start_all()
+            if self.running:
+                self.finish(0)
+            elif self.take() is None:
+                if self.collection.exhausted:
+                    break
+                self.update()
+
     def check_end(self) -> None:
         assert self.collection.exhausted
         assert self.running == []
@@ -194,14 +205,7 @@ def test_whatever_happens_each_episode_ends_once_and_none_is_handed_out_too_old_
             run.finish(number % len(run.running), oldest=max(0, run.version - number // 5))
         elif run.running:
             run.finish(number % len(run.running), {"fault": FAULT, "hopeless": HOPELESS}[what])
-    for _ in range(20 * groups * group_size):  # from here on nothing goes wrong
-        run.start_all()
-        if run.running:
-            run.finish(0)
-        elif run.take() is None:
-            if run.collection.exhausted:
-                break
-            run.update()
+    run.end_well()
     event(f"late: {run.collection.late > 0}, drop: {staleness.drop}, expired: {run.failed > 0}")
     run.check_end()
 
@@ -231,14 +235,7 @@ def test_an_update_cuts_all_that_can_no_longer_be_in_time_and_nothing_else_and_n
             run.finish(number % len(run.running))
         elif run.running and what == "fault":
             run.finish(number % len(run.running), FAULT)
-    for _ in range(20 * groups * group_size):
-        run.start_all()
-        if run.running:
-            run.finish(0)
-        elif run.take() is None:
-            if run.collection.exhausted:
-                break
-            run.update()
+    run.end_well()
     event(f"cut: {run.cuts.total() > 0}, given up: {run.lost_late > 0}")
     run.check_end()
 
