@@ -21,6 +21,9 @@ from rollout_service.task_sampling.state import REMEDY, checked
 class WeightedSampler:
     """Independent draws by weights of domains and of tasks."""
 
+    is_fixed = False
+    """The weights may change."""
+
     def __init__(
         self, pool: TaskPool, weights: Mapping[str, float], *, seed: int = 0, field: str = "task_weights"
     ) -> None:
