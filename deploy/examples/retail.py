@@ -200,7 +200,8 @@ def report(output: Path, domain: str) -> None:
     """Print a row for each seed in the folder, and draw DOMAIN.png: the train tasks' mean reward at each step, and
     pass^1 on the test tasks with its interval."""
     runs = results.read(output, f"{domain}-*.json")
-    table = Table("seed", *(f"test pass^1 {phase}" for phase in PHASES), "train first", "last", "updates", "seconds")
+    columns = "seed", *PHASES, "train, first", "last quarter", "updates", "seconds"
+    table = Table(*columns, title="pass^1 on the test split, and the train tasks' mean reward")
     for run in runs:
         rewards = [step["reward"] for step in run["steps"]]
         quarter = max(1, len(rewards) // 4)
@@ -231,7 +232,7 @@ def report(output: Path, domain: str) -> None:
 
 
 def _rate(found: dict[str, Any] | None) -> str:
-    return "–" if found is None else "{:.2f} ({:.2f}–{:.2f})".format(found["pass_1"], *found["interval"])
+    return "–" if found is None else "{:.2f}\n{:.2f}–{:.2f}".format(found["pass_1"], *found["interval"])
 
 
 if __name__ == "__main__":
