@@ -46,7 +46,7 @@ SCRIPT = {"chatter": 0.1, "malformed_call": 0.05}
 RATES = Rates(imitation=2e-4, grpo=1e-5)
 EVALUATION_SEED = 12345
 MAX_TURNS = 30
-PHASES = ("pretrained", "imitation", "grpo")
+PHASES = ("before", "imitation", "grpo")
 
 
 def lengthened(config: Any, context: int) -> Any:
@@ -200,8 +200,8 @@ def report(output: Path, domain: str) -> None:
     """Print a row for each seed in the folder, and draw DOMAIN.png: the train tasks' mean reward at each step, and
     pass^1 on the test tasks with its interval."""
     runs = results.read(output, f"{domain}-*.json")
-    columns = "seed", *PHASES, "train, first", "last quarter", "updates", "seconds"
-    table = Table(*columns, title="pass^1 on the test split, and the train tasks' mean reward")
+    title = "pass^1 on the test split; the train tasks' mean reward in the first and the last quarter"
+    table = Table("seed", *PHASES, "train reward", "updates", "seconds", title=title)
     for run in runs:
         rewards = [step["reward"] for step in run["steps"]]
         quarter = max(1, len(rewards) // 4)
@@ -209,7 +209,7 @@ def report(output: Path, domain: str) -> None:
         table.add_row(
             str(run["seed"]),
             *(_rate(run["evaluations"].get(phase)) for phase in PHASES),
-            *((f"{first:.2f}", f"{last:.2f}") if rewards else ("–", "–")),
+            f"{first:.2f} → {last:.2f}" if rewards else "–",
             str(len(rewards)),
             f"{run['seconds']:.0f}",
         )
