@@ -80,6 +80,7 @@ def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dic
         "taken": collection.shelf.taken,
         "groups_per_update": collection.staleness.groups_per_update,
         "withheld": collection.shelf.withheld,
+        "withheld_in_a_row": collection.shelf.withheld_in_a_row,
         "limit": running.limit,
         "paused_by": running.pause,
         "quarantined": [running.requests[episode].trajectory_id for episode in collection.quarantined],

@@ -23,6 +23,8 @@ class Shelf:
         """Groups that are data and were handed out since the last weight update."""
         self.withheld = 0
         """Groups that were handed out and are no data."""
+        self.withheld_in_a_row = 0
+        """Those of them since the last one that is data."""
         self._again: deque[Handout] = deque()
         """Groups that were handed out by a process that died, and are handed out again."""
 
@@ -69,3 +71,4 @@ class Shelf:
         self.handed_out += 1
         self.taken += is_data
         self.withheld += not is_data
+        self.withheld_in_a_row = 0 if is_data else self.withheld_in_a_row + 1

@@ -43,17 +43,20 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append(_running(running, collection))
     if again := collection["to_be_tried_again"]:
         parts.append(f"{_number(again, 'episode')} to be tried again after a fault")
-    if collection["held_back"] == "staleness":
+    if collection["ready"]:
+        parts.append(_reader(collection))
+    elif collection["held_back"] == "staleness":
         parts.append(_new_weights(collection, status["weight_version"]))
-    if collection["held_back"] == "buffer":
-        ready = _number(collection["ready"], "finished group")
-        parts.append(f"its reader: {ready} wait to be taken; take them faster, or raise service.max_buffered_groups")
+    if row := collection["withheld_in_a_row"]:
+        parts.append(
+            f"a group with enough scored trajectories (min_group_size), which the last {row} had not: see faults"
+        )
+    if row := collection.get("dropped_in_a_row"):
+        parts.append(f"a group that keep keeps: it dropped the last {row}; change it, or the tasks or weights")
     limit = status["admission"] and status["admission"]["limit"]
     if limit and collection["waiting"] != 0 and limit <= status["running"] < status["slots"]:
         room = f"it lets {limit} of {status['slots']} slots' episodes run at once (policy.admission)"
         parts.append(f"room in the replicas' memory for keys and values: {room}")
-    if not parts and collection["ready"]:
-        parts.append(f"its reader to take {_number(collection['ready'], 'finished group')}")
     if not parts and collection["waiting"] != 0:  # None: it is endless
         parts.append(_slot(status, collection))
     return "; ".join(parts) or "the next group to be handed over"
@@ -67,6 +70,13 @@ def _running(running: int, collection: Mapping[str, Any]) -> str:
     return text
 
 
+def _reader(collection: Mapping[str, Any]) -> str:
+    text = f"its reader to take {_number(collection['ready'], 'finished group')}"
+    if collection["held_back"] != "buffer":
+        return text
+    return f"{text}: no further one begins before; take them faster, or raise service.max_buffered_groups"
+
+
 def _new_weights(collection: Mapping[str, Any], version: int) -> str:
     """Why new weights are needed. Where the trainer took all that it announced, only it can go on."""
     taken, most = collection["taken"], collection["groups_per_update"]
@@ -74,8 +84,8 @@ def _new_weights(collection: Mapping[str, Any], version: int) -> str:
     if most is None or taken < most:
         return text
     return (
-        f"{text}, and {_number(taken, 'group')} were taken since weight version {version} came, with groups_per_update "
-        f"{most}: call client.update_weights(), or ask with a larger groups_per_update or max_staleness"
+        f"{text}. Groups taken since weight version {version} came: {taken}; groups_per_update: {most}. Call "
+        "client.update_weights(), or ask with a larger groups_per_update or max_staleness"
     )
 
 

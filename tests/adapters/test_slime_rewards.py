@@ -95,6 +95,20 @@ def test_a_batch_without_any_reward_is_refused_with_its_faults():
         reward_post_process(ARGS, batch([[None] * 4]))
 
 
+@given(rewards=st.lists(st.none() | st.floats(0, 1, width=32), min_size=1, max_size=6).filter(any))
+@hypothesis_settings(deadline=None, max_examples=40)
+def test_a_partial_group_is_normalised_as_the_group_of_the_members_that_are_there(rewards):
+    there = [reward for reward in rewards if reward is not None]
+    partial, alone = (
+        reward_post_process(slime.make_args(n_samples_per_prompt=len(group)), batch([group]))
+        for group in (rewards, there)
+    )
+    for found, expected in zip(partial, alone, strict=True):  # raw rewards, then the normalised ones
+        assert [value for value, reward in zip(found, rewards, strict=True) if reward is not None] == expected
+    lost = [value for value, reward in zip(partial[1], rewards, strict=True) if reward is None]
+    assert lost == [0.0] * len(lost)
+
+
 REWARD = st.none() | st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32)
 GROUPS = st.lists(st.lists(st.tuples(REWARD, st.integers(1, 3)), min_size=4, max_size=4), min_size=1, max_size=4)
 

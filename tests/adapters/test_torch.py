@@ -447,3 +447,15 @@ def test_facts_of_turns_are_left_out_unless_they_are_asked_for() -> None:
     assert {name for name in with_facts if name not in without} == {"turn_index", *(f"turn_{name}" for name in FACTS)}
     assert all(torch.equal(without[name], with_facts[name]) for name in without)
     assert with_facts["turn_valid_calls"].tolist() == [[-1, -1], [-1, -1]]
+
+
+@given(rewards=st.lists(st.none() | REWARDS, min_size=1, max_size=5))
+@many
+def test_tensors_of_a_partial_group_have_the_advantages_of_the_members_that_are_there(rewards):
+    whole = group(*rewards)
+    there = group(*[reward for reward in rewards if reward is not None])
+    partial, alone = (collate_padded([members], pad_token_id=PAD, unscored="mask") for members in (whole, there))
+    is_there = torch.tensor([trajectory.is_scored for trajectory in whole])
+    assert torch.equal(partial["advantages"][is_there], alone["advantages"])
+    assert not partial["loss_mask"][~is_there].any(), "nothing is learned from the others"
+    assert partial["rewards"][~is_there].isnan().all()

@@ -66,6 +66,16 @@ def batches(draw: st.DrawFn) -> list[Trajectory]:
     ]
 
 
+@given(rewards=st.lists(st.none() | st.floats(0, 1, width=32), min_size=1, max_size=5).filter(any))
+@many
+def test_of_a_partial_group_verl_gets_the_members_that_are_there_and_compares_only_those(rewards) -> None:
+    group = [make_member(0, sample, reward=reward) for sample, reward in enumerate(rewards)]
+    tensors, others = data_proto(group, **PLACES, unscored="mask")
+    there = [reward for reward in rewards if reward is not None]
+    assert tensors["rm_scores"].sum(-1).tolist() == there
+    assert list(others["uid"]) == [group[0].group_id] * len(there)
+
+
 @given(batches())
 @many
 def test_prompt_and_response_put_together_are_the_segment(batch: list[Trajectory]) -> None:

@@ -12,6 +12,7 @@ from rollout_service.collecting.waits import waits_for
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
     idle |= {"paused_by": None, "parked": False, "ready": 0, "taken": 0, "groups_per_update": None}
+    idle |= {"withheld_in_a_row": 0}
     status: dict[str, Any] = {
         "actors": 2,
         "start_error": None,
@@ -48,15 +49,26 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
         (
             {},
             {"held_back": "staleness", "waiting": 8, "taken": 4, "groups_per_update": 4},
-            "(max_staleness), and 4 groups were taken since weight version 4 came, with groups_per_update 4: call "
+            "(max_staleness). Groups taken since weight version 4 came: 4; groups_per_update: 4. Call "
             "client.update_weights(), or ask with a larger groups_per_update or max_staleness",
         ),
         (
             {},
             {"held_back": "buffer", "waiting": 8, "ready": 64},
-            "its reader: 64 finished groups wait to be taken; take them faster, or raise service.max_buffered_groups",
+            "its reader to take 64 finished groups: no further one begins before; take them faster, or raise "
+            "service.max_buffered_groups",
         ),
         ({}, {"ready": 1}, "its reader to take 1 finished group"),
+        (
+            {},
+            {"running": 1, "withheld_in_a_row": 9},
+            "1 episode running; a group with enough scored trajectories (min_group_size), which the last 9 had not",
+        ),
+        (
+            {},
+            {"running": 1, "dropped_in_a_row": 40},
+            "1 episode running; a group that keep keeps: it dropped the last 40; change it, or the tasks or weights",
+        ),
         (
             {},
             {"waiting": 8},

@@ -456,6 +456,7 @@ def test_an_update_ends_the_episodes_in_flight_that_can_no_longer_be_in_time_and
     assert {t.reward for t in delivered} == {1.0}
     played_out = sum((t.attempt - 1) * len(t.turns) for t in delivered)
     wasted = turns() - before - sum(len(t.turns) for t in delivered)
+    print("FIGURES", wasted, played_out, scripted.status()["late"] - late)
     assert 0 < wasted < played_out
 
 
@@ -476,6 +477,24 @@ def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_t
     assert scripted.status()["late"] == before["late"]
     ages = [first + i // 3 - t.weight_version_range[0] for i, t in enumerate(taken)]
     assert set(ages) == {0, 1}, "the first batch is new, every later one was made while the one before was trained on"
+
+
+def test_a_stream_that_stands_still_says_why_and_what_to_do(scripted):
+    def until_it_says(collection_id: str, text: str) -> None:
+        def says(status: dict[str, Any]) -> bool:
+            found = status["collections"][collection_id]
+            return not found["running"] and text in found["waits_for"]
+
+        wait_for_status(scripted, says)
+
+    with contextlib.closing(scripted.stream(4, groups_per_update=1, max_staleness=0)) as stream:
+        next(stream)  # all that the trainer announced to take before an update
+        taken = f"Groups taken since weight version {scripted.weight_version()} came: 1; groups_per_update: 1."
+        until_it_says(stream.collection_id, f"{taken} Call client.update_weights()")
+        scripted.update_weights("/any/folder")
+        assert next(stream)
+    with contextlib.closing(scripted.stream(64)) as stream:
+        until_it_says(stream.collection_id, "take them faster, or raise service.max_buffered_groups")
 
 
 def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_path):
