@@ -157,7 +157,7 @@ def _read(
         contextlib.nullcontext() if file is None else file.writing(stream, asked) as writer,
         CollectionProgress(file.left if is_reopened else stream.episodes, earlier=earlier) as progress,
     ):
-        stream.tell = progress.waits
+        stream.tell, stream.withheld = progress.waits, progress.withhold
         if file is not None and (file.stored or file.aborted):
             say(f"{file.path} has {file.stored} episodes of {file.stored + file.left}.{_lost(file.aborted)}")
         try:
@@ -181,9 +181,9 @@ def _lost(aborted: int) -> str:
     return f" {aborted} that were aborted are played again." if aborted else ""
 
 
-def exit_code(summary: Summary, limit: str) -> int:
-    """The command's: 1 if an episode was aborted, or a budget's limit ended the collection early."""
-    return 1 if limit or any(each.outcomes["aborted"] for each in summary.domains.values()) else 0
+def exit_code(summary: Summary, limit: str, withheld: int = 0) -> int:
+    """The command's: 1 if an episode was aborted or withheld, or a budget's limit ended the collection early."""
+    return 1 if limit or withheld or any(each.outcomes["aborted"] for each in summary.domains.values()) else 0
 
 
 def mode(output: Path | None, **flags: bool) -> Any:

@@ -27,11 +27,16 @@ async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
     """
     came: list[Trajectory] = []
     withheld: list[Trajectory] = []
-    stream.withheld = lambda group, _: withheld.extend(group)
     await stream.aopen()
     assert stream.episodes is not None, "an endless collection is never whole"
     with CollectionProgress(stream.episodes, enabled=progress) as bar:
         stream.tell = bar.waits
+
+        def withhold(group: list[Trajectory], reason: str) -> None:
+            withheld.extend(group)
+            bar.withhold(group, reason)
+
+        stream.withheld = withhold
         try:
             async for group in stream:
                 came.extend(group)

@@ -26,6 +26,8 @@ class CollectionProgress:
             earlier: progress of the same collection that this one goes on from.
         """
         self.summary: Summary = Summary() if earlier is None else earlier.summary
+        self.withheld = 0
+        """Episodes of groups that were no data, which are not in the summary."""
         self._total = total + self.summary.episodes
         self._enabled = enabled
         self._last_line = time.perf_counter()
@@ -43,7 +45,7 @@ class CollectionProgress:
     def __exit__(self, *_: object) -> None:
         self._end = time.perf_counter()
         if self._bar is not None:
-            self._bar.show(self.summary.episodes, self._note(), "")
+            self._bar.show(self._done, self._note(), "")
             self._bar.live.stop()
 
     @property
@@ -55,7 +57,19 @@ class CollectionProgress:
         """Count a finished group."""
         for trajectory in group:
             self.summary.add(trajectory)
-        done = self.summary.episodes
+        self._came()
+
+    def withhold(self, group: Sequence[Trajectory], reason: str) -> None:
+        """Count a group that is no data, as `GroupStream.withheld` takes it."""
+        self.withheld += len(group)
+        self._came()
+
+    @property
+    def _done(self) -> int:
+        return self.summary.episodes + self.withheld
+
+    def _came(self) -> None:
+        done = self._done
         if self._bar is not None:
             self._bar.show(done, self._note(), "")
         elif self._enabled and (time.perf_counter() - self._last_line >= _LINE_SECONDS or done == self._total):
@@ -67,7 +81,7 @@ class CollectionProgress:
         """Takes what the next group waits for, see `GroupStream.tell`; None: there is no bar to show it. A log gets
         such lines from the stream itself."""
         bar = self._bar
-        return None if bar is None else lambda reason: bar.show(self.summary.episodes, self._note(), reason)
+        return None if bar is None else lambda reason: bar.show(self._done, self._note(), reason)
 
     def _note(self) -> str:
         """The rate, the mean reward so far, and what went wrong."""
@@ -80,6 +94,8 @@ class CollectionProgress:
             parts.append(f"faults: {kinds}")
         if unscored := done - summary.scored:
             parts.append(f"{unscored} without a reward")
+        if self.withheld:
+            parts.append(f"{self.withheld} withheld (min_group_size)")
         return ", ".join(parts)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import rollout_service.collecting.stream as module
+from rollout_service.cli.playing import exit_code
 from rollout_service.cluster import Call
 from rollout_service.collecting.progress import CollectionProgress
 from rollout_service.collecting.request import Accepted
@@ -24,6 +25,16 @@ FAULT = Fault(FaultKind.USER_SIMULATOR, "Timeout", "no answer", retryable=True)
 def some() -> list[Any]:
     good, bad = make_trajectory(reward=1.0), make_trajectory(reward=0.5)
     return [good, bad, make_trajectory(reward=None, fault=FAULT, outcome=Outcome.ABORTED)]
+
+
+def test_a_log_line_counts_what_is_no_data_apart(capsys):
+    with CollectionProgress(6) as progress:
+        progress.add(some())
+        progress.withhold(some(), "too few")
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("6/6 episodes, ")
+    assert line.endswith("reward 0.750, faults: user_simulator 1, 1 without a reward, 3 withheld (min_group_size)")
+    assert (progress.summary.episodes, exit_code(progress.summary, "", progress.withheld)) == (3, 1)
 
 
 class Terminal(io.StringIO):

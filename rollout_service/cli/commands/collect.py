@@ -52,6 +52,7 @@ def collect(
 ) -> int:
     """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
     from rollout_service.cli.report import print_summary
+    from rollout_service.cli.stderr import say
 
     how = playing.mode(output, append=append, resume=resume, overwrite=overwrite)
     place = playing.Place(address, token_var, start)
@@ -65,4 +66,6 @@ def collect(
     summary, limit = played.progress.summary, played.limit
     replayed = played.config.tape.asks_nobody
     print_summary(summary, played.progress.seconds, where=output, limit=limit, is_replayed=replayed)
-    return playing.exit_code(summary, limit)
+    if withheld := played.progress.withheld:
+        say(f"{withheld} episodes are left out, in groups with too few scored ones (min_group_size).")
+    return playing.exit_code(summary, limit, withheld)
