@@ -51,8 +51,8 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append(
             f"a group with enough scored trajectories (min_group_size), which the last {row} had not: see faults"
         )
-    if row := collection.get("dropped_in_a_row"):
-        parts.append(f"a group that keep keeps: it dropped the last {row}; change it, or the tasks or weights")
+    if (groups := collection["groups"]) and groups["dropped"]:
+        parts.append(_kept(groups))
     limit = status["admission"] and status["admission"]["limit"]
     if limit and collection["waiting"] != 0 and limit <= status["running"] < status["slots"]:
         room = f"it lets {limit} of {status['slots']} slots' episodes run at once (policy.admission)"
@@ -75,6 +75,15 @@ def _reader(collection: Mapping[str, Any]) -> str:
     if collection["held_back"] != "buffer":
         return text
     return f"{text}: no further one begins before; take them faster, or raise service.max_buffered_groups"
+
+
+def _kept(groups: Mapping[str, Any]) -> str:
+    kept, dropped = groups["kept"], groups["dropped"]
+    text = f"a group that keep keeps: it kept {kept} of {kept + dropped} so far"
+    if kept:
+        return text
+    bound = "" if groups["most"] is None else f", at most {groups['most']} groups begin (most_groups)"
+    return f"{text}{bound}; choose tasks that the policy solves sometimes, or another keep"
 
 
 def _new_weights(collection: Mapping[str, Any], version: int) -> str:

@@ -456,7 +456,6 @@ def test_an_update_ends_the_episodes_in_flight_that_can_no_longer_be_in_time_and
     assert {t.reward for t in delivered} == {1.0}
     played_out = sum((t.attempt - 1) * len(t.turns) for t in delivered)
     wasted = turns() - before - sum(len(t.turns) for t in delivered)
-    print("FIGURES", wasted, played_out, scripted.status()["late"] - late)
     assert 0 < wasted < played_out
 
 
