@@ -294,10 +294,8 @@ class Coordinator:
         return running
 
     async def status(self) -> dict[str, Any]:
-        """Counts of what the service holds and does, as docs/operations.md describes them.
-
-        A mean is over the `scored` episodes only, which may be few of those that are done.
-        """
+        """Counts of what the service holds and does, as docs/operations.md describes them. A mean is over the `scored`
+        episodes only, which may be few of those that are done."""
         own = {
             "state": self._state,
             "owner": self._owner,
