@@ -221,8 +221,7 @@ class Coordinator:
             await running.until_changed()
 
     async def acknowledge(self, collection_id: str, numbers: Sequence[int], client: str | None = None) -> None:
-        """Take that the reader has these groups for good. Returns when that is safe: they do not come again. Errors and
-        `client` are those of `next_group`."""
+        """Take that the reader has these groups for good: they come no more. Errors are those of `next_group`."""
         running = await self._books.acknowledge(self._collections, collection_id, numbers, client)
         if running is not None and running.is_over:
             running.end_if_short()

@@ -64,6 +64,49 @@ def test_a_call_with_a_seed_can_be_repeated_exactly(client):
     assert essence(first) != essence(other)
 
 
+def test_a_filter_s_function_decides_what_a_batch_holds(client):
+    dropped: list[Any] = []
+
+    def keep(group: list[Any]) -> bool:
+        return group[0].seed % 2 == 0
+
+    batch = client.collect(4, group_size=2, keep=keep, on_dropped=dropped.append, seed=5, progress=False)
+    assert len(batch) == 4
+    assert all(keep(group) for group in batch.groups().values())
+    assert not any(keep(group) for group in dropped)
+    assert client.status()["collections"] == {}
+
+
+def test_a_filter_that_never_keeps_ends_at_its_limit(client):
+    with pytest.raises(IncompleteCollection, match=r"kept no group of the 1 .* dropped 3: most_groups=3") as caught:
+        client.collect(2, group_size=2, keep="informative", most_groups=3, seed=5, progress=False)
+    assert (len(caught.value.batch), caught.value.missing) == (0, 2)
+    assert client.status()["collections"] == {}
+
+
+def test_an_endless_stream_gives_groups_until_it_is_closed(client):
+    with contextlib.closing(client.stream(endless=True, group_size=2)) as stream:
+        groups = [next(stream) for _ in range(12)]
+    assert len({t.seed for group in groups for t in group}) == 24
+    wait_until(lambda: client.status()["collections"] == {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": "useful"}, r"keep is 'useful'\. Give \"informative\", or a function of a group"),
+        ({"keep": "informative", "group_size": 1}, "group_size is 1"),
+        ({"on_dropped": print}, "no group is dropped without keep"),
+        ({"keep": len, "on_dropped": 3}, "on_dropped is 3"),
+        ({"keep": "informative", "on_dropped": print, "group_size": 1}, "group_size is 1"),
+        ({"n": None, "endless": True}, "a batch has an end"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused_before_anything_begins(client, asked, message):
+    with pytest.raises(TaskError, match=message):
+        client.collect(**{"n": 4, "group_size": 2, "progress": False} | asked)
+
+
 def test_a_budget_that_ends_a_collection_leaves_its_batch(client):
     with pytest.raises(IncompleteCollection, match=r"budget is spent: episodes: 4 of 4 are used") as caught:
         client.collect(20, group_size=2, seed=5, budget={"episodes": 4}, progress=False)
