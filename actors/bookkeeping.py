@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -30,7 +30,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT
 from rollout_service.errors import RolloutError, ServiceError, last_cause
 from rollout_service.journal.database import OpenCollection
-from rollout_service.journal.entries import Acknowledged, Asked, Served, Spent, Stored
+from rollout_service.journal.entries import Acknowledged, Asked, Positioned, Served, Spent, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
 from rollout_service.record.part import Part, is_there
@@ -93,7 +93,7 @@ class Bookkeeping:
         if self.is_restarted and self._has_replicas and version < (found.version or 0):
             text = f"The fleet died as well, and the replicas have weights of version {version}, not {found.version}."
             raise ServiceError(text, "Start the service again and give it the weights.")
-        self._planner.restore(found.samplers)
+        self._planner.samplers.restore(found.samplers)
         self.spent = found.spent if self.is_restarted else None
         return [self._made_again(collection, folder, version) for collection in found.collections]
 
@@ -185,7 +185,7 @@ class Bookkeeping:
                 running.requests,
                 tuple(sorted(collection.unstarted.before)),
                 running.first_draw,
-                self._planner.position(request),
+                self._planner.samplers.position(request),
                 running.submission,
                 filtering.wanted(collection),
             )
@@ -219,6 +219,18 @@ class Bookkeeping:
             self._journal.record(Acknowledged(collection_id, tuple(numbers)))
         await self._journal.durable()
         return running
+
+    async def sampler(
+        self, request: CollectionRequest, state: Mapping[str, Any] | None, weights: Mapping[str, float] | None
+    ) -> dict[str, Any]:
+        """The state of the sampler of the request's selection, after it was changed, see `Samplers.change`, which has
+        the errors too. Returns when a change is safe."""
+        await self.until_read()
+        held = await asyncio.to_thread(self._planner.samplers.change, request, state, weights)
+        if (position := held.whole_position) is not None and (state is not None or weights is not None):
+            self._journal.record(Positioned(position, replaces=True))
+            await self._journal.durable()
+        return held.sampler.state()
 
     def reached(self, version: int) -> None:
         """Note that the trainer has given weights of this version."""

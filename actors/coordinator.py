@@ -30,7 +30,7 @@ from actors.policy_view import PolicyView
 from actors.pool import ActorPool
 from actors.results import result_of
 from actors.running import RunningCollection
-from actors.status import living_replicas, report
+from actors.status import log_start, report
 from actors.watch import Watch
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import owned_applications
@@ -102,7 +102,7 @@ class Coordinator:
         self._budgets.restore(self._books.spent)
         for running in collections:
             self._take_on(running)
-        planner = asyncio.get_running_loop().run_in_executor(None, self._planner.prepare)
+        planner = asyncio.get_running_loop().run_in_executor(None, self._planner.samplers.prepare)
         await self._pool.start(self._config, variables)
         self._tasks.start(Watch(self._pool, self._config.service).run(), "looking after the environment actors")
         self._tasks.start(self._metering.run(), "measuring")
@@ -114,10 +114,7 @@ class Coordinator:
         actors, and log with what the service is up."""
         assert self._fleet is not None
         self._state = "running"
-        policy, service, actors = self._config.policy, self._config.service, len(self._pool)
-        replicas = f"those behind {policy.url}" if self._application is None else await living_replicas(self._fleet)
-        text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
-        _log.info(text, service.name, seconds, policy.serves, replicas, actors, actors * service.slots)
+        await log_start(self._config, None if self._application is None else self._fleet, len(self._pool), seconds)
         self._pool.complete()
 
     async def submit(self, request: CollectionRequest, client: str, submission: str | None = None) -> Accepted:
@@ -292,9 +289,13 @@ class Coordinator:
         self._forget(running)
         return running
 
+    async def sampler(self, request: CollectionRequest, state: Any = None, weights: Any = None) -> dict[str, Any]:
+        """The state of the sampler of the request's selection, after it was changed, see `SamplerClient`."""
+        async with self._planning:
+            return await self._books.sampler(request, state, weights)
+
     async def status(self) -> dict[str, Any]:
-        """Counts of what the service holds and does, as docs/operations.md describes them. A mean is over the `scored`
-        episodes only, which may be few of those that are done."""
+        """Counts of what the service holds and does, as docs/operations.md describes them."""
         own = {
             "state": self._state,
             "owner": self._owner,

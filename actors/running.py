@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import actors.filtering as filtering
+import actors.learning as learning
 import rollout_service.logs as logs
 from actors.attempt import Ending, Result
 from actors.collection_log import CollectionLog
@@ -86,7 +87,7 @@ class RunningCollection:
         self.delivery = Delivery()
         self.rewards: dict[int, float] = {}
         """Reward by episode, also of those handed out."""
-        self._observed: set[int] = set()
+        self.observed: set[int] = set()
         """Groups from which further draws were learned."""
         self._reader = 0
         """Number of the call that waits for the next group."""
@@ -172,14 +173,8 @@ class RunningCollection:
         self._keep(episode, on_disk(result) if self.is_parked else result)
         self.changed.set()
         if self.collection.is_finished(group := episode // self.collection.group_size):
-            self._observe(group)
+            learning.observe(self, group)
             filtering.judge(self, group)
-
-    def _observe(self, group: int) -> None:
-        """Have the source of further groups learn from this one, which is finished, once."""
-        if group not in self._observed:
-            self._observed.add(group)
-            self.drawing.observe(group, [self.rewards.get(episode) for episode in self.played(group)])
 
     def forget(self, group: int) -> None:
         """Take that nobody needs the results of this group."""
@@ -212,7 +207,7 @@ class RunningCollection:
         for episode, summary in summaries.items():
             self._keep(episode, (summary, None))
         for group in list(self.collection.shelf.ready):
-            self._observed.add(group)
+            self.observed.add(group)
             filtering.judge(self, group)
         if spent is not None:
             self.spending = replace(spent.spending, episodes=self.collection.done)  # what ran begins again

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+import rollout_service.logs as logs
 import rollout_service.served_user as served_user
 from actors import filtering, pacer
 from actors.pool import ActorPool
@@ -21,6 +22,8 @@ from rollout_service.collecting.tally import Tally
 from rollout_service.collecting.waits import waits_for
 from rollout_service.config import RolloutConfig
 from rollout_service.policy.fleet import FleetHandle
+
+_log = logs.logger(__name__)
 
 
 async def report(
@@ -55,7 +58,8 @@ async def report(
 
 
 def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dict[str, Any]:
-    """What `Coordinator.status` says of the collection.
+    """What `Coordinator.status` says of the collection. A mean is over the `scored` episodes only, which may be few of
+    those that are done.
 
     Args:
         places: age in seconds and place of its running episodes.
@@ -88,10 +92,25 @@ def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dic
         "failed": collection.failed,
         "late": collection.late,
         **filtering.counts(running),
+        "sampler": running.drawing.facts(),
     }
 
 
-async def living_replicas(fleet: FleetHandle) -> str:
+async def log_start(config: RolloutConfig, fleet: FleetHandle | None, actors: int, seconds: float) -> None:
+    """Log with what the service is up.
+
+    Args:
+        fleet: None: the policy's replicas are behind an endpoint.
+        actors: number of environment actors.
+        seconds: how long the start took.
+    """
+    policy, service = config.policy, config.service
+    replicas = f"those behind {policy.url}" if fleet is None else await _living_replicas(fleet)
+    text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
+    _log.info(text, service.name, seconds, policy.serves, replicas, actors, actors * service.slots)
+
+
+async def _living_replicas(fleet: FleetHandle) -> str:
     """How many replicas there are, for a log line."""
     try:
         return str(len(await fleet.replicas.remote()))

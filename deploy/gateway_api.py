@@ -80,6 +80,7 @@ def api(service: Service, config: RolloutConfig, guard: Guard) -> ASGIApp:
     _add_collections(app, scopes, streams, config)
     _add_reading(app, scopes, streams)
     _add_evaluations(app, scopes, streams, config)
+    _add_samplers(app, scopes, service)
     _add_clients(app, scopes, streams)
     _add_looks(app, scopes, service, config)
     _add_weights(app, scopes, service, streams)
@@ -222,6 +223,17 @@ def _add_evaluations(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
         """End an evaluation. Answers when nothing of it reaches the policy any more."""
         await streams.cancel(await streams.find(evaluation_id, _owner(request)))
         return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def _add_samplers(app: FastAPI, scopes: Scopes, service: Service) -> None:
+    collect = _needs(scopes, "collect")
+
+    @app.post("/v1/samplers")
+    @collect
+    async def sampler(body: messages.SamplerBody) -> dict[str, Any]:
+        """The state of the sampler of a selection, after it was changed as the request says. It is shared by all
+        collections of the selection that have no seed."""
+        return await answer(service.coordinator.sampler.remote(body.request, body.state, body.weights))
 
 
 def _add_clients(app: FastAPI, scopes: Scopes, streams: Streams) -> None:

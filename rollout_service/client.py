@@ -36,10 +36,11 @@ from rollout_service.metrics.text import flat
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.evaluation import Evaluation
+from rollout_service.sampler_client import SamplerClient
 from rollout_service.weights_client import WeightsClient
 
 
-class RolloutClient(WeightsClient):
+class RolloutClient(WeightsClient, SamplerClient):
     """Starts a service, or attaches to one, and collects trajectories from it."""
 
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.record.trajectory import TaskRef
@@ -16,11 +16,20 @@ from rollout_service.record.trajectory import TaskRef
 
 @dataclass(frozen=True, slots=True)
 class SamplerPosition:
-    """How far a selection was drawn by the collections that have no seed of their own."""
+    """How far a sampler has drawn."""
 
     selection: str
+    """What it draws from: the selection of the collections that have no seed of their own, or one collection that has
+    one, see `own`."""
     seed: int
     drawn: int
+    learned: dict[str, Any] | None = None
+    """What is to be merged into what is known of its state, see `TaskSampler.observe`; None: nothing."""
+
+
+def own(collection_id: str) -> str:
+    """Stands in a `SamplerPosition` for the selection of a collection whose sampler is its own."""
+    return f"collection {collection_id}"
 
 
 class Source(Protocol):
@@ -29,12 +38,19 @@ class Source(Protocol):
     def draw(self, group: int) -> list[EpisodeRequest]:
         """The episodes of the next group, which has this number in its collection. Never blocks."""
 
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
-        """Learn what the episodes of a finished group came to. None: a fault ended the episode."""
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> SamplerPosition | None:
+        """Learn what the episodes of a finished group came to. None in `rewards`: a fault ended the episode.
+
+        Returns:
+            The position with what was learned; None: nothing was.
+        """
 
     @property
     def position(self) -> SamplerPosition | None:
-        """How far the selection was drawn; None: that follows from the number of groups."""
+        """How far the sampler has drawn; None: that follows from the number of groups."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a status says of the sampler."""
 
 
 class Drawing:
@@ -66,7 +82,12 @@ class Drawing:
         """As in `Source`."""
         return None if self._source is None else self._source.position
 
-    def observe(self, group: int, rewards: Sequence[float | None]) -> None:
-        """Take what the episodes of a finished group came to. None: a fault ended the episode."""
-        if self._source is not None:
-            self._source.observe(self.requests[group * self._group_size].task, rewards)
+    def observe(self, group: int, rewards: Sequence[float | None]) -> SamplerPosition | None:
+        """Take what the episodes of a finished group came to, as in `Source`."""
+        if self._source is None:
+            return None
+        return self._source.observe(self.requests[group * self._group_size].task, rewards)
+
+    def facts(self) -> dict[str, Any] | None:
+        """What a status says of the sampler; None: nothing more is drawn."""
+        return None if self._source is None else self._source.facts()

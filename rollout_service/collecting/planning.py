@@ -7,7 +7,6 @@ drawn when their groups begin. Where it makes no difference, they are drawn when
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +19,7 @@ from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.partial import fewest
 from rollout_service.collecting.refill import MOST_GROUPS_FACTOR
 from rollout_service.collecting.request import OF_SERVICE, CollectionRequest, EpisodeRequest, check_episodes
+from rollout_service.collecting.samplers import HeldSampler, Samplers
 from rollout_service.collecting.staleness import Staleness
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import NO_LIMIT, Budget
@@ -27,8 +27,6 @@ from rollout_service.config.tasks import SamplerKind
 from rollout_service.errors import TaskError
 from rollout_service.policy.context import check_sampling
 from rollout_service.record.trajectory import TaskRef
-from rollout_service.redaction import shown
-from rollout_service.task_sampling.making import make
 from rollout_service.task_sampling.pool import TaskPool
 from rollout_service.task_sampling.sampler import TaskSampler
 
@@ -58,36 +56,13 @@ class Plan(NamedTuple):
 
 
 class Planner:
-    """One per service; it remembers how far each selection was drawn. Only drawings are for another thread."""
+    """One per service. Only its drawings are for another thread."""
 
     def __init__(self, config: RolloutConfig, tasks: TaskSource) -> None:
         self._config = config
         self._tasks = tasks
-        self._lock = threading.Lock()
-        """Held while tasks are drawn: a plan is made in a thread, and drawings draw on the event loop."""
-        self._samplers: dict[str, tuple[int, TaskSampler]] = {}
-        self._restored: dict[str, SamplerPosition] = {}
-
-    def position(self, request: CollectionRequest) -> SamplerPosition | None:
-        """How far the request's selection was drawn; None: it has a seed of its own, or was not drawn yet."""
-        key = self._key(request)
-        if request.seed is not None or key not in self._samplers:
-            return None
-        seed, sampler = self._samplers[key]
-        return SamplerPosition(key, seed, sampler.drawn)
-
-    def restore(self, positions: Iterable[SamplerPosition]) -> None:
-        """Go on where an earlier planner stopped, as its `position` said. Call it before the first plan."""
-        self._restored = {position.selection: position for position in positions}
-
-    def prepare(self) -> None:
-        """Parse the configured tasks, so that the first collection need not. Blocks for about a second.
-
-        Raises:
-            TaskError: there are no such tasks.
-        """
-        chosen = self._config.tasks
-        self._tasks.pool(chosen.domain, chosen.chosen_split, chosen.ids)
+        self.samplers = Samplers(config.tasks, tasks.pool)
+        """What collections draw from."""
 
     def plan(self, request: CollectionRequest, version: int) -> Plan:
         """The collection and its episodes. May block for a second, to parse a task set.
@@ -101,26 +76,25 @@ class Planner:
         """
         if request.sampling is not None:
             check_sampling(self._config.policy, request.sampling)
-        seed, sampler = self._sampler(request)
         earlier = None if request.continues is None else request.continues.collection_id
         collection_id, size = earlier or uuid.uuid4().hex[:12], request.group_size
+        held = self.samplers.of(request, collection_id)
+        sampler = held.sampler
         if earlier is not None and request.n is not None:
-            _check_can_be_drawn_again(sampler, earlier, self._kind(request))
+            _check_can_be_drawn_again(sampler, earlier, self.samplers.kind(request))
         n = len(sampler.whole) * size if request.n is None else request.n
         check_episodes(n, size)
         if request.endless or request.keep is not None or not (sampler.is_fixed or request.n is None):
             for task in sampler.whole:
                 self._tasks.check(self._config.agent, task)
-            drawing = Drawing(size, (), _Draws(self, collection_id, request, seed, sampler))
+            drawing = Drawing(size, (), _Draws(self, collection_id, request, held))
             collection = self.collection(collection_id, request, ENDLESS if request.endless else n // size, (), version)
             return Plan(collection, drawing, sampler.drawn, request.budget or NO_LIMIT)
-        with self._lock:
-            first_draw = sampler.drawn
-            drawn = [sampler.draw() for _ in range(n // size)]
+        first_draw, drawn = held.draw(n // size)
         requests: list[EpisodeRequest] = []
         for group, task in enumerate(sampler.whole if request.n is None else drawn):
             self._tasks.check(self._config.agent, task)
-            requests += self._group(collection_id, request, group, task, seed, first_draw + group)
+            requests += self._group(collection_id, request, group, task, held.seed, first_draw + group)
         before: list[int] = []
         if request.continues is not None:
             requests, before = left_to_play(requests, size, request.continues.done)
@@ -152,8 +126,8 @@ class Planner:
         Raises:
             TaskError: its tasks are not there any more.
         """
-        seed, sampler = self._sampler(request, own=len(drawn) // request.group_size)
-        return Drawing(request.group_size, drawn, _Draws(self, collection_id, request, seed, sampler))
+        held = self.samplers.of(request, collection_id, len(drawn) // request.group_size)
+        return Drawing(request.group_size, drawn, _Draws(self, collection_id, request, held))
 
     def collection(
         self, collection_id: str, request: CollectionRequest, groups: int, before: Iterable[int], version: int
@@ -188,51 +162,30 @@ class Planner:
         collection.skip(before)
         return collection
 
-    def _sampler(self, request: CollectionRequest, own: int = 0) -> tuple[int, TaskSampler]:
-        """The seed, and the sampler, of which the collection's first task comes next; where it has one of its own, the
-        task after the first `own` ones."""
-        seed = self._config.tasks.seed if request.seed is None else request.seed
-        if request.continues is not None:
-            return seed, self._drawn(request, seed, request.continues.first_draw)
-        if request.seed is not None:
-            return seed, self._drawn(request, seed, own)
-        key = self._key(request)
-        if key not in self._samplers:
-            before = self._restored.get(key, SamplerPosition(key, seed, 0))
-            self._samplers[key] = (before.seed, self._drawn(request, before.seed, before.drawn))
-        return self._samplers[key]
 
-    def _drawn(self, request: CollectionRequest, seed: int, count: int) -> TaskSampler:
-        """The request's sequence of tasks after so many of them."""
-        domain, split, ids, shuffle = self._selection(request)
-        pool = self._tasks.pool(domain, split, ids)
-        sampler = make(self._kind(request), pool, self._config.tasks, shuffle=shuffle, seed=seed)
-        sampler.skip(count)
-        return sampler
+class _Draws:
+    """Draws the groups of one collection as it goes."""
 
-    def _kind(self, request: CollectionRequest) -> SamplerKind:
-        """How the request's tasks are drawn."""
-        return self._config.tasks.sampler if request.sampler is None else request.sampler
+    def __init__(self, planner: Planner, collection_id: str, request: CollectionRequest, held: HeldSampler) -> None:
+        self._planner, self._collection_id, self._request, self._held = planner, collection_id, request, held
 
-    def _key(self, request: CollectionRequest) -> str:
-        """What the collections have in common that share a sampler: the selection and how it is drawn."""
-        selection, kind = self._selection(request), self._kind(request)
-        return repr(selection if kind == "uniform" else (*selection, kind))
+    def draw(self, group: int) -> list[EpisodeRequest]:
+        """As in `Source`."""
+        draw, (task,) = self._held.draw()
+        return self._planner._group(self._collection_id, self._request, group, task, self._held.seed, draw)
 
-    def _selection(
-        self, request: CollectionRequest
-    ) -> tuple[str | Mapping[str, float], str, Sequence[str] | None, bool]:
-        """What the request and the configuration choose: domain, split, task ids, and whether they are shuffled."""
-        defaults = self._config.tasks
-        domain = defaults.domain if request.domain is None else request.domain
-        same_domain = request.domain is None or request.domain == defaults.domain
-        ids = request.ids if request.ids is not None else (defaults.ids if same_domain else None)
-        split = defaults.split if request.split is None else request.split
-        if split.endswith(".json") and split != defaults.path:  # a file of the service's machine that nobody named
-            raise TaskError(f"split is {shown(split)}.", "Name a split; tasks.path of the service may name a file.")
-        if same_domain and split == defaults.split:
-            split = defaults.chosen_split
-        return domain, split, ids, defaults.shuffle if request.shuffle is None else request.shuffle
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> SamplerPosition | None:
+        """As in `Source`."""
+        return self._held.observe(task, rewards)
+
+    @property
+    def position(self) -> SamplerPosition | None:
+        """As in `Source`."""
+        return self._held.position
+
+    def facts(self) -> dict[str, Any]:
+        """As in `Source`."""
+        return self._held.sampler.facts()
 
 
 def _check_can_be_drawn_again(sampler: TaskSampler, collection_id: str, kind: SamplerKind) -> None:
@@ -246,28 +199,3 @@ def _check_can_be_drawn_again(sampler: TaskSampler, collection_id: str, kind: Sa
             f"Collection {collection_id} cannot be continued: nobody can say which tasks sampler {kind} drew for it.",
             "Append a collection to its file instead. What a journal holds goes on with reopen().",
         )
-
-
-class _Draws:
-    """Draws the groups of one collection as it goes."""
-
-    def __init__(
-        self, planner: Planner, collection_id: str, request: CollectionRequest, seed: int, sampler: TaskSampler
-    ) -> None:
-        self._planner, self._collection_id, self._request = planner, collection_id, request
-        self._seed, self._sampler = seed, sampler
-
-    def draw(self, group: int) -> list[EpisodeRequest]:
-        """As in `Source`."""
-        with self._planner._lock:
-            draw, task = self._sampler.drawn, self._sampler.draw()
-        return self._planner._group(self._collection_id, self._request, group, task, self._seed, draw)
-
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
-        """As in `Source`."""
-        self._sampler.observe(task, rewards)
-
-    @property
-    def position(self) -> SamplerPosition | None:
-        """As in `Source`."""
-        return self._planner.position(self._request)

@@ -172,6 +172,10 @@ SELECTION = tuple(
 """Names of the fields that choose the tasks and how their episodes run."""
 
 
+OF_SAMPLER = ("domain", "split", "ids", "shuffle", "sampler")
+"""Fields that name the sampler from which a collection without a seed draws."""
+
+
 class Accepted(NamedTuple):
     """The service's answer to a request that it accepts."""
 

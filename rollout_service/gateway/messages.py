@@ -16,6 +16,7 @@ from rollout_service.collecting.request import CollectionRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.budget import Budget
 from rollout_service.config.sampling import Sampling
+from rollout_service.config.tasks import SamplerKind
 from rollout_service.policy.weights import UpdateMode
 
 _STRICT = ConfigDict(extra="forbid")
@@ -60,6 +61,31 @@ class EvaluationBody:
         """The request for its episodes, see `CollectionBody.request`."""
         selection = {name: getattr(self, name) for name in SELECTION}
         return CollectionBody(**asked_for(self.trials, self.tasks, selection)).request(sampling)
+
+
+@with_config(_STRICT)
+@dataclasses.dataclass(frozen=True)
+class SamplerBody:
+    """A sampler of tasks, by the selection that it draws from, and what is to be changed of it. A field of the
+    selection that is left out takes the service's own setting."""
+
+    domain: str | dict[str, float] | None = None
+    split: str | None = None
+    ids: list[str] | None = None
+    shuffle: bool | None = None
+    sampler: SamplerKind | None = None
+    state: Annotated[dict[str, Any] | None, Field(description="Go on from here; null: from where it is.")] = None
+    weights: Annotated[
+        dict[str, float] | None,
+        Field(description="For sampler weighted: by domain, or by domain/id; null: as they are."),
+    ] = None
+
+    @property
+    def request(self) -> CollectionRequest:
+        """A request for a collection that draws from it."""
+        return CollectionRequest(
+            domain=self.domain, split=self.split, ids=self.ids, shuffle=self.shuffle, sampler=self.sampler
+        )
 
 
 _REQUEST = TypeAdapter(CollectionRequest)

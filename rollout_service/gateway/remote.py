@@ -22,7 +22,7 @@ import rollout_service.logs as logs
 from rollout_service.cluster import Call, Reference
 from rollout_service.collecting.coordinator import CoordinatorHandle, Service
 from rollout_service.collecting.group import Group
-from rollout_service.collecting.request import Accepted, CollectionRequest, EpisodeRequest
+from rollout_service.collecting.request import OF_SAMPLER, Accepted, CollectionRequest, EpisodeRequest
 from rollout_service.config import RolloutConfig
 from rollout_service.config.gateway import is_loopback
 from rollout_service.errors import ConfigError, WeightError
@@ -172,6 +172,7 @@ class RemoteCoordinator:
         self.cancel_submitted = _Method(link, self._cancel_submitted)
         self.renew = _Method(link, self._renew)
         self.leave = _Method(link, self._leave)
+        self.sampler = _Method(link, self._sampler)
         self.status = _Method(link, self._status)
         self.metrics = _Method(link, self._metrics)
 
@@ -257,6 +258,14 @@ class RemoteCoordinator:
 
     async def _leave(self, client: str) -> None:
         await self._link.ask(Ask("POST", "/v1/clients/leave", {"client": client}, patience=5.0), _nothing)
+
+    async def _sampler(
+        self, request: CollectionRequest, state: dict[str, Any] | None, weights: dict[str, float] | None
+    ) -> dict[str, Any]:
+        change = {"state": state, "weights": weights}
+        body = {name: value for name, value in to_body(request).items() if name in OF_SAMPLER}
+        body |= {name: value for name, value in change.items() if value is not None}
+        return await self._link.ask(Ask("POST", "/v1/samplers", body), json.loads)
 
     async def _status(self) -> dict[str, Any]:
         return await self._link.ask(Ask("GET", "/v1/status"), json.loads)

@@ -7,6 +7,7 @@ transaction checks that no other service took the journal over. An entry about a
 from __future__ import annotations
 
 import functools
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rollout_service.collecting.drawing import SamplerPosition
+from rollout_service.collecting.drawing import SamplerPosition, own
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -48,6 +49,7 @@ _PAGE_BYTES = 1024
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS samplers (selection TEXT PRIMARY KEY, seed INTEGER, drawn INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS learned (selection TEXT PRIMARY KEY, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS collections (
   id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
 );
@@ -205,7 +207,7 @@ class Database:
             case Reopened():
                 self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
             case Positioned():
-                self._position(entry.sampler)
+                self._position(entry.sampler, entry.replaces)
             case Served():
                 self._execute("INSERT OR REPLACE INTO facts VALUES ('weight_version', ?)", (entry.version,))
             case Spent():
@@ -240,9 +242,16 @@ class Database:
         if drawn.sampler is not None:
             self._position(drawn.sampler)
 
-    def _position(self, position: SamplerPosition) -> None:
+    def _position(self, position: SamplerPosition, replaces: bool = False) -> None:
         row = (position.selection, position.seed, position.drawn)
         self._execute("INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", row)
+        if replaces:
+            self._execute("DELETE FROM learned WHERE selection = ?", (position.selection,))
+        if position.learned is not None:
+            self._execute(
+                "INSERT INTO learned VALUES (?, ?) ON CONFLICT DO UPDATE SET state = json_patch(state, excluded.state)",
+                (position.selection, json.dumps(position.learned)),
+            )
 
     def _store(self, stored: Stored) -> list[Part]:
         key = (stored.collection_id, stored.episode)
@@ -309,6 +318,8 @@ class Database:
         parts = self._parts("collection = ?", (collection_id,))
         for table in ("draws", "episodes", "deliveries", "submissions", "spent"):
             self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))
+        for table in ("samplers", "learned"):
+            self._execute(f"DELETE FROM {table} WHERE selection = ?", (own(collection_id),))
         self._execute("DELETE FROM collections WHERE id = ?", (collection_id,))
         return parts
 
@@ -322,10 +333,17 @@ class Database:
         found = f"SELECT {columns} FROM collections LEFT JOIN submissions ON collection = collections.id"
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
-            [SamplerPosition(*row) for row in self._execute("SELECT selection, seed, drawn FROM samplers")],
+            self._samplers(),
             self._spent(SERVICE),
             self._fact("weight_version", None),
         )
+
+    def _samplers(self) -> list[SamplerPosition]:
+        rows = self._execute("SELECT selection, seed, drawn, state FROM samplers LEFT JOIN learned USING (selection)")
+        return [
+            SamplerPosition(selection, seed, drawn, None if state is None else json.loads(state))
+            for selection, seed, drawn, state in rows
+        ]
 
     def _spent(self, collection_id: str) -> Spent | None:
         found = self._execute("SELECT spending, seconds FROM spent WHERE collection = ?", (collection_id,)).fetchone()

@@ -127,9 +127,11 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Positioned:
-    """A selection was drawn so far."""
+    """A sampler has drawn so far, and has learned something or was changed."""
 
     sampler: SamplerPosition
+    replaces: bool = False
+    """Whether what it had learned before is forgotten. Otherwise what it learned now is merged into it."""
 
 
 @dataclass(frozen=True, slots=True)

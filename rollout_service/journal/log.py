@@ -179,7 +179,7 @@ class Log:
 def _entries(found: Recovered) -> Iterator[Entry]:
     """Entries that make an empty journal hold the same."""
     for position in found.samplers:
-        yield Positioned(position)
+        yield Positioned(position, replaces=True)
     if found.spent is not None:
         yield found.spent
     if found.version is not None:

@@ -72,14 +72,19 @@ class PassRateSampler:
         """See `TaskSampler`."""
         self.drawn += draws
 
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> dict[str, Any]:
         """See `TaskSampler`."""
         before, after = self.estimate(task), self.estimate(task).after(rewards, self._memory)
         if after == before:
-            return
+            return {}
         self._estimates[name_of(task)] = after
         if self._weight(after) != self._weight(before):
             self._chances = None
+        return {"tasks": {name_of(task): [after.passes, after.failures]}}
+
+    def facts(self) -> dict[str, Any]:
+        """See `TaskSampler`: the number of tasks in each bucket."""
+        return {"sampler": "pass_rate", "drawn": self._drawn, "buckets": self.buckets}
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""

@@ -33,13 +33,19 @@ class TaskSampler(Protocol):
     def skip(self, draws: int) -> None:
         """Go on at the position that so many draws lead to. A sampler that is not fixed draws nothing for it."""
 
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> dict[str, Any]:
         """Take the rewards of a finished group of episodes of the task.
 
         Args:
             rewards: None stands for an episode without a reward, such as one that a fault stopped. It says nothing of
                 the task.
+
+        Returns:
+            What changed of the state, to be merged into it key by key; empty: nothing.
         """
+
+    def facts(self) -> dict[str, Any]:
+        """What a status says of it."""
 
     def state(self) -> dict[str, Any]:
         """All that another sampler of the same tasks and settings needs to go on, as values of JSON."""

@@ -12,6 +12,9 @@ import rollout_service.config.arguments as arguments
 from rollout_service.errors import TaskError
 from rollout_service.redaction import shown
 
+MOST_DRAWS = 10_000_000
+"""Most draws that a state may tell of. A uniform sampler of a mix repeats them."""
+
 REMEDY = "Give what sampler_state() returned, unchanged, to a collection of the same sampler; or leave it out."
 
 
@@ -25,4 +28,4 @@ def checked(state: Any, kind: str) -> int:
         raise TaskError(f"sampler_state is {shown(state)}, not the state of a sampler.", REMEDY)
     if state["sampler"] != kind:
         raise TaskError(f"sampler_state is that of sampler {shown(state['sampler'])}, not of {kind}.", REMEDY)
-    return arguments.whole("drawn in sampler_state", state.get("drawn"), 0, error=TaskError)
+    return arguments.whole("drawn in sampler_state", state.get("drawn"), 0, MOST_DRAWS, TaskError)

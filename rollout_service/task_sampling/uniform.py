@@ -36,8 +36,13 @@ class UniformSampler:
     def _start(self) -> None:
         self.drawn = 0
         self._turns = Rotation(self._pool.weights, self._seed)
-        self._epochs = {
-            name: _epochs(tasks, self._shuffle, f"{self._seed}:{name}") for name, tasks in self._pool.tasks.items()
+        self._epochs = self._made_epochs(0)
+
+    def _made_epochs(self, start: int) -> dict[str, Iterator[TaskRef]]:
+        """The tasks of each domain, without the first `start` ones."""
+        return {
+            name: _epochs(tasks, self._shuffle, f"{self._seed}:{name}", start)
+            for name, tasks in self._pool.tasks.items()
         }
 
     def draw(self) -> TaskRef:
@@ -45,8 +50,13 @@ class UniformSampler:
         self.drawn += 1
         return next(self._epochs[next(self._turns)])
 
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> dict[str, Any]:
         """Does nothing: the order is fixed."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """See `TaskSampler`."""
+        return {"sampler": "uniform", "drawn": self._drawn}
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""
@@ -60,15 +70,18 @@ class UniformSampler:
 
     def skip(self, draws: int) -> None:
         """Go on after so many tasks."""
-        for _ in itertools.repeat(None, draws):
+        if len(self._pool.tasks) == 1:
+            self._drawn += draws
+            self._epochs = self._made_epochs(self._drawn)
+            return
+        for _ in itertools.repeat(None, draws):  # the domains' turns are known one after the other only
             self.draw()
 
 
-def _epochs(tasks: Sequence[TaskRef], shuffle: bool, seed: str) -> Iterator[TaskRef]:
-    epoch = 0
-    while True:
+def _epochs(tasks: Sequence[TaskRef], shuffle: bool, seed: str, start: int) -> Iterator[TaskRef]:
+    first, passed = divmod(start, len(tasks))
+    for epoch in itertools.count(first):
         order = list(tasks)
         if shuffle:
             random.Random(f"{seed}:{epoch}").shuffle(order)
-        yield from order
-        epoch += 1
+        yield from order[passed if epoch == first else 0 :]

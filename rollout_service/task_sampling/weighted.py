@@ -81,8 +81,13 @@ class WeightedSampler:
         """See `TaskSampler`."""
         self.drawn += draws
 
-    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> None:
+    def observe(self, task: TaskRef, rewards: Sequence[float | None]) -> dict[str, Any]:
         """Does nothing: the weights are the trainer's."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """See `TaskSampler`."""
+        return self.state()
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""

@@ -105,9 +105,9 @@ def number_of(each: EpisodeRequest | Trajectory) -> int:
 class Service:
     """The handle of a coordinator that dies and comes back."""
 
-    def __init__(self, folder: Path, form: str) -> None:
+    def __init__(self, folder: Path, form: str, **overrides: Any) -> None:
         self.overrides = {"tasks__domain": "mock", "service__slots": 2, "service__journal": str(folder)}
-        self.overrides |= {"service__journal_form": form, "service__max_buffered_groups": 8}
+        self.overrides |= {"service__journal_form": form, "service__max_buffered_groups": 8, **overrides}
         self.config = settings(**self.overrides)
         self._calls: list[concurrent.futures.Future[Any]] = []
         self.is_mute = False
@@ -154,17 +154,21 @@ def _settle(call: concurrent.futures.Future[Any], task: asyncio.Task[Any]) -> No
     call.set_exception(error) if error is not None else call.set_result(task.result())
 
 
-@pytest.fixture(params=["sqlite", "log"])
-async def service(tmp_path, monkeypatch, request) -> Service:
+async def living(folder: Path, form: str, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Service:
     monkeypatch.setattr(module, "ActorPool", Pool)
     monkeypatch.setattr(attempt.ray, "put", Call.of)
     monkeypatch.setattr(results.stored_parts, "read", _read)
     monkeypatch.setattr(bookkeeping, "is_restarted", lambda: False)
     monkeypatch.setattr(bookkeeping.parts, "discard_elsewhere", lambda folder, parts: None)
     plays.clear()
-    made = Service(tmp_path / "journal", request.param)
+    made = Service(folder, form, **overrides)
     await made.live()
     return made
+
+
+@pytest.fixture(params=["sqlite", "log"])
+async def service(tmp_path, monkeypatch, request) -> Service:
+    return await living(tmp_path / "journal", request.param, monkeypatch)
 
 
 def _read(journal: str, part: Part) -> Call[Trajectory]:

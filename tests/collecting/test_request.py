@@ -113,12 +113,12 @@ def test_a_planner_that_is_restored_goes_on_where_the_earlier_one_stopped():
     first.plan(request, 0)
     first.plan(CollectionRequest(n=None), 0)
     second = Planner(config, Tau2TaskSource())
-    position = first.position(request)
+    position = first.samplers.position(request)
     assert position is not None
-    second.restore([position])
+    second.samplers.restore([position])
     planned = [[(e.task, e.seed) for e in planner.plan(request, 0).drawing.requests] for planner in (first, second)]
     assert planned[0] == planned[1]
-    assert first.position(CollectionRequest(n=5, seed=3)) is None
+    assert first.samplers.position(CollectionRequest(n=5, seed=3)) is None
 
 
 def test_an_endless_collection_draws_the_tasks_that_one_with_an_end_has_and_only_as_it_goes():

@@ -20,7 +20,7 @@ import rollout_service.journal.journal as journal_module
 import rollout_service.journal.log as log_module
 import rollout_service.journal.place as place
 from rollout_service.collecting.collection import ENDLESS
-from rollout_service.collecting.drawing import SamplerPosition
+from rollout_service.collecting.drawing import SamplerPosition, own
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -113,6 +113,18 @@ def test_what_was_committed_is_recovered_equal(database):
     assert found.samplers == [SamplerPosition("mock", 1, 5)]
     expected = {0: stored(0, a_part(0)), 1: stored(1), 2: stored(2, a_part(2))}
     assert found.collections == [OpenCollection(replace(asked(), sampler=None), expected, {0: (1,)}, [])]
+
+
+def test_what_samplers_learned_is_merged_replaced_and_forgotten_with_a_collection_whose_own_it_was(database):
+    def learned(tasks: dict[str, list[float]], selection: str = "mock") -> SamplerPosition:
+        return SamplerPosition(selection, 1, 5, {"tasks": tasks})
+
+    database.commit([Positioned(learned({"a": [1, 2], "b": [0, 1]})), Positioned(learned({"a": [2, 2]}))])
+    database.commit([asked(), Positioned(learned({"c": [1, 1]}, own("c"))), Positioned(SamplerPosition("mock", 1, 6))])
+    both = [learned({"c": [1, 1]}, own("c")), replace(learned({"a": [2, 2], "b": [0, 1]}), drawn=5)]
+    assert sorted(database.recover().samplers, key=str) == sorted([both[0], replace(both[1], drawn=6)], key=str)
+    database.commit([Positioned(learned({"b": [9, 9]}), replaces=True), Ended("c")])
+    assert database.recover().samplers == [learned({"b": [9, 9]})]
 
 
 def test_groups_that_were_drawn_later_follow_those_of_the_plan(database):
@@ -208,7 +220,7 @@ def test_an_acknowledgement_that_could_not_be_written_counts_once(database, monk
     database.commit([asked(), Delivered("c", 0), Delivered("c", 1)])
     with monkeypatch.context() as patched:
         state = database if isinstance(database, Database) else database._state
-        patched.setattr(state, "_position", lambda position: 1 / 0)
+        patched.setattr(state, "_position", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             state.commit([Acknowledged("c", (0,)), Positioned(SamplerPosition("mock", 1, 5))])
     database.commit([Acknowledged("c", (0,))])

@@ -25,6 +25,7 @@ def played(plan: Plan) -> list[list[EpisodeRequest]]:
     collection, groups = plan.collection, []
     while not collection.exhausted:
         while offers := collection.offers():
+            plan.drawing.reach(offers[0])
             collection.start(offers[0])
             collection.finish(offers[0], None, "a")
         handout = collection.take()
