@@ -52,7 +52,7 @@ def logged(pattern: str) -> str:
 
 
 def test_a_fault_deep_in_a_policy_is_logged_with_its_stack_and_its_retry_and_the_episode_is_played_again(service):
-    logged(r"INFO actors\.coordinator: Service logs is up after .* s; policy: scripted, replicas: 1, ")
+    logged(r"INFO actors\.status: Service logs is up after .* s; policy: scripted, replicas: 1, ")
     (trajectory,) = service.collect(1, progress=False)
     assert (trajectory.attempt, trajectory.reward) == (2, 1.0)
     name = re.escape(trajectory.trajectory_id)

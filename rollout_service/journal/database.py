@@ -7,7 +7,6 @@ transaction checks that no other service took the journal over. An entry about a
 from __future__ import annotations
 
 import functools
-import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rollout_service.collecting.drawing import SamplerPosition, own
+import rollout_service.journal.sampler_rows as sampler_rows
+from rollout_service.collecting.drawing import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
@@ -48,8 +48,6 @@ _PAGE_BYTES = 1024
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS samplers (selection TEXT PRIMARY KEY, seed INTEGER, drawn INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS learned (selection TEXT PRIMARY KEY, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS collections (
   id TEXT PRIMARY KEY, client TEXT, request TEXT, plan BLOB, before TEXT, first_draw INTEGER, left INTEGER
 );
@@ -147,7 +145,7 @@ class Database:
             self._execute("PRAGMA journal_mode=WAL")
             self._execute("PRAGMA synchronous=FULL")
             self._connection.executescript(
-                f"BEGIN IMMEDIATE; {_TABLES} {_FROM_VERSION_2 if 0 < version < 3 else ''};"
+                f"BEGIN IMMEDIATE; {sampler_rows.TABLES} {_TABLES} {_FROM_VERSION_2 if 0 < version < 3 else ''};"
                 f"PRAGMA user_version={VERSION};"
                 "INSERT OR IGNORE INTO facts VALUES ('owner', 0);"
                 "UPDATE facts SET value = value + 1 WHERE name = 'owner'; COMMIT;"
@@ -243,15 +241,7 @@ class Database:
             self._position(drawn.sampler)
 
     def _position(self, position: SamplerPosition, replaces: bool = False) -> None:
-        row = (position.selection, position.seed, position.drawn)
-        self._execute("INSERT OR REPLACE INTO samplers VALUES (?, ?, ?)", row)
-        if replaces:
-            self._execute("DELETE FROM learned WHERE selection = ?", (position.selection,))
-        if position.learned is not None:
-            self._execute(
-                "INSERT INTO learned VALUES (?, ?) ON CONFLICT DO UPDATE SET state = json_patch(state, excluded.state)",
-                (position.selection, json.dumps(position.learned)),
-            )
+        sampler_rows.note(self._connection, position, replaces=replaces)
 
     def _store(self, stored: Stored) -> list[Part]:
         key = (stored.collection_id, stored.episode)
@@ -318,8 +308,7 @@ class Database:
         parts = self._parts("collection = ?", (collection_id,))
         for table in ("draws", "episodes", "deliveries", "submissions", "spent"):
             self._execute(f"DELETE FROM {table} WHERE collection = ?", (collection_id,))
-        for table in ("samplers", "learned"):
-            self._execute(f"DELETE FROM {table} WHERE selection = ?", (own(collection_id),))
+        sampler_rows.forget(self._connection, collection_id)
         self._execute("DELETE FROM collections WHERE id = ?", (collection_id,))
         return parts
 
@@ -333,17 +322,10 @@ class Database:
         found = f"SELECT {columns} FROM collections LEFT JOIN submissions ON collection = collections.id"
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
-            self._samplers(),
+            sampler_rows.found(self._connection),
             self._spent(SERVICE),
             self._fact("weight_version", None),
         )
-
-    def _samplers(self) -> list[SamplerPosition]:
-        rows = self._execute("SELECT selection, seed, drawn, state FROM samplers LEFT JOIN learned USING (selection)")
-        return [
-            SamplerPosition(selection, seed, drawn, None if state is None else json.loads(state))
-            for selection, seed, drawn, state in rows
-        ]
 
     def _spent(self, collection_id: str) -> Spent | None:
         found = self._execute("SELECT spending, seconds FROM spent WHERE collection = ?", (collection_id,)).fetchone()
