@@ -84,7 +84,7 @@ class PassRateSampler:
 
     def facts(self) -> dict[str, Any]:
         """See `TaskSampler`: the number of tasks in each bucket."""
-        return {"sampler": "pass_rate", "drawn": self._drawn, "buckets": self.buckets}
+        return {"sampler": "pass_rate", "drawn": self.drawn, "buckets": self.buckets}
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""

@@ -56,7 +56,7 @@ class UniformSampler:
 
     def facts(self) -> dict[str, Any]:
         """See `TaskSampler`."""
-        return {"sampler": "uniform", "drawn": self._drawn}
+        return {"sampler": "uniform", "drawn": self.drawn}
 
     def state(self) -> dict[str, Any]:
         """See `TaskSampler`."""
@@ -71,8 +71,8 @@ class UniformSampler:
     def skip(self, draws: int) -> None:
         """Go on after so many tasks."""
         if len(self._pool.tasks) == 1:
-            self._drawn += draws
-            self._epochs = self._made_epochs(self._drawn)
+            self.drawn += draws
+            self._epochs = self._made_epochs(self.drawn)
             return
         for _ in itertools.repeat(None, draws):  # the domains' turns are known one after the other only
             self.draw()
