@@ -33,10 +33,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import rollout_service.config.arguments as arguments
-from rollout_service.adapters import checks, turn_facts
+from rollout_service.adapters import checks
 from rollout_service.adapters.checks import TrainingDataError, Unscored
 from rollout_service.errors import ConfigError
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.turn_arrays import described
 from rollout_service.redaction import shown
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def rollout_func(
     Returns:
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
         sampling policy; 0.0 where it did not sample) and `env_mask` (1 on sampled tokens), which TRL trains on, and
-        `rollout_reward`, `trajectory_id` and `turn_facts` (what each turn did, see `adapters.turn_facts`), which it
-        passes to the reward functions; `tau2_reward` leaves the facts alone. It raises `TrainingDataError` for a
+        `rollout_reward`, `trajectory_id` and `turn_facts` (see `rollout_service.record.turn_arrays.described`), which
+        it passes to the reward functions; `tau2_reward` leaves the facts alone. It raises `TrainingDataError` for a
         missing reward or log-prob, a group that is not whole, another tokenizer than the trainer's, a token id
         that its model has no row for, more than one segment, or sampling that no importance ratio fits (see
         `checks.check_parameters`), and `ConfigError` for settings that would make the log-probs another policy's, and
@@ -231,7 +232,7 @@ def _sample(trajectory: Trajectory, end_id: int) -> tuple[Any, ...]:
         mask.tolist(),
         trajectory.reward if trajectory.is_scored else None,
         trajectory.trajectory_id,
-        turn_facts.of_response(segment),
+        described(segment, segment.prompt_length),
     )
 
 

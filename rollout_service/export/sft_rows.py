@@ -4,6 +4,8 @@ Invariant: `input_ids` are the tokens that the engine saw and sampled, and `assi
 the policy sampled: nothing that was decoded is encoded again. The messages are of the same conversation: the opening
 ones are checked to render to the first tokens, and what the policy wrote is read from its tokens.
 
+`turn_facts` says what each turn of the segment did, and where its tokens stand in `input_ids`.
+
 TRL's SFTTrainer takes `input_ids` and `assistant_masks` as they are, and tokenizes nothing. `messages`, in which
 `train` says what the policy wrote in this segment, and `tools` are for people and for other trainers. Arguments of
 calls and `tools` are JSON text: as objects, a reader of columns would fill every row with the keys of all others.
@@ -26,6 +28,7 @@ from rollout_service.export import conversation, installed
 from rollout_service.export.selection import Selected
 from rollout_service.export.strict_json import to_json
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.turn_arrays import described
 
 
 def write(selected: Selected, path: Path, *, tokenizer: str | None = None) -> None:
@@ -72,6 +75,7 @@ def rows(trajectory: Trajectory, codec: ChatCodec) -> list[dict[str, Any]]:
                 "tools": tools,
                 "input_ids": segment.token_ids.tolist(),
                 "assistant_masks": segment.loss_mask.tolist(),
+                "turn_facts": described(segment),
             }
         )
     return found

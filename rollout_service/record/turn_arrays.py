@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_service.errors import ConfigError
-from rollout_service.record.trajectory import Trajectory, Turn
+from rollout_service.record.trajectory import TokenSegment, Trajectory, Turn
 from rollout_service.record.turn_facts import OK
 from rollout_service.redaction import shown
 
@@ -45,6 +45,12 @@ def counts(turn: Turn) -> dict[str, int | None]:
         "gold_actions": None if facts.gold_actions is None else len(facts.gold_actions),
         "communicated": None if facts.communicated is None else len(facts.communicated),
     }
+
+
+def described(segment: TokenSegment, first: int = 0) -> list[dict[str, Any]]:
+    """One dict per turn of the segment, for formats without an array for it: `start` and `end` of the turn's tokens,
+    counted from the segment's token `first`, and its `counts`."""
+    return [{"start": turn.start - first, "end": turn.end - first, **counts(turn)} for turn in segment.turns]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -38,6 +38,8 @@ def test_a_row_has_the_engine_s_tokens_and_the_mask_of_what_was_sampled(played, 
         [segment] = trajectory.segments
         assert row["input_ids"] == segment.token_ids.tolist()
         assert row["assistant_masks"] == segment.loss_mask.tolist()
+        assert [(turn["start"], turn["end"]) for turn in row["turn_facts"]] == [(t.start, t.end) for t in segment.turns]
+        assert [turn["valid_calls"] for turn in row["turn_facts"]] == [t.facts.valid_calls for t in segment.turns]
         assert (row["trajectory_id"], row["reward"]) == (trajectory.trajectory_id, trajectory.reward)
 
 

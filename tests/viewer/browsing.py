@@ -10,6 +10,7 @@ import numpy as np
 from rollout_service.chat.codec import ChatCodec
 from rollout_service.errors import Fault, FaultKind
 from rollout_service.record.trajectory import Outcome, Provenance, TaskRef, Trajectory, UserReview
+from rollout_service.record.turn_facts import TurnFacts
 from tests.support.browser import Browser
 from tests.support.trajectories import make_member, make_segment
 
@@ -38,6 +39,7 @@ def stored() -> list[Trajectory]:
         segment.token_ids[:] = np.resize(ids, len(segment.token_ids))
         segment.turns[0].message_index = 1
         segment.turns[0].queue_seconds = 0.125
+        segment.turns[0].facts = TurnFacts(1, 0, True, [], [0])
         trajectory.provenance = Provenance(tokenizer="embedded", tokenizer_fingerprint=codec.tokenizer_fingerprint)
     retail[1].messages.append({"role": "tool", "content": "hay\n" * 500 + "a needle"})
     retail[0].reward_info = checks()

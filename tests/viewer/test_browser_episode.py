@@ -19,6 +19,8 @@ def test_a_conversation_shows_calls_exactly_and_the_tokens_tell_policy_from_cont
     opened(browser, pages["some"])
     assert '"order_id": 12345678901234567890' in text(browser, ".call .code")
     assert "valid" in text(browser, ".call-head")
+    assert "✎wrote❝1 required text" in text(browser, ".message.policy header").replace("\n", "")
+    assert browser.ask("document.querySelector('.message.policy .badge.good').title") == "First to say: on its way"
     assert text(browser, ".message-facts:not(:empty)") == "turn 1 · 4 tokens · v0 · 0.500 s"
     assert text(browser, ".message.tool .code") == '{\n  "status": "on its way"\n}'
     browser.press("3")

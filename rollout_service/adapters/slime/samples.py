@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rollout_service.adapters import turn_facts
 from rollout_service.adapters.checks import TrainingDataError, check_logprobs
 from rollout_service.record.trajectory import Outcome, TaskRef, TokenSegment, Trajectory
+from rollout_service.record.turn_arrays import described
 from rollout_service.termination import TerminationReason
 
 METADATA = "rollout_service"
@@ -119,7 +119,9 @@ def _of_segment(trajectory: Trajectory, number: int) -> dict[str, Any]:
             "cached_tokens": sum(turn.cached_tokens for turn in segment.turns),
             "total_prompt_tokens": sum(turn.start for turn in segment.turns),
         },
-        "metadata": {METADATA: _metadata(trajectory, number) | {"turn_facts": turn_facts.of_response(segment)}},
+        "metadata": {
+            METADATA: _metadata(trajectory, number) | {"turn_facts": described(segment, segment.prompt_length)}
+        },
     }
 
 

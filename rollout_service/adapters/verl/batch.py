@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 import rollout_service.config.arguments as arguments
-from rollout_service.adapters import checks, turn_facts
+from rollout_service.adapters import checks
 from rollout_service.adapters.checks import Unscored
 from rollout_service.errors import ConfigError
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.trajectory import TokenSegment, Trajectory
+from rollout_service.record.turn_arrays import described
 
 if TYPE_CHECKING:
     import torch
@@ -182,12 +183,12 @@ def _objects(values: list[Any]) -> npt.NDArray[Any]:
 
 
 def _extra_fields(trajectory: Trajectory) -> dict[str, Any]:
-    sampled = trajectory.weight_version_range
+    sampled, segment = trajectory.weight_version_range, checks.only_segment(trajectory)
     return {
         "min_global_steps": trajectory.oldest_version,
         "max_global_steps": None if sampled is None else sampled[1],
         "trajectory_id": trajectory.trajectory_id,
         "task_id": str(trajectory.task),
         "outcome": str(trajectory.outcome),
-        "turn_facts": turn_facts.of_response(checks.only_segment(trajectory)),
+        "turn_facts": described(segment, segment.prompt_length),
     }

@@ -1,5 +1,5 @@
 // The conversation: messages with their tool calls and results, and beside each what the record says of it.
-import { badge, element, folded, freeText, number, readable, seconds } from "./dom.js";
+import { badge, counted, element, folded, freeText, number, readable, seconds } from "./dom.js";
 import { OUTCOME_MARKS, rewardMark, weightsOf } from "./episodes.js";
 import { placedViolations, violationNote } from "./violations.js";
 
@@ -53,6 +53,7 @@ export function drawMessage(talk, message, at, isShort = false) {
       element("span", { class: "role" }, isGiven ? "Assistant" : `${name}${whose}`),
       isGiven ? element("span", { class: "given" }, isShort ? "given" : "given, not sampled") : null,
       isError ? badge("⊝", "error", "warn") : null,
+      turn < 0 ? null : turnMarks(talk, talk.turns[turn]),
       flaws.map(([flaw]) => badge("☹", `user flaw: ${flaw.replaceAll("_", " ")}`, "warn")),
       element("span", { class: "grow" }),
       isShort ? null : element("span", { class: "message-facts" }, turn < 0 ? "" : turnFacts(talk.turns[turn], turn)),
@@ -94,6 +95,18 @@ function drawCall(call, fact, isShort) {
     ),
     given && given !== "{}" ? folded(given, "code", isShort ? 8 : 24) : null,
   );
+}
+
+// What the turn did beyond its calls' states, which stand at the calls.
+function turnMarks(talk, { facts }) {
+  const { gold, communicated } = talk.facts;
+  const named = (facts.gold_actions ?? []).map((place) => gold?.[place]?.name ?? `number ${place + 1}`);
+  const said = (facts.communicated ?? []).map((place) => communicated?.[place]?.text ?? `number ${place + 1}`);
+  return [
+    facts.wrote ? badge("✎", "wrote", "plain", "A call changed a database.") : null,
+    named.length ? badge("★", counted(named.length, "gold action"), "good", `First match: ${named.join(", ")}`) : null,
+    said.length ? badge("❝", counted(said.length, "required text"), "good", `First to say: ${said.join(", ")}`) : null,
+  ];
 }
 
 function turnFacts(turn, at) {
