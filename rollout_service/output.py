@@ -151,6 +151,9 @@ class Output:
         request = attaching.collection_request(own, running, selection, n=n, group_size=size)
         if request.endless:
             raise StorageError("endless is True, but what a file lacks must have an end.", "Give n.")
+        if request.keep is not None:
+            text = f"keep is {shown(request.keep)}: nobody could say later which tasks such a file lacks."
+            raise StorageError(text, "Write the groups of client.stream with a TrajectoryWriter.")
         self._settings = _settings(running, request)
         asked = {"n": n, "group_size": size, **selection}
         if self._last is not None:

@@ -326,6 +326,15 @@ def test_damage_that_is_not_at_the_end_is_named_and_left_as_it_is(ending, tmp_pa
     assert first.stat().st_size in (len(content), len(content) - 20)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"endless": True}, "endless is True"), ({"n": 4, "keep": "reader"}, "keep is")]
+)
+def test_a_collection_of_which_nobody_could_say_what_a_file_lacks_is_refused(asked, message, tmp_path):
+    with pytest.raises(StorageError, match=message):
+        Output(tmp_path / "a.jsonl").ask(CONFIG, CONFIG, **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_file_of_trajectories_is_refused_before_anything_else(tmp_path):
     (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(StorageError, match="is a directory"):

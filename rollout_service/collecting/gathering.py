@@ -40,7 +40,7 @@ async def gathered(stream: GroupStream, progress: bool) -> TrajectoryBatch:
         try:
             async for group in stream:
                 came.extend(group)
-                bar.add(group)
+                bar.add(group, stream.dropped)
         except RolloutError as error:
             raise IncompleteCollection.of(came, stream.episodes, str(error), withheld) from error
     if stream.takes_partial and not withheld and len(came) == stream.episodes:

@@ -30,6 +30,7 @@ class CollectionProgress:
         """Episodes of groups that were no data, which are not in the summary."""
         self._total = total + self.summary.episodes
         self._enabled = enabled
+        self._dropped = 0
         self._last_line = time.perf_counter()
         self._start: float = self._last_line if earlier is None else earlier._start
         self._end: float | None = None
@@ -53,8 +54,9 @@ class CollectionProgress:
         """Duration of the collection; while it runs, until now."""
         return (self._end or time.perf_counter()) - self._start
 
-    def add(self, group: Sequence[Trajectory]) -> None:
-        """Count a finished group."""
+    def add(self, group: Sequence[Trajectory], dropped: int = 0) -> None:
+        """Count a finished group, before which a filter had dropped so many."""
+        self._dropped = dropped
         for trajectory in group:
             self.summary.add(trajectory)
         self._came()
@@ -92,6 +94,8 @@ class CollectionProgress:
         if summary.faults:
             kinds = ", ".join(f"{kind} {count}" for kind, count in summary.faults.most_common())
             parts.append(f"faults: {kinds}")
+        if self._dropped:
+            parts.append(f"{self._dropped} groups dropped")
         if unscored := done - summary.scored:
             parts.append(f"{unscored} without a reward")
         if self.withheld:

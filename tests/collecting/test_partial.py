@@ -92,6 +92,7 @@ class Stream:
     """Gives a group and withholds another one."""
 
     takes_partial = True
+    dropped = 0
 
     def __init__(self, given: list[Trajectory], withheld: list[Trajectory]) -> None:
         self.episodes = len(given) + len(withheld)

@@ -37,6 +37,13 @@ def test_a_log_line_counts_what_is_no_data_apart(capsys):
     assert (progress.summary.episodes, exit_code(progress.summary, "", progress.withheld)) == (3, 1)
 
 
+def test_a_log_line_counts_the_groups_that_a_filter_dropped(capsys):
+    with CollectionProgress(6) as progress:
+        progress.add(some(), dropped=1)
+        progress.add(some(), dropped=4)
+    assert capsys.readouterr().err.strip().endswith("faults: user_simulator 2, 4 groups dropped, 2 without a reward")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
