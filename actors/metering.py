@@ -59,7 +59,7 @@ class Metering:
         self._collections = collections
         self._policy = policy
         self._meter = exporter.meter(config)
-        self._over = {"retries": 0, "late": 0}
+        self._over = {"retries": 0, "late": 0, "withheld": 0}
         """Counts of the collections that are not open any more."""
 
     async def run(self) -> None:
@@ -90,6 +90,7 @@ class Metering:
         """Take that a collection is not open any more."""
         self._over["retries"] += collection.retries
         self._over["late"] += collection.late
+        self._over["withheld"] += collection.shelf.withheld
 
     @property
     def late(self) -> int:
@@ -110,6 +111,8 @@ class Metering:
         meter, open_ones = self._meter, self._collections.values()
         meter.reach("retries_total", self._over["retries"] + sum(each.collection.retries for each in open_ones))
         meter.reach("late_total", self.late)
+        withheld = sum(each.collection.shelf.withheld for each in open_ones)
+        meter.reach("withheld_total", self._over["withheld"] + withheld)
         meter.reach("lost_actors_total", self._pool.lost)
         for name, value in {
             "actors": len(self._pool),

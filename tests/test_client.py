@@ -384,12 +384,14 @@ def test_an_attached_client_s_attempts_and_staleness_are_those_of_its_collection
 def test_a_group_with_too_few_scored_episodes_is_reported_and_not_given(solo):
     stream, withheld = solo.stream(2, group_size=2, seed=0, max_attempts=1, min_group_size=1), []
     stream.withheld = lambda group, why: withheld.append((why, {t.fault.kind for t in group}))
+    before = solo.metrics().get("withheld_total", 0.0)
     assert list(stream) == []
     why = "0 of 2 trajectories have a score, fewer than min_group_size, which is 1"
     assert withheld == [(why, {FaultKind.POLICY})]
     with pytest.raises(IncompleteCollection, match="2 of 2 episodes failed after all attempts") as raised:
         solo.collect(2, group_size=2, seed=0, max_attempts=1, min_group_size=2, progress=False)
     assert (len(raised.value.failures), raised.value.missing) == (2, 0)
+    assert solo.metrics()["withheld_total"] == before + 2
 
 
 def test_tasks_unfit_for_the_agent_are_refused_when_asked_for(solo):

@@ -74,7 +74,8 @@ _EPISODES = (
     Metric("unknown_costs_total", "counter", _DOMAIN, "attempts whose cost is not known"),
     Metric("faults_total", "counter", ("kind",), "attempts that a fault ended, by whose fault it is"),
     Metric("retries_total", "counter", (), "attempts that were, or are to be, made again"),
-    Metric("late_total", "counter", (), "trajectories that were too old when they were to be delivered"),
+    Metric("late_total", "counter", (), "trajectories that were too old: ended in flight, dropped or delivered"),
+    Metric("withheld_total", "counter", (), "groups with too few scored trajectories (service.min_group_size)"),
     Metric("staleness", "histogram", _DOMAIN, "weight versions that an episode is behind when it is done", _VERSIONS),
     Metric("versions_behind_total", "counter", _DOMAIN, "sum of those versions"),
 )
