@@ -124,7 +124,7 @@ def start(monkeypatch) -> Callable[..., Any]:
 
 async def taken(coordinator: Coordinator, n: int = 2) -> list[Any]:
     """Submits a collection, and takes its groups to the end."""
-    collection, _, _ = await coordinator.submit(CollectionRequest(n=n), "client")
+    collection, *_ = await coordinator.submit(CollectionRequest(n=n), "client")
     return [group async for group in until_none(lambda: coordinator.next_group(collection))]
 
 
@@ -243,7 +243,7 @@ async def test_episodes_wait_while_the_replicas_memory_has_no_room_and_the_servi
     fleet, scheduler = coordinator._fleet._actor, coordinator._scheduler
     fleet.replicas = short_of_memory(0, 0.0)
     with caplog.at_level("INFO"):
-        collection, _, _ = await coordinator.submit(CollectionRequest(n=3), "client")
+        collection, *_ = await coordinator.submit(CollectionRequest(n=3), "client")
         await until(lambda: bool(coordinator._admission._controller.capacity))
         assert scheduler.limit is None
         fleet.replicas = short_of_memory(10_000, 1e6)
@@ -516,7 +516,7 @@ async def test_an_episode_that_is_played_again_because_it_is_too_old_is_counted_
         return dataclasses.replace(scored(request, (version, version)), reward=float(request.attempt))
 
     coordinator = await start(play, service__max_staleness=0)
-    collection, _, _ = await coordinator.submit(CollectionRequest(n=1), "client")
+    collection, *_ = await coordinator.submit(CollectionRequest(n=1), "client")
     while not (await coordinator.status())["finished"]:  # noqa: ASYNC110
         await asyncio.sleep(0)
     await coordinator.policy_changed(FleetState(3))
@@ -543,7 +543,7 @@ async def test_an_episode_that_an_update_cut_starts_again_and_what_it_spent_is_c
 
     coordinator = await start(play, service__max_staleness=1, service__max_attempts=1)
     budget = Budget(policy_tokens=1000)
-    collection, _, _ = await coordinator.submit(CollectionRequest(n=1, budget=budget), "client")
+    collection, *_ = await coordinator.submit(CollectionRequest(n=1, budget=budget), "client")
     while not begun:  # noqa: ASYNC110
         await asyncio.sleep(0)
     await coordinator.policy_changed(FleetState(2))
@@ -562,7 +562,7 @@ async def test_an_episode_that_updates_cut_again_and_again_is_reported_with_the_
         return dataclasses.replace(scored(request, (0, 0)), termination_reason="cancelled", reward=None)
 
     coordinator = await start(play, service__max_staleness=1)
-    collection, _, _ = await coordinator.submit(CollectionRequest(n=1), "client")
+    collection, *_ = await coordinator.submit(CollectionRequest(n=1), "client")
     (trajectory,) = (await coordinator.next_group(collection)).trajectories
     assert (trajectory.outcome, trajectory.reward) == (Outcome.ABORTED, None)
     assert (
@@ -582,7 +582,7 @@ async def test_what_the_fleet_says_is_in_the_status(start):
 async def test_episodes_that_wait_for_a_slot_are_said_to_be_held_back(start, caplog):
     coordinator, gate = await held(start)
     with caplog.at_level("INFO"):
-        collection, _, _ = await coordinator.submit(CollectionRequest(n=9), "client")
+        collection, *_ = await coordinator.submit(CollectionRequest(n=9), "client")
     assert f"INFO Collection {collection} is held back: no slot is free." in said(caplog)
     gate.set()
     await coordinator.cancel(collection)
