@@ -57,31 +57,26 @@ def check_model(states: Sequence[ReplicaState], model: str, application: str) ->
         )
 
 
-def check_cumem(values: Sequence[str | None]) -> None:
-    """Check that NCCL is set up alike in all replicas.
+def check_members(group: str, members: Set[str], states: Sequence[ReplicaState]) -> None:
+    """Check that the replicas that run are the members of the process group, and can use it.
 
     Args:
-        values: of `NCCL_CUMEM_ENABLE` in each.
+        states: of the replicas that run.
 
     Raises:
-        WeightError: it is not.
+        WeightError: they are not; names them.
     """
-    if len(set(values)) > 1:
-        found = ", ".join(sorted({str(value) for value in values}))
+    later = sorted({state.replica for state in states} - members)
+    wrong = [*missing(group, members, states), *(f"{name} started later" for name in later)]
+    if wrong:
         raise WeightError(
-            f"NCCL_CUMEM_ENABLE differs between the replicas: {found}.", "Set it for all, in policy.env_vars."
-        )
-
-
-def check_members(group: str, members: Set[str], there: Set[str]) -> None:
-    """Check that the replicas that run are the members of the process group.
-
-    Raises:
-        WeightError: they are not.
-    """
-    if members != there:
-        raise WeightError(
-            f"The process group {group!r} is not that of the replicas that run: {len(there - members)} of "
-            f"{len(there)} started later, and {len(members - there)} of the group are gone.",
+            f"The process group {group!r} is not that of the replicas that run: {'; '.join(wrong)}.",
             "Close the group and make another with client.weight_group().",
         )
+
+
+def missing(group: str, members: Set[str], states: Sequence[ReplicaState]) -> list[str]:
+    """The members that can no longer use the process group, each with the reason."""
+    died = sorted(members - {state.replica for state in states})
+    lost = {state.replica: state.lost_group[1] for state in states if state.lost_group and state.lost_group[0] == group}
+    return [*(f"{name} died" for name in died), *(f"{name} left it: {why}" for name, why in sorted(lost.items()))]

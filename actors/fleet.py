@@ -31,6 +31,7 @@ from rollout_service.metrics.engines import count_update, engine_readings
 from rollout_service.metrics.meter import Reading
 from rollout_service.policy import replica_size
 from rollout_service.policy.deployment import PolicyHandle, ReplicaMethod
+from rollout_service.policy.nccl import check_alike
 from rollout_service.policy.replicas import DesiredState, Fit, FleetState, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
@@ -257,11 +258,13 @@ class Fleet:
             await self._reach(update.version)
             raise
         loaded = [answer for answer in came if isinstance(answer, ReplicaState)]
+        lost = [answers.text(answer) for answer in came if not isinstance(answer, ReplicaState)]
+        if lost and isinstance(update.source, BroadcastTensors):  # the trainer may be gone, and not say so
+            await self._ask("leave", update.source.group)
         if came and not loaded:
             self.desired, self._history = replace(self.desired, update=before[0]), before[1]
             answers.living(came)
         await self._reach(update.version)
-        lost = [answers.text(answer) for answer in came if not isinstance(answer, ReplicaState)]
         return UpdateReport(update.version, loaded, lost)
 
     def _check_turn(self, update: WeightUpdate) -> None:
@@ -282,8 +285,7 @@ class Fleet:
         names = fits[0].names
         if isinstance(update.source, BroadcastTensors):
             states = [fit.state for fit in fits]
-            group = update.source.group
-            answers.check_members(group, self._groups.get(group, set()), {state.replica for state in states})
+            answers.check_members(update.source.group, self._groups.get(update.source.group, set()), states)
             behind = [state for state in states if state.version != self.version]
             if behind and not self._history.is_replaced_by(names):
                 raise WeightError(
@@ -316,9 +318,8 @@ class Fleet:
                 "With policy.engine_arguments.pp_size above 1 SGLang gives the stages the same ranks.",
                 "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
             )
-        cumem = answers.living(await self._ask("nccl_cumem"))
-        answers.check_cumem(cumem)
-        return GroupTerms(1 + len(cumem) * replica_size.processes(self._policy), next(iter(cumem), None))
+        check_alike(settings := answers.living(await self._ask("nccl")))
+        return GroupTerms(1 + len(settings) * replica_size.processes(self._policy), tuple(settings))
 
     async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:
         """Every replica joins the process group, with ranks from 1 on.
@@ -351,12 +352,11 @@ class Fleet:
         return joined
 
     async def absent(self, group: str) -> list[str]:
-        """Names of the process group's replicas that are gone."""
-        try:
-            there = {state.replica for state in await self._states()}
-        except ServiceError:  # none is left
-            there = set()
-        return sorted(self._groups.get(group, set()) - there)
+        """The process group's replicas that died or left it, each with the reason."""
+        states: list[ReplicaState] = []
+        with contextlib.suppress(ServiceError):  # none is left
+            states = await self._states()
+        return answers.missing(group, self._groups.get(group, set()), states)
 
     async def leave_group(self, group: str) -> None:
         """Every replica leaves the process group. A replica in the middle of an update through it is replaced."""

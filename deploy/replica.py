@@ -26,6 +26,7 @@ import rollout_service.logs as logs
 from deploy import fleet_link, http_api
 from deploy.engines import factory
 from deploy.engines.base import Engine
+from deploy.process_groups import ProcessGroups
 from deploy.turn_gate import TurnGate
 from rollout_service.background import BackgroundTasks
 from rollout_service.config import RolloutConfig
@@ -34,23 +35,20 @@ from rollout_service.errors import (
     EpisodeFault,
     Fault,
     FaultKind,
+    RolloutError,
     ServiceError,
     WeightError,
     attach_origin,
     discreet,
+    first_line,
 )
 from rollout_service.gateway.guard import Guard, tokens_of
 from rollout_service.metrics.engines import set_engine
 from rollout_service.policy.base import Generation, TurnInfo
+from rollout_service.policy.nccl import NcclSettings
 from rollout_service.policy.replicas import Fit, ReplicaState
 from rollout_service.policy.resume import resumed
-from rollout_service.policy.weights import (
-    BroadcastTensors,
-    Rendezvous,
-    UpdateMode,
-    WeightUpdate,
-    check_available,
-)
+from rollout_service.policy.weights import Rendezvous, UpdateMode, WeightUpdate, check_available
 from rollout_service.redaction import keep_out_of_logs, shows_secret
 
 _log = logs.logger(__name__)
@@ -60,9 +58,6 @@ _INTERRUPT_SECONDS = 0.2
 
 _BEHIND_SECONDS = 60.0
 """How long a turn waits if the replica's weights are too old for it."""
-
-_LEAVE_SECONDS = 10.0
-"""How long an engine may take to leave a process group. It takes milliseconds, unless the engine waits in the group."""
 
 _EXIT_SECONDS = 1.0
 """Seconds until a broken replica ends, so that its error still reaches the caller."""
@@ -96,10 +91,6 @@ class PolicyReplica:
         """Number of the last pause or resume order."""
         self._stopped: UpdateMode | None = None
         """How the turns were stopped. None: they run."""
-        self._groups: dict[str, float] = {}
-        """The replica's process groups, and how many seconds an update through each may take."""
-        self._receiving: str | None = None
-        """The group whose tensors are being loaded now."""
         self._catching_up: asyncio.Task[None] | None = None
         self._catch_up_failure = ""
         """Why the last attempt to catch up failed."""
@@ -108,6 +99,7 @@ class PolicyReplica:
         await asyncio.to_thread(fleet_link.receive_variables, config)
         self._guard = Guard(tokens_of(config.gateway))
         self._engine = await asyncio.to_thread(_start_engine, config)
+        self._groups = ProcessGroups(self._engine)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turn_gate = TurnGate(self._engine.version)
         await self._catch_up_if_possible(starting=True)
@@ -196,36 +188,48 @@ class PolicyReplica:
                         f"this replica has version {self._engine.version}.",
                         "It gets the others as soon as it can have them; what came through a process group, send anew.",
                     )
-                start = time.monotonic()
-                try:
-                    await self._stop(update.mode)
-                    stopped = time.monotonic()
-                    await self._load(update)
-                finally:
-                    await self._go()
-                _log.info(
-                    "Weights of version %d serve: turns stopped (%s) in %.2f s, loaded in %.2f s.",
-                    update.version,
-                    update.mode,
-                    stopped - start,
-                    time.monotonic() - stopped,
-                )
+                await self._change(update)
             return self.state()
 
-    async def _load(self, update: WeightUpdate) -> None:
-        self._receiving = update.source.group if isinstance(update.source, BroadcastTensors) else None
-        seconds = self._groups.get(self._receiving) if self._receiving else None  # the trainer may be gone
+    async def _change(self, update: WeightUpdate) -> None:
+        """Bring the new weights to this replica while turns run, and stop these only to put them in."""
+        start = time.monotonic()
+        staged = await self._stage(update)
+        there = time.monotonic()
+        try:
+            await self._stop(update.mode)
+            stopped = time.monotonic()
+            await self._load(staged, update)
+        finally:
+            await self._go()
+        _log.info(
+            "Weights of version %d serve: brought here in %.2f s, turns stopped (%s) in %.2f s, loaded in %.2f s.",
+            update.version,
+            there - start,
+            update.mode,
+            stopped - there,
+            time.monotonic() - stopped,
+        )
+
+    async def _stage(self, update: WeightUpdate) -> Any:
+        try:
+            return await self._groups.during(update.source, self._engine.stage(update.source))
+        except RolloutError:
+            raise
+        except Exception as error:  # nothing was changed
+            raise WeightError(f"The new weights did not arrive: {first_line(error)}", "Send them again.") from error
+
+    async def _load(self, staged: Any, update: WeightUpdate) -> None:
         keep = self._stopped == "in_place"
         try:
-            await asyncio.wait_for(self._engine.load(update.source, update.version, keep_cache=keep), seconds)
+            work = self._engine.load(staged, update.version, keep_cache=keep)
+            await self._groups.during(update.source, work)
         except WeightError:
             raise
         except BaseException as error:  # also a cancellation: some of the weights are loaded by then
             self._stopped = None  # so that `_go` does not start the turns again
             self._end_soon(f"its weights may be half loaded, after {type(error).__name__}", error)
             raise
-        finally:
-            self._receiving = None
         self._turn_gate.set_version(update.version)
 
     async def pause(self, mode: UpdateMode, number: int) -> ReplicaState:
@@ -272,9 +276,9 @@ class PolicyReplica:
             await self._engine.thaw()
         self._turn_gate.open()
 
-    async def nccl_cumem(self) -> str | None:
-        """`NCCL_CUMEM_ENABLE` in the engine's processes, which have this process's environment. None: not set."""
-        return os.environ.get("NCCL_CUMEM_ENABLE")
+    async def nccl(self) -> NcclSettings:
+        """How NCCL is set up in the engine's processes, which have this process's environment."""
+        return NcclSettings.here()
 
     async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
         """Join a process group for weight updates, see `Engine.join`.
@@ -289,25 +293,14 @@ class PolicyReplica:
         rank = ranks.get(name)
         if rank is None:  # it started meanwhile; the next update says so
             return self.state()
-        seconds = rendezvous.timeout_seconds
-        self._groups[rendezvous.name] = seconds
-        try:
-            await asyncio.wait_for(self._engine.join(rendezvous, rank), seconds)
-        except TimeoutError:
-            raise WeightError(
-                f"Replica {name} could not join the group {rendezvous.name!r} in {seconds:g} s: a rank never came.",
-                "Check that every node can reach the trainer's address, and make another group.",
-            ) from None
+        await self._groups.join(rendezvous, rank, name)
         return self.state()
 
     async def leave(self, group: str) -> ReplicaState:
-        """Leave the process group of that name. If the engine waits in the group, for tensors or for other members, it
-        would wait forever, so the replica ends itself."""
-        self._groups.pop(group, None)
+        """Leave the process group of that name. If the engine goes on waiting in the group, for tensors or for other
+        members, it would wait forever, so the replica ends itself."""
         try:
-            if self._receiving == group:
-                raise TimeoutError
-            await asyncio.wait_for(self._engine.leave(group), _LEAVE_SECONDS)
+            await self._groups.leave(group)
         except TimeoutError:
             self._end_soon(f"its engine waits in the process group {group!r}, which was left")
         return self.state()
@@ -346,6 +339,7 @@ class PolicyReplica:
             pauses=self._pauses,
             serves=self._config.policy.serves,
             occupancy=self._engine.occupancy(),
+            lost_group=self._groups.lost,
         )
 
     async def check_health(self) -> None:

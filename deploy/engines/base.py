@@ -5,7 +5,7 @@ Invariant: an engine knows nothing of pausing, retries or updates in flight. The
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from rollout_service.policy.weights import Rendezvous, WeightSource
 class Engine(Protocol):
     """Samples turns. One per replica; its calls run concurrently on the replica's event loop, which it never blocks.
 
-    The replica calls `load` for one update at a time, and lets no turn run meanwhile unless the engine is frozen.
+    The replica calls `stage` and `load` for one update at a time. It lets no turn run during `load` unless the engine
+    is frozen.
     """
 
     version: int
@@ -61,10 +62,23 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
-        """Load weights and sample with them from now on.
+    async def stage(self, source: WeightSource) -> Any:
+        """Bring new weights to memory of this replica, as far as that can be done while turns run. Changes nothing.
+
+        Returns:
+            What `load` takes. It holds the memory.
+
+        Raises:
+            WeightError: they belong to another model.
+            Exception: they did not come.
+        """
+        ...
+
+    async def load(self, staged: Any, version: int, *, keep_cache: bool) -> None:
+        """Load weights that were staged, and sample with them from now on.
 
         Args:
+            staged: what `stage` returned.
             keep_cache: keep the prefix cache although the old weights filled it; otherwise empty it.
 
         Raises:
@@ -82,7 +96,7 @@ class Engine(Protocol):
         ...
 
     async def leave(self, group: str) -> None:
-        """Leave the process group of that name."""
+        """Leave the process group of that name, also if `stage` was cancelled while it waited there."""
         ...
 
     def occupancy(self) -> Occupancy | None:

@@ -93,7 +93,10 @@ class ScriptedEngine:
         """See `Engine`. All weights fit, because there are none."""
         return None
 
-    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+    async def stage(self, source: WeightSource) -> None:
+        """See `Engine`."""
+
+    async def load(self, staged: None, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""
         self.version = version
 

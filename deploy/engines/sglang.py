@@ -64,6 +64,9 @@ _BEGUN = "Failed to update weights"
 """How SGLang reports a checkpoint that failed half way. It then loads its files again, which may differ from the
 weights that it had."""
 
+_NOT_BEGUN = "Failed to receive weights"
+"""How SGLang reports a broadcast that broke. It receives all tensors before it loads the first."""
+
 
 class SglangEngine:
     """One SGLang engine, over as many GPUs as its arguments say."""
@@ -169,13 +172,17 @@ class SglangEngine:
         if isinstance(source, BroadcastTensors) and source.group not in self._groups:
             raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
 
-    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+    async def stage(self, source: WeightSource) -> WeightSource:
         """See `Engine`."""
         self._check_group(source)  # it may have left since the check
+        return source
+
+    async def load(self, staged: WeightSource, version: int, *, keep_cache: bool) -> None:
+        """See `Engine`."""
         if not keep_cache:
             await self._come_to_rest()
             self._emptied = self.version
-        for number, single in enumerate(single_sources(source)):
+        for number, single in enumerate(single_sources(staged)):
             if isinstance(single, Checkpoint):
                 await self._load_checkpoint(single, version, alone=number == 0)
             else:
@@ -206,7 +213,7 @@ class SglangEngine:
             raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
 
     async def _load_tensors(self, source: Any, version: int) -> None:
-        from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput, EndWeightUpdateReqInput
+        from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput
 
         _check_success(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
         if isinstance(source, BroadcastTensors):
@@ -215,24 +222,31 @@ class SglangEngine:
             for bucket in source.buckets[:-1]:
                 await self._load_bucket(bucket, None)
             await self._load_bucket(source.buckets[-1], str(version))
+        await self._end_update()
+
+    async def _end_update(self) -> None:
+        from sglang.srt.managers.io_struct import EndWeightUpdateReqInput
+
         _check_success(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
 
     async def _receive(self, source: BroadcastTensors, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
 
-        _check_success(
-            await self._manager.update_weights_from_distributed(
-                UpdateWeightsFromDistributedReqInput(
-                    names=[spec.name for spec in source.specs],
-                    dtypes=[spec.dtype for spec in source.specs],
-                    shapes=[list(spec.shape) for spec in source.specs],
-                    group_name=source.group,
-                    weight_version=version,
-                    flush_cache=False,
-                ),
-                None,
-            )
+        success, message = await self._manager.update_weights_from_distributed(
+            UpdateWeightsFromDistributedReqInput(
+                names=[spec.name for spec in source.specs],
+                dtypes=[spec.dtype for spec in source.specs],
+                shapes=[list(spec.shape) for spec in source.specs],
+                group_name=source.group,
+                weight_version=version,
+                flush_cache=False,
+            ),
+            None,
         )
+        if _NOT_BEGUN in message:
+            await self._end_update()
+            raise WeightError(f"The tensors did not all come: {message}", "Make another group and send them again.")
+        _check_success((success, message))
 
     async def _load_bucket(self, bucket: Any, version: str | None) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput

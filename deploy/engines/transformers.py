@@ -20,7 +20,7 @@ import asyncio
 import functools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,9 @@ from rollout_service.policy.weights import (
 
 _CACHE_BYTES = 4 << 30
 """Size of the key and value cache on a device that does not tell its free memory."""
+
+Named = tuple[str, torch.Tensor]
+"""A parameter's name and its new value."""
 
 _CLOSE_SECONDS = 30.0
 """Grace for the thread to end: it may be inside a step, or waiting for a broadcast."""
@@ -148,18 +151,25 @@ class TransformersEngine:
         parameters.check_shapes({name: tuple(tensor.shape) for name, tensor in self._weights.items()}, offered)
         return parameters.covered(self._parameters, frozenset(name for name, _ in offered))
 
-    async def load(self, source: WeightSource, version: int, *, keep_cache: bool) -> None:
-        """See `Engine`. Frozen turns whose cache is not kept go on as if new: what they have is their prompt."""
+    async def stage(self, source: WeightSource) -> list[Named]:
+        """See `Engine`. Tensors from the object store are views of it, those of a checkpoint may be views of its file,
+        and those of a process group have all been received."""
         await asyncio.to_thread(self.check, source)
+        staged: list[Named] = []
         for single in single_sources(source):
             if isinstance(single, StoredTensors):
-                for bucket in single.buckets:
-                    data = await bucket.data
-                    await self._between_steps(functools.partial(self._write, unpacked(bucket, data)))
+                data = await asyncio.gather(*(bucket.data for bucket in single.buckets))
+                for bucket, each in zip(single.buckets, data, strict=True):
+                    staged += unpacked(bucket, each)
             elif isinstance(single, Checkpoint):
-                await self._between_steps(functools.partial(self._write, _read(single)))
+                staged += await asyncio.to_thread(_read, single)
             else:
-                await self._between_steps(functools.partial(self._write, self._received(single)))
+                staged += await asyncio.to_thread(self._received, single)
+        return staged
+
+    async def load(self, staged: list[Named], version: int, *, keep_cache: bool) -> None:
+        """See `Engine`. Frozen turns whose cache is not kept go on as if new: what they have is their prompt."""
+        await self._between_steps(functools.partial(self._write, staged))
         await self._between_steps(functools.partial(self._renew, version, keep_cache))
 
     async def join(self, rendezvous: Rendezvous, rank: int) -> None:
@@ -169,8 +179,9 @@ class TransformersEngine:
 
     async def leave(self, group: str) -> None:
         """See `Engine`."""
-        if group in self._groups:
-            await asyncio.to_thread(process_group.leave, self._groups.pop(group)[0])
+        joined = self._groups.pop(group, None)
+        if joined is not None:  # a thread may still receive in it
+            await asyncio.to_thread(process_group.abort, joined[0])
 
     def occupancy(self) -> Occupancy:
         """See `Engine`."""
@@ -229,17 +240,20 @@ class TransformersEngine:
     def _end(self) -> None:
         self._ended = RuntimeError("it was closed")
 
-    def _write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _write(self, tensors: Iterable[Named]) -> None:
         for name, tensor in tensors:
             self._weights[name].copy_(tensor)
 
-    def _received(self, source: BroadcastTensors) -> Iterator[tuple[str, torch.Tensor]]:
+    def _received(self, source: BroadcastTensors) -> list[Named]:
         group, rendezvous = self._groups[source.group]
         device = self._device if rendezvous.backend == "nccl" else torch.device("cpu")
+        received = []
         for spec in source.specs:
             tensor = torch.empty(spec.shape, dtype=_dtype(spec), device=device)
-            process_group.broadcast(group, tensor)
-            yield spec.name, tensor
+            with process_group.beside(tensor):
+                process_group.broadcast(group, tensor)
+            received.append((spec.name, tensor))
+        return received
 
     def _renew(self, version: int, keep_cache: bool) -> None:
         self.version = version
@@ -280,12 +294,12 @@ def _stops(model: Any) -> frozenset[int]:
     )
 
 
-def _read(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """The checkpoint's tensors, each read when its turn comes."""
+def _read(source: Checkpoint) -> list[Named]:
+    read = []
     for path in parameters.files(Path(source.path)):
         with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                yield name, tensors.get_tensor(name)
+            read += [(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
+    return read
 
 
 def _dtype(spec: TensorSpec) -> torch.dtype:

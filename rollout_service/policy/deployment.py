@@ -13,7 +13,7 @@ from rollout_service.cluster import Reference
 from rollout_service.config.sampling import Sampling
 from rollout_service.policy.base import Generation, TurnInfo
 
-ReplicaMethod = Literal["state", "check_update", "update_weights", "pause", "resume", "nccl_cumem", "join", "leave"]
+ReplicaMethod = Literal["state", "check_update", "update_weights", "pause", "resume", "nccl", "join", "leave"]
 """The methods that the fleet calls in every replica at once."""
 
 

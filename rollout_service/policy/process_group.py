@@ -8,46 +8,31 @@ group is made.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rollout_service.errors import WeightError, first_line
+from rollout_service.policy import nccl
+from rollout_service.policy.nccl import NcclSettings
 from rollout_service.policy.weights import Rendezvous
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_CUMEM = "NCCL_CUMEM_ENABLE"
-"""How NCCL allocates memory that it shares with other processes. A rank with 0 cannot open memory that a rank without
-it allocated: it dies in the first broadcast, and the others wait for it forever."""
 
-
-def match_nccl(replicas: str | None) -> None:
-    """Check that NCCL allocates memory here as in the replicas, before it connects to them. Sets the variable if that
-    still has an effect.
-
-    Args:
-        replicas: the variable's value in the replicas; None: not set.
+def match_nccl(replicas: Sequence[NcclSettings]) -> None:
+    """Check that NCCL is set up here as in the replicas, before it connects to them. Sets the variables that differ, as
+    far as that still has an effect.
 
     Raises:
-        WeightError: the value here differs, and was set by the user or can no longer be changed.
+        WeightError: a variable here differs, and was set by the user or can no longer be changed; or the versions
+            differ.
     """
-    own = os.environ.get(_CUMEM)
-    if (own == "0") == (replicas == "0"):
-        return
-    if own is None and not _nccl_is_up():
-        os.environ[_CUMEM] = "0"
-        return
-    here = "not set, and NCCL is up already," if own is None else repr(own)
-    there = "not set" if replicas is None else repr(replicas)
-    raise WeightError(
-        f"{_CUMEM} is {here} in this process and {there} in the replicas: NCCL cannot share memory between them.",
-        f"Start the trainer with {_CUMEM}=0."
-        if replicas == "0"
-        else f"Start the trainer without it, or the replicas with policy.env_vars: {{{_CUMEM}: '0'}}.",
-    )
+    import torch  # noqa: F401  # so that the version is known
+
+    os.environ |= nccl.missing(NcclSettings.here(), replicas, is_up=_nccl_is_up())
 
 
 def _nccl_is_up() -> bool:
@@ -118,7 +103,8 @@ def leave(group: ProcessGroup) -> None:
 
 
 def abort(group: ProcessGroup) -> None:
-    """Leave the group, whatever is running in it. Waits in NCCL end at once; waits in gloo end at their timeout."""
+    """Leave the group, whatever is running in it. Waits in NCCL end at once. In gloo this process's waits end at their
+    timeout, and those of the other ranks as soon as nothing refers to the group."""
     group.abort()
 
 

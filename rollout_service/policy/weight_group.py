@@ -64,7 +64,7 @@ class WeightGroup:
             WeightError: the replicas could not join, or NCCL could not work with them.
         """
         if backend == "nccl":
-            process_group.match_nccl(terms.nccl_cumem)
+            process_group.match_nccl(terms.nccl)
         name = f"weights-{uuid.uuid4().hex[:8]}"
         rendezvous = Rendezvous(name, address, _free_port(), backend, terms.world_size, timeout_seconds)
         answer = fleet.join_group.remote(rendezvous)
@@ -169,7 +169,7 @@ class _Watch:
         self._fleet = fleet
         self._answer = answer
         self._asked: Reference[list[str]] | None = None
-        """Reference of the fleet's answer to which replicas are gone."""
+        """Reference of the fleet's answer to which replicas have left the group, and why."""
 
     def until(self, own: Future[Any]) -> Any:
         """The future's result.
@@ -217,7 +217,7 @@ class _Watch:
             self.answered()
 
     def _blame_the_dead(self) -> None:
-        """After a failure, raise `WeightError` if a replica died, which the cluster may notice a little later."""
+        """After a failure, raise `WeightError` if it is a replica's, which the cluster may notice a little later."""
         noticed = time.monotonic() + _NOTICE_SECONDS
         while time.monotonic() < noticed:
             self._check_all_there()
@@ -233,7 +233,7 @@ class _Watch:
         asked, self._asked = self._asked, None
         gone = call(asked, "fleet")
         if gone:
-            raise self._broken(f"{', '.join(gone)} died")
+            raise self._broken("; ".join(gone))
 
     def _late(self) -> RolloutError:
         seconds = self._rendezvous.timeout_seconds
@@ -255,7 +255,8 @@ def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> No
             with process_group.beside(tensor):
                 process_group.broadcast(group, tensor)
         except BaseException as error:
-            sent.set_exception(error)
+            # its traceback would keep the group, and the other ranks wait for as long as this process has that
+            sent.set_exception(error.with_traceback(None))
             return
         sent.set_result(None)
 

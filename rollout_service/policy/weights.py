@@ -16,6 +16,7 @@ import numpy as np
 
 import rollout_service.config.arguments as arguments
 from rollout_service.errors import WeightError
+from rollout_service.policy.nccl import NcclSettings
 from rollout_service.redaction import shown
 
 UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
@@ -122,8 +123,8 @@ class GroupTerms:
     """What the replicas require of a process group."""
 
     world_size: int
-    nccl_cumem: str | None
-    """`NCCL_CUMEM_ENABLE` in the replicas' processes; None: not set. See `process_group.match_nccl`."""
+    nccl: tuple[NcclSettings, ...]
+    """How NCCL is set up in each replica. See `process_group.match_nccl`."""
 
 
 def check_mode(mode: Any) -> None:

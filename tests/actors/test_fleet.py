@@ -19,6 +19,7 @@ from actors.fleet import Fleet
 from rollout_service.cluster import Call
 from rollout_service.errors import ServiceError, WeightError
 from rollout_service.metrics.text import flat
+from rollout_service.policy.nccl import NcclSettings
 from rollout_service.policy.replicas import Fit, FleetState, ReplicaState
 from rollout_service.policy.weight_history import Names
 from rollout_service.policy.weights import (
@@ -229,7 +230,8 @@ async def test_over_weights_that_others_gave_no_part_is_offered_to_new_replicas(
 
 
 @pytest.mark.parametrize(
-    ("now", "message"), [(["a"], "1 of the group are gone"), (["a", "b", "c"], "1 of 3 started later")]
+    ("now", "message"),
+    [(["a"], "run: b died"), (["a", "b", "c"], "run: c started later"), (["c"], "a died; b died; c")],
 )
 async def test_a_process_group_is_that_of_the_replicas_that_run(now, message):
     replicas = Replicas(["a", "b"])
@@ -267,18 +269,37 @@ async def test_replicas_of_a_group_that_are_gone_are_named():
     await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
     assert await ours.absent("group") == []
     replicas.names = ["a", "c"]
-    assert await ours.absent("group") == ["b"]
+    assert await ours.absent("group") == ["b died"]
     replicas.said["state"] = RayActorError()
-    assert await ours.absent("group") == ["a", "b"]
+    assert await ours.absent("group") == ["a died", "b died"]
+
+
+async def test_a_replica_that_cannot_use_its_group_any_more_is_named_with_the_reason_and_the_others_leave_it():
+    replicas = Replicas(["a", "b"])
+    ours = fleet(replicas)
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    there = {name: ReplicaState(name, 0, paused=False, running=0, pauses=0) for name in "ab"}
+    replicas.said["update_weights"] = {"a": there["a"], "b": WeightError("the tensors did not all come.")}
+    update = WeightUpdate(BroadcastTensors("group", ()), 1, "drain")
+    report = await ours.update_weights(update)
+    assert report.lost == ["WeightError: the tensors did not all come."]
+    assert replicas.asked[-1] == ("leave", "group"), "also where the trainer is dead and cannot say so"
+    there["b"] = replace(there["b"], lost_group=("group", "the tensors did not all come."))
+    replicas.said["state"] = there
+    assert await ours.absent("group") == ["b left it: the tensors did not all come."]
+    replicas.said["check_update"] = {name: Fit(state, None) for name, state in there.items()}
+    with pytest.raises(WeightError, match=r"b left it: the tensors did not all come.*Close the group and make another"):
+        await ours.check_update(replace(update, version=2))
 
 
 async def test_replicas_whose_nccl_is_not_set_up_alike_make_no_group():
     replicas = Replicas(["a", "b"])
     ours = fleet(replicas)
-    replicas.said["nccl_cumem"] = "0"
-    assert await ours.group_terms() == GroupTerms(3, "0")
-    replicas.said["nccl_cumem"] = {"a": "0", "b": None}
-    with pytest.raises(WeightError, match="NCCL_CUMEM_ENABLE differs between the replicas: 0, None"):
+    zero = NcclSettings("host", {"NCCL_CUMEM_ENABLE": "0"})
+    replicas.said["nccl"] = zero
+    assert await ours.group_terms() == GroupTerms(3, (zero, zero))
+    replicas.said["nccl"] = {"a": zero, "b": NcclSettings("host", {})}
+    with pytest.raises(WeightError, match="NCCL_CUMEM_ENABLE differs between the replicas: '0', not set"):
         await ours.group_terms()
 
 

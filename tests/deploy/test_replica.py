@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import functools
 import re
 import traceback
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 
+from deploy import membership, process_groups
 from deploy import replica as module
 from deploy.replica import PolicyReplica
 from rollout_service.config.sampling import Sampling
@@ -41,7 +43,12 @@ class Engine:
         self.error: Exception | None = None
         self.loaded: list[Any] = []
         self.running = self.most = 0
-        self.loading = asyncio.Event()
+        self.leaves = True
+        """Whether it can leave a process group."""
+        self.stages = False
+        """Whether it waits for the trainer's tensors while turns run; otherwise it does while they are stopped."""
+        self.waiting = asyncio.Event()
+        """Set while it waits for the trainer's tensors."""
         self.others = asyncio.Event()
         """Set once the other ranks of a process group have come."""
 
@@ -57,10 +64,16 @@ class Engine:
         if isinstance(source, Checkpoint) and source.path == "gone":
             raise WeightError("there is no folder gone.")
 
-    async def load(self, source, version, *, keep_cache) -> None:
-        self.loaded.append(source)
-        self.loading.set()
-        if isinstance(source, BroadcastTensors):
+    async def stage(self, source) -> Any:
+        if isinstance(source, BroadcastTensors) and self.stages:
+            self.waiting.set()
+            await self.others.wait()
+        return source
+
+    async def load(self, staged, version, *, keep_cache) -> None:
+        self.loaded.append(staged)
+        if isinstance(staged, BroadcastTensors):
+            self.waiting.set()
             await self.others.wait()
         if self.error is not None:
             raise self.error
@@ -70,7 +83,8 @@ class Engine:
         await self.others.wait()
 
     async def leave(self, group) -> None:
-        await self.others.wait()
+        if not self.leaves:
+            await asyncio.Event().wait()
 
     def interrupt(self) -> None: ...
     async def freeze(self) -> None: ...
@@ -144,7 +158,7 @@ async def test_the_log_says_what_a_replica_serves_and_when_that_changes(engine, 
     assert lines == [
         "Replica r1 serves scripted with weights of version 3 after … s.",
         "Paused (drain): no turn is sampled until resume.",
-        "Weights of version 4 serve: turns stopped (drain) in … s, loaded in … s.",
+        "Weights of version 4 serve: brought here in … s, turns stopped (drain) in … s, loaded in … s.",
         "Resumed: turns are sampled again.",
     ]
 
@@ -190,7 +204,7 @@ async def test_a_turn_says_how_long_it_waited_at_the_replica_and_in_the_engine_s
     async def queued(*args) -> Generation:
         now[0] += 50.0  # the engine waits and samples
         wait, reason = next(parts)
-        return dataclasses.replace(await sample(*args), queue_seconds=wait, finish_reason=reason)
+        return replace(await sample(*args), queue_seconds=wait, finish_reason=reason)
 
     engine.generate = queued
     await replica.pause("drain", 1)
@@ -254,25 +268,73 @@ async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_nam
     replica = await started(monkeypatch)
     with pytest.raises(WeightError, match=r"Replica r1 could not join the group 'group' in 0.05 s"):
         await replica.join(group(0.05), {"r1": 1})
-    monkeypatch.setattr(module, "_LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr(process_groups, "_LEAVE_SECONDS", 0.05)
+    engine.leaves = False
     await replica.leave("group")
     await asyncio.wait_for(ended.wait(), 60)  # an engine that does not even leave can sample nothing
 
 
-@pytest.mark.parametrize("end", ["trainer gone", "group left"])
-async def test_a_replica_that_waits_for_tensors_which_nobody_sends_any_more_ends_itself(
-    engine, monkeypatch, ended, end
-):
+async def lost_update(engine: Engine, monkeypatch, end: str) -> tuple[PolicyReplica, asyncio.Task[Any]]:
+    """A replica that waits for tensors when its group is lost in this way, and the task of its update."""
+    monkeypatch.setattr(membership, "_GRACE_SECONDS", 0.01)
     replica = await started(monkeypatch)
+    connected: list[asyncio.StreamWriter] = []
+    store = await asyncio.start_server(lambda _, writer: connected.append(writer), "127.0.0.1", 0)
+    meeting = group(0.05 if end == "time is up" else 600.0)
     engine.others.set()
-    await replica.join(group(0.05 if end == "trainer gone" else 600.0), {"r1": 1})
+    await replica.join(replace(meeting, port=store.sockets[0].getsockname()[1]), {"r1": 1})
     engine.others.clear()
     update = asyncio.ensure_future(replica.update_weights(WeightUpdate(BroadcastTensors("group", ()), 4, "drain")))
-    await engine.loading.wait()
+    await engine.waiting.wait()
+    if end == "trainer gone":
+        store.close()
+    while end == "trainer gone" and not update.done():
+        while connected:
+            connected.pop().close()
+        await asyncio.wait([update], timeout=0.01)
     if end == "group left":
         await replica.leave("group")
+    await asyncio.wait([update], timeout=60)
+    store.close()
+    return replica, update
+
+
+ENDS = {
+    "time is up": "nothing came for 0.05 s",
+    "group left": "it was left",
+    "trainer gone": "the trainer's process has ended",
+}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+async def test_a_replica_whose_engine_waits_for_tensors_which_nobody_sends_any_more_ends_itself(
+    engine, monkeypatch, ended, end
+):
+    engine.load = functools.partial(never, engine)
+    replica, update = await lost_update(engine, monkeypatch, end)
+    with pytest.raises(membership.GroupLost, match=ENDS[end]):
+        await update
     await asyncio.wait_for(ended.wait(), 60)
-    update.cancel()
+    assert replica.state().lost_group == ("group", f"group: {ENDS[end]}")
+
+
+async def never(engine: Engine, staged: Any, version: int, *, keep_cache: bool) -> None:
+    """Wait in a group as SGLang's scheduler does: nothing that is done in this process ends it."""
+    engine.waiting.set()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+async def test_a_replica_whose_tensors_do_not_all_come_while_turns_run_serves_the_old_ones_on(
+    engine, monkeypatch, ended, end
+):
+    engine.stages = True
+    replica, update = await lost_update(engine, monkeypatch, end)
+    with pytest.raises(WeightError, match=f"The new weights did not arrive: group: {ENDS[end]}"):
+        await update
+    assert (await turn(replica)).weight_versions.tolist() == [3]
+    assert replica.state().lost_group == ("group", f"group: {ENDS[end]}")
+    assert not ended.is_set()
 
 
 async def test_weights_that_could_not_be_loaded_leave_the_old_ones_in_service(engine, monkeypatch):

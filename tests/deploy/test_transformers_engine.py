@@ -132,6 +132,11 @@ class Put:
         return self._data
 
 
+async def load(engine: TransformersEngine, source: WeightSource, version: int, *, keep_cache: bool) -> None:
+    """Bring the weights to the engine and have it load them."""
+    await engine.load(await engine.stage(source), version, keep_cache=keep_cache)
+
+
 def weights(model: Path) -> dict[str, torch.Tensor]:
     return dict(plain(model).state_dict())
 
@@ -343,7 +348,7 @@ async def loaded_in_mid_turn(engine: TransformersEngine, new: Path, ids: np.ndar
     await until(lambda: sampled(engine) > 10)
     await engine.freeze()
     count = sampled(engine)
-    await engine.load(Checkpoint(str(new)), 1, keep_cache=keep)
+    await load(engine, Checkpoint(str(new)), 1, keep_cache=keep)
     await engine.thaw()
     made = await turn
     assert made.weight_versions.tolist() == [0] * count + [1] * (300 - count)
@@ -380,7 +385,7 @@ async def test_a_new_episode_reuses_only_what_its_own_weights_computed_and_an_ol
     first, second, third = (np.concatenate([system, prompt(30, seed=number)]) for number in range(3))
     began = await sample(engine, first, max_new_tokens=8)
     assert (began.prefix_version, began.cached_tokens) == (0, 0)
-    await engine.load(Checkpoint(str(new)), 1, keep_cache=True)
+    await load(engine, Checkpoint(str(new)), 1, keep_cache=True)
 
     fresh = await sample(engine, second, max_new_tokens=8)
     assert (fresh.prefix_version, fresh.cached_tokens) == (1, 0)
@@ -397,7 +402,7 @@ async def test_a_new_episode_reuses_only_what_its_own_weights_computed_and_an_ol
     assert (goes_on.prefix_version, set(goes_on.weight_versions.tolist())) == (0, {1})
     assert np.abs(goes_on.logprobs - scored(new, longer, goes_on.token_ids)).max() > 1, "those of a mixture"
 
-    await engine.load(Checkpoint(str(old)), 2, keep_cache=False)
+    await load(engine, Checkpoint(str(old)), 2, keep_cache=False)
     again = await engine.generate(longer, Sampling(max_new_tokens=8), TurnInfo(prefix_version=0))
     assert (again.prefix_version, again.cached_tokens) == (2, 0), "nothing older is left"
     assert_scored(again, old, longer)
@@ -414,7 +419,7 @@ async def test_a_prompt_that_is_half_computed_when_the_weights_change_is_of_the_
     await until(lambda: any(t.context.seen for t in list(engine._batch._running)))
     await engine.freeze()
     assert sampled(engine) == 0
-    await engine.load(Checkpoint(str(new)), 1, keep_cache=True)
+    await load(engine, Checkpoint(str(new)), 1, keep_cache=True)
     await engine.thaw()
     made = await turn
     assert (made.prefix_version, made.weight_versions.tolist()) == (0, [1, 1])
@@ -453,10 +458,10 @@ async def assert_serves(engine: TransformersEngine, model: Path, version: int) -
 
 async def test_weights_load_from_a_checkpoint_an_object_store_and_a_trainer(engine, old, new):
     await assert_serves(engine, old, 0)
-    await engine.load(Checkpoint(str(new)), 3, keep_cache=False)
+    await load(engine, Checkpoint(str(new)), 3, keep_cache=False)
     await assert_serves(engine, new, 3)
 
-    await engine.load(stored(weights(old), Put), 4, keep_cache=False)
+    await load(engine, stored(weights(old), Put), 4, keep_cache=False)
     await assert_serves(engine, old, 4)
 
     meeting = rendezvous()
@@ -468,18 +473,34 @@ async def test_weights_load_from_a_checkpoint_an_object_store_and_a_trainer(engi
     await engine.join(meeting, 1)
     engine.check(source)
     trainer.send.set()
-    await engine.load(source, 5, keep_cache=False)
+    await load(engine, source, 5, keep_cache=False)
     await assert_serves(engine, new, 5)
     await engine.leave("weights")
     await asyncio.to_thread(trainer.join, 20)
     assert not trainer.is_alive()
 
 
+async def test_turns_run_until_all_tensors_of_a_trainer_have_come_and_none_is_changed_if_it_dies(engine, old, new):
+    meeting = rendezvous()
+    tensors = weights(new)
+    trainer = Trainer(meeting, list(tensors.values())[:5])
+    await engine.join(meeting, 1)
+    source = BroadcastTensors("weights", tuple(spec(*item) for item in tensors.items()))
+    staging = asyncio.ensure_future(engine.stage(source))
+    await assert_serves(engine, old, 0)
+    assert not staging.done()
+    trainer.send.set()
+    with pytest.raises(RuntimeError, match="onnection"):  # it leaves after the fifth
+        await staging
+    await engine.leave("weights")
+    await assert_serves(engine, old, 0)
+
+
 async def test_what_an_update_leaves_out_stays(engine, old, new, tmp_path):
     head, norm = "lm_head.weight", "model.norm.weight"
     pair = {name: weights(new)[name] for name in (head, norm)}
     buckets = [stored({name: tensor}, Put).buckets[0] for name, tensor in pair.items()]
-    await engine.load(StoredTensors(tuple(buckets)), 1, keep_cache=False)
+    await load(engine, StoredTensors(tuple(buckets)), 1, keep_cache=False)
     mixed = transformers.AutoModelForCausalLM.from_pretrained(old)
     mixed.load_state_dict(pair, strict=False)
     mixed.save_pretrained(tmp_path)
@@ -493,7 +514,7 @@ async def test_weights_in_several_places_are_loaded_in_their_order(engine, old, 
     )
     assert engine.check(layers) is None
     assert engine.check(layers.sources[1]) == {norm}
-    await engine.load(layers, 3, keep_cache=False)
+    await load(engine, layers, 3, keep_cache=False)
     mixed = transformers.AutoModelForCausalLM.from_pretrained(new)
     mixed.load_state_dict({name: weights(old)[name] for name in (head, norm)}, strict=False)
     mixed.save_pretrained(tmp_path)
@@ -504,7 +525,7 @@ async def test_an_engine_takes_no_update_without_a_tensor(engine, old):
     with pytest.raises(WeightError, match="have no tensor"):
         engine.check(stored({}, Put))
     with pytest.raises(WeightError, match="have no tensor"):
-        await engine.load(stored({}, Put), 1, keep_cache=False)
+        await load(engine, stored({}, Put), 1, keep_cache=False)
     await assert_serves(engine, old, 0)
 
 
@@ -521,9 +542,9 @@ async def test_a_tied_head_may_come_or_not(start, tmp_path):
             del tensors["lm_head.weight"]
         source = stored(tensors, Put)
         parameters.check_weights(str(models[0]), source)
-        await engine.load(source, version, keep_cache=False)
+        await load(engine, source, version, keep_cache=False)
         await assert_serves(engine, model, version)
-    await engine.load(Checkpoint(str(models[1])), 5, keep_cache=False)
+    await load(engine, Checkpoint(str(models[1])), 5, keep_cache=False)
     await assert_serves(engine, models[1], 5)
 
 
@@ -552,7 +573,7 @@ async def test_other_weights_are_refused_and_the_old_ones_serve_on(engine, old, 
         with pytest.raises(WeightError, match=words):
             parameters.check_weights(str(old), source)
         with pytest.raises(WeightError, match=words):
-            await engine.load(source, 1, keep_cache=False)
+            await load(engine, source, 1, keep_cache=False)
     await assert_serves(engine, old, 0)
 
 
