@@ -206,6 +206,42 @@ def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_its_su
     assert {t.weight_version_range for t in after} == {(version, version)}
 
 
+@ray.remote(num_cpus=0, max_retries=0)
+def trainer_that_dies(tensors: dict[str, Any], version: int) -> None:
+    """Attaches to the service as a trainer, and ends in the middle of an update."""
+    config = settings(service__name="laptop", policy__engine="transformers")
+    client = RolloutClient("auto", config=config, start=False)
+    group = client.weight_group("gloo", timeout_seconds=200)
+
+    class EndsTheTrainer(dict[str, Any]):
+        def values(self) -> Iterator[Any]:  # type: ignore[override]
+            for number, tensor in enumerate(super().values()):
+                if number == 12:
+                    os._exit(1)
+                yield tensor
+
+    client.update_weights(EndsTheTrainer(tensors), version=version, group=group)
+
+
+def test_a_trainer_that_dies_in_an_update_leaves_the_old_weights_in_service_and_costs_no_replica_and_no_episode(
+    service, model, tmp_path
+):
+    other = Reference(str(tiny_model.make(tmp_path / "other", seed=8))).state()
+    version = service.update_weights(model).version
+    replicas = {state.replica for state in service.replicas()}
+    with contextlib.closing(service.stream(6)) as stream:
+        stream.open()
+        until_turns_run(service, 2)
+        with pytest.raises(ray.exceptions.WorkerCrashedError):
+            ray.get(trainer_that_dies.remote(other, version + 1))
+        trajectories = [group[0] for group in stream]
+    assert len(trajectories) == 6
+    assert max(error(t.segments[0], {version: Reference(model)}) for t in trajectories) < 1e-4
+    assert {state.replica for state in service.replicas()} == replicas
+    updated = service.update_weights(other)  # refused for as long as another one is under way
+    assert (updated.version, updated.lost) == (version + 1, [])
+
+
 async def until_running(service: RolloutClient, turns: int) -> None:
     for _ in range(400):
         if sum(state.running for state in await service.areplicas()) == turns:

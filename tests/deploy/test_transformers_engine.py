@@ -448,8 +448,8 @@ class Trainer(threading.Thread):
         process_group.leave(group)
 
 
-async def assert_serves(engine: TransformersEngine, model: Path, version: int) -> None:
-    ids = prompt(40)
+async def assert_serves(engine: TransformersEngine, model: Path, version: int, seed: int = 0) -> None:
+    ids = prompt(40, seed)
     turn = await sample(engine, ids, max_new_tokens=6)
     assert turn.cached_tokens == 0
     assert turn.weight_versions.tolist() == [version] * len(turn.token_ids)
@@ -493,7 +493,7 @@ async def test_turns_run_until_all_tensors_of_a_trainer_have_come_and_none_is_ch
     with pytest.raises(RuntimeError, match="onnection"):  # it leaves after the fifth
         await staging
     await engine.leave("weights")
-    await assert_serves(engine, old, 0)
+    await assert_serves(engine, old, 0, seed=1)
 
 
 async def test_what_an_update_leaves_out_stays(engine, old, new, tmp_path):
