@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from rollout_service.journal.database import OpenCollection
 from rollout_service.journal.entries import Acknowledged, Asked, Positioned, Served, Spent, Stored
 from rollout_service.journal.journal import ENDING, Journal, NoJournal
 from rollout_service.journal.place import PARTS
+from rollout_service.phases import Phases
 from rollout_service.record.part import Part, is_there
 
 if TYPE_CHECKING:  # it imports this module
@@ -262,8 +262,7 @@ def begun_by(submission: str | None, collections: Iterable[RunningCollection]) -
 async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeeping) -> None:
     """Do again what the process that starts a service does with a new coordinator. The weight version and the variables
     with secrets come from the fleet, without which no coordinator can go on."""
-    begun = time.monotonic()
-    service = config.service
+    phases, service = Phases(), config.service
     fleet = await asyncio.to_thread(cluster.find, cluster.fleet_name(service.name), service.namespace)
     try:
         if fleet is None:
@@ -271,7 +270,8 @@ async def go_on(coordinator: Coordinator, config: RolloutConfig, books: Bookkeep
         state = await cluster.repeated(fleet.state.remote, "fleet")
         await coordinator.policy_changed(state)
         await coordinator.start(state.episode_variables, fleet)
-        await coordinator.ready(time.monotonic() - begun)
+        phases.end("journal and environment actors")
+        await coordinator.ready(phases.total, str(phases))
     except Exception as error:  # whoever calls must hear of it
         known = error if isinstance(error, RolloutError) else ServiceError(f"No restart: {last_cause(str(error))}.")
         books.give_up(known)

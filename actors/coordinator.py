@@ -109,12 +109,14 @@ class Coordinator:
         self._tasks.start(self._admission.run(fleet), "looking at the replicas' memory")
         await planner
 
-    async def ready(self, seconds: float) -> None:
+    async def ready(self, seconds: float, phases: str) -> None:
         """Take that the policy's replicas can sample, `seconds` after the start began: start the other environment
-        actors, and log with what the service is up."""
+        actors, and log with what the service is up. `phases` says where the seconds went."""
         assert self._fleet is not None
         self._state = "running"
-        await log_start(self._config, None if self._application is None else self._fleet, len(self._pool), seconds)
+        await log_start(
+            self._config, None if self._application is None else self._fleet, len(self._pool), seconds, phases
+        )
         self._pool.complete()
 
     async def submit(self, request: CollectionRequest, client: str, submission: str | None = None) -> Accepted:

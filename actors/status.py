@@ -96,18 +96,19 @@ def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dic
     }
 
 
-async def log_start(config: RolloutConfig, fleet: FleetHandle | None, actors: int, seconds: float) -> None:
+async def log_start(config: RolloutConfig, fleet: FleetHandle | None, actors: int, seconds: float, phases: str) -> None:
     """Log with what the service is up.
 
     Args:
         fleet: None: the policy's replicas are behind an endpoint.
         actors: number of environment actors.
         seconds: how long the start took.
+        phases: where the seconds went.
     """
     policy, service = config.policy, config.service
     replicas = f"those behind {policy.url}" if fleet is None else await _living_replicas(fleet)
-    text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d."
-    _log.info(text, service.name, seconds, policy.serves, replicas, actors, actors * service.slots)
+    text = "Service %s is up after %.1f s; policy: %s, replicas: %s, environment actors: %d, slots: %d. Start: %s."
+    _log.info(text, service.name, seconds, policy.serves, replicas, actors, actors * service.slots, phases)
 
 
 async def _living_replicas(fleet: FleetHandle) -> str:

@@ -44,6 +44,7 @@ from rollout_service.errors import (
 )
 from rollout_service.gateway.guard import Guard, tokens_of
 from rollout_service.metrics.engines import set_engine
+from rollout_service.phases import Phases
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.nccl import NcclSettings
 from rollout_service.policy.replicas import Fit, ReplicaState
@@ -82,7 +83,7 @@ class PolicyReplica:
         """
         logs.configure(config.service.log_level)
         keep_out_of_logs("ray.serve")  # Serve logs what a call raises, with its traceback
-        start = time.monotonic()
+        phases = Phases()
         self._config = config
         self._has_fleet = has_fleet
         self._changing = asyncio.Lock()
@@ -97,19 +98,22 @@ class PolicyReplica:
         self._tasks = BackgroundTasks()
         self._meter = exporter.meter(config)
         await asyncio.to_thread(fleet_link.receive_variables, config)
+        phases.end("secrets")
         self._guard = Guard(tokens_of(config.gateway))
-        self._engine = await asyncio.to_thread(_start_engine, config)
+        self._engine = await asyncio.to_thread(_start_engine, config, phases)
         self._groups = ProcessGroups(self._engine)
         self._slots = asyncio.Semaphore(config.policy.max_ongoing_requests)
         self._turn_gate = TurnGate(self._engine.version)
         await self._catch_up_if_possible(starting=True)
+        phases.end("catching up")
         _log.info(
-            "Replica %s serves %s with weights of version %d after %.1f s%s.",
+            "Replica %s serves %s with weights of version %d after %.1f s%s. Start: %s.",
             self.state().replica,
             config.policy.serves,
             self._engine.version,
-            time.monotonic() - start,
+            phases.total,
             "; it is paused" if self._paused else "",
+            phases,
         )
 
     # Turns -----------------------------------------------------------------------------------------------------------
@@ -384,8 +388,8 @@ class PolicyReplica:
         os._exit(1)
 
 
-def _start_engine(config: RolloutConfig) -> Engine:
+def _start_engine(config: RolloutConfig, phases: Phases) -> Engine:
     with discreet("The policy's engine does not start"):  # Serve logs what this raises
-        engine = factory.make(config)
+        engine = factory.make(config, phases)
     garbage.freeze()
     return engine

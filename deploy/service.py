@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +37,7 @@ from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.errors import ServiceError
 from rollout_service.gateway.tokens import new_token
 from rollout_service.pacing import endpoints
+from rollout_service.phases import Phases
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.preflight import check_http
 from rollout_service.redaction import remember
@@ -46,12 +46,13 @@ _STOP_SECONDS = 10.0
 """How long the coordinator may take to end its collections."""
 
 
-def start(config: RolloutConfig, owner: str | None) -> Service:
+def start(config: RolloutConfig, owner: str | None, phases: Phases | None = None) -> Service:
     """Start coordinator, fleet, policy replicas and environment actors. They run until `stop`.
 
     Args:
         owner: id of a client that this process renews the lease of: all of it also ends with that, in whatever way this
             process ends. None: for nobody.
+        phases: what was timed before. None: nothing was.
 
     Returns:
         The service, ready for collections.
@@ -60,11 +61,13 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
         RolloutError: the configuration cannot be used, or something did not start.
     """
     check_http(config, here=True)  # this process is on a node, and every node serves HTTP
-    begun = time.monotonic()
+    phases = phases or Phases()
+    phases.end("checks")
     name = application_name(config)
     _make_user_key(config)
     service = _create_actors(config, name, owner)
     served: list[str] = []
+    phases.end("actors created")
     try:
         if config.gateway.port is not None:
             from deploy import gateway  # it imports Ray Serve, which takes a second
@@ -77,6 +80,7 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
             from deploy import application
 
             application.check_free(config)
+            phases.end("Ray Serve")
             served = owned_applications(config)
             if config.serves_user:
                 from deploy import user_simulator
@@ -84,16 +88,20 @@ def start(config: RolloutConfig, owner: str | None) -> Service:
                 user_simulator.begin(config)
             if name is not None:
                 application.run(config, name)
+                phases.end("replicas")
             if config.serves_user:
                 user_simulator.wait(config)
+                phases.end("user simulator")
             if config.policy.application is not None:  # replicas from before, with weights that somebody gave them
                 call(service.fleet.adopt_replicas.remote(), "fleet")
         call(received, "fleet")
         call(started)
+        phases.end("coordinator and environment actors")
         if config.gateway.port is not None:
             served = owned_applications(config)
             gateway.run(config)
-        service.coordinator.ready.remote(time.monotonic() - begun)
+            phases.end("gateway")
+        service.coordinator.ready.remote(phases.total, str(phases))
     except BaseException:
         _stop(config, service, served)
         raise

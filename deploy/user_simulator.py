@@ -32,6 +32,7 @@ from rollout_service.config.user_server import UserServer
 from rollout_service.errors import discreet
 from rollout_service.gateway import tokens
 from rollout_service.gateway.guard import Guard
+from rollout_service.phases import Phases
 from rollout_service.policy.context import context_length
 from rollout_service.policy.replica_size import gpus
 from rollout_service.redaction import keep_out_of_logs
@@ -126,7 +127,7 @@ class UserReplica:
         with discreet("The user simulator's engine does not start"), served_user.in_own_words():
             guard = _guard(config)
             codec = ChatCodec.of(config.policy)
-            self._engine = factory.make(config)
+            self._engine = factory.make(config, Phases())
             longest = context_length(config.policy)
         garbage.freeze()
         return ChatApi(served_user.model_name(server), self._engine, codec, longest, server.max_new_tokens, guard)

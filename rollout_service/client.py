@@ -33,6 +33,7 @@ from rollout_service.collecting.stream import ACKNOWLEDGING, GroupStream
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError, TaskError
 from rollout_service.metrics.text import flat
+from rollout_service.phases import Phases
 from rollout_service.policy.engine_check import check_gpus
 from rollout_service.record.batch import TrajectoryBatch
 from rollout_service.record.evaluation import Evaluation
@@ -72,7 +73,7 @@ class RolloutClient(WeightsClient, SamplerClient):
         secrets.know(self._settings)
         self._id = new_client_id()
         self._heartbeat: Heartbeat | None = None
-        self._owner = False
+        self._owner, self._phases = False, Phases()
         self._remote = attaching.through_gateway(address, token_var, self._settings.service.name, self._id)
         self._disconnects = self._remote is None and not cluster.connected()
         self._embedded = address is None and self._disconnects
@@ -80,7 +81,9 @@ class RolloutClient(WeightsClient, SamplerClient):
             self._settings = embedded.prepared(self._settings, here=self._embedded)  # before Ray is started
         try:
             if self._disconnects:
+                self._phases.end("checks")
                 cluster.connect(address, self._settings.service.namespace)
+                self._phases.end("Ray")
             if self._embedded:
                 check_gpus(self._settings, cluster.gpus())
             if self._remote is not None:
@@ -129,11 +132,11 @@ class RolloutClient(WeightsClient, SamplerClient):
                 "Start one with RolloutClient(address, config=...) or --start, or set service.name to its name.",
             )
         self._settings = embedded.prepared(self._settings)
-        return embedded.start(self._settings, owner=None) if start == "detached" else self._start()
+        return embedded.start(self._settings, None, self._phases) if start == "detached" else self._start()
 
     def _start(self) -> Service:
         self._heartbeat = Heartbeat(self._id, self._settings.service)
-        service = embedded.start(self._settings, self._id)
+        service = embedded.start(self._settings, self._id, self._phases)
         self._owner = True
         return service
 

@@ -19,6 +19,7 @@ import rollout_service.preflight as preflight
 from rollout_service.collecting.coordinator import Service
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError
+from rollout_service.phases import Phases
 
 _PACKAGES = ("actors", "deploy")
 _HOME = Path(__file__).resolve().parents[1]
@@ -49,19 +50,20 @@ def _import_serve() -> None:
     import deploy.application  # noqa: F401
 
 
-def start(config: RolloutConfig, owner: str | None) -> Service:
+def start(config: RolloutConfig, owner: str | None, phases: Phases | None = None) -> Service:
     """Start coordinator, fleet, policy replicas and environment actors; see `deploy.service.start`.
 
     Args:
         config: as `prepared` gives it.
         owner: id of the client with which the service ends; None: it runs until it is stopped.
+        phases: what was timed before.
 
     Raises:
         RolloutError: something did not start.
     """
     from deploy import service
 
-    return service.start(config, owner)
+    return service.start(config, owner, phases)
 
 
 def stop(config: RolloutConfig, started: Service) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import rollout_service.garbage as garbage
 from deploy.engines.base import Engine
 from rollout_service.config import RolloutConfig
+from rollout_service.phases import Phases
 
 
-def make(config: RolloutConfig) -> Engine:
+def make(config: RolloutConfig, phases: Phases) -> Engine:
     """Start the engine that `policy.engine` names. Blocks until it can sample.
+
+    Args:
+        phases: gets the phases of the start.
 
     Raises:
         ConfigError: the engine does not take these settings.
@@ -21,12 +25,17 @@ def make(config: RolloutConfig) -> Engine:
     if policy.engine == "sglang":
         from deploy.engines.sglang import SglangEngine
 
-        return SglangEngine(policy)
+        engine = SglangEngine(policy)
+        phases.end("engine", engine.start_seconds)
+        return engine
     if policy.engine == "transformers":
         with garbage.left_alone():
             from deploy.engines.transformers import TransformersEngine
 
-        return TransformersEngine(policy)
+        phases.end("imports")
+        model = TransformersEngine(policy)
+        phases.end("model")
+        return model
     with garbage.left_alone():
         from deploy.engines.scripted import ScriptedEngine
         from rollout_service.chat.codec import ChatCodec
@@ -35,4 +44,5 @@ def make(config: RolloutConfig) -> Engine:
         for domain in config.tasks.domains:
             tasks.references(domain, config.tasks.chosen_split)  # parse it now, not in the first turn
         codec = ChatCodec.of(policy)
+        phases.end("imports and tasks")
         return ScriptedEngine(policy.script, codec, policy.weight_version)

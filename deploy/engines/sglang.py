@@ -18,6 +18,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +81,7 @@ class SglangEngine:
         """
         _check_arguments(policy.engine_arguments)
         _check_memory(policy)
+        begun = time.monotonic()
         self._policy = policy
         self._engine = launch(  # with its metrics on, an answer says how long the turn was queued
             {"log_level": "warning", "sleep_on_idle": True, "enable_metrics": True}
@@ -94,6 +96,7 @@ class SglangEngine:
         self._emptied = policy.weight_version
         """Version of the weights when the prefix cache was last empty."""
         self._manager = self._engine.tokenizer_manager
+        self.start_seconds = start_seconds(time.monotonic() - begun, self._manager.startup_time)
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
         self._groups: set[str] = set()
         self._hits = CacheHits()
@@ -333,6 +336,24 @@ class SglangEngine:
         """See `Engine`."""
         self._closing = True
         self._engine.shutdown()
+
+
+def start_seconds(total: float, startup: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each phase of the engine's start.
+
+    Args:
+        total: seconds in which SGLang was imported and the engine started.
+        startup: SGLang's own account. Of several schedulers it has the longest time of each phase.
+    """
+    engine, scheduler = float(startup["tokenizer_e2e"]), float(startup["scheduler_e2e"])
+    parts = {
+        "weights": float(startup["load_weight"]),
+        "key-value memory": float(startup["kv_cache_allocation"]),
+        "graphs": sum(map(float, startup["cuda_graph"].values())),
+    }
+    rest = max(0.0, scheduler - sum(parts.values()))
+    before = {"imports": total - engine, "processes and their imports": engine - scheduler}
+    return before | parts | {"rest of the scheduler": rest}
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ class CoordinatorHandle(Protocol):
     """Handle of the coordinator actor. Each method is described there."""
 
     start: RemoteMethod[[dict[str, str], FleetHandle], None]
-    ready: RemoteMethod[[float], None]
+    ready: RemoteMethod[[float, str], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest, str, str | None], Accepted]
     reopen: RemoteMethod[[str, str, str | None], Accepted]

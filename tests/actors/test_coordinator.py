@@ -295,7 +295,7 @@ async def test_a_coordinator_is_up_also_while_its_replicas_are_replaced(start, c
     coordinator._fleet = SimpleNamespace(replicas=SimpleNamespace(remote=no_replica))
     coordinator._pool.complete = lambda: None
     with caplog.at_level("INFO"):
-        await coordinator.ready(1.0)
+        await coordinator.ready(1.0, "replicas 0.7 s")
     assert "is up after 1.0 s; policy: scripted, replicas: none that answers" in said(caplog)
     assert len(await taken(coordinator)) == 2
 

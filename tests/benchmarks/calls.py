@@ -16,6 +16,7 @@ from deploy.engines import factory
 from rollout_service.cluster import SERVE_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.config.sampling import Sampling
+from rollout_service.phases import Phases
 from rollout_service.policy.base import TurnInfo
 from rollout_service.policy.serve import ServePolicy
 from rollout_service.tau2 import tasks
@@ -31,7 +32,7 @@ class BareActor:
     """The engine in an async actor, nothing around it."""
 
     def __init__(self, config: RolloutConfig) -> None:
-        self._engine = factory.make(config)
+        self._engine = factory.make(config, Phases())
 
     async def generate(self, input_ids: Any, sampling: Sampling, info: TurnInfo) -> Any:
         """Sample one turn."""

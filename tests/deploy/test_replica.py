@@ -97,7 +97,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch) -> Engine:
     made = Engine()
-    monkeypatch.setattr(module.factory, "make", lambda config: made)
+    monkeypatch.setattr(module.factory, "make", lambda config, phases: made)
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
     return made
@@ -156,7 +156,7 @@ async def test_the_log_says_what_a_replica_serves_and_when_that_changes(engine, 
     await replica.resume(3)
     lines = [re.sub(r"\d+\.\d+ s", "… s", message) for message in caplog.messages]
     assert lines == [
-        "Replica r1 serves scripted with weights of version 3 after … s.",
+        "Replica r1 serves scripted with weights of version 3 after … s. Start: secrets … s, catching up … s.",
         "Paused (drain): no turn is sampled until resume.",
         "Weights of version 4 serve: brought here in … s, turns stopped (drain) in … s, loaded in … s.",
         "Resumed: turns are sampled again.",
