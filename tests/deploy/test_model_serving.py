@@ -22,7 +22,7 @@ from ray import serve
 from deploy import policy as application
 from deploy import serve_http
 from deploy.grafana.dashboard import queries
-from rollout_service import RolloutClient
+from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
@@ -209,7 +209,7 @@ def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_its_su
 @ray.remote(num_cpus=0, max_retries=0)
 def trainer_that_dies(tensors: dict[str, Any], version: int) -> None:
     """Attaches to the service as a trainer, and ends in the middle of an update."""
-    config = settings(service__name="laptop", policy__engine="transformers")
+    config = RolloutConfig.load(overrides={"service.name": "laptop"}, environ={})
     client = RolloutClient("auto", config=config, start=False)
     group = client.weight_group("gloo", timeout_seconds=200)
 
