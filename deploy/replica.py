@@ -90,6 +90,7 @@ class PolicyReplica:
         self._paused = False
         self._pauses = 0
         """Number of the last pause or resume order."""
+        self._stopped_seconds = 0.0
         self._stopped: UpdateMode | None = None
         """How the turns were stopped. None: they run."""
         self._catching_up: asyncio.Task[None] | None = None
@@ -206,13 +207,14 @@ class PolicyReplica:
             await self._load(staged, update)
         finally:
             await self._go()
+        self._stopped_seconds = time.monotonic() - stopped
         _log.info(
             "Weights of version %d serve: brought here in %.2f s, turns stopped (%s) in %.2f s, loaded in %.2f s.",
             update.version,
             there - start,
             update.mode,
             stopped - there,
-            time.monotonic() - stopped,
+            self._stopped_seconds,
         )
 
     async def _stage(self, update: WeightUpdate) -> Any:
@@ -343,6 +345,7 @@ class PolicyReplica:
             pauses=self._pauses,
             serves=self._config.policy.serves,
             occupancy=self._engine.occupancy(),
+            stopped_seconds=self._stopped_seconds,
             lost_group=self._groups.lost,
         )
 

@@ -30,6 +30,7 @@ from deploy.engines import parameters
 from deploy.engines.cache_hits import CacheHits
 from deploy.engines.launch import launch
 from deploy.engines.prefix_use import PrefixUse, fixed_share
+from deploy.engines.sglang_weights import SglangWeights, Staged
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
@@ -40,14 +41,7 @@ from rollout_service.policy.replicas import Occupancy
 from rollout_service.policy.resume import ended_by
 from rollout_service.policy.sglang_format import from_answer, sampling_params
 from rollout_service.policy.weight_history import Names
-from rollout_service.policy.weights import (
-    BroadcastTensors,
-    Checkpoint,
-    Rendezvous,
-    WeightSource,
-    single_sources,
-    unpacked,
-)
+from rollout_service.policy.weights import Rendezvous, WeightSource
 
 _log = logs.logger(__name__)
 
@@ -60,13 +54,6 @@ _REST_SECONDS = 60.0
 _STALL_SECONDS = 300.0
 """Seconds without a message from the scheduler, while turns run, after which it counts as hanging. It sends one at
 least every 50 tokens of a turn."""
-
-_BEGUN = "Failed to update weights"
-"""How SGLang reports a checkpoint that failed half way. It then loads its files again, which may differ from the
-weights that it had."""
-
-_NOT_BEGUN = "Failed to receive weights"
-"""How SGLang reports a broadcast that broke. It receives all tensors before it loads the first."""
 
 
 class SglangEngine:
@@ -98,7 +85,8 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self.start_seconds = start_seconds(time.monotonic() - begun, self._manager.startup_time)
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
-        self._groups: set[str] = set()
+        on_gpu = policy.engine_arguments.get("device", "cuda") == "cuda"
+        self._weights = SglangWeights(self._engine, processes(policy), on_gpu)
         self._hits = CacheHits()
         self._prefixes = PrefixUse(int(self._manager.server_args.page_size or 1))
         self._frozen = False
@@ -168,28 +156,19 @@ class SglangEngine:
     def check(self, source: WeightSource) -> Names:
         """See `Engine`."""
         assert self._policy.model is not None
-        self._check_group(source)
+        self._weights.check_group(source)
         return parameters.check_weights(self._policy.model, source)
 
-    def _check_group(self, source: WeightSource) -> None:
-        if isinstance(source, BroadcastTensors) and source.group not in self._groups:
-            raise WeightError(f"This engine is not in a process group {source.group}.", "Join it first.")
-
-    async def stage(self, source: WeightSource) -> WeightSource:
+    async def stage(self, source: WeightSource) -> Staged:
         """See `Engine`."""
-        self._check_group(source)  # it may have left since the check
-        return source
+        return await self._weights.stage(source)
 
-    async def load(self, staged: WeightSource, version: int, *, keep_cache: bool) -> None:
+    async def load(self, staged: Staged, version: int, *, keep_cache: bool) -> None:
         """See `Engine`."""
         if not keep_cache:
             await self._come_to_rest()
             self._emptied = self.version
-        for number, single in enumerate(single_sources(staged)):
-            if isinstance(single, Checkpoint):
-                await self._load_checkpoint(single, version, alone=number == 0)
-            else:
-                await self._load_tensors(single, version)
+        await self._weights.load(staged, version)
         self.version = version
         if not keep_cache:
             self._emptied = version
@@ -201,95 +180,13 @@ class SglangEngine:
         if not result.success:
             raise WeightError(f"The engine does not come to rest: {result.message}", "See the replica's log.")
 
-    async def _load_checkpoint(self, source: Checkpoint, version: int, *, alone: bool) -> None:
-        from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
-
-        success, message, _ = await self._manager.update_weights_from_disk(
-            # auto: otherwise an engine that started with dummy weights would invent these too
-            UpdateWeightFromDiskReqInput(
-                model_path=source.path, load_format="auto", weight_version=str(version), flush_cache=False
-            )
-        )
-        if not alone or _BEGUN in message:
-            _check_success((success, message))
-        if not success:
-            raise WeightError(f"{source.path} could not be loaded: {message}", "See the replica's log.")
-
-    async def _load_tensors(self, source: Any, version: int) -> None:
-        from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput
-
-        _check_success(await self._manager.begin_weight_update(BeginWeightUpdateReqInput(), None))
-        if isinstance(source, BroadcastTensors):
-            await self._receive(source, str(version))
-        else:
-            for bucket in source.buckets[:-1]:
-                await self._load_bucket(bucket, None)
-            await self._load_bucket(source.buckets[-1], str(version))
-        await self._end_update()
-
-    async def _end_update(self) -> None:
-        from sglang.srt.managers.io_struct import EndWeightUpdateReqInput
-
-        _check_success(await self._manager.end_weight_update(EndWeightUpdateReqInput(), None))
-
-    async def _receive(self, source: BroadcastTensors, version: str) -> None:
-        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqInput
-
-        success, message = await self._manager.update_weights_from_distributed(
-            UpdateWeightsFromDistributedReqInput(
-                names=[spec.name for spec in source.specs],
-                dtypes=[spec.dtype for spec in source.specs],
-                shapes=[list(spec.shape) for spec in source.specs],
-                group_name=source.group,
-                weight_version=version,
-                flush_cache=False,
-            ),
-            None,
-        )
-        if _NOT_BEGUN in message:
-            await self._end_update()
-            raise WeightError(f"The tensors did not all come: {message}", "Make another group and send them again.")
-        _check_success((success, message))
-
-    async def _load_bucket(self, bucket: Any, version: str | None) -> None:
-        from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
-
-        tensors = list(unpacked(bucket, await bucket.data))
-        packed = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, tensors, None)
-        _check_success(
-            await self._manager.update_weights_from_tensor(
-                UpdateWeightsFromTensorReqInput(
-                    serialized_named_tensors=packed, weight_version=version, flush_cache=False
-                ),
-                None,
-            )
-        )
-
     async def join(self, rendezvous: Rendezvous, rank: int) -> None:
-        """See `Engine`. All of the engine's GPUs join, with ranks from `rank` upwards."""
-        from sglang.srt.managers.io_struct import InitWeightsUpdateGroupReqInput
-
-        success, message = await self._manager.init_weights_update_group(
-            InitWeightsUpdateGroupReqInput(
-                master_address=rendezvous.address,
-                master_port=rendezvous.port,
-                rank_offset=rank,
-                world_size=rendezvous.world_size,
-                group_name=rendezvous.name,
-                backend=rendezvous.backend,
-            ),
-            None,
-        )
-        if not success:
-            raise WeightError(f"The engine could not join the group {rendezvous.name!r}: {message}", "Make a new one.")
-        self._groups.add(rendezvous.name)
+        """See `Engine`."""
+        await self._weights.join(rendezvous, rank)
 
     async def leave(self, group: str) -> None:
-        """See `Engine`. SGLang is called even if the engine never joined, because it may still wait in the group."""
-        from sglang.srt.managers.io_struct import DestroyWeightsUpdateGroupReqInput
-
-        self._groups.discard(group)
-        await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
+        """See `Engine`."""
+        await self._weights.leave(group)
 
     def _end_with(self, processes: list[Any]) -> None:
         """End this process as soon as one of the engine's processes ends, because running turns would wait forever.
@@ -385,9 +282,3 @@ def _check_memory(policy: PolicyConfig) -> None:
     if policy.engine_arguments.get("device", "cuda") == "cuda" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory * processes(policy)
         parameters.check_memory(str(policy.model), memory, policy.engine_arguments)
-
-
-def _check_success(result: tuple[bool, str]) -> None:
-    success, message = result
-    if not success:
-        raise RuntimeError(f"SGLang's weight update failed: {message}")

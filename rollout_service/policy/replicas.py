@@ -68,6 +68,8 @@ class ReplicaState:
     """Name of the model in the replica's settings, or `scripted`. Empty: the replica does not say."""
     occupancy: Occupancy | None = None
     """None: the engine has no cache and no queue, or the replica does not say."""
+    stopped_seconds: float = 0.0
+    """For how long no turn ran in its last weight update, counted from when the last one had stopped."""
     lost_group: tuple[str, str] | None = None
     """Name of the last process group that it can no longer use because an update through it failed, and why."""
 

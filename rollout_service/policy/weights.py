@@ -7,8 +7,10 @@ load it. Its `TensorSpec`s are checked against the model before any weight is ch
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,10 +26,13 @@ UpdateMode = Literal["drain", "abort_and_resume", "in_place"]
 tokens; the new weights compute the prefix again. `in_place`: they continue without a stop, on the keys and values that
 the old weights left in the cache."""
 
+_AHEAD = 2
+"""Buckets that wait to be written into the object store."""
+
 _LARGEST_VERSION = int(np.iinfo(np.int32).max)
 
-_BUCKET_BYTES = 1 << 30
-"""Bytes of tensors per object in the store. A replica needs this much memory besides its model while it loads."""
+_BUCKET_BYTES = 1 << 28
+"""Bytes of tensors per object in the store. While one is written there, the next is brought from the trainer's GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,11 @@ class TensorSpec:
     dtype: str
     """torch's name without the prefix `torch.`, such as `bfloat16`."""
     shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,7 @@ class Bucket:
 
     specs: tuple[TensorSpec, ...]
     data: Any
-    """Object reference of the tensors' bytes one after the other, uint8[n]."""
+    """Object reference of a list: of each tensor its bytes, uint8[n]. The store has each without a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +208,14 @@ def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
         WeightError: one of them is neither.
     """
     items = [(spec(name, tensor), tensor) for name, tensor in tensors.items()]
-    buckets = [Bucket(tuple(what for what, _ in part), put(_flat(part))) for part in _buckets(items)]
-    return StoredTensors(tuple(buckets))
+    with ThreadPoolExecutor(1) as writer:  # this thread has the trainer's CUDA streams, so it reads the tensors
+        written: list[tuple[tuple[TensorSpec, ...], Future[Any]]] = []
+        for part in _buckets(items):
+            data = _on_host([tensor for _, tensor in part])
+            written.append((tuple(what for what, _ in part), writer.submit(put, data)))
+            if len(written) > _AHEAD:  # so that the host's memory does not hold all of them at once
+                written[-1 - _AHEAD][1].result()
+        return StoredTensors(tuple(Bucket(specs, put_.result()) for specs, put_ in written))
 
 
 async def check_available(source: WeightSource) -> None:
@@ -221,19 +237,13 @@ async def check_available(source: WeightSource) -> None:
 
 
 def unpacked(bucket: Bucket, data: Any) -> Iterator[tuple[str, Any]]:
-    """Name and torch tensor of each tensor in the bucket: read-only views of `data`, uint8[n], without a copy."""
+    """Name and torch tensor of each tensor in the bucket: read-only views of `data`, a list of uint8[n]."""
     import torch
 
-    start = 0
-    for item in bucket.specs:
+    for item, memory in zip(bucket.specs, data, strict=True):
         dtype = getattr(torch, item.dtype)
-        count = int(np.prod(item.shape, dtype=np.int64))
-        size = count * dtype.itemsize
-        tensor = (
-            torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
-        )
+        tensor = torch.frombuffer(memory, dtype=dtype) if item.count else torch.empty(0, dtype=dtype)
         yield item.name, tensor.view(item.shape)
-        start += size
 
 
 def _buckets(items: Iterable[tuple[TensorSpec, Any]]) -> Iterator[list[tuple[TensorSpec, Any]]]:
@@ -249,14 +259,21 @@ def _buckets(items: Iterable[tuple[TensorSpec, Any]]) -> Iterator[list[tuple[Ten
         yield bucket
 
 
-def _flat(items: list[tuple[TensorSpec, Any]]) -> Any:
-    return np.concatenate([_bytes(tensor) for _, tensor in items])
+def _on_host(tensors: list[Any]) -> list[Any]:
+    """Each tensor's memory as uint8[n]. Those of a GPU come through pinned memory, all at once."""
+    found, device = [], None
+    for tensor in tensors:
+        if isinstance(tensor, np.ndarray | np.generic):
+            found.append(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+            continue
+        import torch
 
-
-def _bytes(tensor: Any) -> Any:
-    """A tensor's memory as uint8[n]."""
-    if isinstance(tensor, np.ndarray | np.generic):
-        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-    import torch
-
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole = tensor.detach().contiguous()
+        if whole.is_cuda:
+            device = whole.device
+            pinned = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+            whole = pinned.copy_(whole, non_blocking=True)
+        found.append(whole.cpu().reshape(-1).view(torch.uint8).numpy())
+    if device is not None:
+        torch.cuda.current_stream(device).synchronize()
+    return found
