@@ -49,8 +49,8 @@ class _Flat:
 
     memory: Any
     """torch uint8[n]; must live until the scheduler has loaded it."""
-    packed: list[bytes]
-    """SGLang's message about it, one for each of the scheduler's processes."""
+    metadata: list[Any]
+    """SGLang's `FlattenedTensorMetadata` of each tensor."""
 
 
 Staged = list[Checkpoint | BroadcastTensors | list[_Flat]]
@@ -92,7 +92,15 @@ class SglangWeights:
         return staged
 
     async def load(self, staged: Staged, version: int) -> None:
-        """Load what was staged. See `Engine` for the errors."""
+        """Load what was staged, and free its memory. See `Engine` for the errors."""
+        try:
+            await self._load(staged, version)
+        finally:
+            staged.clear()
+            if self._on_gpu:
+                await asyncio.to_thread(_give_back_gpu_memory)
+
+    async def _load(self, staged: Staged, version: int) -> None:
         for number, single in enumerate(staged):
             if isinstance(single, Checkpoint):
                 await self._load_checkpoint(single, version, alone=number == 0)
@@ -115,7 +123,6 @@ class SglangWeights:
 
     def _flat(self, bucket: Bucket, data: Any, device: str) -> _Flat:
         import torch
-        from sglang.srt.utils import MultiprocessingSerializer
         from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
 
         tensors = sorted(unpacked(bucket, data), key=lambda item: -item[1].dtype.itemsize)  # so that each is aligned
@@ -130,8 +137,7 @@ class SglangWeights:
             start = end
         if device == "cuda":
             torch.cuda.synchronize()
-        message = {"flattened_tensor": memory, "metadata": metadata}
-        return _Flat(memory, [MultiprocessingSerializer.serialize(message) for _ in range(self._processes)])
+        return _Flat(memory, metadata)
 
     # In the scheduler, while turns are stopped -----------------------------------------------------------------------
 
@@ -180,11 +186,16 @@ class SglangWeights:
 
     async def _load_flat(self, flat: _Flat, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
+        from sglang.srt.utils import MultiprocessingSerializer
+        from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
 
+        monkey_patch_torch_reductions()  # as SGLang's own senders do: else a GPU would go by its number in this process
+        message = {"flattened_tensor": flat.memory, "metadata": flat.metadata}
+        packed = [MultiprocessingSerializer.serialize(message) for _ in range(self._processes)]  # one for each to open
         _check_success(
             await self._manager.update_weights_from_tensor(
                 UpdateWeightsFromTensorReqInput(
-                    serialized_named_tensors=flat.packed,
+                    serialized_named_tensors=packed,
                     load_format="flattened_bucket",
                     weight_version=version,
                     flush_cache=False,
@@ -226,6 +237,14 @@ def _free_gpu_bytes() -> int:
     import torch
 
     return int(torch.cuda.mem_get_info()[0])
+
+
+def _give_back_gpu_memory() -> None:
+    """Free memory that torch keeps in this process, for the scheduler's."""
+    import torch
+
+    torch.cuda.ipc_collect()
+    torch.cuda.empty_cache()
 
 
 def _read_through(folder: Path) -> None:
