@@ -110,8 +110,7 @@ class Coordinator:
         await planner
 
     async def ready(self, seconds: float, phases: str) -> None:
-        """Take that the policy's replicas can sample, `seconds` after the start began: start the other environment
-        actors, and log with what the service is up. `phases` says where the seconds went."""
+        """Log that the policy's replicas can sample, after so many seconds, and start the other environment actors."""
         assert self._fleet is not None
         self._state = "running"
         await log_start(
