@@ -85,8 +85,7 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self.start_seconds = start_seconds(time.monotonic() - begun, self._manager.startup_time)
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
-        on_gpu = policy.engine_arguments.get("device", "cuda") == "cuda"
-        self._weights = SglangWeights(self._engine, processes(policy), on_gpu)
+        self._weights = SglangWeights(self._engine, processes(policy), policy.weight_staging == "gpu")
         self._hits = CacheHits()
         self._prefixes = PrefixUse(int(self._manager.server_args.page_size or 1))
         self._frozen = False

@@ -65,7 +65,7 @@ class SglangWeights:
         Args:
             engine: SGLang's.
             processes: number of its schedulers.
-            on_gpu: whether it runs on GPUs; otherwise on the CPU.
+            on_gpu: whether staged tensors may use the GPU's memory.
         """
         self._manager = engine.tokenizer_manager
         self._processes = processes
@@ -187,9 +187,7 @@ class SglangWeights:
     async def _load_flat(self, flat: _Flat, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
         from sglang.srt.utils import MultiprocessingSerializer
-        from sglang.srt.utils.patch_torch import monkey_patch_torch_reductions
 
-        monkey_patch_torch_reductions()  # as SGLang's own senders do: else a GPU would go by its number in this process
         message = {"flattened_tensor": flat.memory, "metadata": flat.metadata}
         packed = [MultiprocessingSerializer.serialize(message) for _ in range(self._processes)]  # one for each to open
         _check_success(

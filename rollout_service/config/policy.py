@@ -96,6 +96,11 @@ class PolicyConfig(Section):
         description="What an episode waits for before it starts. cache: a free slot, and room in the replicas' memory "
         "for keys and values, if evicted prefixes would cost more time than larger batches save; slots: a free slot.",
     )
+    weight_staging: Annotated[Literal["host", "gpu"], _For(("sglang",))] = Field(
+        "host",
+        description="Where tensors from the object store wait until the turns stop. host: shared memory; gpu: free "
+        "memory of the replica's GPU, if they fit with 2 GiB to spare, so that turns stand still for less time.",
+    )
     history: Literal["append", "template"] = Field(
         "append",
         description="append: keep the tokens that the engine saw; template: follow a chat template that rewrites "

@@ -70,6 +70,7 @@ def _config(model: str) -> RolloutConfig:
         "policy.model": model,
         "policy.tokenizer": str(EMBEDDED_TOKENIZER),
         "policy.engine_arguments": ENGINE,
+        "policy.weight_staging": os.environ.get("BENCHMARK_STAGING", "host"),
         "policy.env_vars": json.loads(os.environ.get("BENCHMARK_ENVIRONMENT", "{}")),
     }
     return RolloutConfig.load(overrides=overrides, environ={})
