@@ -244,6 +244,13 @@ async def test_a_process_group_is_that_of_the_replicas_that_run(now, message):
         await ours.update_weights(update)
 
 
+async def test_a_group_of_another_size_than_the_replicas_make_it_is_refused_before_anyone_joins():
+    replicas = Replicas(["a", "b"])
+    with pytest.raises(WeightError, match=r"has 4 ranks; the trainer and 2 replicas of 1 processes make 3.*again"):
+        await fleet(replicas).join_group(Rendezvous("group", "10.0.0.1", 1, "gloo", 4))
+    assert [method for method, *_ in replicas.asked] == ["state"]
+
+
 async def refused_group(replicas: Replicas, message: str) -> None:
     """Making a group fails with this message, and all leave the group."""
     with pytest.raises(WeightError, match=message):

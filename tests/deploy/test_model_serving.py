@@ -190,12 +190,16 @@ def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_its_su
     version = service.update_weights(rest).version
     before = service.collect(6, progress=False)
     names = "|".join(state.replica for state in service.replicas())
-    with service.weight_group("gloo", timeout_seconds=60) as group:
+    with service.weight_group("gloo", timeout_seconds=60) as group, contextlib.closing(service.stream(12)) as stream:
+        stream.open()
+        until_turns_run(service, 2)
         with pytest.raises(WeightError, match=rf"({names}).* died"):
             service.update_weights(KillsAReplica(tensors), group=group)
+        meanwhile = [members[0] for members in stream]
         with pytest.raises(WeightError, match="is closed"):
             service.update_weights(tensors, group=group)
     assert service.weight_version() == version, "no replica has them"
+    assert [t.fault for t in meanwhile] == [None] * 12, "no episode is lost"
     until_there_are_replicas(service, 2, version)
     after = service.collect(6, progress=False)
     with service.weight_group("gloo", timeout_seconds=200) as group:
@@ -229,13 +233,13 @@ def test_a_trainer_that_dies_in_an_update_leaves_the_old_weights_in_service_and_
     other = Reference(str(tiny_model.make(tmp_path / "other", seed=8))).state()
     version = service.update_weights(model).version
     replicas = {state.replica for state in service.replicas()}
-    with contextlib.closing(service.stream(6)) as stream:
+    with contextlib.closing(service.stream(12)) as stream:
         stream.open()
         until_turns_run(service, 2)
         with pytest.raises(ray.exceptions.WorkerCrashedError):
             ray.get(trainer_that_dies.remote(other, version + 1))
         trajectories = [group[0] for group in stream]
-    assert len(trajectories) == 6
+    assert len(trajectories) == 12
     assert max(error(t.segments[0], {version: Reference(model)}) for t in trajectories) < 1e-4
     assert {state.replica for state in service.replicas()} == replicas
     updated = service.update_weights(other)  # refused for as long as another one is under way
