@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from rollout_service.policy.base import Generation, TurnInfo
 from rollout_service.policy.replicas import CacheFigures
 
-_LATEST = 64
-"""Number of turns, and of first turns, that the means are of."""
+_LATEST_TURNS, _LATEST_FIRST = 32, 64
+"""Number of turns, and of first turns, that the means are of. Contexts grow from turn to turn, so few turns count."""
 
 _SPEED_TOKENS = 65_536
 """Tokens of prompts over which the speed is measured. The first steps are slow: the engine compiles kernels in them."""
@@ -28,8 +28,8 @@ class PrefixUse:
             page_size: tokens in whose multiples the cache keeps prefixes.
         """
         self._page_size = page_size
-        self._contexts: deque[int] = deque(maxlen=_LATEST)
-        self._shared: deque[int] = deque(maxlen=_LATEST)
+        self._contexts: deque[int] = deque(maxlen=_LATEST_TURNS)
+        self._shared: deque[int] = deque(maxlen=_LATEST_FIRST)
         self._later_turns = 0
         self._recomputed = 0
         self._recompute_seconds = 0.0

@@ -23,7 +23,7 @@ from rollout_service.policy.replicas import CacheFigures, Occupancy
 STEP_TOKENS = 25
 BASE_SECONDS, CONTEXT_SECONDS, PROMPT_SECONDS = 6e-3, 5e-8, 3e-5
 CHUNK = 16384
-_LATEST = 64
+_LATEST = 32
 
 
 @dataclass
