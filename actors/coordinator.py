@@ -361,7 +361,8 @@ class Coordinator:
         finally:
             running.active -= 1
             running.changed.set()
-        self._metering.ended(request, ending)
+        if not assignment.is_let_go:
+            self._metering.ended(request, ending)
         self._admission.ended(ending)
         if ending.impossible is not None:
             self._end(running, ending.impossible)
@@ -384,7 +385,7 @@ class Coordinator:
         """Start nothing more of the collection, end its running episodes, and tell whoever waits for it why."""
         running.error = error
         running.collection.cancel()
-        self._pool.cancel([request.trajectory_id for request in running.requests])
+        self._pool.cancel(running.unfinished())
         running.changed.set()
 
     def _forget(self, running: RunningCollection) -> bool:

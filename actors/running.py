@@ -336,6 +336,11 @@ class RunningCollection:
             if episode not in self.collection.unstarted.before
         ]
 
+    def unfinished(self) -> list[str]:
+        """Ids of the episodes that have begun, or may have, and are not done."""
+        begun = range(self.collection.begun * self.collection.group_size)
+        return [self.requests[episode].trajectory_id for episode in begun if not self.collection.state(episode).done]
+
     @property
     def is_over(self) -> bool:
         """Whether nothing of it is left. A journal keeps what was handed out until it is acknowledged."""

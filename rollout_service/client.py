@@ -156,9 +156,9 @@ class RolloutClient(WeightsClient, SamplerClient):
             n: number of episodes, a multiple of `group_size`. None: every task of the selection, `group_size` times,
                 unless the stream is endless.
             groups_per_update: number of groups that the trainer takes between two weight updates, including those that
-                it drops. With `service.max_staleness` set, a group that would be too old when it is taken is then not
-                started before the next update; a trainer that asks for it earlier waits. None: groups are found too
-                old when they are taken.
+                it drops itself, but not those that `keep` drops. With `service.max_staleness` set, a group that would
+                be too old when it is taken is then not started before the next update; a trainer that asks for it
+                earlier waits. None: groups are found too old when they are taken.
             selection: `domain` (a name or a mix {name: weight}), `split`, `ids`, `shuffle`, `seed`, `endless` (True:
                 tasks are drawn, and groups begun, until it is closed), `sampling` (as `policy.sampling`), `max_turns`
                 (as in `limits`), `max_attempts`, `max_staleness`, `late` and `min_group_size` (as in `service`),

@@ -106,6 +106,7 @@ class FilteredCollection(Collection):
         else:
             self.shelf.acknowledge((group,))
             self.shelf.handed_out -= 1
+            self.shelf.taken = max(0, self.shelf.taken - 1)  # the trainer still takes as many before the next update
             self._unjudged = max(0, self._unjudged - 1)
         return True
 

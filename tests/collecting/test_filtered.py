@@ -44,13 +44,13 @@ class Run:
             "a slot idles although a further group is needed for sure"
         )
 
-    def finish(self, number: int, fault: Fault | None) -> None:
+    def finish(self, number: int, fault: Fault | None, versions: tuple[int, int] | None = None) -> None:
         assignment = self.running.pop(number)
         it, group = self.collection, assignment.episode // self.collection.group_size
         was_gone = it.is_gone(group)
-        is_done = self.scheduler.finish(assignment, fault)
+        is_done = self.scheduler.finish(assignment, fault, versions)
         assert not (was_gone and is_done), "nobody wants its result"
-        if not was_gone and it.is_finished(group) and it.keeps == "informative" and not self.keeps(group):
+        if is_done and it.is_finished(group) and it.keeps == "informative" and not self.keeps(group):
             self.dropped.append(group)
             assert it.drop(group)
             assert not it.drop(group), "once more changes nothing"
@@ -124,6 +124,44 @@ def test_further_groups_are_few_but_never_fewer_than_are_needed_for_sure(missing
         assert further == max(0, missing - undecided), "nothing was dropped: nothing is begun in vain"
     needed = missing / rate
     assert further + undecided <= max(undecided, needed + 3 * (needed / rate) ** 0.5 + 2 / rate)
+
+
+@given(
+    maximum=st.integers(0, 2),
+    per_update=st.integers(1, 3),
+    group_size=st.integers(1, 2),
+    slots=st.integers(1, 8),
+    keeps=st.sampled_from(["informative", "reader"]),
+    verdicts=st.lists(st.booleans(), min_size=1, max_size=6).filter(any),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60)
+def test_a_trainer_that_updates_after_so_many_kept_groups_never_waits_for_ever(
+    maximum, per_update, group_size, slots, keeps, verdicts, seed
+):
+    order, version, wanted = random.Random(seed), 0, 4 * per_update
+    collection = FilteredCollection(
+        "c", ENDLESS, group_size, wanted=wanted, keeps=keeps, staleness=Staleness(maximum, True, per_update)
+    )
+    run = Run(collection, slots, verdicts)
+    sampled: dict[tuple[int, int], int] = {}
+    while not collection.exhausted:
+        while (assignment := run.scheduler.next()) is not None:
+            run.running.append(assignment)
+            sampled[assignment.episode, assignment.attempt] = version
+        before = len(run.given)
+        assert run.running or collection.shelf.ready, "nothing runs, and nothing waits to be taken"
+        if run.running and order.random() < 0.7:
+            number = order.randrange(len(run.running))
+            oldest = sampled[run.running[number].episode, run.running[number].attempt]
+            run.finish(number, None, (oldest, version))
+        else:
+            run.read()
+        if len(run.given) > before and len(run.given) % per_update == 0:
+            version += 1
+            run.scheduler.updated(version)
+        collection.judged(again=False)
+    assert len(run.given) == wanted
 
 
 def test_half_of_the_groups_are_dropped_and_few_are_begun_in_vain():
