@@ -15,6 +15,7 @@ import tests.deploy.test_gateway_reopen as gateway_reopen
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.errors import TaskError
 from rollout_service.record.trajectory import Trajectory
+from rollout_service.sampler_client import SamplerClient
 from rollout_service.tau2 import tasks
 
 behind = gateway_reopen.behind  # its fixture
@@ -84,6 +85,13 @@ async def test_collections_of_one_selection_share_what_is_learned_and_those_with
     assert sum(counts[name] for name in MIXED) > 10
 
 
+async def test_groups_that_a_filter_drops_are_learned_from(service):
+    stream = service.stream(n=80, group_size=8, sampler="pass_rate", keep="informative")
+    assert drawn([group async for group in stream]).keys() <= MIXED
+    known = (await service.coordinator.sampler(PASS_RATE))["tasks"]
+    assert [name for name, counts in known.items() if 0 in counts], "tasks whose groups were dropped"
+
+
 async def test_episodes_without_a_reward_teach_nothing(service, monkeypatch):
     monkeypatch.setattr(bookkeeping, "rewards", lambda request: None)
     [_ async for _ in service.stream(n=80, group_size=8, sampler="pass_rate")]
@@ -114,6 +122,33 @@ async def test_weights_change_what_a_running_stream_draws_and_outlive_its_coordi
     assert set(drawn(later[-20:])) == {NAMES[-1]}
     assert (await service.coordinator.sampler(weighted))["weights"] == only
     await stream.aclose()
+
+
+class Client(SamplerClient):
+    """A trainer's client of the service, without what starts one."""
+
+    def __init__(self, service: bookkeeping.Service) -> None:
+        self._coordinator, self._settings, self.config = service, service.config, service.config
+
+
+async def test_a_trainer_s_client_reaches_the_samplers_by_their_selection_and_checks_its_arguments(service):
+    client = Client(service)
+    [_ async for _ in service.stream(n=80, group_size=8, sampler="pass_rate")]
+    state = await client.asampler_state(sampler="pass_rate")
+    assert state == await service.coordinator.sampler(PASS_RATE)
+    assert (await client.asampler_state(sampler="pass_rate", domain={"mock": 1}))["tasks"] == {}, "another selection"
+    await client.arestore_sampler({**state, "tasks": {}}, sampler="pass_rate")
+    assert await client.asampler_state(sampler="pass_rate") == {**state, "tasks": {}}
+    await client.aset_task_weights({"mock/create_task_1": 2}, sampler="weighted")
+    assert (await client.asampler_state(sampler="weighted"))["weights"] == {"mock/create_task_1": 2.0}
+    with pytest.raises(TaskError, match=r"An argument is 'n'\. Choose one of domain, split"):
+        await client.asampler_state(n=4)
+    with pytest.raises(TaskError, match=r"state is 'x'\. Give what sampler_state"):
+        await client.arestore_sampler("x", sampler="pass_rate")  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="the weight of mock is -1"):
+        await client.aset_task_weights({"mock": -1}, sampler="weighted")
+    with pytest.raises(TaskError, match=r"the selection's sampler is uniform.*sampler=\"weighted\""):
+        await client.aset_task_weights({"mock": 1})
 
 
 async def test_what_a_sampler_cannot_be_is_refused_and_changes_nothing(service):
