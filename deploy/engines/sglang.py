@@ -203,7 +203,8 @@ class SglangEngine:
             return None
         capacity, cache = int(getattr(load, "max_total_num_tokens", 0)), None
         if capacity:
-            cache = self._prefixes.figures(capacity, int(load.num_running_reqs), fixed_share(load.decode_moments))
+            share = fixed_share(getattr(load, "decode_moments", None))  # a release may not have it
+            cache = self._prefixes.figures(capacity, int(load.num_running_reqs), share)
         return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), self._hits.share, cache)
 
     def _load(self) -> Any:

@@ -7,8 +7,9 @@ import pytest
 
 from deploy.engines import sglang
 from deploy.engines.cache_hits import CacheHits
+from deploy.engines.prefix_use import PrefixUse
 from deploy.engines.sglang import SglangEngine
-from rollout_service.policy.replicas import Occupancy
+from rollout_service.policy.replicas import CacheFigures, Occupancy
 
 DAY = 86400.0
 
@@ -52,3 +53,5 @@ def test_an_sglang_that_does_not_say_how_full_it_is_serves_all_the_same():
     load = SimpleNamespace(num_waiting_reqs=3, token_usage=0.5)
     engine._manager.load_snapshot_reader = SimpleNamespace(read_all=lambda: [load])
     assert engine.occupancy() == Occupancy(3, 0.5, 0.0)
+    load.max_total_num_tokens, load.num_running_reqs, engine._prefixes = 9000, 2, PrefixUse()
+    assert engine.occupancy() == Occupancy(3, 0.5, 0.0, CacheFigures(9000, 2, 0, 0, 0.0, 0, 0.0, 0.0, 1.0))
