@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import Collection
@@ -38,6 +38,7 @@ def end(it: Collection, episode: int, how: str) -> bool:
 
 
 @given(groups=st.integers(1, 4), size=st.integers(1, 4), data=st.data())
+@settings(max_examples=50, deadline=None)
 def test_a_group_below_the_least_is_withheld_and_every_group_is_handed_out_once(groups, size, data):
     least = data.draw(st.integers(0, size))
     it = Collection("c", groups, size, max_attempts=1, max_losses=2, min_group_size=least)
@@ -149,6 +150,7 @@ def test_a_least_that_no_group_can_have_is_refused(least, says):
 
 
 @given(rewards=st.lists(st.none() | st.floats(0, 1, width=32), min_size=1, max_size=6), scale=st.booleans())
+@settings(max_examples=40, deadline=None)
 def test_advantages_of_a_partial_group_are_those_of_the_group_of_the_members_that_are_there(rewards, scale):
     group = [dataclasses.replace(make_member(0, sample), reward=reward) for sample, reward in enumerate(rewards)]
     there = [trajectory for trajectory in group if trajectory.is_scored]

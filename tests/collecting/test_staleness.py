@@ -219,7 +219,7 @@ def test_whatever_happens_each_episode_ends_once_and_none_is_handed_out_too_old_
     begun=st.integers(0, 2**20),
     events=steps,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_an_update_cuts_all_that_can_no_longer_be_in_time_and_nothing_else_and_nothing_is_lost(
     groups, group_size, attempts, slots, staleness, begun, events
 ):

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -480,11 +481,7 @@ def test_with_the_batch_of_an_update_known_no_group_is_started_that_would_come_t
 
 def test_a_stream_that_stands_still_says_why_and_what_to_do(scripted):
     def until_it_says(collection_id: str, text: str) -> None:
-        def says(status: dict[str, Any]) -> bool:
-            found = status["collections"][collection_id]
-            return not found["running"] and text in found["waits_for"]
-
-        wait_for_status(scripted, says)
+        wait_for_status(scripted, lambda status: text in status["collections"][collection_id]["waits_for"])
 
     with contextlib.closing(scripted.stream(4, groups_per_update=1, max_staleness=0)) as stream:
         next(stream)  # all that the trainer announced to take before an update
@@ -494,6 +491,12 @@ def test_a_stream_that_stands_still_says_why_and_what_to_do(scripted):
         assert next(stream)
     with contextlib.closing(scripted.stream(64)) as stream:
         until_it_says(stream.collection_id, "take them faster, or raise service.max_buffered_groups")
+    stream = scripted.stream(8, keep=lambda group: False, most_groups=400)
+    with ThreadPoolExecutor(1) as reader, contextlib.closing(stream):
+        ended = reader.submit(list, stream)
+        until_it_says(stream.collection_id, "a group that keep keeps: it kept 0 of ")
+        stream.close()
+    assert ended.exception() is None or "cancelled" in str(ended.exception())
 
 
 def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_path):

@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.staleness import Staleness
@@ -49,6 +49,7 @@ def test_a_future_that_does_not_come_is_cancelled_at_the_limit_and_at_the_end_of
     limit=st.builds(Staleness, maximum=st.sampled_from([None, 0, 1, 2]), drop=st.booleans()),
     steps=st.lists(st.one_of(st.tuples(st.just("turn"), st.integers(0, 2)), st.tuples(st.just("update"), st.just(1)))),
 )
+@settings(max_examples=50, deadline=None)
 def test_an_episode_is_ended_exactly_when_it_can_no_longer_be_in_time(limit, steps) -> None:
     """Whatever comes first: the update that makes a turn's weights too old, or the end of that turn."""
     clock, version, oldest = Deadline(60.0), 0, None
