@@ -98,7 +98,7 @@ def test_a_collection_comes_the_same_in_both_forms_and_ends_with_a_mark(http):
     assert as_arrow.headers["content-type"].startswith(ARROW)
     batches, end = read_arrow(as_arrow.content)
     assert (end.state, [batch.number for batch in batches]) == ("ended", [1, 2, 3])
-    assert [group["trajectories"] for group in groups] == [[t.to_dict() for t in group] for _, group, _ in batches]
+    assert [group["trajectories"] for group in groups] == [[t.to_dict() for t in group] for _, group, *_ in batches]
     assert all(Trajectory.from_dict(record).reward is not None for line in groups for record in line["trajectories"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from rollout_service.errors import ServiceError
 from rollout_service.gateway.link import Ask
 from rollout_service.gateway.remote import RemoteCoordinator
-from rollout_service.gateway.wire import End, of_error
+from rollout_service.gateway.wire import End, Numbered, of_error
 from tests.support.trajectories import make_trajectory
 
 
@@ -18,14 +18,15 @@ class Link:
 
     def __init__(self, end: End, count: int = 2) -> None:
         self.asked: list[Ask] = []
-        self.groups = [(number, [make_trajectory(group_id=f"group {number}")]) for number in range(1, count + 1)]
+        ids = range(1, count + 1)
+        self.groups = [Numbered(number, [make_trajectory(group_id=f"group {number}")]) for number in ids]
         self.end = end
 
     async def ask(self, ask: Ask, read: Any) -> Any:
         self.asked.append(ask)
         if ask.query is None:
             return None
-        found = [group for group in self.groups if group[0] == int(ask.query["after"]) + 1]
+        found = [group for group in self.groups if group.number == int(ask.query["after"]) + 1]
         return found, End("open") if found else self.end
 
 

@@ -47,7 +47,7 @@ def test_both_forms_hold_every_trajectory_exactly(groups):
 
 def test_no_field_is_lost():
     group = [unlike_any_default(Trajectory)]
-    ((_, (back,), _),), _ = read_arrow(b"".join(written(ArrowWriter(), [group], End("open"))))
+    ((_, (back,), *_),), _ = read_arrow(b"".join(written(ArrowWriter(), [group], End("open"))))
     assert back.to_dict() == group[0].to_dict()
 
 
