@@ -343,8 +343,7 @@ class Coordinator:
     def _pump(self) -> None:
         """Start every episode that can start, and say why others cannot."""
         now = time.monotonic()
-        if surplus := filtering.let_go(self._collections.values()):
-            self._pool.cancel(surplus)
+        filtering.let_go(self._collections.values(), self._pool.cancel)
         while (assignment := self._scheduler.next(now)) is not None:
             (running := self._collections[assignment.collection_id]).draw(assignment.episode)
             self._tasks.start(self._run(assignment, running), "running an episode")

@@ -6,8 +6,8 @@ looked at: the rewards in the summaries decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.filtered import FilteredCollection
@@ -47,8 +47,12 @@ def drop(running: RunningCollection, groups: Sequence[int]) -> None:
     running.changed.set()
 
 
-def let_go(collections: Iterable[RunningCollection]) -> list[str]:
-    """Let go of the groups that are not wanted any more. Returns the ids of their episodes, some of which may run."""
+def let_go(collections: Iterable[RunningCollection], cancel: Callable[[list[str]], object]) -> None:
+    """Let go of the groups that are not wanted any more.
+
+    Args:
+        cancel: called with the ids of their episodes, some of which may run.
+    """
     episodes = []
     for running in collections:
         it = running.collection
@@ -56,7 +60,8 @@ def let_go(collections: Iterable[RunningCollection]) -> list[str]:
             running.forget(group)
             running.changed.set()
             episodes += [running.requests[episode].trajectory_id for episode in running.played(group)]
-    return episodes
+    if episodes:
+        cancel(episodes)
 
 
 def judged(running: RunningCollection, again: bool) -> None:
@@ -85,20 +90,14 @@ def is_gone(running: RunningCollection, group: int) -> bool:
     return isinstance(running.collection, FilteredCollection) and running.collection.is_gone(group)
 
 
-def counts(running: RunningCollection) -> dict[str, int | None] | None:
-    """Numbers of groups, for the status; None: every group is kept."""
+def counts(running: RunningCollection) -> dict[str, Any]:
+    """Numbers of groups, for the status. `filter` is None where every group is kept."""
     it = running.collection
     if not isinstance(it, FilteredCollection):
-        return None
-    return {
-        "begun": it.begun,
-        "kept": it.kept,
-        "dropped": it.dropped,
-        "dropped_in_a_row": it.dropped_in_a_row,
-        "undecided": it.undecided,
-        "let_go": it.surplus,
-        "most": None if it.unstarted.groups == ENDLESS else it.unstarted.groups,
-    }
+        return {"filter": None}
+    most = None if it.unstarted.groups == ENDLESS else it.unstarted.groups
+    of_groups = {"begun": it.begun, "kept": it.kept, "undecided": it.undecided, "let_go": it.surplus, "most": most}
+    return {"filter": of_groups, "dropped": it.dropped, "dropped_in_a_row": it.dropped_in_a_row}
 
 
 def is_enough(running: RunningCollection) -> bool:
