@@ -453,6 +453,62 @@ async def test_time_that_is_over_ends_a_collection_that_waits(start):
     assert (await asked)[0] in ([1], [1, 1]), "what ran is delivered; a slow machine begins only one of two"
 
 
+def number_of(request: EpisodeRequest) -> int:
+    return int(request.group_id.rpartition("-")[2])
+
+
+async def test_when_enough_groups_are_kept_the_others_are_ended_and_are_no_faults(start, caplog):
+    gate = asyncio.Event()
+
+    async def play(request: EpisodeRequest) -> EpisodeSummary:
+        if number_of(request) < 2:
+            return scored(request)
+        await gate.wait()
+        fault = Fault(FaultKind.SERVICE, "Cancelled", "it was cancelled", retryable=True)
+        return EpisodeSummary(request.trajectory_id, Outcome.ABORTED, "fault", None, fault)
+
+    coordinator = await start(play)
+    name, episodes, _, keep = await coordinator.submit(CollectionRequest(n=1, keep="reader"), "client")
+    assert (episodes, keep) == (1, "reader")
+    first = await coordinator.next_group(name)
+    await coordinator.drop(name, (first.number,), "client")
+    second = await coordinator.next_group(name)
+    assert (second.number, second.dropped) == (1, 1)
+    status = (await coordinator.status())["collections"][name]
+    begun = status["filter"]["begun"]
+    assert 3 <= begun <= 5, "at most four may be undecided while one of two is expected to be kept"
+    assert status["filter"] == {"begun": begun, "kept": 0, "undecided": begun - 1, "let_go": 0, "most": 10}
+    assert (status["dropped"], status["dropped_in_a_row"]) == (1, 1)
+    with caplog.at_level("INFO"):
+        assert await coordinator.next_group(name) is None, "to ask for the next one keeps the last one"
+        assert coordinator._pool.cancelled == [f"{name}-{group:05d}-000" for group in range(2, begun)]
+        gate.set()
+        while coordinator._scheduler.running:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    status = await coordinator.status()
+    assert (status["collections"], status["faults"], status["finished"]) == ({}, {}, 2)
+    assert "Cancelled" not in said(caplog)
+
+
+@pytest.mark.parametrize("n", [4, 2])
+async def test_a_budget_ends_a_filtered_collection_only_if_too_few_were_kept(start, n):
+    def play(request: EpisodeRequest) -> EpisodeSummary:
+        reward = float(request.sample_index) if number_of(request) else 1.0
+        return dataclasses.replace(scored(request), reward=reward)
+
+    coordinator = await start(play)
+    asked = CollectionRequest(n=n, group_size=2, keep="informative", budget=Budget(episodes=4))
+    accepted = await coordinator.submit(asked, "client")
+    name = accepted.collection_id
+    if n == 4:
+        sizes, said = await given(coordinator, name)
+        assert (sizes, "episodes: 4 of 4 are used" in said) == ([2], True), "the first group was dropped"
+    else:
+        groups = [group async for group in until_none(lambda: coordinator.next_group(name))]
+        assert [group.number for group in groups] == [1]
+    assert (await coordinator.status())["collections"] == {}
+
+
 async def test_a_collection_that_goes_on_has_what_is_left_of_its_time(start):
     coordinator, _ = await held(start)
     accepted = await coordinator.submit(CollectionRequest(n=9, budget=Budget(wall_seconds=1000.0)), "client")
