@@ -55,7 +55,7 @@ class WeightsClient:
         Raises:
             WeightError: the weights are another model's, the version does not grow, another update is running, or a
                 replica is outside the group: nothing was changed. Or the group broke during the update and is closed:
-                replicas that had begun to load are replaced, and `weight_version` says what is served.
+                no replica serves a part of the new weights, and `weight_version` says what is served.
             ServiceError: no replica could load them.
         """
         version = self.weight_version() + 1 if version is None else version
@@ -76,8 +76,8 @@ class WeightsClient:
     ) -> WeightGroup:
         """Make a process group of this process (rank 0) and every replica's GPUs, for `update_weights`.
 
-        It holds the replicas that run now: close it and make another when replicas come or go. With `nccl`,
-        NCCL_CUMEM_ENABLE must have the same value here as in the replicas (0 with SGLang); this sets it where it can.
+        It holds the replicas that run now: close it and make another when replicas come or go. With `nccl`, this
+        process must be set up as the replicas are, above all NCCL_CUMEM_ENABLE (0 with SGLang); this sets what it can.
 
         Args:
             backend: `nccl` for GPUs, `gloo` for CPUs.
@@ -86,7 +86,7 @@ class WeightsClient:
                 also waits until the turns have stopped. A replica that dies is noticed in seconds.
 
         Raises:
-            WeightError: the group could not be formed, or NCCL could not work in it.
+            WeightError: the group could not be formed, or NCCL could not work in it: names the variable that differs.
         """
         from rollout_service.policy.weight_group import WeightGroup
 
