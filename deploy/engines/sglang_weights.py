@@ -126,9 +126,11 @@ class SglangWeights:
         from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
 
         tensors = sorted(unpacked(bucket, data), key=lambda item: -item[1].dtype.itemsize)  # so that each is aligned
-        memory = torch.empty(sum(tensor.nbytes for _, tensor in tensors), dtype=torch.uint8, device=device)
-        if device == "cpu":
-            memory.share_memory_()
+        size = sum(tensor.nbytes for _, tensor in tensors)
+        if device == "cpu":  # made as shared memory: share_memory_() would copy what is not there yet
+            memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+        else:
+            memory = torch.empty(size, dtype=torch.uint8, device=device)
         start, metadata = 0, []
         for name, tensor in tensors:
             end = start + tensor.nbytes
