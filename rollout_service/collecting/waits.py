@@ -51,8 +51,8 @@ def waits_for(status: Mapping[str, Any], collection_id: str) -> str:
         parts.append(
             f"a group with enough scored trajectories (min_group_size), which the last {row} had not: see faults"
         )
-    if collection["filter"] is not None and collection["dropped"]:
-        parts.append(_kept(collection["filter"], collection["dropped"], collection["dropped_in_a_row"]))
+    if (groups := collection["groups"]) and groups["dropped"]:
+        parts.append(_kept(groups))
     limit = status["admission"] and status["admission"]["limit"]
     if limit and collection["waiting"] != 0 and limit <= status["running"] < status["slots"]:
         room = f"it lets {limit} of {status['slots']} slots' episodes run at once (policy.admission)"
@@ -77,9 +77,10 @@ def _reader(collection: Mapping[str, Any]) -> str:
     return f"{text}: no further one begins before; take them faster, or raise service.max_buffered_groups"
 
 
-def _kept(groups: Mapping[str, Any], dropped: int, row: int) -> str:
-    kept, most = groups["kept"], groups["most"]
-    text = f"a group that keep keeps: it kept {kept} of {kept + dropped} so far, and dropped the last {row}"
+def _kept(groups: Mapping[str, Any]) -> str:
+    kept, decided, most = groups["kept"], groups["kept"] + groups["dropped"], groups["most"]
+    row = groups["dropped_in_a_row"]
+    text = f"a group that keep keeps: it kept {kept} of {decided} so far, and dropped the last {row}"
     if kept:
         return text
     bound = "" if most is None else f"; at most {most} groups begin (most_groups)"

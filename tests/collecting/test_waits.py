@@ -12,7 +12,7 @@ from rollout_service.collecting.waits import waits_for
 def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
     idle = {"waiting": 0, "running": 0, "places": {}, "oldest_seconds": None, "to_be_tried_again": 0, "held_back": None}
     idle |= {"paused_by": None, "parked": False, "ready": 0, "taken": 0, "groups_per_update": None}
-    idle |= {"withheld_in_a_row": 0, "filter": None}
+    idle |= {"withheld_in_a_row": 0, "groups": None}
     status: dict[str, Any] = {
         "actors": 2,
         "start_error": None,
@@ -66,13 +66,13 @@ def said(service: dict[str, Any] | None = None, **collection: Any) -> str:
         ),
         (
             {},
-            {"running": 1, "filter": {"kept": 0, "most": 80}, "dropped": 40, "dropped_in_a_row": 40},
+            {"running": 1, "groups": {"kept": 0, "most": 80, "dropped": 40, "dropped_in_a_row": 40}},
             "1 episode running; a group that keep keeps: it kept 0 of 40 so far, and dropped the last 40; at most 80 "
             "groups begin (most_groups); choose tasks that the policy solves sometimes, or another keep",
         ),
         (
             {},
-            {"running": 1, "filter": {"kept": 2, "most": None}, "dropped": 38, "dropped_in_a_row": 3},
+            {"running": 1, "groups": {"kept": 2, "most": None, "dropped": 38, "dropped_in_a_row": 3}},
             "a group that keep keeps: it kept 2 of 40 so far, and dropped the last 3",
         ),
         (
