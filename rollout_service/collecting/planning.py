@@ -30,6 +30,9 @@ from rollout_service.record.trajectory import TaskRef
 from rollout_service.task_sampling.pool import TaskPool
 from rollout_service.task_sampling.sampler import TaskSampler
 
+MOST_DRAWN_AT_ONCE = 1024
+"""Largest group of a collection that draws as it goes. Its requests are made on the event loop, some 14 µs each."""
+
 
 class TaskSource(Protocol):
     """Where tasks come from."""
@@ -83,8 +86,12 @@ class Planner:
         if earlier is not None and request.n is not None:
             _check_can_be_drawn_again(sampler, earlier, self.samplers.kind(request))
         n = len(sampler.whole) * size if request.n is None else request.n
-        check_episodes(n, size)
+        if not request.endless:
+            check_episodes(n, size)
         if request.endless or request.keep is not None or not (sampler.is_fixed or request.n is None):
+            if size > MOST_DRAWN_AT_ONCE:
+                text = f"group_size is {size}, and each group is drawn when it begins, which must not take long."
+                raise TaskError(text, f"Give at most {MOST_DRAWN_AT_ONCE}.")
             for task in sampler.whole:
                 self._tasks.check(self._config.agent, task)
             drawing = Drawing(size, (), _Draws(self, collection_id, request, held))

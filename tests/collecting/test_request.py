@@ -134,6 +134,13 @@ def test_an_endless_collection_draws_the_tasks_that_one_with_an_end_has_and_only
     ]
 
 
+@pytest.mark.parametrize("fields", [{"endless": True}, {"n": 1025, "keep": "reader"}])
+def test_a_group_that_takes_long_to_draw_is_refused(fields):
+    planner = Planner(episodes.settings(tasks__domain="mock"), Tau2TaskSource())
+    with pytest.raises(TaskError, match=r"group_size is 1025.*Give at most 1024"):
+        planner.plan(CollectionRequest(group_size=1025, **fields), 0)
+
+
 def test_endless_and_other_collections_of_one_selection_take_turns_and_share_no_seed():
     planner = Planner(episodes.settings(tasks__domain="mock"), Tau2TaskSource())
     first, second = (planner.plan(CollectionRequest(group_size=2, endless=True), 0).drawing for _ in range(2))
