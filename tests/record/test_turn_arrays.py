@@ -15,7 +15,7 @@ from rollout_service.record.turn_arrays import FACTS, UNKNOWN
 from rollout_service.record.turn_facts import TurnFacts, answered, problems
 from tests.support.trajectories import make_segment, make_trajectory, trajectories
 
-many = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @given(st.lists(trajectories(), max_size=4).map(TrajectoryBatch))

@@ -57,6 +57,9 @@ def test_the_gold_actions_score_1_and_the_trajectory_passes_the_audit(name):
     assert (trajectory.outcome, trajectory.reward, trajectory.fault) == ("completed", 1.0, None)
     assert trajectory.provenance.retrieval == ({"variant": "bm25_grep", "top_k": None} if "bank" in name else {})
     assert trajectory.provenance.task_hash == tasks.hash_of(trajectory.task)
+    actions = tasks.get(trajectory.task).evaluation_criteria.actions
+    wanted = [at for at, action in enumerate(actions) if action.requestor == "assistant"]
+    assert sorted(at for turn in trajectory.turns for at in turn.facts.gold_actions) == wanted
     [(_, violations)] = verify([trajectory])
     assert violations == []
 
