@@ -23,7 +23,7 @@ from ray import serve
 from deploy import policy as application
 from deploy import serve_http
 from deploy.grafana.dashboard import queries
-from rollout_service import RolloutClient
+from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
@@ -191,12 +191,16 @@ def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_its_su
     version = service.update_weights(rest).version
     before = service.collect(6, progress=False)
     names = "|".join(state.replica for state in service.replicas())
-    with service.weight_group("gloo", timeout_seconds=60) as group:
+    with service.weight_group("gloo", timeout_seconds=60) as group, contextlib.closing(service.stream(12)) as stream:
+        stream.open()
+        until_turns_run(service, 2)
         with pytest.raises(WeightError, match=rf"({names}).* died"):
             service.update_weights(KillsAReplica(tensors), group=group)
+        meanwhile = [members[0] for members in stream]
         with pytest.raises(WeightError, match="is closed"):
             service.update_weights(tensors, group=group)
     assert service.weight_version() == version, "no replica has them"
+    assert [t.fault for t in meanwhile] == [None] * 12, "no episode is lost"
     until_there_are_replicas(service, 2, version)
     after = service.collect(6, progress=False)
     with service.weight_group("gloo", timeout_seconds=200) as group:
@@ -205,6 +209,42 @@ def test_a_replica_that_dies_in_an_update_through_a_group_is_an_error_and_its_su
     assert max(error(t.segments[0], expected) for t in before) < 1e-4
     assert max(error(t.segments[0], expected) for t in after) < 1e-4
     assert {t.weight_version_range for t in after} == {(version, version)}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def trainer_that_dies(tensors: dict[str, Any], version: int) -> None:
+    """Attaches to the service as a trainer, and ends in the middle of an update."""
+    config = RolloutConfig.load(overrides={"service.name": "laptop"}, environ={})
+    client = RolloutClient("auto", config=config, start=False)
+    group = client.weight_group("gloo", timeout_seconds=200)
+
+    class EndsTheTrainer(dict[str, Any]):
+        def values(self) -> Iterator[Any]:  # type: ignore[override]
+            for number, tensor in enumerate(super().values()):
+                if number == 12:
+                    os._exit(1)
+                yield tensor
+
+    client.update_weights(EndsTheTrainer(tensors), version=version, group=group)
+
+
+def test_a_trainer_that_dies_in_an_update_leaves_the_old_weights_in_service_and_costs_no_replica_and_no_episode(
+    service, model, tmp_path
+):
+    other = Reference(str(tiny_model.make(tmp_path / "other", seed=8))).state()
+    version = service.update_weights(model).version
+    replicas = {state.replica for state in service.replicas()}
+    with contextlib.closing(service.stream(12)) as stream:
+        stream.open()
+        until_turns_run(service, 2)
+        with pytest.raises(ray.exceptions.WorkerCrashedError):
+            ray.get(trainer_that_dies.remote(other, version + 1))
+        trajectories = [group[0] for group in stream]
+    assert len(trajectories) == 12
+    assert max(error(t.segments[0], {version: Reference(model)}) for t in trajectories) < 1e-4
+    assert {state.replica for state in service.replicas()} == replicas
+    updated = service.update_weights(other)  # refused for as long as another one is under way
+    assert (updated.version, updated.lost) == (version + 1, [])
 
 
 async def until_running(service: RolloutClient, turns: int) -> None:
