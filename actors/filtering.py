@@ -7,7 +7,7 @@ looked at: the rewards in the summaries decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.filtered import FilteredCollection
@@ -90,14 +90,20 @@ def is_gone(running: RunningCollection, group: int) -> bool:
     return isinstance(running.collection, FilteredCollection) and running.collection.is_gone(group)
 
 
-def counts(running: RunningCollection) -> dict[str, Any]:
-    """Numbers of groups, for the status. `filter` is None where every group is kept."""
+def counts(running: RunningCollection) -> dict[str, int | None] | None:
+    """Numbers of groups, for the status; None: every group is kept."""
     it = running.collection
     if not isinstance(it, FilteredCollection):
-        return {"filter": None}
-    most = None if it.unstarted.groups == ENDLESS else it.unstarted.groups
-    of_groups = {"begun": it.begun, "kept": it.kept, "undecided": it.undecided, "let_go": it.surplus, "most": most}
-    return {"filter": of_groups, "dropped": it.dropped, "dropped_in_a_row": it.dropped_in_a_row}
+        return None
+    return {
+        "begun": it.begun,
+        "kept": it.kept,
+        "dropped": it.dropped,
+        "dropped_in_a_row": it.dropped_in_a_row,
+        "undecided": it.undecided,
+        "let_go": it.surplus,
+        "most": None if it.unstarted.groups == ENDLESS else it.unstarted.groups,
+    }
 
 
 def is_enough(running: RunningCollection) -> bool:

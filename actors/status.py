@@ -91,7 +91,7 @@ def progress(running: RunningCollection, places: list[tuple[float, str]]) -> dic
         "retries": collection.retries,
         "failed": collection.failed,
         "late": collection.late,
-        **filtering.counts(running),
+        "groups": filtering.counts(running),
         "sampler": running.drawing.facts(),
     }
 

@@ -284,8 +284,8 @@ async def test_groups_that_say_nothing_are_replaced_whenever_the_coordinator_die
         if ack == "manual":
             await stream.aack(groups[-1])
     status = (await service.coordinator.status())["collections"][stream.collection_id]
-    assert status["dropped"] >= 5
-    assert status["filter"]["most"] == 10 * EPISODES // SIZE
+    assert status["groups"]["dropped"] >= 5
+    assert status["groups"]["most"] == 10 * EPISODES // SIZE
     groups += [group async for group in stream]
     assert stream.episodes == len(ids(groups)) == len(set(ids(groups))) == EPISODES
     assert all({each.reward for each in group} == {0.0, 1.0} for group in groups)
