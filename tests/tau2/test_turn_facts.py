@@ -196,6 +196,15 @@ def test_turns_of_older_files_have_no_facts_and_pass():
     assert Turn(0, 1, "stop").facts == TurnFacts(None, None, None, None, None)
 
 
+@pytest.mark.parametrize("text", ["plain", "\ud800"], ids=["text", "half_a_pair"])
+def test_a_database_of_one_s_own_is_watched_whatever_it_holds(text):
+    database = {"notes": {"a": text}, "raw": b"\xff"}
+    assert not DatabaseWatch(database).has_changed()
+    watch = DatabaseWatch(database)
+    database["notes"]["a"] += text
+    assert watch.has_changed()
+
+
 class Record(BaseModel):
     count: float = 0.0
     parts: list[str] = []
