@@ -1,21 +1,22 @@
 """Rescore: stored trajectories scored again, under the tasks of the installed τ²-bench.
 
 Invariant: a new reward is the official evaluator's, on a replay of the stored messages. Tokens and messages stay as
-they were. The user's flaws, one of which depends on the score, are looked for again. Nothing is guessed: a trajectory
-that cannot be replayed or scored gets no reward, and has its reason. No judge is asked, so a reward that a judge took
-part in is kept where its task is the same, and not scored where it is not.
+they were. What depends on score or task is found again: the user's flaws and the facts of turns. Nothing is guessed: a
+trajectory that cannot be replayed or scored gets no reward, and has its reason. No judge is asked, so a reward that a
+judge took part in is kept where its task is the same, and not scored where it is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rollout_service.config.tasks import Retrieval
 from rollout_service.errors import RolloutError
 from rollout_service.record import user_flaws
-from rollout_service.record.trajectory import Trajectory
+from rollout_service.record.trajectory import TokenSegment, Trajectory
+from rollout_service.record.turn_facts import TurnFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def _scored(trajectory: Trajectory) -> Trajectory:
         TaskError: the installed τ²-bench has no such task.
         ValueError: its messages cannot be replayed, or a judge would have to be asked.
     """
-    from rollout_service.tau2 import compat, domain, evaluation, messages, replay, tasks
+    from rollout_service.tau2 import compat, domain, environment, evaluation, messages, replay, tasks, turn_facts
 
     named, made = trajectory.task, trajectory.provenance
     [reference] = tasks.references(named.domain, named.split, [named.task_id])
@@ -87,13 +88,27 @@ def _scored(trajectory: Trajectory) -> Trajectory:
     )
     record, reward_info = [messages.to_record(message) for message in conversation], info.model_dump(mode="json")
     part = None if trajectory.user_flaws is None else str(task.user_scenario)
+    world = replay.replayed(task, named.domain, conversation, solo)
+    facts = turn_facts.found(trajectory.turns, conversation, record, task, world.wrote)
     return dataclasses.replace(
         trajectory,
         task=reference,
         reward=float(info.reward),
         reward_info=reward_info,
+        segments=_with_facts(trajectory, facts),
         messages=record,
         user_flaws=user_flaws.looked_for(record, trajectory.termination_reason, part, reward_info),
-        database_hashes=replay.end_hashes(task, named.domain, conversation, solo),
+        database_hashes=environment.database_hashes(world),
         provenance=provenance,
     )
+
+
+def _with_facts(trajectory: Trajectory, facts: Sequence[TurnFacts]) -> list[TokenSegment]:
+    """The trajectory's segments, with these facts of its turns."""
+    if [turn.facts for turn in trajectory.turns] == facts:
+        return trajectory.segments
+    each = iter(facts)
+    return [
+        dataclasses.replace(segment, turns=[dataclasses.replace(turn, facts=next(each)) for turn in segment.turns])
+        for segment in trajectory.segments
+    ]

@@ -39,7 +39,7 @@ def differences(trajectory: Trajectory) -> list[str]:
     task = tasks.get(trajectory.task)
     solo = made.agent == "solo"
     conversation = [messages.from_record(record) for record in trajectory.messages]
-    world = _replayed(task, trajectory.task.domain, conversation, solo)
+    world = replayed(task, trajectory.task.domain, conversation, solo)
     if (hashes := environment.database_hashes(world)) != trajectory.database_hashes:
         found.append(f"the databases end as {hashes}, recorded {trajectory.database_hashes}")
     found += _facts(trajectory, conversation, task, world.wrote)
@@ -99,16 +99,7 @@ def _facts(
     ]
 
 
-def end_hashes(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> dict[str, str | None]:
-    """τ²'s hashes of the databases after a replay of the conversation.
-
-    Raises:
-        ValueError: a tool answers differently.
-    """
-    return environment.database_hashes(_replayed(task, domain, conversation, solo))
-
-
-def _replayed(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> compat.Environment:
+def replayed(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> compat.Environment:
     """An official environment after the conversation.
 
     Raises:

@@ -13,6 +13,7 @@ from rollout_service.audit.verify import verify
 from rollout_service.cli.entry import app
 from rollout_service.record import storage
 from rollout_service.record.trajectory import TaskRef, Trajectory
+from rollout_service.record.turn_facts import TurnFacts
 from rollout_service.tau2 import tasks
 from tests.support import episodes
 
@@ -43,6 +44,14 @@ def test_a_reward_under_other_tasks_and_another_release_becomes_the_installed_on
     [found] = rescore([old])
     assert (found.reward_changed, found.task_changed, found.after.reward) == (True, True, 1.0)
     assert audited(found.after) == []
+
+
+def test_facts_of_turns_are_those_of_the_installed_task_also_where_a_file_has_none(played):
+    old = copy.deepcopy(played)
+    old.turns[0].facts, old.turns[-1].facts = TurnFacts(), TurnFacts(0, 0, False, [0], [])
+    [found] = rescore([old])
+    assert [turn.facts for turn in found.after.turns] == [turn.facts for turn in played.turns]
+    assert (old.turns[0].facts, audited(found.after)) == (TurnFacts(), [])
 
 
 def test_flaws_of_the_user_that_depend_on_the_score_are_looked_for_again(played):
