@@ -85,7 +85,7 @@ class CollectionRequest:
             "group_size": arguments.whole("group_size", self.group_size, 1, MOST_EPISODES, TaskError),
             "seed": _whole("seed", self.seed),
             "groups_per_update": _whole("groups_per_update", self.groups_per_update, 1),
-            "most_groups": _whole("most_groups", self.most_groups, 1),
+            "most_groups": _whole("most_groups", self.most_groups, 1, MOST_EPISODES),
             "max_turns": _whole("max_turns", self.max_turns, 1),
             "max_attempts": _whole("max_attempts", self.max_attempts, 1),
             "max_staleness": _whole("max_staleness", self.max_staleness, 0),

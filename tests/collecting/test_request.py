@@ -79,6 +79,7 @@ def test_a_request_s_own_sampling_goes_over_the_service_s(own):
             r"most_groups is 3, fewer than the 4 groups of",
         ),
         ({"n": 8, "keep": "reader", "most_groups": 0}, r"most_groups is 0"),
+        ({"n": 8, "keep": "reader", "most_groups": 10**7}, r"most_groups is 10000000"),
         ({"n": 8, "keep": "reader", "continues": Continuation(3)}, r"keep is given with continues"),
         ({"endless": True, "n": 8}, r"endless is True, and n is 8\. Leave out one of them"),
         ({"endless": True, "continues": Continuation(3)}, r"endless is True, and continues is"),
