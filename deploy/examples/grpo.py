@@ -161,6 +161,12 @@ class Trainer:
         self._optimizer.zero_grad()
 
 
+def own_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The model's weights by name, without those that are another's under a second name."""
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    return {name: weight for name, weight in model.state_dict().items() if name not in tied}
+
+
 def collated(items: Any) -> Tensors:
     """Trajectories or groups as padded tensors on the CPU, see `collate_padded`. An episode without a reward is masked,
     and teaches nothing."""

@@ -6,7 +6,8 @@ The model first imitates scripted episodes of the train split, in which the user
 sometimes chats, and sometimes writes a call that nobody can read and then the right one. After that it plays the tasks
 itself and improves by GRPO on the train split, with episodes whose weights are at most one version old. The weights go
 to the replicas through a process group. Before, between and after it plays the test split: pass^1 with a 95% interval
-over the tasks. Only τ²'s official reward scores anything.
+over the tasks. Only τ²'s official reward scores anything. With `--trainer trl`, TRL's GRPOTrainer does the GRPO, and
+episodes and training take turns; see `deploy.examples.grpo_trl`.
 
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
 seeds.
@@ -34,15 +35,17 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from deploy.examples import results
-from deploy.examples.grpo import Rates, Trainer
+from deploy.examples.grpo import Rates, Trainer, own_weights
 from deploy.examples.results import mean_reward, show
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
 from rollout_service.policy.weight_group import WeightGroup
+from rollout_service.record.trajectory import Trajectory
 
 SCRIPT = {"chatter": 0.1, "malformed_call": 0.05}
 """Probabilities in the demonstrations, per action; see `policy.script`."""
 
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=2e-4, grpo=1e-5)
 EVALUATION_SEED = 12345
 MAX_TURNS = 30
@@ -60,16 +63,35 @@ def lengthened(config: Any, context: int) -> Any:
     return config
 
 
+def prepared(name: str, folder: Path, context: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The pretrained model in float32 and its tokenizer. The folder gets both for the service, the model in `dtype`."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    config = lengthened(transformers.AutoConfig.from_pretrained(name), context)
+    model = transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+    tokenizer.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
+    return model.float(), tokenizer
+
+
 def start(domain: str, slots: int, context: int, **policy: Any) -> RolloutClient:
     """Start a service with a scripted user who speaks in its own words."""
     overrides = {
         "tasks": {"domain": domain, "split": "train"},
-        "policy": {"sampling": {"temperature": 1.0, "max_new_tokens": 256}, "context_length": context, **policy},
+        "policy": {"sampling": SAMPLING, "context_length": context, **policy},
         "user": {"kind": "scripted", "script": {"own_words": True}},
         "limits": {"max_turns": MAX_TURNS},
         "service": {"name": f"learn-{domain}-{policy['engine']}", "slots": slots, "max_staleness": 1},
     }
     return RolloutClient(config=RolloutConfig.load(overrides=overrides))
+
+
+def demonstrated(client: RolloutClient, number: int, seed: int) -> list[Trajectory]:
+    """Play so many scripted episodes of each task. Returns those that solved theirs."""
+    played = client.collect(seed=seed, group_size=number, progress=False)
+    good = [trajectory for trajectory in played if trajectory.reward == 1.0]
+    tokens = sum(len(segment.token_ids) for trajectory in good for segment in trajectory.segments)
+    show({"demonstrations": len(played), "solved": len(good), "tokens": tokens})
+    return good
 
 
 class Run:
@@ -114,8 +136,12 @@ class Run:
             "logprob_error": error,
             "training_seconds": trained - began,
             "update_seconds": time.monotonic() - trained,
-            "seconds": time.monotonic() - self._began,
         }
+        self.record(figures)
+
+    def record(self, figures: dict[str, Any]) -> None:
+        """Add a step's figures to the results. `reward` is among them: the mean of its episodes."""
+        figures = {**figures, "seconds": time.monotonic() - self._began}
         self._result["steps"].append(figures)
         show({"step": len(self._result["steps"]), **figures})
         self._write()
@@ -123,12 +149,6 @@ class Run:
     def _write(self) -> None:
         self._result["seconds"] = time.monotonic() - self._began
         self._path.write_text(json.dumps(self._result, indent=1))
-
-
-def own_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The model's weights by name, without those that are another's under a second name."""
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    return {name: weight for name, weight in model.state_dict().items() if name not in tied}
 
 
 @contextlib.contextmanager
@@ -153,6 +173,7 @@ def learn(
     trials: Annotated[int, typer.Option(help="episodes of each test task in an evaluation")] = 4,
     tasks: Annotated[int | None, typer.Option(help="only so many test tasks; all of them without it")] = None,
     seed: Annotated[int, typer.Option(help="of the demonstrations and of the tasks' order")] = 0,
+    trainer: Annotated[Literal["plain", "trl"], typer.Option(help="whose GRPO: ours, or TRL's")] = "plain",
     engine: Annotated[Literal["sglang", "transformers"], typer.Option(help="who samples")] = "sglang",
     engine_arguments: Annotated[str, typer.Option(help="more of the engine's, as JSON")] = "{}",
     transfer: Annotated[Literal["nccl", "gloo", "tensors"], typer.Option(help="of new weights")] = "nccl",
@@ -165,22 +186,20 @@ def learn(
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
     folder = (output / f"model-{domain}-{seed}").resolve()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    config = lengthened(transformers.AutoConfig.from_pretrained(model), context)
-    pretrained = transformers.AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
-    tokenizer.save_pretrained(folder)
-    pretrained.to(torch.bfloat16 if engine == "sglang" else torch.float32).save_pretrained(folder)
+    if trainer == "trl":
+        from deploy.examples import grpo_trl  # TRL is not needed otherwise, and takes seconds to import
+
+        same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
+        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
+    pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    run = Run(output, seed, Trainer(pretrained.float(), device, RATES, rows), domain, trials, tasks)
+    run = Run(output, seed, Trainer(pretrained, device, RATES, rows), domain, trials, tasks)
     if not ray.is_initialized():
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
 
     with start(domain, slots, context, engine="scripted", tokenizer=str(folder), script=SCRIPT) as client:
-        played = client.collect(seed=seed, group_size=demonstrations, progress=False)
-    good = [trajectory for trajectory in played if trajectory.reward == 1.0]
-    tokens = sum(len(segment.token_ids) for trajectory in good for segment in trajectory.segments)
-    show({"demonstrations": len(played), "solved": len(good), "tokens": tokens})
+        good = demonstrated(client, demonstrations, seed)
 
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups_per_update": groups, "seed": seed}
@@ -189,8 +208,11 @@ def learn(
         run.trainer.imitate(good, epochs, show)
         client.update_weights(own_weights(run.trainer.model), group=group)
         run.evaluate(client, PHASES[1])
-        for taken in DataLoader(TrajectoryDataset(client, **asked), groups, collate_fn=list):
-            run.step(client, taken, group)
+        if trainer == "trl":
+            grpo_trl.improve(run.trainer.model, tokenizer, settings, client, domain, group, run.record)
+        else:
+            for taken in DataLoader(TrajectoryDataset(client, **asked), groups, collate_fn=list):
+                run.step(client, taken, group)
         run.evaluate(client, PHASES[2])
     run.trainer.model.save_pretrained(folder)
     report(output, domain)

@@ -43,6 +43,7 @@ from rollout_service.redaction import shown
 if TYPE_CHECKING:
     from rollout_service.client import RolloutClient
     from rollout_service.config import RolloutConfig
+    from rollout_service.policy.weight_group import WeightGroup
 
 Columns = dict[str, list[Any]]
 RolloutFunc = Callable[[list[Any], Any], Columns]
@@ -83,7 +84,11 @@ def tau2_reward(completions: list[Any], rollout_reward: list[float | None] | Non
 
 
 def rollout_func(
-    client: RolloutClient, *, unscored: Unscored = "refuse", weights: Weights | None = None
+    client: RolloutClient,
+    *,
+    unscored: Unscored = "refuse",
+    weights: Weights | None = None,
+    group: WeightGroup | None = None,
 ) -> RolloutFunc:
     """Make the function that GRPOTrainer calls for completions.
 
@@ -93,6 +98,8 @@ def rollout_func(
         weights: makes the tensors for `client.update_weights` from the unwrapped model; called on every process. None:
             the model's `state_dict()`. Sharded models and adapters (FSDP, ZeRO-3, LoRA) need one that gathers and
             merges.
+        group: process group of the main process that the tensors go through; None: Ray's object store. See
+            `client.weight_group`.
 
     Returns:
         A function of (prompts, trainer). It gives for each prompt `prompt_ids`, `completion_ids`, `logprobs` (of the
@@ -109,7 +116,7 @@ def rollout_func(
         raise ConfigError(f"weights is {shown(weights)}.", "Give a function of the model, or leave it out.")
     if not hasattr(client, "update_weights"):
         raise ConfigError(f"client is {shown(client)}.", "Give a RolloutClient.")
-    synchronized = _Weights(client, weights or (lambda model: model.state_dict()))
+    synchronized = _Weights(client, weights or (lambda model: model.state_dict()), group)
     fingerprint = ""
 
     def roll_out(asked: list[Any], trainer: Any) -> Columns:
@@ -131,9 +138,10 @@ def rollout_func(
 class _Weights:
     """Gives the trainer's weights to the service after an optimizer step changed them."""
 
-    def __init__(self, client: RolloutClient, weights: Weights) -> None:
+    def __init__(self, client: RolloutClient, weights: Weights, group: WeightGroup | None) -> None:
         self._client = client
         self._weights = weights
+        self._group = group
         self._step: int | None = None
         """Optimizer step of the weights that the service has. None: it has the weights it started with, which may be
         any."""
@@ -147,7 +155,7 @@ class _Weights:
         before = self._client.weight_version()
         accelerator.wait_for_everyone()  # every process has read the version before it changes
         if accelerator.is_main_process:
-            self._client.update_weights(tensors)
+            self._client.update_weights(tensors, group=self._group)
         accelerator.wait_for_everyone()  # no process may ask for episodes before the update
         if self._client.weight_version() == before:
             raise ConfigError(

@@ -187,6 +187,7 @@ class Client:
         self.config = SimpleNamespace(policy=SimpleNamespace(**given | policy))
         self.asked: list[dict[str, Any]] = []
         self.updates: list[dict[str, Any]] = []
+        self.groups: list[Any] = []
 
     def stream(self, *, group_size: int, ids: list[str], **selection: Any) -> Any:
         self.asked.append({"group_size": group_size, "ids": ids, **selection})
@@ -195,8 +196,9 @@ class Client:
         groups = [[self._made(task_id, sample) for sample in range(group_size)] for task_id in reversed(ids)]
         return Stream(groups, self.fewest)
 
-    def update_weights(self, tensors: dict[str, Any]) -> None:
+    def update_weights(self, tensors: dict[str, Any], group: Any = None) -> None:
         self.updates.append(dict(tensors))
+        self.groups.append(group)
 
     def weight_version(self) -> int:
         return len(self.updates)
@@ -323,6 +325,12 @@ def test_the_callers_own_tensors_are_sent_where_he_gives_them(trainer, made) -> 
     client = Client(made())
     rollout_func(client, weights=lambda model: {"merged": model.weight})(["mock/base/a"], trainer)
     assert set(client.updates[0]) == {"merged"}
+
+
+def test_the_weights_go_through_the_callers_process_group_where_he_gives_one(trainer, made) -> None:
+    client, group = Client(made()), object()
+    rollout_func(client, group=group)(["mock/base/a"], trainer)
+    assert client.groups == [group]
 
 
 def test_an_episode_without_a_reward_is_refused_or_teaches_nothing(trainer, made, tokenizer) -> None:
