@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import typer
 
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
@@ -331,6 +333,38 @@ def test_the_weights_go_through_the_callers_process_group_where_he_gives_one(tra
     client, group = Client(made()), object()
     rollout_func(client, group=group)(["mock/base/a"], trainer)
     assert client.groups == [group]
+
+
+def test_the_example_makes_a_step_of_each_batch_and_its_last_weights_are_in_the_service(
+    model, tokenizer, made, tmp_path
+) -> None:
+    from deploy.examples import grpo_trl  # imports TRL
+
+    def played(task_id: str, sample: int) -> Trajectory:
+        segment = make_segment(seed=sample)
+        small = dataclasses.replace(segment, token_ids=segment.token_ids % 4096)  # the model has so many rows
+        task = TaskRef("airline", "train", task_id, 0)
+        return made(task=task, segments=[small], reward=float(sample))(task_id, sample)
+
+    client, group, steps = Client(played), object(), []
+    client.config = RolloutConfig.load(overrides={"policy": {"engine": "transformers", "model": model}})
+    pretrained = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in pretrained.state_dict().items()}
+    args = grpo_trl.settings(tmp_path, "cpu", 2, 2, 2, 8, temperature=1.0, top_p=1.0, learning_rate=1e-3)
+    grpo_trl.improve(pretrained, tokenizer, args, client, "airline", group, steps.append)
+
+    assert [(step["version"], step["reward"]) for step in steps] == [(1, 0.5), (2, 0.5)]
+    assert all({"loss", "grad_norm", "entropy", "learning_rate"} <= step.keys() for step in steps)
+    assert client.groups == [group] * 3
+    assert any(not torch.equal(weight, before[name]) for name, weight in client.updates[-1].items())
+    assert [*tmp_path.iterdir()] == [], "nothing is written"
+
+
+def test_the_example_refuses_rows_that_do_not_divide_a_step(tmp_path) -> None:
+    from deploy.examples import grpo_trl  # imports TRL
+
+    with pytest.raises(typer.BadParameter, match=r"--rows is 3\. Choose a divisor of 4"):
+        grpo_trl.settings(tmp_path, "cpu", 2, 2, 2, 3)
 
 
 def test_an_episode_without_a_reward_is_refused_or_teaches_nothing(trainer, made, tokenizer) -> None:
