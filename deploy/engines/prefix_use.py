@@ -66,10 +66,11 @@ class PrefixUse:
         self._recomputed += recomputed
         self._recompute_seconds += recomputed * self._token_seconds
 
-    def figures(self, capacity: int, sampling: int, fixed_share: float) -> CacheFigures:
+    def figures(self, capacity: int, inside: int, sampling: int, fixed_share: float) -> CacheFigures:
         """The figures now. The arguments are `CacheFigures`' fields that the engine itself knows."""
         return CacheFigures(
             capacity,
+            inside,
             sampling,
             self._later_turns,
             self._recomputed,

@@ -204,7 +204,8 @@ class SglangEngine:
         capacity, cache = int(getattr(load, "max_total_num_tokens", 0)), None
         if capacity:
             share = fixed_share(getattr(load, "decode_moments", None))  # a release may not have it
-            cache = self._prefixes.figures(capacity, int(load.num_running_reqs), share)
+            inside = len(self._manager.rid_to_state)  # what the scheduler tells leaves out prompts that it computes
+            cache = self._prefixes.figures(capacity, inside, min(inside, int(load.num_running_reqs)), share)
         return Occupancy(int(load.num_waiting_reqs), float(load.token_usage), self._hits.share, cache)
 
     def _load(self) -> Any:

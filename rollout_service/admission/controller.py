@@ -88,7 +88,7 @@ class Controller:
         """Turns that should find a prefix, and episodes that ended, since the last judgement."""
         self._lost_seconds = self._replica_seconds = 0.0
         self._in_flight = self._inside = self._sampling = 0
-        """Sums over the looks since then: episodes, turns in the replicas, and those of them in the batches."""
+        """Sums over the looks since then: episodes, turns in the replicas, and those of them that are sampled."""
 
     def ended(self, tokens: int) -> None:
         """Note that an episode ended with so many tokens in its context."""
@@ -115,7 +115,6 @@ class Controller:
         self._fitting = self._estimate(figures)
         self._count(figures, now - self._seen_at)
         self._in_flight += in_flight
-        self._inside += sum(each.waiting for each in replicas.values() if each is not None)
         self._seen, self._seen_at = figures, now
         limit = self.limit(now)
         if limit is not None and in_flight > _TOO_MANY * limit:  # what is missed now was evicted before the limit sank
@@ -156,7 +155,7 @@ class Controller:
                 self._turns += each.later_turns - last.later_turns
                 self._lost_seconds += each.recompute_seconds - last.recompute_seconds
                 self._replica_seconds += seconds
-            self._inside += each.sampling
+            self._inside += each.inside
             self._sampling += each.sampling
 
     def _judge(self, fitting: float, in_flight: int, limit: int | None) -> None:
@@ -176,7 +175,8 @@ class Controller:
         """The throughput to expect with this part of the episodes in flight, as a multiple of what it is.
 
         The turns that each episode has in a second sink with the time that it spends with users and tools, which stays,
-        and with that in the replica. There it would not wait in a queue, and a step of a smaller batch takes less time.
+        and with that in the replica. There it would not wait for others' prompts, and a step of a smaller batch
+        takes less time.
 
         Args:
             lost: share of the replicas' time that would not be lost any more, 0 to 1.

@@ -19,8 +19,10 @@ class CacheFigures:
 
     capacity: int
     """Tokens whose keys and values the memory holds."""
+    inside: int
+    """Turns that the engine has now, whether they wait, or their prompts are computed, or they are sampled."""
     sampling: int
-    """Turns that are in the engine's batch now."""
+    """Those of them that are sampled."""
     later_turns: int
     """Sum: turns of episodes whose prefix the cache should have, because the turn before was sampled here."""
     recomputed_tokens: int

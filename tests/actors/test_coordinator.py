@@ -216,7 +216,7 @@ async def test_metrics_tell_what_the_service_holds_and_why_nothing_starts(start,
 
 def short_of_memory(turns: int, seconds: float) -> Callable[[], Awaitable[list[ReplicaState]]]:
     """Stands for the fleet's `replicas`: one, whose memory holds one episode, and which lost so many seconds."""
-    cache = CacheFigures(11_000, 8, turns, 9000 * turns, seconds, 64, 10_000.0, 0.0, 0.2)
+    cache = CacheFigures(11_000, 16, 8, turns, 9000 * turns, seconds, 64, 10_000.0, 0.0, 0.2)
 
     async def replicas() -> list[ReplicaState]:
         return [ReplicaState("r", 0, False, 16, 0, occupancy=Occupancy(8, 0.9, 0.1, cache))]

@@ -28,6 +28,7 @@ KINDS = st.builds(
 FIGURES = st.builds(
     CacheFigures,
     capacity=st.integers(1, 10**7),
+    inside=st.integers(0, 500),
     sampling=st.integers(0, 500),
     later_turns=st.integers(0, 10**4),
     recomputed_tokens=st.integers(0, 10**8),
@@ -117,7 +118,7 @@ def test_the_limit_is_never_below_one_episode_for_each_replica(trace):
 
 def short(turns: int, seconds: float, capacity: int = 100_000) -> Occupancy:
     """Of a replica on which episodes of 10,000 tokens of their own have lost so many seconds in so many turns."""
-    return Occupancy(8, 0.9, 0.1, CacheFigures(capacity, 8, turns, turns * 9000, seconds, 64, 10_000.0, 0.0, 0.2))
+    return Occupancy(8, 0.9, 0.1, CacheFigures(capacity, 16, 8, turns, turns * 9000, seconds, 64, 10_000.0, 0.0, 0.2))
 
 
 def limited(replicas: int = 2) -> Controller:

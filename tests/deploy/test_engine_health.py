@@ -48,10 +48,10 @@ def test_a_clock_that_is_set_neither_kills_a_busy_engine_nor_hides_a_hanging_one
 
 def test_an_sglang_that_does_not_say_how_full_it_is_serves_all_the_same():
     engine: Any = object.__new__(SglangEngine)
-    engine._manager, engine._hits = SimpleNamespace(), CacheHits()
+    engine._manager, engine._hits = SimpleNamespace(rid_to_state={"r": 1}), CacheHits()
     assert engine.occupancy() is None
     load = SimpleNamespace(num_waiting_reqs=3, token_usage=0.5)
     engine._manager.load_snapshot_reader = SimpleNamespace(read_all=lambda: [load])
     assert engine.occupancy() == Occupancy(3, 0.5, 0.0)
     load.max_total_num_tokens, load.num_running_reqs, engine._prefixes = 9000, 2, PrefixUse()
-    assert engine.occupancy() == Occupancy(3, 0.5, 0.0, CacheFigures(9000, 2, 0, 0, 0.0, 0, 0.0, 0.0, 1.0))
+    assert engine.occupancy() == Occupancy(3, 0.5, 0.0, CacheFigures(9000, 1, 1, 0, 0, 0.0, 0, 0.0, 0.0, 1.0))

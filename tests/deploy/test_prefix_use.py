@@ -31,8 +31,8 @@ def test_a_prefix_that_was_sent_before_and_is_not_found_was_evicted():
     use.add(generation(100, 60), TurnInfo(task=TASK))
     use.add(generation(200, 109), later(110))  # the last sampled token is never in the cache
     use.add(generation(300, 60), later(210))
-    figures = use.figures(5000, 3, 0.5)
-    assert (figures.capacity, figures.sampling, figures.fixed_share) == (5000, 3, 0.5)
+    figures = use.figures(5000, 4, 3, 0.5)
+    assert (figures.capacity, figures.inside, figures.sampling, figures.fixed_share) == (5000, 4, 3, 0.5)
     assert (figures.later_turns, figures.recomputed_tokens) == (2, 150)
     assert figures.recompute_seconds == pytest.approx(1.5)
     assert (figures.latest_turns, figures.context_tokens, figures.shared_tokens) == (3, 210, 60)
@@ -43,22 +43,22 @@ def test_the_engine_s_speed_is_that_of_late():
     seconds = []
     for tokens, spent in ((1000, 30.0), (70_000, 37.0), (100_000, 40.0), (140_000, 44.0)):
         use.computed(tokens, spent)
-        before = use.figures(1, 0, 1.0).recompute_seconds
+        before = use.figures(1, 0, 0, 1.0).recompute_seconds
         use.add(generation(1100, 0), later(1000))
-        seconds.append(use.figures(1, 0, 1.0).recompute_seconds - before)
+        seconds.append(use.figures(1, 0, 0, 1.0).recompute_seconds - before)
     assert seconds == pytest.approx([30.0, 37 / 70, 37 / 70, 0.1]), "its first steps were slow"
 
 
 def test_a_page_that_was_not_full_is_not_missing():
     use = PrefixUse(page_size=64)
     use.add(generation(200, 64), later(110))
-    assert use.figures(1, 0, 1.0).recomputed_tokens == 0
+    assert use.figures(1, 0, 0, 1.0).recomputed_tokens == 0
 
 
 def test_a_turn_that_was_broken_off_for_want_of_memory_was_computed_again():
     use = PrefixUse()
     use.add(generation(200, 109), later(110), retractions=2)
-    assert use.figures(1, 0, 1.0).recomputed_tokens == 420
+    assert use.figures(1, 0, 0, 1.0).recomputed_tokens == 420
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_turn_that_was_broken_off_for_want_of_memory_was_computed_again():
 def test_a_prefix_that_the_cache_could_not_have_is_not_missing(turn, info):
     use = PrefixUse()
     use.add(turn, info)
-    assert use.figures(1, 0, 1.0).later_turns == 0
-    assert use.figures(1, 0, 1.0).recomputed_tokens == 0
+    assert use.figures(1, 0, 0, 1.0).later_turns == 0
+    assert use.figures(1, 0, 0, 1.0).recomputed_tokens == 0
 
 
 @given(

@@ -111,7 +111,8 @@ class Replica:
         shared = float(self.shared) if contexts else 0.0
         figures = CacheFigures(
             self.capacity,
-            len(self.running),
+            len(self.running) + len(self.queue),
+            sum(session.cached == session.own for session in self.running),
             self.later_turns,
             self.recomputed,
             self.recompute_seconds,
