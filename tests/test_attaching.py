@@ -98,7 +98,7 @@ def test_what_a_call_asks_for_stands_over_the_client_s_settings_and_those_over_t
 @pytest.mark.parametrize(
     ("selection", "error", "message"),
     [
-        ({"temperature": 1.0}, RolloutError, r"Unknown argument temperature\. Choose from domain, split"),
+        ({"temperature": 1.0}, RolloutError, r"Unknown argument temperature\. Choose from endless, domain, split"),
         ({"sampling": 0.5}, ConfigError, r"sampling is 0\.5"),
         ({"sampling": {"temprature": 0.5}}, ConfigError, r"policy\.sampling\.temprature"),
         ({"max_attempts": 0}, TaskError, "max_attempts"),

@@ -273,7 +273,7 @@ def test_how_replicas_pause_is_one_of_the_known_ways(client):
 
 
 def test_an_unknown_argument_is_refused_with_the_known_ones(client):
-    with pytest.raises(RolloutError, match=r"temperature.*Choose from domain, split"):
+    with pytest.raises(RolloutError, match=r"temperature.*Choose from endless, domain, split"):
         client.collect(1, temperature=1.0)
 
 

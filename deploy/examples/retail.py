@@ -80,7 +80,7 @@ def start(domain: str, slots: int, context: int, **policy: Any) -> RolloutClient
         "policy": {"sampling": SAMPLING, "context_length": context, **policy},
         "user": {"kind": "scripted", "script": {"own_words": True}},
         "limits": {"max_turns": MAX_TURNS},
-        "service": {"name": f"learn-{domain}-{policy['engine']}", "slots": slots, "max_staleness": 1},
+        "service": {"name": f"learn-{domain}-{policy['engine']}", "actors": 1, "slots": slots, "max_staleness": 1},
     }
     return RolloutClient(config=RolloutConfig.load(overrides=overrides))
 
