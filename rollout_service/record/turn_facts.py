@@ -70,8 +70,8 @@ def problems(facts: TurnFacts, statuses: Sequence[str], message_index: int | Non
         recorded = getattr(facts, name)
         if recorded not in (None, found):
             wrong.append(f"{name} is {recorded}, and its messages show {found}")
-    if facts.wrote and not valid + refused:
-        wrong.append("wrote is true, and no well-formed call was answered")
+    if facts.wrote and OK not in statuses:
+        wrong.append("wrote is true, and no call is well formed")
     for name in ("gold_actions", "communicated"):
         positions = getattr(facts, name) or []
         if any(at < 0 for at in positions) or positions != sorted(set(positions)):

@@ -86,8 +86,6 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
         called = kits if self.solo_mode else kits[:1]
         if not any(call.name in compat.writing_tools(kit) for kit in called):
             return []
-        if not self.answered:
-            self.sync_tools()  # a replay has not done so yet, and the call would seem to make the changes
         databases = {id(kit.db): kit.db for kit in kits if kit.db is not None}
         return [DatabaseWatch(database) for database in databases.values()]
 

@@ -15,6 +15,11 @@ from rollout_service.tau2 import compat
 class Orchestrator(compat.Orchestrator):  # type: ignore[misc]
     """τ²'s own orchestrator, with messages in the order of events."""
 
+    def initialize(self) -> None:
+        """Bring everything to the task's initial state, as τ²'s own method does."""
+        super().initialize()
+        self.environment.wrote.clear()  # calls of the task's own messages may have ids of the policy's
+
     def get_trajectory(self) -> list[compat.Message]:
         """Copies of the messages so far, in order and numbered, as τ²'s own method gives them: it sorts by time, which
         changes nothing here, and copies every message twice."""

@@ -100,16 +100,20 @@ def _facts(
 
 
 def replayed(task: compat.Task, domain: str, conversation: list[compat.Message], solo: bool) -> compat.Environment:
-    """An official environment after the conversation.
+    """An official environment after the conversation. As in play, it is first brought to the task's initial state,
+    which may hold messages.
 
     Raises:
         ValueError: a tool answers differently.
     """
     world = environment.make(domain, solo=solo, task=task)
     initial = task.initial_state
+    given = len(initial.message_history or []) if initial else 0
     world.set_state(
         initialization_data=initial.initialization_data if initial else None,
         initialization_actions=initial.initialization_actions if initial else None,
-        message_history=conversation,
+        message_history=conversation[:given],
     )
+    world.wrote.clear()
+    world.set_state(None, None, conversation[given:])
     return world

@@ -102,7 +102,7 @@ def test_answers_are_counted_by_the_message_s_own_calls() -> None:
     [
         (TurnFacts(valid_calls=1), "valid_calls is 1, and its messages show 0"),
         (TurnFacts(refused_calls=2), "refused_calls is 2, and its messages show 0"),
-        (TurnFacts(wrote=True), "wrote is true, and no well-formed call was answered"),
+        (TurnFacts(wrote=True), "wrote is true, and no call is well formed"),
         (TurnFacts(gold_actions=[1, 0]), r"gold_actions is [1, 0], no ascending positions"),
         (TurnFacts(communicated=[-1]), r"communicated is [-1], no ascending positions"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from rollout_service import preflight
 from rollout_service.audit.verify import verify
 from rollout_service.policy.base import Generation, TurnInfo
-from rollout_service.record.trajectory import Trajectory, Turn
+from rollout_service.record.trajectory import TaskRef, Trajectory, Turn
 from rollout_service.record.turn_facts import TurnFacts
 from rollout_service.tau2 import tasks
 from rollout_service.tau2.base_database import BaseDatabase
@@ -194,6 +196,46 @@ def test_turns_of_older_files_have_no_facts_and_pass():
     assert facts_of(old) == [TurnFacts()] * len(trajectory.turns)
     assert violations(old, "record", "reward") == []
     assert Turn(0, 1, "stop").facts == TurnFacts(None, None, None, None, None)
+
+
+def own_task(path: Path, domain: str, position: int, initial: dict[str, Any]) -> TaskRef:
+    """A task of the domain that begins in this state."""
+    record = tasks.get(episodes.task(domain, position)).model_dump(mode="json", exclude_none=True)
+    path.write_text(json.dumps([record | {"initial_state": initial}]))
+    [reference] = preflight.check_tasks(episodes.settings(tasks__domain=domain, tasks__path=str(path)))
+    return reference
+
+
+def turns_of(task: TaskRef, *texts: str) -> Trajectory:
+    config = episodes.settings(limits__max_turns=len(texts))
+    return episodes.runner(config, episodes.WrittenTurns(*texts)).run(episodes.request(task))
+
+
+def test_a_call_of_the_task_s_own_messages_is_not_the_policy_s_that_has_the_same_id(tmp_path):
+    given = played(written("create_task", user_id="user_1", title="Given"), CHATTER)
+    assert facts_of(given)[0].wrote
+    task = own_task(tmp_path / "own.json", "mock", 0, {"message_history": given.messages})
+    trajectory = turns_of(task, written("get_users"))
+    [call] = trajectory.messages[trajectory.turns[0].message_index]["tool_calls"]
+    assert call["id"] in {call["id"] for message in given.messages for call in message.get("tool_calls") or []}
+    assert [facts.wrote for facts in facts_of(trajectory)] == [False]
+    assert violations(trajectory, "record", "reward") == []
+
+
+def test_a_replay_begins_where_the_episode_did_also_if_the_first_call_fails(tmp_path):
+    """τ² brings telecom's phone in line with the network before the first turn, which is nobody's call."""
+    surroundings = {"phone_number": "555-123-2002"}
+    task = own_task(
+        tmp_path / "own.json",
+        "telecom",
+        26,
+        {"initialization_data": {"user_data": {"surroundings": surroundings}}},
+    )
+    changes_nothing = written("enable_roaming", customer_id="C1001", line_id="L1002")
+    trajectory = turns_of(task, written("get_customer_by_id", customer_id="nobody"), changes_nothing)
+    first, second = facts_of(trajectory)
+    assert (first.refused_calls, second.valid_calls, second.wrote) == (1, 1, False)
+    assert violations(trajectory, "record", "reward") == []
 
 
 @pytest.mark.parametrize("text", ["plain", "\ud800"], ids=["text", "half_a_pair"])
