@@ -198,7 +198,7 @@ def requested_update(weights: Any, version: Any, mode: Any, group: Any, put: Any
 
 
 def stored(tensors: Mapping[str, Any], put: Any) -> StoredTensors:
-    """Put tensors into an object store, in buckets of about 1 GiB.
+    """Put tensors into an object store, in buckets of about `_BUCKET_BYTES`.
 
     Args:
         tensors: torch tensors (any device) or numpy arrays, by their names in the model's checkpoint.
@@ -261,7 +261,7 @@ def _buckets(items: Iterable[tuple[TensorSpec, Any]]) -> Iterator[list[tuple[Ten
 
 def _on_host(tensors: list[Any]) -> list[Any]:
     """Each tensor's memory as uint8[n]. Those of a GPU come through pinned memory, all at once."""
-    found, device = [], None
+    found, devices = [], set()
     for tensor in tensors:
         if isinstance(tensor, np.ndarray | np.generic):
             found.append(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
@@ -270,10 +270,10 @@ def _on_host(tensors: list[Any]) -> list[Any]:
 
         whole = tensor.detach().contiguous()
         if whole.is_cuda:
-            device = whole.device
+            devices.add(whole.device)
             pinned = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
             whole = pinned.copy_(whole, non_blocking=True)
         found.append(whole.cpu().reshape(-1).view(torch.uint8).numpy())
-    if device is not None:
+    for device in devices:  # a trainer may have spread its model over several GPUs
         torch.cuda.current_stream(device).synchronize()
     return found
