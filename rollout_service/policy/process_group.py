@@ -89,12 +89,15 @@ def broadcast(group: ProcessGroup, tensor: Any) -> None:
 
 def beside(tensor: Any) -> AbstractContextManager[Any]:
     """Run this thread's work with the tensor on a CUDA stream of its own. All threads share a device's default stream,
-    so a broadcast that never ends there would block every other thread that waits for the device."""
+    so a broadcast that never ends there would block every other thread that waits for the device. It begins after what
+    that stream has now, which may still use the memory that the tensor was given."""
     if not tensor.is_cuda:
         return nullcontext()
     import torch
 
-    return torch.cuda.stream(torch.cuda.Stream(tensor.device))
+    stream = torch.cuda.Stream(tensor.device)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    return torch.cuda.stream(stream)
 
 
 def leave(group: ProcessGroup) -> None:
