@@ -260,7 +260,8 @@ class Fleet:
         loaded = [answer for answer in came if isinstance(answer, ReplicaState)]
         lost = [answers.text(answer) for answer in came if not isinstance(answer, ReplicaState)]
         if lost and isinstance(update.source, BroadcastTensors):  # the trainer may be gone, and not say so
-            await self._ask("leave", update.source.group)
+            with contextlib.suppress(ServiceError):  # the version counts all the same
+                await self._ask("leave", update.source.group)
         if came and not loaded:
             self.desired, self._history = replace(self.desired, update=before[0]), before[1]
             answers.living(came)
@@ -325,8 +326,7 @@ class Fleet:
         """Every replica joins the process group, with ranks from 1 on.
 
         Raises:
-            WeightError: the group is of another size than the replicas make it, or does not come about; all have left
-                it then.
+            WeightError: the group is of another size than the replicas make it, or did not come about and was left.
         """
         names = sorted(state.replica for state in await self._states())
         each = replica_size.processes(self._policy)

@@ -158,6 +158,24 @@ async def test_a_version_that_some_replicas_may_have_is_not_given_to_other_weigh
         await ours.update_weights(WeightUpdate(Checkpoint("other"), 1, "drain"))
 
 
+async def test_a_version_that_a_replica_serves_counts_although_the_broken_group_can_not_be_left():
+    class Unreachable(Replicas):
+        async def results_async(self, return_exceptions: bool) -> list[Any]:
+            if self.asked[-1][0] == "leave":
+                raise RayServeException("the controller is gone")
+            return await super().results_async(return_exceptions)
+
+    replicas = Unreachable(["a", "b"])
+    coordinator = Coordinator(replicas)
+    ours = fleet(replicas, coordinator)
+    await ours.join_group(Rendezvous("group", "127.0.0.1", 1, "gloo", 3))
+    served = ReplicaState("a", 1, paused=False, running=0, pauses=0)
+    replicas.said["update_weights"] = {"a": served, "b": WeightError("the tensors did not all come.")}
+    report = await ours.update_weights(WeightUpdate(BroadcastTensors("group", ()), 1, "drain"))
+    assert (report.version, report.replicas, len(report.lost)) == (1, [served], 1)
+    assert (ours.version, coordinator.state.version) == (1, 1)
+
+
 def part(*names: str) -> StoredTensors:
     return StoredTensors(tuple(Bucket((TensorSpec(name, "int8", (1,)),), None) for name in names))
 
