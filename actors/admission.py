@@ -39,7 +39,8 @@ class Admission:
         Args:
             pump: starts what can start.
         """
-        self._watches = policy.engine == "sglang" and policy.admission == "cache"
+        # Autoscaling goes by the turns in flight: if episodes were held back, it would take replicas away.
+        self._watches = policy.engine == "sglang" and policy.admission == "cache" and policy.autoscaling is None
         self._scheduler = scheduler
         self._pump = pump
         self._controller = Controller()

@@ -94,7 +94,8 @@ class PolicyConfig(Section):
     admission: Annotated[Literal["cache", "slots"], _For(("sglang",))] = Field(
         "cache",
         description="What an episode waits for before it starts. cache: a free slot, and room in the replicas' memory "
-        "for keys and values, if evicted prefixes would cost more time than larger batches save; slots: a free slot.",
+        "for keys and values, if evicted prefixes would cost more time than larger batches save; slots: a free slot. "
+        "With autoscaling it is always slots.",
     )
     weight_staging: Annotated[Literal["host", "gpu"], _For(("sglang",))] = Field(
         "host",

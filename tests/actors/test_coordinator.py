@@ -282,7 +282,9 @@ async def test_replicas_that_say_nothing_of_their_memory_hold_nothing_back_and_t
 
 
 async def test_without_admission_by_the_cache_episodes_wait_for_slots_only(start):
-    for settings_ in ({"policy__engine": "sglang", "policy__model": "m", "policy__admission": "slots"}, {}):
+    sglang = {"policy__engine": "sglang", "policy__model": "m"}
+    autoscaled = sglang | {"policy__autoscaling": {"max_replicas": 4}}  # it must see the turns that are wanted
+    for settings_ in (sglang | {"policy__admission": "slots"}, autoscaled, {}):
         coordinator = await start(scored, **settings_)
         assert (await coordinator.status())["admission"] is None
 
