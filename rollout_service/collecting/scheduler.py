@@ -114,7 +114,8 @@ class Scheduler:
     @property
     def demand(self) -> int:
         """Number of episodes that run or could run now, if there were slots enough."""
-        return self.running + sum(self._collections[name].startable for name in self._turn)
+        wanted = self.running + sum(self._collections[name].startable for name in self._turn)
+        return wanted if self.limit is None else max(self.running, min(wanted, self.limit))
 
     def wakes_at(self, now: float) -> float:
         """When `next` may find an episode by the passing of time alone; infinity: never."""

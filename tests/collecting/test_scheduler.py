@@ -266,3 +266,16 @@ def test_no_more_episodes_run_than_the_limit_allows_and_those_that_run_go_on():
     assert scheduler.next() is not None
     assert not scheduler.is_held, "no slot is free either"
     assert scheduler.next() is None
+
+
+def test_no_actor_is_wanted_for_episodes_that_the_limit_holds_back():
+    scheduler = scheduler_with({"a": 2}, Collection("c", 8, 1))
+    assert scheduler.demand == 8
+    scheduler.limit = 5
+    assert scheduler.demand == 5
+    scheduler.next(), scheduler.next()
+    assert scheduler.demand == 5
+    scheduler.limit = 1
+    assert scheduler.demand == 2, "those that run keep theirs"
+    scheduler.limit = 100
+    assert scheduler.demand == 8
