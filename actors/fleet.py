@@ -31,7 +31,6 @@ from rollout_service.metrics.engines import count_update, engine_readings
 from rollout_service.metrics.meter import Reading
 from rollout_service.policy import replica_size
 from rollout_service.policy.deployment import PolicyHandle, ReplicaMethod
-from rollout_service.policy.nccl import check_alike
 from rollout_service.policy.replicas import DesiredState, Fit, FleetState, ReplicaState, UpdateReport
 from rollout_service.policy.weight_history import Names, WeightHistory
 from rollout_service.policy.weights import BroadcastTensors, GroupTerms, Rendezvous, UpdateMode, WeightUpdate
@@ -312,14 +311,14 @@ class Fleet:
         """What a process group must be like that has the trainer and every replica's processes.
 
         Raises:
-            WeightError: SGLang cannot bring all of them into one group, or NCCL is not set up alike in all.
+            WeightError: SGLang cannot bring all of them into one group.
         """
         if self._policy.engine_arguments.get("pp_size", 1) != 1:
             raise WeightError(
                 "With policy.engine_arguments.pp_size above 1 SGLang gives the stages the same ranks.",
                 "Send the weights without a group: client.update_weights(tensors), or a checkpoint.",
             )
-        check_alike(settings := answers.living(await self._ask("nccl")))
+        settings = answers.living(await self._ask("nccl"))
         return GroupTerms(1 + len(settings) * replica_size.processes(self._policy), tuple(settings))
 
     async def join_group(self, rendezvous: Rendezvous) -> list[ReplicaState]:

@@ -27,11 +27,12 @@ def match_nccl(replicas: Sequence[NcclSettings]) -> None:
     far as that still has an effect.
 
     Raises:
-        WeightError: a variable here differs, and was set by the user or can no longer be changed; or the versions
-            differ.
+        WeightError: a variable here differs, and was set by the user or can no longer be changed; or it differs between
+            the replicas; or the versions differ.
     """
     import torch  # noqa: F401  # so that the version is known
 
+    nccl.check_alike(replicas)
     os.environ |= nccl.missing(NcclSettings.here(), replicas, is_up=_nccl_is_up())
 
 

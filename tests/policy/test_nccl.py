@@ -121,6 +121,13 @@ def test_a_trainer_whose_nccl_would_die_with_the_replicas_is_refused_before_they
         WeightGroup.meet("127.0.0.1", "nccl", terms, fleet=None, timeout_seconds=1.0)
 
 
+def test_replicas_whose_nccl_is_not_set_up_alike_make_no_group(cumem):
+    cumem("0", False)
+    terms = GroupTerms(3, (here(**{CUMEM: "0"}), here()))
+    with pytest.raises(WeightError, match=f"{CUMEM} differs between the replicas: '0', not set"):
+        WeightGroup.meet("127.0.0.1", "nccl", terms, fleet=None, timeout_seconds=1.0)
+
+
 def test_groups_of_other_backends_do_not_bring_nccl_up(tmp_path):
     from torch import distributed
 
