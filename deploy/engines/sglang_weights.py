@@ -118,6 +118,8 @@ class SglangWeights:
     def _flattened(self, buckets: tuple[Bucket, ...], data: list[Any]) -> list[_Flat]:
         """Copy the buckets to memory that the scheduler can open: the GPU's if all of them fit, else shared memory."""
         size = sum(int(memory.nbytes) for each in data for memory in each)
+        if self._on_gpu:
+            _give_back_gpu_memory()  # that of an update that was staged and then not loaded
         device = "cuda" if self._on_gpu and _free_gpu_bytes() > size + _SPARE_BYTES else "cpu"
         return [self._flat(bucket, each, device) for bucket, each in zip(buckets, data, strict=True)]
 
