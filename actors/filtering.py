@@ -19,16 +19,18 @@ if TYPE_CHECKING:  # it imports this module
     from actors.running import RunningCollection
 
 
-def judge(running: RunningCollection, group: int) -> None:
-    """Drop a finished group that is no data, or whose rewards do not differ, where a filter does not want it."""
+def judge(running: RunningCollection, group: int) -> bool:
+    """Drop a finished group that is no data, or whose rewards do not differ, where a filter does not want it. Returns
+    False if it is dropped."""
     it = running.collection
-    if not isinstance(it, FilteredCollection) or it.is_gone(group):
-        return
+    if not isinstance(it, FilteredCollection):
+        return True
     rewards = (running.rewards.get(episode) for episode in running.played(group))
     if it.withheld(group) or (it.keeps == "informative" and not is_informative(rewards)):
         drop(running, (group,))
     elif it.keeps == "informative":
         it.dropped_in_a_row = 0
+    return not it.is_gone(group)
 
 
 def drop(running: RunningCollection, groups: Sequence[int]) -> None:

@@ -321,10 +321,8 @@ class RunningCollection:
         self.client = client
         self.new_reader()  # a call of the former client that still waits would take a group that nobody gets
         self.acknowledge((), again=True)
-        over = sum(
-            len(self.played(group)) for group in self.delivery.acknowledged if not filtering.is_gone(self, group)
-        )
-        left = None if self.asked is None else self.asked - over
+        over = (group for group in self.delivery.acknowledged if not filtering.is_gone(self, group))
+        left = None if self.asked is None else self.asked - sum(len(self.played(group)) for group in over)
         return self.accepted._replace(episodes=left)
 
     def played(self, group: int) -> list[int]:
@@ -351,10 +349,13 @@ class RunningCollection:
         self.journal.record(Ended(self.name))
 
     def _hand_out(self, handout: Handout, version: int) -> None:
-        """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones."""
+        """Hand out a group. Episodes in it that are too old for weight version `version` become aborted ones, for which
+        a filter may drop the group after all."""
         for episode in handout.expired:
             self._results[episode] = expired(self, episode, self._results[episode][0].versions, version)
             self.rewards.pop(episode, None)
+        if handout.expired and not filtering.judge(self, handout.group):
+            return
         position = self.journal.record(Delivered(self.name, handout.group, handout.expired))
         results = {episode: self._results.pop(episode) for episode in self.played(handout.group)}
         self.delivery.add(handout.group, results, position)

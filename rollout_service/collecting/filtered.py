@@ -95,7 +95,7 @@ class FilteredCollection(Collection):
             self._unjudged = self.dropped_in_a_row = 0
 
     def drop(self, group: int) -> bool:
-        """Drop a group that is finished: another one takes its place. Returns False if it was dropped before."""
+        """Drop a group that was finished: another one takes its place. Returns False if it was dropped before."""
         if group in self._gone or group >= self.begun:
             return False
         self._gone.add(group)
@@ -103,11 +103,12 @@ class FilteredCollection(Collection):
         self.dropped_in_a_row += 1
         if group in self.shelf.ready:
             self.shelf.ready.remove(group)
-        else:
+        elif self._roster.is_complete(group):
             self.shelf.acknowledge((group,))
-            self.shelf.handed_out -= 1
-            self.shelf.taken = max(0, self.shelf.taken - 1)  # the trainer still takes as many before the next update
+            self.shelf.take_back(is_data=not self.withheld(group))
             self._unjudged = max(0, self._unjudged - 1)
+        else:  # its results went with the process that handed it out, and it is played again
+            self._again.discard(lambda episode: episode // self.group_size == group)
         return True
 
     def restore_dropped(self, groups: Iterable[int]) -> None:

@@ -72,3 +72,10 @@ class Shelf:
         self.taken += is_data
         self.withheld += not is_data
         self.withheld_in_a_row = 0 if is_data else self.withheld_in_a_row + 1
+
+    def take_back(self, *, is_data: bool) -> None:
+        """Count a group that was handed out as if it was not. The trainer still takes as many before the next
+        update."""
+        self.handed_out -= 1
+        self.taken = max(0, self.taken - is_data)
+        self.withheld = max(0, self.withheld - (not is_data))

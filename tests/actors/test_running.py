@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+import actors.attempt as attempt
 import actors.delivery as delivery
 from actors.running import RunningCollection
 from rollout_service.cluster import Call
 from rollout_service.collecting.collection import Collection
 from rollout_service.collecting.drawing import Drawing
+from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.request import EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.staleness import Staleness
@@ -108,3 +110,20 @@ def test_weights_that_would_make_an_episode_too_old_may_not_sample_for_it(maximu
     it = running(1, staleness=Staleness(maximum))
     request = it.request_of(Assignment(it.collection, 0, 3, "a"), version)
     assert (request.min_version, request.attempt) == (least, 3)
+
+
+@pytest.mark.parametrize(("keeps", "least"), [("informative", 0), ("informative", 2), ("reader", 2)])
+def test_a_group_that_a_filter_does_not_want_without_what_became_too_old_is_dropped(keeps, least, monkeypatch):
+    monkeypatch.setattr(attempt.ray, "put", Call.of)
+    collection = FilteredCollection(
+        "c", 5, 2, wanted=1, keeps=keeps, max_attempts=1, min_group_size=least, staleness=Staleness(0)
+    )
+    filtered = RunningCollection(collection, running(4).drawing)
+    for episode in range(2):
+        play(collection, episode)
+        summary = EpisodeSummary(f"c-{episode}", Outcome.COMPLETED, "", float(episode), None, (0, 0))
+        filtered.keep(episode, 1, (summary, Call.of(None)))
+    collection.updated(1)
+    assert filtered.next_group(1) is None
+    assert (filtered.delivery.given, collection.shelf.taken, collection.shelf.withheld) == ({}, 0, 0)
+    assert (collection.dropped, collection.kept, collection.offers()) == (1, 0, [2]), "another one takes its place"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout_service.collecting.collection import ENDLESS
+from rollout_service.collecting.episode_state import Kept
 from rollout_service.collecting.filtered import FilteredCollection
 from rollout_service.collecting.refill import further_groups, is_informative, keep_rate, most_kept
 from rollout_service.collecting.scheduler import Assignment, Scheduler
@@ -189,6 +190,15 @@ def test_a_group_that_became_too_old_is_decided_once_more():
     collection.finish(0, None, "a", (1, 1))
     collection.drop(0)
     assert collection.offers() == [1], "another one takes its place"
+
+
+def test_a_group_that_is_dropped_while_it_is_played_again_counts_once_and_is_played_no_more():
+    collection = FilteredCollection("c", 5, 1, wanted=2, keeps="reader")
+    collection.restore({1: Kept(1, None, failed=False)}, {0: (), 1: ()}, [])
+    assert collection.offers() == [0], "what came of episode 0 went with the process that handed it out"
+    assert collection.drop(0)
+    assert (collection.kept, collection.dropped, collection.undecided) == (0, 1, 1)
+    assert collection.offers() == [2]
 
 
 def test_an_endless_collection_begins_groups_whatever_is_dropped():
