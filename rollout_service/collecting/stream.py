@@ -83,8 +83,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         """Numbers of the groups that the judge dropped."""
         self.dropped = 0
         """Groups that a filter dropped, as far as is known."""
-        self._given: dict[int, str] = {}
-        """Ids of the groups that were given, by their numbers."""
+        self._given: dict[str, int] = {}
+        """Numbers of the groups that were given or withheld, by their ids."""
         self._came = 0
         """Trajectories that were given."""
         self._acknowledged: list[int] = []
@@ -158,10 +158,10 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         if self._mode != "manual":
             raise ServiceError("This stream acknowledges by itself.", 'Open it with ack="manual".')
         names = {trajectory.group_id for trajectory in group}
-        numbers = tuple(number for number, name in self._given.items() if name in names)
-        if len(names) != 1 or not numbers:
+        number = self._given.get(names.pop()) if len(names) == 1 else None
+        if number is None:
             raise ServiceError("This is no group that the stream gave.", "Give one as it came.")
-        await repeated(lambda: self._coordinator.acknowledge.remote(self.collection_id, numbers, self._client))
+        await repeated(lambda: self._coordinator.acknowledge.remote(self.collection_id, (number,), self._client))
 
     ack = twins.blocking(aack)
 
@@ -177,8 +177,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
             if group.number in self._dropped:  # the service forgot it
                 await self._drop(group.number)
                 continue
-            if group.number in self._given:  # it came before the interruption already
-                self._over(group.number)
+            if group.requests[0].group_id in self._given:  # it came before the interruption already
+                self._over(group)
                 continue
             found = await fetched(group.trajectories)
             if self._read_again != group.number and any(isinstance(each, LostObject) for each in found):
@@ -253,15 +253,15 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     def _handed_over(self, group: Group, trajectories: list[Trajectory]) -> list[Trajectory]:
         """The group is the caller's; what comes now is another wait."""
-        self._given[group.number] = group.requests[0].group_id
+        self._given[group.requests[0].group_id] = group.number
         self._came += len(trajectories)
-        self._over(group.number)
+        self._over(group)
         return trajectories
 
-    def _over(self, number: int) -> None:
-        """Go on to the next group."""
-        if self._mode == "auto":
-            self._acknowledged.append(number)
+    def _over(self, group: Group) -> None:
+        """Go on to the next group. Nobody can acknowledge one that was withheld."""
+        if self._mode == "auto" or group.withheld:
+            self._acknowledged.append(group.number)
         self._pending = None
         self._patience = _PATIENCE_SECONDS
 

@@ -397,6 +397,24 @@ async def test_only_what_was_acknowledged_is_forgotten(service):
     assert service.coordinator._collections == {}
 
 
+@pytest.mark.parametrize("dies", [False, True])
+async def test_what_is_withheld_needs_no_acknowledgement(service, dies, monkeypatch):
+    monkeypatch.setitem(globals(), "rewards", lambda request: None if number_of(request) < 2 else 1.0)
+    stream, withheld = service.stream("manual", min_group_size=1), []
+    stream.withheld = lambda group, why: withheld.append(number_of(group[0]))
+    groups = []
+    async for group in stream:
+        groups.append(group)
+        if dies and len(groups) == 1:
+            service.die()
+            await service.live()
+    assert sorted(withheld) == [0, 1]
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES - 2 * SIZE
+    for group in groups:
+        await stream.aack(group)
+    assert service.coordinator._collections == {}, "the reader has everything"
+
+
 async def finished(service: Service, stream: GroupStream) -> None:
     """Returns when every episode of the stream's collection is done."""
     await stream.aopen()
