@@ -119,6 +119,8 @@ class _Cursor:
     """The trainer has all groups up to this gateway's number for good."""
     acknowledged: set[int] = field(default_factory=set)
     """Our numbers of the groups that the trainer has for good."""
+    refused: set[int] = field(default_factory=set)
+    """Our numbers of the groups that the trainer dropped, of which no gateway was told."""
     told: set[int] = field(default_factory=set)
     """The gateway's numbers of the groups beyond `settled` that it was told of."""
     has_ended: bool = False
@@ -137,11 +139,12 @@ class _Cursor:
         return [n for n in beyond if n not in self.told and self.theirs.get(n, -1) in self.acknowledged]
 
     def came(self, number: int, group_id: str) -> bool:
-        """Note a group, by the gateway's number. Returns whether it is a new one."""
+        """Note a group, by the gateway's number. Returns whether the trainer is to have it: it is new, or is to
+        be dropped once more."""
         is_new = group_id not in self.numbers
-        self.theirs[number] = self.numbers.setdefault(group_id, len(self.numbers))
+        ours = self.theirs[number] = self.numbers.setdefault(group_id, len(self.numbers))
         self.last = number
-        return is_new
+        return is_new or ours in self.refused
 
     def acknowledge(self, numbers: Sequence[int]) -> None:
         """Note which groups, by our numbers, the trainer has for good."""
@@ -235,8 +238,10 @@ class RemoteCoordinator:
         try:
             await self._link.ask(Ask("POST", f"{_path(collection_id)}/acknowledge", body), _nothing)
         except CursorError:  # the gateway was started again: they come once more, and are dropped then
+            cursor.refused.update(numbers)
             cursor.restart()
         else:
+            cursor.refused.difference_update(numbers)
             cursor.acknowledge(numbers)
             cursor.told.update(theirs)
 

@@ -25,7 +25,7 @@ from rollout_service.errors import ServiceError
 from rollout_service.gateway.guard import Guard
 from rollout_service.gateway.link import Link
 from rollout_service.gateway.remote import RemoteCoordinator
-from tests.actors.test_bookkeeping import EPISODES, SIZE, Service, ids, is_odd, plays
+from tests.actors.test_bookkeeping import EPISODES, SIZE, Service, ids, is_odd, number_of, plays
 from tests.support.gateway import KNOWN, TOKENS
 
 service = bookkeeping.service  # its fixture
@@ -113,6 +113,23 @@ async def test_a_filter_s_function_runs_in_the_client_behind_a_gateway(behind, d
     assert not any(is_odd(group) for group in dropped)
     assert len(set(ids(groups))) == EPISODES, "what was not acknowledged came again"
     assert len(ids(dropped)) == len(set(ids(dropped)))
+    assert behind.service.coordinator._collections == {}
+
+
+async def test_what_a_gateway_does_not_hear_because_it_is_started_again_is_dropped_nevertheless(behind):
+    judged, restarts = [], iter([behind.streams._streams.clear])
+
+    def keep(group: Any) -> bool:
+        judged.append(number_of(group[0]))
+        if not is_odd(group):
+            next(restarts, lambda: None)()
+        return is_odd(group)
+
+    stream = await behind.begun("trainer", "auto", Judge(keep), keep="reader")
+    groups = [group async for group in stream]
+    assert all(is_odd(group) for group in groups)
+    assert len(ids(groups)) == len(set(ids(groups))) == EPISODES
+    assert len(judged) == len(set(judged)), "nothing is judged twice"
     assert behind.service.coordinator._collections == {}
 
 
