@@ -262,7 +262,7 @@ class Collection:
         """
         state = self._running(episode)
         if fault is not None and self._is_repeated(episode, fault, now, was_answered):
-            state.failed_on.add(actor)
+            state.failed_on |= {actor}
             # While it pauses the whole collection rests, not this episode alone.
             self._repeat(episode, 0.0 if self.breaker.is_open else now + seconds_before_retry(state.charged))
             return False

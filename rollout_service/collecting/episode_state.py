@@ -5,7 +5,7 @@ Invariant: `charged` is at most `attempts`: an attempt that does not count is st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SUSPECT_LOSSES = 3
 """Lost attempts after which an episode may be what kills its actors."""
@@ -28,7 +28,7 @@ class EpisodeState:
     """Attempts that were ended in flight because they could no longer be in time."""
     started: float = 0.0
     """When the last attempt started."""
-    failed_on: set[str] = field(default_factory=set)
+    failed_on: frozenset[str] = frozenset()
     """Actors on which attempts failed."""
     done: bool = False
     """Whether it has a result. A result that becomes too old is discarded, see `Collection.take`."""
