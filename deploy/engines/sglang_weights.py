@@ -183,10 +183,11 @@ class SglangWeights:
             ),
             None,
         )
-        if _NOT_BEGUN in message:
+        try:
+            check_received((success, message), self._processes)
+        except WeightError:
             await self._end()
-            raise WeightError(f"The tensors did not all come: {message}", "Make another group and send them again.")
-        _check_success((success, message))
+            raise
 
     async def _load_flat(self, flat: _Flat, version: str) -> None:
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
@@ -256,6 +257,21 @@ def _read_through(folder: Path) -> None:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
+
+
+def check_received(result: tuple[bool, str], processes: int) -> None:
+    """Check that a broadcast came and was loaded.
+
+    Args:
+        result: what SGLang says, which is what its first process found. Another one may have received and loaded all.
+
+    Raises:
+        WeightError: it did not come, and the engine's only process has its old weights.
+        RuntimeError: any other failure.
+    """
+    if _NOT_BEGUN in result[1] and processes == 1:
+        raise WeightError(f"The tensors did not all come: {result[1]}", "Make another group and send them again.")
+    _check_success(result)
 
 
 def _check_success(result: tuple[bool, str]) -> None:
