@@ -124,13 +124,20 @@ class Rotation(Iterator[str]):
     def __init__(self, weights: Mapping[str, float], seed: int) -> None:
         names = list(weights)
         random.Random(f"mix:{seed}").shuffle(names)
-        total = sum(map(Fraction, weights.values()))
-        self._shares = {name: Fraction(weights[name]) / total for name in names}
+        exact = {name: Fraction(weights[name]) for name in names}
+        unit = math.lcm(*(weight.denominator for weight in exact.values()))
+        self._shares = {name: int(weight * unit) for name, weight in exact.items()}
+        """In whole numbers, which are compared exactly and far faster than fractions."""
+        self._total = sum(self._shares.values())
+        common = math.lcm(*self._shares.values())
+        self._steps = {name: common // share for name, share in self._shares.items()}
+        """By domain: what one draw completes of its share, in a unit that all domains have in common."""
         self._drawn = dict.fromkeys(names, 0)
 
     def __next__(self) -> str:
-        draws = sum(self._drawn.values()) + 1
-        may = [name for name, share in self._shares.items() if self._drawn[name] < draws * share]
-        chosen = min(may, key=lambda name: (self._drawn[name] + 1) / self._shares[name])
-        self._drawn[chosen] += 1
+        drawn = self._drawn
+        draws = sum(drawn.values()) + 1
+        may = [name for name, share in self._shares.items() if drawn[name] * self._total < draws * share]
+        chosen = min(may, key=lambda name: (drawn[name] + 1) * self._steps[name])
+        drawn[chosen] += 1
         return chosen
