@@ -82,7 +82,7 @@ class WeightsClient:
         Args:
             backend: `nccl` for GPUs, `gloo` for CPUs.
             address: address of this machine, as the replicas reach it. None: the one that Ray uses.
-            timeout_seconds: longest wait for the other ranks, to join and in an update. The first tensor of an update
+            timeout_seconds: longest wait for the other ranks, to join and in an update. With SGLang the first tensor
                 also waits until the turns have stopped. A replica that dies is noticed in seconds.
 
         Raises:
