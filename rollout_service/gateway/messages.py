@@ -130,7 +130,8 @@ class AcknowledgeBody(BaseModel):
         Field(
             max_length=1024,
             description="Numbers of groups that the reader does not keep: others take their places. Only in a "
-            "collection with `keep: reader`.",
+            "collection with `keep: reader`. Whoever asks for a further group keeps those before it, so read it with "
+            "`limit=1`.",
         ),
     ] = []
 
