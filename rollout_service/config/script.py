@@ -56,6 +56,7 @@ class UserScript(Script):
 
     own_words: bool = Field(
         False,
-        description="Whether the user first says who it is and all that it wants, in the first person and in words "
-        "that differ with the episode's seed; false: only the scenario's reason for the call, as it is written there.",
+        description="Whether the user first says who it is and why it calls, in the first person and in words that "
+        "differ with the episode's seed; false: only the scenario's reason for the call, as it is written there. "
+        "Neither says the scenario's task_instructions.",
     )

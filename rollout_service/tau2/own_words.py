@@ -32,9 +32,11 @@ _OBJECT_AFTER = {"about", "ask", "asks", "for", "from", "give", "gives", "help",
 }
 """Words after which `you` is an object, so that it becomes `me`."""
 
+_QUOTED = r"(?P<quoted>\"[^\"]*\"|(?<!\w)'[^'\n]{2,}'(?!\w)|\S*[@#]\S+)"
+"""What stays as it is: quoted text, ids and e-mail addresses."""
+
 _PERSONS = re.compile(
-    r"(?P<quoted>\"[^\"]*\"|'[^'\n]{2,}'(?!\w)|\S*[@#]\S+)"
-    r"|(?P<agent>\b(?:the|an?) (?:human |customer service |service )?(?:agent|representative)\b)"
+    _QUOTED + r"|(?P<agent>\b(?:the|an?) (?:human |customer service |service )?(?:agent|representative)\b)"
     r"(?P<agents>'s)?(?: (?P<verb>(?<!'s )[a-z]+s)\b)?"
     r"|\b(?P<to_be>you are|you were|are you|were you)\b"
     r"|\b(?P<yours>you(?= (?:name|user|reservation|mobile|email|zip)\b)|yours|yourself|your|you're)\b"
@@ -82,9 +84,9 @@ def told(reason: str, known: str, rng: random.Random) -> str:
         parts.reverse()
     text = " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts)
     for pattern, words in _SYNONYMS:
-        text = re.sub(pattern, functools.partial(_one_of, words, rng), text)
+        text = re.sub(f"{_QUOTED}|{pattern}", functools.partial(_one_of, words, rng), text)
     return (rng.choice(_GREETINGS) + text + rng.choice(_CLOSINGS)).strip()
 
 
-def _one_of(words: Sequence[str], rng: random.Random, _: re.Match[str]) -> str:
-    return rng.choice(words)
+def _one_of(words: Sequence[str], rng: random.Random, found: re.Match[str]) -> str:
+    return found[0] if found["quoted"] else rng.choice(words)

@@ -54,6 +54,12 @@ def test_you_becomes_i_and_the_agent_becomes_you_but_for_what_is_quoted(text, sa
     assert own_words.first_person(text) == said
 
 
+@pytest.mark.parametrize("quoted", ['"I am what I am, and I want to go"', "'I got it. I am here'", "don't@zip.code"])
+def test_what_is_quoted_is_told_as_it_is_written(quoted):
+    for seed in range(20):
+        assert quoted in own_words.told(f"You want {quoted} on John's card.", "You are Jo.", random.Random(seed))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=200), st.text(max_size=200), st.integers())
 def test_the_same_seed_gives_the_same_words_for_any_text(reason, known, seed):
