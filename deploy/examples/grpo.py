@@ -17,13 +17,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from rollout_service.adapters.torch import collate_padded
+from rollout_service.collecting.judging import informative
 from rollout_service.record.trajectory import Trajectory
 
 Tensors = dict[str, torch.Tensor]
 Groups = Sequence[list[Trajectory]]
 
 CLIP = 0.2
-"""A token no longer counts if its ratio differs from 1 by more than this."""
+"""Largest distance from 1 of the ratio up to which a token is still pushed in the direction of its advantage."""
 
 DEMONSTRATIONS_PER_STEP = 16
 
@@ -102,7 +103,7 @@ class Trainer:
         losses, clipped = [], []
         for half in groups[::2], groups[1::2]:
             # A group with equal rewards has no advantages, so it would cost time and teach nothing.
-            tensors = collated([group for group in half if len({t.reward for t in group}) > 1])
+            tensors = collated([group for group in half if informative(group)])
             total = int(tensors["loss_mask"].sum())
             if not total:
                 continue

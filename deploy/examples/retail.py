@@ -39,6 +39,7 @@ from deploy.examples.grpo import Rates, Trainer, own_weights
 from deploy.examples.results import mean_reward, show
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
+from rollout_service.collecting.judging import informative
 from rollout_service.policy.weight_group import WeightGroup
 from rollout_service.record.trajectory import Trajectory
 
@@ -131,7 +132,7 @@ class Run:
             "version": version,
             "staleness": version - min(t.oldest_version for t in batch if t.oldest_version is not None),
             "reward": mean_reward(batch),
-            "informative": sum(len({t.reward for t in group}) > 1 for group in groups),
+            "informative": sum(map(informative, groups)),
             **learned,
             "logprob_error": error,
             "training_seconds": trained - began,
