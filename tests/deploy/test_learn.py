@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from deploy.examples import learn, retail
+from deploy.examples.grpo import CLIP, Rates, Trainer, collated
+from tests.support.trajectories import make_member, make_segment
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -19,6 +22,44 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_the_gradient_of_grpo_is_that_of_the_plain_formula_whatever_number_of_rows_the_model_takes(tmp_path, rows):
+    torch.manual_seed(0)
+    model = learn.random_model(32, 1, tmp_path)
+    groups = [
+        [_sampled(group, sample, reward, model.config.vocab_size) for sample, reward in enumerate([0.0, 1.0, 0.0, 1.0])]
+        for group in range(2)
+    ]
+    wanted = torch.autograd.grad(sum(_grpo_loss(model, group) for group in groups), list(model.parameters()))
+
+    trainer = Trainer(model, "cpu", Rates(1e-3, 1e-3), rows)
+    trainer._descend = lambda: None  # so that the gradients of both halves stay
+    trainer.improve(groups)
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def _sampled(group, sample, reward, vocabulary):
+    """A trajectory whose log-probs are nearly those of a model without knowledge, so that some ratios are clipped."""
+    segment = make_segment(turns=1 + sample, seed=10 * group + 3 * sample)
+    segment.token_ids %= vocabulary
+    segment.logprobs[:] = -np.log(vocabulary) + np.random.default_rng(sample).normal(0.0, 0.3, len(segment.logprobs))
+    segment.logprobs *= segment.loss_mask
+    return make_member(group, sample, reward=reward, segments=[segment])
+
+
+def _grpo_loss(model, group):
+    """As the papers write it, over all positions of the padded batch at once."""
+    tensors = collated([group])
+    mask = tensors["loss_mask"]
+    logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits
+    new = logits.log_softmax(-1).gather(-1, tensors["target_ids"][..., None])[..., 0]
+    ratio = torch.where(mask, new - tensors["old_logprobs"], 0.0).exp()
+    advantages = tensors["advantages"][:, None]
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+    return -(gain * mask).sum() / mask.sum()
 
 
 def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, threads, tmp_path, capsys, monkeypatch):
