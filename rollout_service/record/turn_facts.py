@@ -27,7 +27,8 @@ class TurnFacts:
     tool. Malformed calls are not among them; `Turn.tool_calls` has those."""
     wrote: bool | None = None
     """Whether a call changed the contents of a database, of the agent's or the user's: τ²'s hash is another one after
-    it. A tool that may write and leaves all as it was wrote nothing."""
+    it. A tool that may write and leaves all as it was wrote nothing; one that fails after it wrote did write. Only
+    tools that τ² declares as writing are looked at."""
     gold_actions: list[int] | None = None
     """Positions in the task's `evaluation_criteria.actions` of the actions that this turn is the first of the policy's
     to match, by τ²'s own comparison of name and arguments. It also matches a call that was refused, and never asks
