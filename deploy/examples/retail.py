@@ -19,6 +19,7 @@ CPU, with `--engine transformers --device cpu --transfer tensors`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -122,7 +123,7 @@ class Run:
     def step(self, client: RolloutClient, groups: list[Any], group: WeightGroup | None) -> None:
         """One step of GRPO; its weights go to the service."""
         version = client.weight_version()
-        batch = [trajectory for group in groups for trajectory in group]
+        batch = list(itertools.chain.from_iterable(groups))
         error = self.trainer.logprob_error(groups[0], version)
         began = time.monotonic()
         learned = self.trainer.improve(groups)
