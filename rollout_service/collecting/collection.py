@@ -161,8 +161,8 @@ class Collection:
                 self._roster.end(episode)
         complete = (group for group in range(self._roster.groups) if self._roster.is_complete(group))
         finished = [group for group in complete if group not in over]
-        handouts = [Handout(group, delivered[group]) for group in finished if group in delivered]
-        self.shelf.restore(handouts, (group for group in finished if group not in delivered), len(over))
+        again = [Handout(group, delivered[group]) for group in finished if group in delivered]
+        self.shelf.restore(again, (group for group in finished if group not in delivered), len(over), delivered)
         for episode in range(begun * self.group_size):
             if not self._roster[episode].done:
                 self._again.add(episode, 0.0, is_suspect=False)
@@ -359,7 +359,7 @@ class Collection:
                 self.failed += len(expired)
                 for episode in expired:
                     self._roster[episode].scored = False
-                self.shelf.hand_out(is_data=not self.withheld(group))
+                self.shelf.hand_out(group, is_data=not self.withheld(group))
                 return Handout(group, expired)
             self.late += len(again)
             for episode in again:

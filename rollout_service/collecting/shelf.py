@@ -7,7 +7,7 @@ come before all others, as they were.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from rollout_service.collecting.episode_state import Handout
 
@@ -25,8 +25,10 @@ class Shelf:
         """Groups that were handed out and are no data."""
         self.withheld_in_a_row = 0
         """Those of them since the last one that is data."""
+        self._before: Container[int] = ()
+        """Groups that a process that died had handed out."""
         self._again: deque[Handout] = deque()
-        """Groups that were handed out by a process that died, and are handed out again."""
+        """Those of them that are handed out again, as they were."""
 
     @property
     def is_empty(self) -> bool:
@@ -38,9 +40,16 @@ class Shelf:
         """Number of groups on the shelf."""
         return len(self.ready) + len(self._again)
 
-    def restore(self, again: Iterable[Handout], ready: Iterable[int], over: int) -> None:
-        """Take the groups that are handed out again, those that were not yet, and the number of those that the reader
-        has for good."""
+    def restore(self, again: Iterable[Handout], ready: Iterable[int], over: int, before: Container[int]) -> None:
+        """Take what a process that died had done.
+
+        Args:
+            again: groups that are handed out again.
+            ready: finished ones that were not handed out yet.
+            over: number of those that the reader has for good.
+            before: all that were handed out and that the reader does not have for good.
+        """
+        self._before = before
         self._again.extend(again)
         self.ready.extend(ready)
         self.handed_out += over
@@ -66,10 +75,11 @@ class Shelf:
         self.ready.remove(group)
         return group
 
-    def hand_out(self, *, is_data: bool = True) -> None:
-        """Count a group that was picked and goes to the reader. One that is no data is none that the trainer takes."""
+    def hand_out(self, group: int, *, is_data: bool) -> None:
+        """Count a group that was picked and goes to the reader. One that is no data is none that the trainer takes, nor
+        is one that was played again because its results were lost: the trainer may have had it before."""
         self.handed_out += 1
-        self.taken += is_data
+        self.taken += is_data and group not in self._before
         self.withheld += not is_data
         self.withheld_in_a_row = 0 if is_data else self.withheld_in_a_row + 1
 

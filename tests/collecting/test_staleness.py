@@ -574,3 +574,14 @@ def test_a_failed_episode_is_not_made_again_for_its_age():
     it.updated(1)
     assert it.take() == Handout(0)
     assert (it.failed, it.retries) == (1, 0)
+
+
+def test_a_group_whose_results_were_lost_after_it_was_handed_out_does_not_hold_back_the_next_one():
+    it = Collection("c", 3, 1, staleness=Staleness(0, groups_per_update=1))
+    it.restore({}, {0: ()}, [])
+    for episode in (0, 1):
+        assert it.offers() == [episode], "the trainer may have had group 0 before, and have updated since"
+        it.start(episode)
+        it.finish(episode, None, "a", (0, 0))
+        assert it.take() == Handout(episode)
+    assert it.offers() == []
