@@ -87,7 +87,7 @@ def test_an_environment_actor_that_is_lost_is_logged_with_what_becomes_of_its_ep
 def test_a_stream_that_stands_still_says_why_on_both_sides(service, monkeypatch, caplog):
     with closing(service.stream(4, group_size=1)) as stream:
         next(stream)
-        logged(rf"INFO actors\.coordinator: Collection {stream.collection_id} is held back: .*")
+        logged(rf"INFO actors\.collection_log: Collection {stream.collection_id} is held back: .*")
     monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.2)
     service.pause("drain")
     logged(r"INFO deploy\.replica: Paused \(drain\): no turn is sampled until resume\.")

@@ -33,7 +33,7 @@ class CoordinatorHandle(Protocol):
     leave: RemoteMethod[[str], None]
     policy_changed: RemoteMethod[[FleetState], None]
     fleet_state: RemoteMethod[[], FleetState | None]
-    sampler: RemoteMethod[[CollectionRequest, dict[str, Any] | None, dict[str, float] | None], dict[str, Any]]
+    sampler: RemoteMethod[[CollectionRequest, Any, Any], dict[str, Any]]
     status: RemoteMethod[[], dict[str, Any]]
     metrics: RemoteMethod[[], list[Reading]]
     stop: RemoteMethod[[], None]

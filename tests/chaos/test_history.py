@@ -67,8 +67,11 @@ def processes(target: str) -> list[int]:
     return ray.get([handle.__ray_call__.remote(lambda _: os.getpid()) for handle in handles])
 
 
-def carry_out(service: RolloutClient, user: UserEndpoint, schedule: Schedule, log: Path) -> list[history.Delivery]:
-    """Faults that are placed near the end may come too late, as the last groups come together."""
+def carry_out(
+    service: RolloutClient, user: UserEndpoint, schedule: Schedule, log: Path
+) -> tuple[list[history.Delivery], int]:
+    """The deliveries, and the number of faults that came too late: groups come together, so the last may be there
+    before a fault that was placed between them."""
     user.begin(schedule)
     injector = Injector(schedule.faults, processes, user.inject)
     client = threading.Thread(target=take, args=(service, schedule, log))
@@ -77,8 +80,7 @@ def carry_out(service: RolloutClient, user: UserEndpoint, schedule: Schedule, lo
         injector.step(history.count(log), time.time())
         client.join(0.02)
     injector.finish()
-    assert injector.missed <= sum(fault.after > EPISODES / 2 for fault in schedule.faults)
-    return history.read(log)
+    return history.read(log), injector.missed
 
 
 @pytest.mark.timeout(400)
@@ -87,18 +89,22 @@ def test_twenty_schedules_of_faults_deliver_each_episode_once_and_as_in_a_calm_r
     overrides |= {"service__journal": str(tmp_path / "journal")}
     del overrides["service__name"]
     calm: dict[int, list[history.Delivery]] = {}
-    failed = 0
+    failed = placed = missed = 0
     with UserEndpoint() as user, start(NAME, **overrides, user__base_url=user.url) as service:
         for number, schedule in enumerate(schedules(), 1):
             collection = schedule.selection
             if collection not in calm:
-                calm[collection] = carry_out(service, user, schedule.calm, tmp_path / f"calm-{collection}.jsonl")
-            verdict = check(calm[collection], carry_out(service, user, schedule, tmp_path / f"{number}.jsonl"))
+                calm[collection], _ = carry_out(service, user, schedule.calm, tmp_path / f"calm-{collection}.jsonl")
+            came, late = carry_out(service, user, schedule, tmp_path / f"{number}.jsonl")
+            verdict = check(calm[collection], came)
             assert verdict.violations == (), schedule
             assert verdict.delivered + verdict.reported == EPISODES
             failed += user.failed
+            placed += len(schedule.faults)
+            missed += late
     assert number == 20
     deliveries = [delivery for run in calm.values() for delivery in run]
     assert len({delivery.reward for delivery in deliveries}) == 2, "a reward that is lost or mixed up would show"
     assert len({delivery.tokens for delivery in deliveries}) > 4
     assert failed > 25
+    assert missed < placed / 3
