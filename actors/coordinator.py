@@ -158,15 +158,15 @@ class Coordinator:
             self._scheduler.add(running.collection, time.monotonic())
             self._budgets.opened(running)
 
-    async def reopen(self, collection_id: str, client: str, silent: str | None = None) -> Accepted:
+    async def reopen(self, name: str, client: str, silent: str | None = None, judges: bool | None = None) -> Accepted:
         """Have this client read a collection, as soon as no other one does. `silent` is known to be gone, and is not
-        waited for. The answer has the number of episodes that are not acknowledged.
+        waited for. `judges`: see `check_judged`. The answer has the number of episodes that are not acknowledged.
 
         Raises:
-            ServiceError: unknown collection, or another client reads it for longer than a lease lasts.
+            ServiceError, TaskError: unknown collection, another client reads it too long, or see `check_judged`.
         """
-        running = await self._books.found(self._collections, collection_id)
-        accepted = await running.reopen(client, silent, self._clients.noticed_seconds)
+        running = await self._books.found(self._collections, name)
+        accepted = await running.reopen(client, silent, self._clients.noticed_seconds, judges)
         self._hear(running)
         await self._books.durable()
         return accepted

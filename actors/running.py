@@ -22,6 +22,7 @@ from rollout_service.collecting.collection import ENDLESS, Collection
 from rollout_service.collecting.drawing import Drawing
 from rollout_service.collecting.episode_state import Handout
 from rollout_service.collecting.group import Group
+from rollout_service.collecting.judging import check_judged
 from rollout_service.collecting.request import Accepted, EpisodeRequest
 from rollout_service.collecting.scheduler import Assignment
 from rollout_service.collecting.spending import Spending
@@ -184,13 +185,11 @@ class RunningCollection:
 
     def waiting_result(self, episode: int) -> EpisodeSummary | None:
         """The episode's result that was not handed out yet; None: it has none."""
-        result = self._results.get(episode)
-        return None if result is None else result[0]
+        return self._results[episode][0] if episode in self._results else None
 
     def _keep(self, episode: int, result: Result) -> None:
-        reward = result[0].reward
         self.rewards.pop(episode, None)
-        if reward is not None:
+        if (reward := result[0].reward) is not None:
             self.rewards[episode] = reward
         self._results[episode] = result
 
@@ -300,13 +299,14 @@ class RunningCollection:
         self.delivery.park()
         self.changed.set()
 
-    async def reopen(self, client: str, silent: str | None, seconds: float) -> Accepted:
+    async def reopen(self, client: str, silent: str | None, seconds: float, judges: bool | None = None) -> Accepted:
         """Become this client's, as soon as no other one but `silent` reads it. All that is not acknowledged is handed
         out, also what was handed out before.
 
         Raises:
-            ServiceError: another one still reads it after so many seconds, or it ended.
+            ServiceError, TaskError: another one still reads it after so many seconds, it ended, or see `check_judged`.
         """
+        check_judged(self.name, filtering.keeps(self), judges)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not (self.is_parked or self.client in (client, silent) or self.error is not None):

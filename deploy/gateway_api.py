@@ -129,11 +129,16 @@ def _add_collections(app: FastAPI, scopes: Scopes, streams: Streams, config: Rol
 
     @app.post("/v1/collections/{collection_id}/reopen")
     @collect
-    async def reopen(request: Request, collection_id: _Id, rollout_client: _Client = None) -> dict[str, Any]:
+    async def reopen(
+        request: Request,
+        collection_id: _Id,
+        judges: Annotated[bool | None, Query(description="Whether the reader drops groups; null: not known.")] = None,
+        rollout_client: _Client = None,
+    ) -> dict[str, Any]:
         """Read a collection of the same token whose reader is gone. The groups that were not acknowledged come, and are
         numbered anew. A reader whose last request is not as old as a lease is waited for."""
         known = rollout_client or uuid.uuid4().hex
-        return (await streams.reopen(collection_id, _owner(request), known)).to_dict()
+        return (await streams.reopen(collection_id, _owner(request), known, judges)).to_dict()
 
     @app.delete("/v1/collections/{collection_id}", status_code=HTTPStatus.NO_CONTENT)
     @collect

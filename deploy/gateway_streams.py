@@ -150,13 +150,17 @@ class Streams:
         client: str = status["collections"].get(collection_id, {}).get("client", "")
         return client if client.startswith(f"{owner}:") else None
 
-    async def reopen(self, collection_id: str, owner: str, client: str) -> Accepted:
+    async def reopen(self, collection_id: str, owner: str, client: str, judges: bool | None = None) -> Accepted:
         """Have this client read a collection, as soon as no other one does. Its groups that were not acknowledged come,
         and are numbered anew.
+
+        Args:
+            judges: as for `Coordinator.reopen`.
 
         Raises:
             Missing: there is none that `owner` began.
             Taken: another client reads it.
+            TaskError: as `Coordinator.reopen` raises it.
         """
         known, former = f"{owner}:{client}", self._streams.get(collection_id)
         if former is None and await self._client_of(collection_id, owner) is None:
@@ -171,7 +175,7 @@ class Streams:
                 await former.source.tell()
             silent = former.client
         try:
-            accepted = await repeated(lambda: self._coordinator.reopen.remote(collection_id, known, silent))
+            accepted = await repeated(lambda: self._coordinator.reopen.remote(collection_id, known, silent, judges))
         except ServiceError as error:
             if await self._client_of(collection_id, owner) is None:
                 raise _missing(collection_id) from None

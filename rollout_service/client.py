@@ -281,8 +281,9 @@ class RolloutClient(WeightsClient, SamplerClient):
     ) -> GroupStream:
         """`reopen` for an event loop: errors of the service raise with the first group."""
         arguments.text("collection_id", collection_id, "3f9c1a7be02d", ServiceError)
-        submit = functools.partial(self._coordinator.reopen.remote, collection_id, self._id, None)
-        return self._stream(submit, ack, Judge.of(keep, on_dropped))
+        judge = Judge.of(keep, on_dropped)
+        submit = functools.partial(self._coordinator.reopen.remote, collection_id, self._id, None, judge is not None)
+        return self._stream(submit, ack, judge)
 
     async def acollections(self) -> dict[str, dict[str, Any]]:
         """The open collections that nobody reads, by id, each with its progress as in `status`; see `reopen`."""

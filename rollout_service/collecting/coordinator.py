@@ -23,7 +23,7 @@ class CoordinatorHandle(Protocol):
     ready: RemoteMethod[[float, str], None]
     configuration: RemoteMethod[[], RolloutConfig]
     submit: RemoteMethod[[CollectionRequest, str, str | None], Accepted]
-    reopen: RemoteMethod[[str, str, str | None], Accepted]
+    reopen: RemoteMethod[[str, str, str | None, bool | None], Accepted]
     next_group: RemoteMethod[[str, Sequence[int], bool, str | None], Group | None]
     acknowledge: RemoteMethod[[str, Sequence[int], str | None], None]
     drop: RemoteMethod[[str, Sequence[int], str | None], None]

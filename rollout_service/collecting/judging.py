@@ -68,18 +68,19 @@ def informative(group: list[Trajectory]) -> bool:
     return is_informative(trajectory.reward for trajectory in group)
 
 
-def check_judged(collection_id: str, keeps: str | None, judge: Judge | None) -> None:
+def check_judged(collection_id: str, keeps: str | None, judges: bool | None) -> None:
     """Check that a collection that is opened again is judged if its reader decides, and only then.
 
     Args:
         keeps: who decides, see `Keep`.
+        judges: whether its reader has a `Judge`; None: that is not known.
 
     Raises:
         TaskError: it is not.
     """
-    if keeps == "reader" and judge is None:
+    if keeps == "reader" and judges is False:
         text = f"Collection {collection_id} was asked for with a function, which decides what is kept."
         raise TaskError(text, "Give it again: reopen(collection_id, keep=...).")
-    if keeps != "reader" and judge is not None:
+    if keeps != "reader" and judges:
         text = f"Collection {collection_id} was asked for without a function: what it keeps is decided."
         raise TaskError(text, "Leave out keep and on_dropped.")

@@ -117,7 +117,7 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         while not self.collection_id:
             try:
                 self.collection_id, self.episodes, self.first_draw, keeps = await answer(self._submission)
-                check_judged(self.collection_id, keeps, self._judge)
+                check_judged(self.collection_id, keeps, self._judge is not None)
             except Interrupted as error:
                 await self._after(error)
                 self._submission = self._submit()

@@ -188,8 +188,12 @@ class RemoteCoordinator:
         found = await self._link.ask(Ask("POST", "/v1/collections", to_body(request), headers=headers), json.loads)
         return Accepted(**found)
 
-    async def _reopen(self, collection_id: str, client: str, silent: str | None = None) -> Accepted:
-        ask = Ask("POST", f"{_path(collection_id)}/reopen", headers={CLIENT_HEADER: client}, patience=_GROUP_SECONDS)
+    async def _reopen(
+        self, collection_id: str, client: str, silent: str | None = None, judges: bool | None = None
+    ) -> Accepted:
+        query = None if judges is None else {"judges": str(judges).lower()}
+        headers = {CLIENT_HEADER: client}
+        ask = Ask("POST", f"{_path(collection_id)}/reopen", query=query, headers=headers, patience=_GROUP_SECONDS)
         found = await self._link.ask(ask, json.loads)
         self._cursors.pop(collection_id, None)  # the gateway numbers the groups anew
         return Accepted(**found)

@@ -352,6 +352,7 @@ async def test_another_client_needs_the_function_of_a_collection_that_was_asked_
     service.coordinator._client_is_gone("client", "it was silent")
     with pytest.raises(TaskError, match=r"was asked for with a function.*Give it again: reopen"):
         await reopened(service, stream).aopen()
+    assert service.coordinator._collections[stream.collection_id].is_parked, "it is not thrown away with that client"
     again = reopened(service, stream, judge=Judge(is_odd))
     groups = [group async for group in again]
     assert again.episodes == EPISODES - SIZE
@@ -514,7 +515,7 @@ async def test_a_service_that_ends_takes_no_acknowledgement_and_hands_out_nothin
 
 
 def reopened(service: Service, stream: GroupStream, client: str = "another", judge: Judge | None = None) -> GroupStream:
-    submit = functools.partial(service.reopen.remote, stream.collection_id, client)
+    submit = functools.partial(service.reopen.remote, stream.collection_id, client, None, judge is not None)
     return GroupStream(service, submit, client=client, judge=judge)
 
 

@@ -21,7 +21,7 @@ from rollout_service.collecting.judging import Judge
 from rollout_service.collecting.request import CollectionRequest
 from rollout_service.collecting.stream import GroupStream
 from rollout_service.config import RolloutConfig
-from rollout_service.errors import ServiceError
+from rollout_service.errors import ServiceError, TaskError
 from rollout_service.gateway.guard import Guard
 from rollout_service.gateway.link import Link
 from rollout_service.gateway.remote import RemoteCoordinator
@@ -55,7 +55,7 @@ class Behind:
         self, collection_id: str, name: str, token: str = "all", judge: Judge | None = None
     ) -> GroupStream:
         remote = self.client(name, token)
-        submit = functools.partial(remote.reopen.remote, collection_id, name, None)
+        submit = functools.partial(remote.reopen.remote, collection_id, name, None, judge is not None)
         stream = GroupStream(remote, submit, judge=judge)
         await stream.aopen()
         return stream
@@ -107,6 +107,9 @@ async def test_a_filter_s_function_runs_in_the_client_behind_a_gateway(behind, d
             await behind.service.live()
         if turn == 2:
             assert stream.dropped == len(dropped) > 0
+            with pytest.raises(TaskError, match="Give it again: reopen"):
+                await behind.reopened(stream.collection_id, "second")
+            assert behind.service.coordinator._collections[stream.collection_id].client == "all:trainer"
             stream = await behind.reopened(stream.collection_id, "second", judge=judge)
     groups += [group async for group in stream]
     assert all(is_odd(group) for group in groups)

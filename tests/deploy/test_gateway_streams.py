@@ -250,7 +250,7 @@ async def test_a_collection_that_a_client_within_the_cluster_read_meanwhile_can_
     async def refused(*arguments: Any) -> None:
         raise ServiceError("Collection a is read by client x now.", "")
 
-    async def reopened(collection: str, client: str, silent: str | None) -> Accepted:
+    async def reopened(collection: str, client: str, silent: str | None, judges: bool | None) -> Accepted:
         return Accepted(collection, 1, 0)
 
     coordinator.on_acknowledge, coordinator.on_reopen = refused, reopened
