@@ -69,10 +69,10 @@ def prepared(name: str, folder: Path, context: int, dtype: torch.dtype) -> tuple
     """The pretrained model in float32 and its tokenizer. The folder gets both for the service, the model in `dtype`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     config = lengthened(transformers.AutoConfig.from_pretrained(name), context)
-    model = transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+    # It is read twice: a cast to `dtype` and back would leave the trainer's rotary frequencies rounded.
+    transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    model.to(dtype).save_pretrained(folder)
-    return model.float(), tokenizer
+    return transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32), tokenizer
 
 
 def start(domain: str, slots: int, context: int, **policy: Any) -> RolloutClient:

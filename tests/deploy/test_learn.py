@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from deploy.examples import learn, retail
 from deploy.examples.grpo import CLIP, Rates, Trainer, collated
@@ -103,3 +104,13 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     errors = [step["logprob_error"] for step in result["steps"] if step["logprob_error"] is not None]
     assert errors
     assert max(errors) < 1e-3, "the service samples with the weights that came through the group, YaRN included"
+
+
+def test_the_trainer_s_model_keeps_its_rotary_frequencies_whatever_the_service_s_is_stored_in(tmp_path):
+    learn.random_model(32, 1, tmp_path / "model").save_pretrained(tmp_path / "model")
+    model, _ = retail.prepared(str(tmp_path / "model"), tmp_path / "served", 8192, torch.bfloat16)
+    assert model.model.rotary_emb.attention_scaling > 1.0, "YaRN"
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    served = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "served", dtype="auto")
+    assert {weight.dtype for weight in served.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.rotary_emb.inv_freq, served.model.rotary_emb.inv_freq)
