@@ -22,20 +22,6 @@ Domain = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="train, test, base, … Default: tasks.split.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Where to store: .jsonl or .parquet.")]
-Limits = Annotated[
-    list[str] | None,
-    typer.Option(help="A limit, e.g. --budget usd=5; also user_tokens, policy_tokens, episodes, wall_seconds."),
-]
-Weight = Annotated[
-    float | None, typer.Option(help="Share of the slots, relative to other collections' weights. Default: 1.")
-]
-Address = Annotated[
-    str | None, typer.Option(help="A Ray cluster: auto, or its address; or a gateway: https://… Default: embedded.")
-]
-TokenVar = Annotated[
-    str | None, typer.Option(help="With a gateway: NAME of the environment variable that holds its token.")
-]
-Start = Annotated[bool, typer.Option(help="With --address: start the service there if it does not run.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub name of the policy's tokenizer.")]
 
 

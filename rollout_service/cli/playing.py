@@ -29,14 +29,6 @@ class Place(NamedTuple):
     start: bool
     """Whether to start it at the address, if it does not run."""
 
-    def check(self) -> None:
-        """
-        Raises:
-            ConfigError: it is to be started, and there is no address.
-        """
-        if self.start and self.address is None:
-            raise ConfigError("--start goes with --address.", "Leave it out: without an address a service is started.")
-
 
 class Played(NamedTuple):
     """How a collection ended."""

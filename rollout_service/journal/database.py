@@ -16,28 +16,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+import rollout_service.journal.entries as entries
 import rollout_service.journal.sampler_rows as sampler_rows
 from rollout_service.collecting.drawing import SamplerPosition
 from rollout_service.collecting.request import CollectionRequest, EpisodeRequest
 from rollout_service.collecting.spending import Spending
 from rollout_service.collecting.summary import EpisodeSummary
 from rollout_service.errors import ServiceError
-from rollout_service.journal.entries import (
-    SERVICE,
-    Acknowledged,
-    Asked,
-    Delivered,
-    Discarded,
-    Drawn,
-    Dropped,
-    Ended,
-    Entry,
-    Positioned,
-    Reopened,
-    Served,
-    Spent,
-    Stored,
-)
 from rollout_service.record.part import Part
 
 VERSION = 4
@@ -89,15 +74,15 @@ class Overtaken(Exception):
 class OpenCollection:
     """A collection that has not ended, as far as it came."""
 
-    asked: Asked
+    asked: entries.Asked
     """Its plan has the groups that were drawn later, too."""
-    stored: dict[int, Stored]
+    stored: dict[int, entries.Stored]
     """By episode. Those of acknowledged groups are left out."""
     delivered: dict[int, tuple[int, ...]]
     """By group that was handed out and not acknowledged: its episodes that were too old."""
     acknowledged: list[int]
     """Those that were dropped included."""
-    spent: Spent | None = None
+    spent: entries.Spent | None = None
     """None: it has no budget, or has spent nothing."""
     dropped: list[int] = field(default_factory=list)
 
@@ -108,7 +93,7 @@ class Recovered:
 
     collections: list[OpenCollection] = field(default_factory=list)
     samplers: list[SamplerPosition] = field(default_factory=list)
-    spent: Spent | None = None
+    spent: entries.Spent | None = None
     """What the service has spent; None: it has no budget, or has spent nothing."""
     version: int | None = None
     """Of the weights that the trainer gave last; None: not recorded."""
@@ -158,8 +143,8 @@ class Database:
                 f"{path} is no journal, or is damaged: {error}.", "Choose another folder for service.journal."
             ) from error
 
-    def commit(self, entries: Iterable[Entry]) -> list[Part]:
-        """Write the entries in one transaction, all or none. Returns when they are safe.
+    def commit(self, transaction: Iterable[entries.Entry]) -> list[Part]:
+        """Write the entries of the transaction, all or none. Returns when they are safe.
 
         Returns:
             The parts that nobody needs any more.
@@ -172,7 +157,7 @@ class Database:
         try:
             if self._fact("owner", 0) != self.owner:
                 raise Overtaken
-            parts = [part for entry in entries for part in self._apply(entry)]
+            parts = [part for entry in transaction for part in self._apply(entry)]
             self._execute("COMMIT")
         except BaseException:
             self._left.clear()
@@ -181,42 +166,42 @@ class Database:
             raise
         return parts
 
-    def _apply(self, entry: Entry) -> list[Part]:
+    def _apply(self, entry: entries.Entry) -> list[Part]:
         match entry:
-            case Stored():
+            case entries.Stored():
                 return self._store(entry)
-            case Delivered():
+            case entries.Delivered():
                 self._execute(
                     "INSERT INTO deliveries SELECT id, ?, ?, 0 FROM collections WHERE id = ? ON CONFLICT DO NOTHING",
                     (entry.group, _text(_NUMBERS, entry.expired), entry.collection_id),
                 )
-            case Acknowledged():
+            case entries.Acknowledged():
                 return self._acknowledge(entry)
-            case Asked():
+            case entries.Asked():
                 self._ask(entry)
-            case Dropped():
+            case entries.Dropped():
                 return self._drop(entry)
-            case Drawn():
+            case entries.Drawn():
                 self._draw(entry)
-            case Ended():
+            case entries.Ended():
                 return self._forget(entry.collection_id)
-            case Discarded():
+            case entries.Discarded():
                 return [entry.part]
-            case Reopened():
+            case entries.Reopened():
                 self._execute("UPDATE collections SET client = ? WHERE id = ?", (entry.client, entry.collection_id))
-            case Positioned():
+            case entries.Positioned():
                 self._position(entry.sampler, entry.replaces)
-            case Served():
+            case entries.Served():
                 self._execute("INSERT OR REPLACE INTO facts VALUES ('weight_version', ?)", (entry.version,))
-            case Spent():
+            case entries.Spent():
                 self._execute(
                     "INSERT OR REPLACE INTO spent SELECT ?1, ?2, ?3 WHERE ?1 = ?4 OR EXISTS "
                     "(SELECT 1 FROM collections WHERE id = ?1)",
-                    (entry.collection_id, _text(_SPENDING, entry.spending), entry.seconds, SERVICE),
+                    (entry.collection_id, _text(_SPENDING, entry.spending), entry.seconds, entries.SERVICE),
                 )
         return []
 
-    def _ask(self, asked: Asked) -> None:
+    def _ask(self, asked: entries.Asked) -> None:
         groups = len(asked.episodes) // asked.request.group_size if asked.groups is None else asked.groups
         plan = zlib.compress(_PLAN.dump_json(asked.episodes), 1)
         row = (
@@ -234,7 +219,7 @@ class Database:
         if asked.sampler is not None:
             self._position(asked.sampler)
 
-    def _draw(self, drawn: Drawn) -> None:
+    def _draw(self, drawn: entries.Drawn) -> None:
         row = (drawn.group, _text(_PLAN, drawn.episodes), drawn.collection_id)
         self._execute("INSERT INTO draws SELECT id, ?, ? FROM collections WHERE id = ? ON CONFLICT DO NOTHING", row)
         if drawn.sampler is not None:
@@ -243,7 +228,7 @@ class Database:
     def _position(self, position: SamplerPosition, replaces: bool = False) -> None:
         sampler_rows.note(self._connection, position, replaces=replaces)
 
-    def _store(self, stored: Stored) -> list[Part]:
+    def _store(self, stored: entries.Stored) -> list[Part]:
         key = (stored.collection_id, stored.episode)
         before = self._parts("collection = ? AND episode = ?", key) if stored.attempt > 1 else []
         written = self._execute(
@@ -255,7 +240,7 @@ class Database:
             return [] if part is None else [part]
         return [replaced for replaced in before if replaced != part]
 
-    def _acknowledge(self, entry: Acknowledged) -> list[Part]:
+    def _acknowledge(self, entry: entries.Acknowledged) -> list[Part]:
         found = self._left.get(entry.collection_id) or self._counted(entry.collection_id)
         if found is None:
             return []
@@ -275,7 +260,7 @@ class Database:
         self._left[entry.collection_id] = size, left
         return parts
 
-    def _drop(self, entry: Dropped) -> list[Part]:
+    def _drop(self, entry: entries.Dropped) -> list[Part]:
         found = self._left.get(entry.collection_id) or self._counted(entry.collection_id)
         if found is None:
             return []
@@ -323,13 +308,13 @@ class Database:
         return Recovered(
             [self._collection(*row) for row in self._execute(f"{found} ORDER BY collections.rowid")],
             sampler_rows.found(self._connection),
-            self._spent(SERVICE),
+            self._spent(entries.SERVICE),
             self._fact("weight_version", None),
         )
 
-    def _spent(self, collection_id: str) -> Spent | None:
+    def _spent(self, collection_id: str) -> entries.Spent | None:
         found = self._execute("SELECT spending, seconds FROM spent WHERE collection = ?", (collection_id,)).fetchone()
-        return None if found is None else Spent(collection_id, _SPENDING.validate_json(found[0]), found[1])
+        return None if found is None else entries.Spent(collection_id, _SPENDING.validate_json(found[0]), found[1])
 
     def _collection(
         self,
@@ -351,7 +336,7 @@ class Database:
             "SELECT number, expired, acknowledged FROM deliveries WHERE collection = ?", (collection_id,)
         ).fetchall()
         return OpenCollection(
-            Asked(
+            entries.Asked(
                 collection_id,
                 client,
                 _REQUEST.validate_json(request),
@@ -362,7 +347,7 @@ class Database:
                 submission,
                 left,
             ),
-            {row[0]: Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
+            {row[0]: entries.Stored(collection_id, row[0], row[1], _SUMMARY.validate_json(row[2])) for row in episodes},
             {number: _NUMBERS.validate_json(expired) for number, expired, is_over in groups if not is_over},
             [number for number, _, is_over in groups if is_over],
             self._spent(collection_id),

@@ -11,23 +11,11 @@ from typing import Annotated
 import typer
 
 import rollout_service.cli.playing as playing
-from rollout_service.cli.options import (
-    Address,
-    Config,
-    Domain,
-    Limits,
-    OutputFile,
-    Settings,
-    Split,
-    Start,
-    Tokenizer,
-    TokenVar,
-    Weight,
-    read_limits,
-    read_settings,
-)
+from rollout_service.cli.options import Domain, OutputFile, Split
+from rollout_service.cli.play_options import PlayOptions, with_play_options
 
 
+@with_play_options
 def collect(
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="Episodes. Default: every task once, times group size.")
@@ -41,24 +29,17 @@ def collect(
     append: Annotated[bool, typer.Option(help="Add other tasks and seeds to the output if it exists.")] = False,
     resume: Annotated[bool, typer.Option(help="Complete what was begun in the output, if it exists.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first group is there.")] = False,
-    budget: Limits = None,
-    weight: Weight = None,
-    address: Address = None,
-    token_var: TokenVar = None,
-    start: Start = False,
-    tokenizer: Tokenizer = None,
-    config: Config = None,
-    settings: Settings = None,
+    *,
+    options: PlayOptions,
 ) -> int:
     """Collect episodes: progress on stderr, a table at the end, trajectories in the output file."""
     from rollout_service.cli.report import print_summary
     from rollout_service.cli.stderr import say
 
     how = playing.mode(output, append=append, resume=resume, overwrite=overwrite)
-    place = playing.Place(address, token_var, start)
-    place.check()
-    loaded = read_settings(config, settings, tokenizer, domain, split, task)
-    chosen = {"n": n, "group_size": group_size, "seed": seed, "budget": read_limits(budget), "weight": weight}
+    place = options.place()
+    loaded = options.read_settings(domain, split, task)
+    chosen = {"n": n, "group_size": group_size, "seed": seed, **options.chosen()}
     with playing.opened(output, how) as file:
         played = playing.play(place, file, loaded, chosen)
     if played.progress is None:

@@ -13,27 +13,15 @@ from typing import Annotated, Any
 import typer
 
 import rollout_service.cli.playing as playing
-from rollout_service.cli.options import (
-    Address,
-    Config,
-    Domain,
-    Limits,
-    OutputFile,
-    Settings,
-    Split,
-    Start,
-    Tokenizer,
-    TokenVar,
-    Weight,
-    read_limits,
-    read_settings,
-)
+from rollout_service.cli.options import Domain, OutputFile, Split
+from rollout_service.cli.play_options import PlayOptions, with_play_options
 from rollout_service.config import RolloutConfig
 
 _MOST_TASKS = 20
 """Tasks with fewer trials that are printed."""
 
 
+@with_play_options
 def evaluate(
     trials: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each task; pass^k up to this k.")] = 4,
     domain: Domain = None,
@@ -47,27 +35,19 @@ def evaluate(
     resume: Annotated[bool, typer.Option(help="Go on with what the output has, if it exists.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output, once the first task is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    budget: Limits = None,
-    weight: Weight = None,
-    address: Address = None,
-    token_var: TokenVar = None,
-    start: Start = False,
-    tokenizer: Tokenizer = None,
-    config: Config = None,
-    settings: Settings = None,
+    *,
+    options: PlayOptions,
 ) -> int:
     """Play every task several times in official conditions: pass^1 to pass^k with intervals, faults apart."""
     from rollout_service.collecting.evaluating import asked_for, conditions
     from rollout_service.record.evaluation import Evaluation
 
     how = playing.mode(output, resume=resume, overwrite=overwrite)
-    place = playing.Place(address, token_var, start)
-    place.check()
-    own = read_settings(config, settings, tokenizer, domain, split, task)
-    is_started_here = address is None or start
-    loaded = with_official_limits(own, settings or []) if is_started_here else own
-    chosen = {"budget": read_limits(budget), "weight": weight}
-    chosen |= asked_for(trials, None, {"seed": seed, "max_turns": max_turns})
+    place = options.place()
+    own = options.read_settings(domain, split, task)
+    is_started_here = place.address is None or place.start
+    loaded = with_official_limits(own, options.settings or []) if is_started_here else own
+    chosen = options.chosen() | asked_for(trials, None, {"seed": seed, "max_turns": max_turns})
     found = Evaluation(trials)
     with playing.opened(output, how) as file:
         played = playing.play(place, file, loaded, chosen, found.add)
