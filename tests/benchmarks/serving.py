@@ -1,7 +1,10 @@
-"""Our Serve path against a bare SGLang server: the same traffic, the same engine arguments, by turns in one run.
+"""Our Serve path against a bare SGLang server, and two replicas against one: the same traffic, by turns in one run.
 
-Needs a GPU and SGLang: `python -m tests.benchmarks serving`. The model has random weights in the shape of Qwen3-4B.
-`BENCHMARK_ENGINE` holds more engine arguments as JSON, `BENCHMARK_MODEL` another shape's settings.
+`python -m tests.benchmarks serving`, on a GPU or, with a tiny model, on a CPU. The model has random weights in the
+shape of Qwen3-4B. Each round starts the bare server and ours. The last round's goes on to weight updates, and one more
+start has two replicas, where there are two GPUs. `BENCHMARK_CASES` holds some of `bare`, `updates` and `replicas` as
+JSON, `BENCHMARK_SESSIONS` numbers of sessions, `BENCHMARK_ROUNDS` the number of rounds, `BENCHMARK_ENGINE` more engine
+arguments, `BENCHMARK_MODEL` another shape's settings.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import serve
 
 from deploy import policy as application
@@ -33,15 +38,28 @@ from rollout_service.policy.weights import Checkpoint, WeightUpdate, stored
 from tests.benchmarks import traffic
 from tests.benchmarks.measure import QWEN3_4B, Row, show
 
+ON_GPU = torch.cuda.is_available()
 ENGINE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_ENGINE", "{}"))
-SHAPE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_MODEL", "null")) or QWEN3_4B | {
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
-SESSIONS = json.loads(os.environ.get("BENCHMARK_SESSIONS", "[64, 128]"))
-PROMPT_TOKENS, TURNS, TURN_TOKENS = 5000, 8, 150
-LEAST_RATE, LEAST_HITS = 0.95, 0.97
-PORT = 31017
+SHAPE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_MODEL", "null")) or (
+    QWEN3_4B | {"vocab_size": 151936, "tie_word_embeddings": True}
+    if ON_GPU
+    else {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 64}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2}
+)
+ENVIRONMENT: dict[str, str] = {}
+"""Of the processes that serve."""
+if not ON_GPU:
+    from tests.support import sglang
+
+    ENGINE, ENVIRONMENT = sglang.ENGINE_ARGUMENTS | ENGINE, sglang.ENVIRONMENT
+CASES = json.loads(os.environ.get("BENCHMARK_CASES", "null")) or ("bare", "updates", "replicas")
+ROUNDS = int(os.environ.get("BENCHMARK_ROUNDS", "2"))
+SESSIONS: list[int] = json.loads(os.environ.get("BENCHMARK_SESSIONS", "[64, 128]" if ON_GPU else "[4]"))
+"""The first number is also that of each replica where there are two."""
+PROMPT_TOKENS, TURNS, TURN_TOKENS = (5000, 8, 150) if ON_GPU else (300, 3, 40)
+LEAST_RATE, LEAST_HITS, LEAST_GAIN = 0.97, 0.97, 1.9
+START_SECONDS = 300
+"""Most that the bare server takes."""
 
 
 class Sessions:
@@ -54,62 +72,83 @@ class Sessions:
 
 def run() -> bool:
     """Bare, ours, bare, ours; the best of each is not taken, all are summed."""
+    begun = time.monotonic()
+    if not set(CASES) <= {"bare", "updates", "replicas"}:
+        sys.exit("There are the cases bare, updates and replicas.")
+    two = "replicas" in CASES and (torch.cuda.device_count() >= 2 or not ON_GPU)
+    bare: list[list[traffic.Measured]] = []
+    ours: list[list[traffic.Measured]] = []
+    both: list[traffic.Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         model = _model(Path(folder) / "model")
         ray.init("local", include_dashboard=False, log_to_driver=False)
         sessions = ray.remote(Sessions).options(runtime_env={"env_vars": SERVE_ENVIRONMENT}).remote()
-        bare, ours = [], []
-        for round_number in range(2):
-            with _bare(model) as policy:
-                bare.append(_measured(sessions, policy, round_number))
-            print("bare", *_said(bare[-1]), sep="\n  ", flush=True)
-            with _ours(model) as policy:
-                ours.append(_measured(sessions, policy, round_number))
-                print("ours", *_said(ours[-1]), sep="\n  ", flush=True)
-                if round_number == 1:
+        for round_number in range(ROUNDS):
+            if "bare" in CASES:
+                with _bare(model, Path(folder)) as policy:
+                    bare.append(_measured(sessions, policy, _loads(round_number, SESSIONS)))
+                _say(begun, "bare", SESSIONS, bare[-1])
+            with _ours(model, 1) as policy:
+                ours.append(_measured(sessions, policy, _loads(round_number, SESSIONS)))
+                _say(begun, "ours", SESSIONS, ours[-1])
+                if "updates" in CASES and round_number == ROUNDS - 1:
                     _update(sessions, policy, model)
+        if two:
+            with _ours(model, 2) as policy:
+                doubled = [2 * SESSIONS[0]]
+                both = _measured(sessions, policy, _loads(ROUNDS, doubled))
+                _say(begun, "two replicas", doubled, both)
         ray.shutdown()
+    one = _totals(ours)
+    rows = _against_bare(one, _totals(bare)) if bare else []
+    if two:
+        rows.append(_row(f"two replicas, {SESSIONS[0]} sessions each", "output tokens/s", both[0], one[0], LEAST_GAIN))
+    return show("Serve path against a bare SGLang server, and two replicas against one", rows)
+
+
+def _against_bare(ours: list[traffic.Measured], bare: list[traffic.Measured]) -> list[Row]:
     rows = []
-    for index, count in enumerate(SESSIONS):
-        their, own = _total([r[index] for r in bare]), _total([r[index] for r in ours])
-        for what, mine, base, least in (
-            ("output tokens/s", own.rate, their.rate, LEAST_RATE),
-            ("share of prompt tokens cached", own.hit_share, their.hit_share, LEAST_HITS),
-        ):
-            ratio = mine / base
-            text = "{:,.0f}" if mine > 1 else "{:.3f}"
-            rows.append(
-                Row(
-                    f"{count} sessions: {what}",
-                    text.format(mine),
-                    text.format(base),
-                    f"{ratio:.3f}",
-                    f"≥ {least}",
-                    ratio >= least,
-                )
-            )
-    return show("Serve path against a bare SGLang server", rows)
+    for count, own, their in zip(SESSIONS, ours, bare, strict=True):
+        for what, least in (("output tokens/s", LEAST_RATE), ("share of prompt tokens cached", LEAST_HITS)):
+            rows.append(_row(f"{count} sessions", what, own, their, least))
+    return rows
 
 
-def _loads(seed: int) -> list[traffic.Load]:
+def _row(case: str, what: str, ours: traffic.Measured, base: traffic.Measured, least: float) -> Row:
+    rate = what == "output tokens/s"
+    own, their = (each.rate if rate else each.hit_share for each in (ours, base))
+    style = "{:,.0f}" if rate else "{:.3f}"
+    both = style.format(own), style.format(their)
+    said = ON_GPU or not rate  # on a CPU the rate is that of whatever else the machine does
+    target, ok = (f"≥ {least}", own / their >= least) if said else ("", True)
+    return Row(f"{case}: {what}", *both, f"{own / their:.3f}", target, ok)
+
+
+def _loads(seed: int, counts: list[int]) -> list[traffic.Load]:
+    """One to warm up, and one for each number of sessions."""
     vocabulary = SHAPE["vocab_size"]
-    warm_up = traffic.Load(32, 2000, 2, 50, vocabulary, 1000 + seed)
-    counts = enumerate(SESSIONS)
+    warm_up = traffic.Load(counts[0] // 2, 2 * PROMPT_TOKENS // 5, 2, TURN_TOKENS // 3, vocabulary, 1000 + seed)
     return [warm_up] + [
-        traffic.Load(count, PROMPT_TOKENS, TURNS, TURN_TOKENS, vocabulary, 10 * seed + index) for index, count in counts
+        traffic.Load(count, PROMPT_TOKENS, TURNS, TURN_TOKENS, vocabulary, 10 * seed + index)
+        for index, count in enumerate(counts)
     ]
 
 
-def _measured(sessions: Any, policy: Policy, seed: int) -> list[traffic.Measured]:
-    found: list[traffic.Measured] = ray.get(sessions.run.remote(policy, _loads(seed)))
+def _measured(sessions: Any, policy: Policy, loads: list[traffic.Load]) -> list[traffic.Measured]:
+    found: list[traffic.Measured] = ray.get(sessions.run.remote(policy, loads))
     return found[1:]
 
 
-def _said(measured: list[traffic.Measured]) -> list[str]:
-    return [
-        f"{count} sessions: {it.rate:,.0f} output tokens/s, {it.hit_share:.3f} cached, {it.seconds:.1f} s"
-        for count, it in zip(SESSIONS, measured, strict=True)
-    ]
+def _say(begun: float, what: str, counts: list[int], measured: list[traffic.Measured]) -> None:
+    print(f"[{time.monotonic() - begun:.0f} s] {what}", flush=True)
+    for count, it in zip(counts, measured, strict=True):
+        text = f"{it.rate:,.0f} output tokens/s, {it.hit_share:.3f} cached, {it.seconds:.1f} s"
+        print(f"  {count} sessions: {text}", flush=True)
+
+
+def _totals(rounds: list[list[traffic.Measured]]) -> list[traffic.Measured]:
+    """For each number of sessions, the sums of all rounds."""
+    return [_total(list(each)) for each in zip(*rounds, strict=True)]
 
 
 def _total(measured: list[traffic.Measured]) -> traffic.Measured:
@@ -122,7 +161,6 @@ def _total(measured: list[traffic.Measured]) -> traffic.Measured:
 
 
 def _model(path: Path) -> str:
-    import torch
     import transformers
 
     torch.manual_seed(0)
@@ -134,43 +172,57 @@ def _model(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _bare(model: str) -> Iterator[Policy]:
+def _bare(model: str, folder: Path) -> Iterator[Policy]:
     flags = ["--skip-tokenizer-init", "--log-level", "warning"]
     for name, value in ENGINE.items():
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, str(value)]
-    with open(Path(tempfile.gettempdir(), "bare.log"), "ab") as log:
+    log_file, port = folder / "bare.log", _free_port()
+    with open(log_file, "ab") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(PORT), *flags],
+            [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(port), *flags],
+            env=os.environ | ENVIRONMENT,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     try:
-        _wait_for(f"http://127.0.0.1:{PORT}/health", server)
-        yield SglangHttpPolicy(f"http://127.0.0.1:{PORT}")
+        _wait_for(f"http://127.0.0.1:{port}/health", server, log_file)
+        yield SglangHttpPolicy(f"http://127.0.0.1:{port}")
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         time.sleep(5)  # for the driver to have its memory back
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError("the bare server ended; see bare.log")
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(1)
-    raise RuntimeError("the bare server did not come up in 300 s")
+    print(log.read_text(errors="replace")[-4000:], flush=True)
+    raise RuntimeError("The bare server ended, or did not come up in time.")
 
 
 @contextlib.contextmanager
-def _ours(model: str) -> Iterator[Policy]:
-    config = RolloutConfig.load(
-        overrides={"policy.engine": "sglang", "policy.model": model, "policy.engine_arguments": ENGINE}, environ={}
-    )
+def _ours(model: str, replicas: int) -> Iterator[Policy]:
+    overrides = {
+        "policy.engine": "sglang",
+        "policy.model": model,
+        "policy.replicas": replicas,
+        "policy.engine_arguments": ENGINE,
+        "policy.env_vars": ENVIRONMENT,
+    }
+    if not ON_GPU:
+        overrides["policy.gpus_per_replica"] = 0.0
+    config = RolloutConfig.load(overrides=overrides, environ={})
     serve.start(proxy_location="Disabled")
     serve.run(application.app(config), name="benchmark", route_prefix=None)
     try:
@@ -188,7 +240,7 @@ def _tensors(folder: str) -> dict[str, Any]:
 
 def _update(sessions: Any, policy: Policy, model: str) -> None:
     """How long weight updates take while sessions run. No target: it shows what to expect."""
-    load = traffic.Load(64, 2000, 12, TURN_TOKENS, SHAPE["vocab_size"], 99)
+    load = traffic.Load(SESSIONS[0], 2 * PROMPT_TOKENS // 5, 12, TURN_TOKENS, SHAPE["vocab_size"], 99)
     busy = sessions.run.remote(policy, [load])
     handle = serve.get_deployment_handle("policy", "benchmark")
     for version, mode in enumerate(("drain", "abort_and_resume", "in_place"), 1):

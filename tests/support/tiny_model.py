@@ -1,7 +1,7 @@
 """A model small enough for any test: Qwen3 with random weights and the embedded tokenizer, or another one.
 
 Invariant: the same arguments give the same weights, bit for bit. A model with its own output embeddings samples text
-only, never a token that the tokenizer added: no end of turn, no tool call, no thought. So each turn has
+only, never a token that the tokenizer added or lacks: no end of turn, no tool call, no thought. So each turn has
 `max_new_tokens` tokens unless the test gives a stop token, and an episode has as many turns as the user asks for,
 whatever the random numbers are.
 """
@@ -19,17 +19,18 @@ import transformers
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER
 
 
-def make(path: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> Path:
+def make(path: Path, seed: int = 0, tokenizer: Any = None, *, max_shard_size: str = "50GB", **config: Any) -> Path:
     """Write the model and its tokenizer into the folder `path`; gives the folder.
 
     Args:
         seed: of the weights.
         tokenizer: whose vocabulary the model has; None: the embedded one.
+        max_shard_size: of a file of weights, as `save_pretrained` takes it.
         config: fields of `Qwen3Config` that shall differ: `tie_word_embeddings=True`. `dtype` is float32 by default.
     """
     if tokenizer is None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER)
-    return _written(path, _random(seed, tokenizer, config), tokenizer)
+    return _written(path, _random(seed, tokenizer, config), tokenizer, max_shard_size)
 
 
 def _random(seed: int, tokenizer: Any, config: Mapping[str, Any]) -> transformers.Qwen3ForCausalLM:
@@ -53,15 +54,15 @@ def _random(seed: int, tokenizer: Any, config: Mapping[str, Any]) -> transformer
         torch.manual_seed(seed)
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**fields | config))
     with torch.no_grad():
-        added = list(tokenizer.added_tokens_decoder)
+        added = [*tokenizer.added_tokens_decoder, *range(len(tokenizer), model.config.vocab_size)]
         model.lm_head.weight[added] = 0.0
         if not model.config.tie_word_embeddings:
             _forbid(model, added)
     return model
 
 
-def _written(path: Path, model: transformers.Qwen3ForCausalLM, tokenizer: Any) -> Path:
-    model.to(model.config.dtype).save_pretrained(path)
+def _written(path: Path, model: transformers.Qwen3ForCausalLM, tokenizer: Any, max_shard_size: str = "50GB") -> Path:
+    model.to(model.config.dtype).save_pretrained(path, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(path)
     return path
 
