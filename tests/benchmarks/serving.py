@@ -190,7 +190,8 @@ def _bare(model: str, folder: Path) -> Iterator[Policy]:
         _wait_for(f"http://127.0.0.1:{port}/health", server, log_file)
         yield SglangHttpPolicy(f"http://127.0.0.1:{port}")
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         time.sleep(5)  # for the driver to have its memory back
 

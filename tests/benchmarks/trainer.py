@@ -85,15 +85,16 @@ def _holds_norm(path: Path) -> bool:
         return _NORM in tensors.keys()  # noqa: SIM118
 
 
-def kill_the_replica(starter: int) -> None:
-    """Kill the policy's replica among the processes that the process `starter` started, and theirs."""
+def kill_the_replica(starter: int) -> bool:
+    """Kill the policy's replica among the processes that the process `starter` started, and theirs. Whether there was
+    one."""
     killed = False
     for process in psutil.Process(starter).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{SERVICE}-policy:"):
                 process.send_signal(signal.SIGKILL)
                 killed = True
-    assert killed, "there is no replica"
+    return killed
 
 
 class _Killing(dict[str, Any]):
@@ -106,7 +107,7 @@ class _Killing(dict[str, Any]):
         for number, tensor in enumerate(super().values()):
             if number == len(self) // 2:
                 time.sleep(2)  # the replica is receiving by now
-                kill_the_replica(os.getppid())
+                assert kill_the_replica(os.getppid()), "there is no replica"
                 self.killed = time.monotonic()
             yield tensor
 

@@ -40,8 +40,10 @@ CASES: list[str] = json.loads(os.environ.get("BENCHMARK_CASES", "null")) or [
     case for case in trainer.CASES if ON_GPU or case != trainer.REFUSED
 ]
 ACTORS, SLOTS, TURNS, TURN_TOKENS = (4, 64, 3, 32) if ON_GPU else (1, 6, 2, 12)
-CASE_SECONDS = dict.fromkeys(CASES, 120.0 if ON_GPU else 200.0) | {trainer.KILLED: 220.0 if ON_GPU else 300.0}
-"""Of a case, which then counts as hanging. The killed replica's successor has to start in it."""
+CASE_SECONDS = dict.fromkeys(CASES, 75.0 if ON_GPU else 200.0) | (
+    {trainer.STORE: 120.0, trainer.DISK: 120.0, trainer.KILLED: 220.0} if ON_GPU else {trainer.KILLED: 300.0}
+)
+"""Of a case, which then counts as hanging. A killed replica's successor has to start in its case."""
 MOST_WHOLE, MOST_STOPPED, MOST_UNTIL_ERROR = 3.0, 0.5, 10.0
 """Most seconds of an update, the first one apart; for which no turn runs in it; and from a kill to the error."""
 _SUCCESSOR_SECONDS, _SEAT_SECONDS = 120.0, 60.0
