@@ -1,7 +1,8 @@
 """Trainer: supervised imitation and GRPO in plain torch.
 
 Invariant: a probability ratio is relative to the policy that sampled the token. The batch's padding and the number of
-rows that go through the model at a time change how long a step takes and how much memory it needs, and nothing else.
+tokens that go through the model at a time change how long a step takes and how much memory it needs, and nothing else.
+On a GPU the weights and the log-softmax are in float32, and what is between them in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.data import DataLoader
 
 from rollout_service.adapters.torch import collate_padded
@@ -37,6 +39,31 @@ class Rates:
     grpo: float
 
 
+def causal_attention(
+    _: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, __: None, scaling: float, **___: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention for transformers, of the last tokens to all of them. With fewer queries than keys, its own would make a
+    mask of both lengths for each row and layer; this one needs none where FlashAttention can run.
+
+    Args:
+        query: [rows, heads, queries, size].
+        key, value: [rows, key heads, keys, size]. Query i attends to the first keys - queries + i + 1 keys.
+    """
+    mask = causal_lower_right(query.shape[2], key.shape[2])
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave float32
+    mixed = functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+transformers.AttentionInterface.register(causal_attention.__name__, causal_attention)
+
+
+def shared_tokens(tensors: Tensors) -> int:
+    """How many tokens all rows begin with, none of which was sampled."""
+    ids = tensors["input_ids"]
+    return int(((ids != ids[0]) | tensors["loss_mask"]).any(0).int().argmax())
+
+
 def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
     """float32[sampled tokens]: the model's log-prob of each sampled token.
 
@@ -45,27 +72,31 @@ def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
     there is no attention mask to make. The vocabulary is looked at only where a token was sampled.
     """
     ids, mask = tensors["input_ids"], tensors["loss_mask"]
-    shared = int(((ids != ids[0]) | mask).any(0).int().argmax())  # first position at which rows differ or are sampled
+    shared = shared_tokens(tensors)
     cache = transformers.DynamicCache(config=model.config)
-    model.model(input_ids=ids[:1, :shared], past_key_values=cache)
-    cache.batch_repeat_interleave(len(ids))
-    hidden = model.model(input_ids=ids[:, shared:], past_key_values=cache).last_hidden_state
-    logits = model.lm_head(hidden[mask[:, shared:]]).float()
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        model.model(input_ids=ids[:1, :shared], past_key_values=cache)
+        cache.batch_repeat_interleave(len(ids))
+        hidden = model.model(input_ids=ids[:, shared:], past_key_values=cache).last_hidden_state
+    logits = model.lm_head(hidden[mask[:, shared:]].float())
     return -functional.cross_entropy(logits, tensors["target_ids"][mask], reduction="none")
 
 
 class Trainer:
     """The model and its optimizer."""
 
-    def __init__(self, model: Any, device: str, rates: Rates, rows: int | None = None) -> None:
+    def __init__(self, model: Any, device: str, rates: Rates, tokens: int = 16_384) -> None:
         """
         Args:
-            rows: most rows that go through the model at a time; None: all of a step's.
+            model: gets the attention of this module.
+            tokens: most that go through the model at a time, padding included, beside those that all rows begin with
+                (see `token_logprobs`). A longer row goes alone.
         """
         self.model = model.to(device)
+        self.model.set_attn_implementation(causal_attention.__name__)
         self._device = device
         self._rates = rates
-        self._rows = rows
+        self._tokens = tokens
         self._optimizer = torch.optim.Adam(model.parameters(), lr=rates.grpo)
 
     def imitate(
@@ -143,12 +174,17 @@ class Trainer:
         return tensors
 
     def _parts(self, tensors: Tensors) -> Iterator[Tensors]:
-        """The rows that go through the model at a time, on its device, without padding that none of them needs."""
-        count = len(tensors["lengths"])
-        for start in range(0, count, self._rows or count or 1):
-            part = {name: tensor[start : start + (self._rows or count)] for name, tensor in tensors.items()}
+        """The rows that go through the model at a time, on its device: rows of similar lengths, the longest first,
+        without padding that none of them needs."""
+        lengths, order = tensors["lengths"].sort(descending=True)
+        start, shared = 0, shared_tokens(tensors) if len(order) else 0
+        while start < len(order):
+            longest = int(lengths[start])
+            count = max(1, self._tokens // max(1, longest - shared))
+            rows = order[start : start + count]
+            start += count
+            part = {name: tensor[rows] for name, tensor in tensors.items()}
             if part["loss_mask"].any():
-                longest = int(part["lengths"].max())
                 cut = {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
                 yield {name: tensor.to(self._device) for name, tensor in cut.items()}
 

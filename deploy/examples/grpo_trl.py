@@ -6,6 +6,7 @@ episode is ever stale.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,22 @@ Record = Callable[[dict[str, Any]], None]
 
 
 class Recorder(transformers.TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
-    """Records TRL's metrics of each step, and the version of the weights that sampled its episodes."""
+    """Records TRL's metrics of each step, and the version of the weights that sampled its episodes. Ends the training
+    when its time is over."""
 
-    def __init__(self, client: RolloutClient, record: Record) -> None:
+    def __init__(self, client: RolloutClient, record: Record, ends: float) -> None:
         self._client = client
         self._record = record
+        self._ends = ends
 
     def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
         """Called by TRL after each step, and once at the end."""
         if "reward" in logs:  # the summary after the last step has none
             self._record({"version": self._client.weight_version(), **logs})
+
+    def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+        """Called by TRL after each step."""
+        control.should_training_stop |= time.monotonic() >= self._ends
 
 
 def settings(
@@ -43,17 +50,15 @@ def settings(
     bfloat16 with gradient checkpointing.
 
     Args:
-        rows: most episodes that go through the model at a time.
+        rows: most episodes that go through the model at a time. TRL takes a divisor of a step's episodes.
         given: more of GRPOConfig's own values.
 
     Raises:
-        typer.BadParameter: `rows` does not divide a step's episodes, or TRL would not train on `device` alone.
+        typer.BadParameter: TRL would not train on `device` alone.
         ValueError: a value that TRL refuses.
     """
     episodes = groups * group_size
-    rows = min(rows, episodes)
-    if episodes % rows:
-        raise typer.BadParameter(f"--rows is {rows}. Choose a divisor of {episodes}, the episodes of a step.")
+    rows = next(divisor for divisor in range(min(rows, episodes), 0, -1) if episodes % divisor == 0)
     cuda = device.startswith("cuda")
     made = trl.GRPOConfig(
         **given,
@@ -88,6 +93,7 @@ def improve(
     domain: str,
     group: WeightGroup | None,
     record: Record,
+    ends: float,
 ) -> None:
     """Train on the domain's train split. The service has the last step's weights at the end.
 
@@ -95,7 +101,9 @@ def improve(
         args: see `settings`.
         group: process group that weights go through; None: Ray's object store.
         record: called with the figures of each step.
+        ends: no step begins after this time, of `time.monotonic`.
     """
+    model.set_attn_implementation("sdpa")  # TRL pads on both sides, and gives masks
     trainer = trl.GRPOTrainer(
         model=model,
         processing_class=tokenizer,
@@ -103,7 +111,7 @@ def improve(
         rollout_func=rollout_func(client, unscored="mask", weights=own_weights, group=group),
         train_dataset=Dataset.from_list(prompts(domain, "train", config=client.config)),
         args=args,
-        callbacks=[Recorder(client, record)],
+        callbacks=[Recorder(client, record, ends)],
     )
     trainer.remove_callback(transformers.PrinterCallback)  # `record` prints
     trainer.train()

@@ -20,6 +20,13 @@ def read(output: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(output.glob(pattern))]
 
 
+def write(path: Path, run: dict[str, Any]) -> None:
+    """Write a run's file whole, so that a run that is killed leaves what it had."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(run, indent=1))
+    partial.replace(path)
+
+
 def axes(width: float, height: float) -> Any:
     """The axes of a new figure of this size, in inches; None: matplotlib is not installed, which is said."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import typer
 
 from rollout_service.adapters.checks import TrainingDataError
 from rollout_service.adapters.trl import prompts, rollout_func, tau2_reward
@@ -351,7 +351,7 @@ def test_the_example_makes_a_step_of_each_batch_and_its_last_weights_are_in_the_
     pretrained = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     before = {name: weight.clone() for name, weight in pretrained.state_dict().items()}
     args = grpo_trl.settings(tmp_path, "cpu", 2, 2, 2, 8, temperature=1.0, top_p=1.0, learning_rate=1e-3)
-    grpo_trl.improve(pretrained, tokenizer, args, client, "airline", group, steps.append)
+    grpo_trl.improve(pretrained, tokenizer, args, client, "airline", group, steps.append, math.inf)
 
     assert [(step["version"], step["reward"]) for step in steps] == [(1, 0.5), (2, 0.5)]
     assert all({"loss", "grad_norm", "entropy", "learning_rate"} <= step.keys() for step in steps)
@@ -360,11 +360,12 @@ def test_the_example_makes_a_step_of_each_batch_and_its_last_weights_are_in_the_
     assert [*tmp_path.iterdir()] == [], "nothing is written"
 
 
-def test_the_example_refuses_rows_that_do_not_divide_a_step(tmp_path) -> None:
+def test_the_example_takes_as_many_episodes_at_a_time_as_divide_a_step(tmp_path) -> None:
     from deploy.examples import grpo_trl  # imports TRL
 
-    with pytest.raises(typer.BadParameter, match=r"--rows is 3\. Choose a divisor of 4"):
-        grpo_trl.settings(tmp_path, "cpu", 2, 2, 2, 3)
+    taken = [grpo_trl.settings(tmp_path, "cpu", 2, 3, 2, rows) for rows in (1, 4, 5, 8)]
+    assert [args.per_device_train_batch_size for args in taken] == [1, 3, 3, 6]
+    assert {args.per_device_train_batch_size * args.gradient_accumulation_steps for args in taken} == {6}
 
 
 def test_an_episode_without_a_reward_is_refused_or_teaches_nothing(trainer, made, tokenizer) -> None:

@@ -12,6 +12,8 @@ import transformers
 
 from deploy.examples import learn, retail
 from deploy.examples.grpo import CLIP, Rates, Trainer, collated
+from rollout_service.errors import BudgetReached
+from tests.support import episodes
 from tests.support.trajectories import make_member, make_segment
 
 pytestmark = pytest.mark.timeout(300)
@@ -25,8 +27,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [None, 1, 3])
-def test_the_gradient_of_grpo_is_that_of_the_plain_formula_whatever_number_of_rows_the_model_takes(tmp_path, rows):
+@pytest.mark.parametrize("tokens", [1, 40, 16_384])
+def test_the_gradient_of_grpo_is_that_of_the_plain_formula_whatever_number_of_tokens_the_model_takes(tmp_path, tokens):
     torch.manual_seed(0)
     model = learn.random_model(32, 1, tmp_path)
     groups = [
@@ -35,7 +37,7 @@ def test_the_gradient_of_grpo_is_that_of_the_plain_formula_whatever_number_of_ro
     ]
     wanted = torch.autograd.grad(sum(_grpo_loss(model, group) for group in groups), list(model.parameters()))
 
-    trainer = Trainer(model, "cpu", Rates(1e-3, 1e-3), rows)
+    trainer = Trainer(model, "cpu", Rates(1e-3, 1e-3), tokens)
     trainer._descend = lambda: None  # so that the gradients of both halves stay
     trainer.improve(groups)
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
@@ -94,9 +96,9 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     model.save_pretrained(tmp_path / "model")
     few = {"demonstrations": 1, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
     engine = {"engine": "transformers", "engine_arguments": '{"device": "cpu"}', "device": "cpu", "transfer": "gloo"}
-    retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, rows=2, context=8192, slots=4)
+    retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, context=8192, slots=4)
     said = capsys.readouterr().out
-    assert "demonstrations 30, solved" in said
+    assert "demonstrations 30, imitated" in said
     result = json.loads((tmp_path / "airline-3.json").read_text())
     assert [*result["evaluations"]] == ["before", "imitation", "grpo"]
     assert {found["tasks"] for found in result["evaluations"].values()} == {1}
@@ -104,6 +106,29 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     errors = [step["logprob_error"] for step in result["steps"] if step["logprob_error"] is not None]
     assert errors
     assert max(errors) < 1e-3, "the service samples with the weights that came through the group, YaRN included"
+
+
+def test_a_demonstration_that_names_an_order_which_nobody_told_it_is_not_grounded():
+    scripts = {"user__script": {"own_words": True}, "policy__script": retail.SCRIPT}
+    looked_up, guessed = (episodes.run("retail", place, **scripts) for place in (0, 73))
+    assert (looked_up.reward, guessed.reward) == (1.0, 1.0)
+    assert retail.grounded(looked_up)
+    assert not retail.grounded(guessed)
+
+
+def test_grpo_ends_with_the_time_and_the_report_shows_what_a_run_has_until_then(tmp_path, capsys):
+    class Client:
+        def stream(self, **asked):
+            assert asked["budget"] == {"wall_seconds": 1.0}
+            raise BudgetReached("budget.wall_seconds: 1 s are over")
+
+    run = retail.Run(tmp_path, 7, None, "retail", 1, None)
+    run.record({"reward": 0.25})
+    run.improve(Client(), None, ends=0.0, groups=2)
+    retail.report(tmp_path)
+    said = capsys.readouterr().out
+    assert "1 s are over" in said
+    assert "0.25 → 0.25" in said
 
 
 def test_the_trainer_s_model_keeps_its_rotary_frequencies_whatever_the_service_s_is_stored_in(tmp_path):
