@@ -335,8 +335,9 @@ def test_the_weights_go_through_the_callers_process_group_where_he_gives_one(tra
     assert client.groups == [group]
 
 
-def test_the_example_makes_a_step_of_each_batch_and_its_last_weights_are_in_the_service(
-    model, tokenizer, made, tmp_path
+@pytest.mark.parametrize(("ends", "steps_taken"), [(math.inf, 2), (0.0, 1)])
+def test_the_example_makes_a_step_of_each_batch_while_there_is_time_and_its_last_weights_are_in_the_service(
+    model, tokenizer, made, tmp_path, ends, steps_taken
 ) -> None:
     from deploy.examples import grpo_trl  # imports TRL
 
@@ -351,11 +352,11 @@ def test_the_example_makes_a_step_of_each_batch_and_its_last_weights_are_in_the_
     pretrained = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     before = {name: weight.clone() for name, weight in pretrained.state_dict().items()}
     args = grpo_trl.settings(tmp_path, "cpu", 2, 2, 2, 8, temperature=1.0, top_p=1.0, learning_rate=1e-3)
-    grpo_trl.improve(pretrained, tokenizer, args, client, "airline", group, steps.append, math.inf)
+    grpo_trl.improve(pretrained, tokenizer, args, client, "airline", group, steps.append, ends)
 
-    assert [(step["version"], step["reward"]) for step in steps] == [(1, 0.5), (2, 0.5)]
+    assert [(step["version"], step["reward"]) for step in steps] == [(1, 0.5), (2, 0.5)][:steps_taken]
     assert all({"loss", "grad_norm", "entropy", "learning_rate"} <= step.keys() for step in steps)
-    assert client.groups == [group] * 3
+    assert client.groups == [group] * (steps_taken + 1)
     assert any(not torch.equal(weight, before[name]) for name, weight in client.updates[-1].items())
     assert [*tmp_path.iterdir()] == [], "nothing is written"
 
