@@ -7,7 +7,9 @@ start.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -26,6 +28,10 @@ from rollout_service.redaction import safe_cause
 from rollout_service.services import Parts, leftovers
 
 _POLL_SECONDS = 0.1
+
+_in_serve = threading.Lock()
+"""Serve marks the module of a deployment's router while it pickles it. Two services that start in two threads would
+take each other's mark away."""
 
 
 def check_free(config: RolloutConfig) -> None:
@@ -54,21 +60,23 @@ def run(config: RolloutConfig, application: str) -> None:
         return
     serve_http.start(config)
     route = None if settings.http_port is None else "/"
-    begin(RunTarget(policy.service_app(config), name=application, route_prefix=route), "policy")
+    begin(lambda: RunTarget(policy.service_app(config), name=application, route_prefix=route), "policy")
     wait(settings, application, "policy", "policy")
 
 
-def begin(target: RunTarget, whose: str) -> None:
+def begin(made: Callable[[], RunTarget], whose: str) -> None:
     """Begin to start an application.
 
     Args:
+        made: makes it.
         whose: `policy` or `user simulator`, for errors.
 
     Raises:
         ServiceError: Serve does not take it.
     """
     try:
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        with _in_serve:
+            serve.run_many([made()], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
         raise ServiceError(
             f"The {whose}'s Serve application did not come up: {last_cause(str(error))}", "See the cluster's logs."

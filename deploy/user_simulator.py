@@ -57,8 +57,8 @@ def begin(config: RolloutConfig) -> None:
         return
     serve_http.start(config)
     name = config.service.name
-    target = serve.RunTarget(_bound(config), served_user.application_name(name), served_user.route(name))
-    application.begin(target, "user simulator")
+    own, route = served_user.application_name(name), served_user.route(name)
+    application.begin(lambda: serve.RunTarget(_bound(config), own, route), "user simulator")
 
 
 def wait(config: RolloutConfig) -> None:
