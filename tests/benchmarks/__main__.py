@@ -22,7 +22,7 @@ NAMES = (
     "viewer",
     "samplers",
 )
-GPU_NAMES = ("serving", "updates", "served_user", "admission")
+GPU_NAMES = ("serving", "updates", "served_user", "admission", "user_latency")
 """Only when named: they need SGLang. Their models have the size of Qwen3-4B on a GPU, and are tiny on a CPU."""
 
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import torch
 from rich.console import Console
@@ -35,18 +31,16 @@ from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.config.user_server import USER_KEY_VAR
 from rollout_service.gateway.tokens import new_token
 from rollout_service.record.trajectory import Trajectory
-from tests.benchmarks.measure import QWEN3_4B, family
+from tests.benchmarks import gpu_load, random_policy
+from tests.benchmarks.random_policy import ON_GPU, SHAPE
 from tests.support import family_templates, tiny_model
 
 PORT = 31018
 """Of Serve's HTTP server."""
 CASES = ("caller:1", "caller:2", "caller:shared")
-ON_GPU = torch.cuda.is_available()
-SHAPE: dict[str, Any] = QWEN3_4B | {"initializer_range": 0.02, "dtype": "bfloat16"}
-"""The vocabulary is the embedded tokenizer's."""
 SLOTS, EPISODES, TURNS, TURN_TOKENS = (64, 128, 6, 120) if ON_GPU else (4, 4, 2, 20)
-CACHED_TOKENS = {"own": None, "shared": 150_000}
-"""Most tokens in an engine's cache, a fifth of a GPU's memory where two engines share it; None: as SGLang likes.
+CACHE: dict[str, dict[str, Any]] = {"own": {}, "shared": {"mem_fraction_static": 0.85, "max_total_tokens": 150_000}}
+"""Arguments of an engine that say how much it caches: a fifth of a GPU's memory where two engines share it.
 SGLang takes its share of what it finds free at its start, and two that start together find the same."""
 GPUS = {"own": (1.0, 1.0), "shared": (0.7, 0.3)}
 _CALL = "[CALLS]reboot_device[ID]abcdefghi[ARGS]{}"
@@ -108,16 +102,15 @@ def _fitting(cases: list[Case], room: int) -> list[Case]:
 
 def _models(folder: Path) -> dict[str, str]:
     """Make the policy and the caller."""
-    shape = SHAPE if ON_GPU else {}
     tokenizer = family_templates.tokenizer("ids of nine characters")
     tokenizer.eos_token = "</s>"
     says = {"[/INST]": _CALL, "[/RESULT]": _TEXT}
+    policy = random_policy.make(folder / "policy")
     with torch.device("cuda" if ON_GPU else "cpu"):
-        tiny_model.make(folder / "policy", **shape)
-        tiny_model.make_speaker(folder / "caller", tokenizer, says, **shape)
+        caller = tiny_model.make_speaker(folder / "caller", tokenizer, says, **SHAPE)
     if ON_GPU:
         torch.cuda.empty_cache()
-    return {name: str(folder / name) for name in ("policy", "caller")}
+    return {"policy": policy, "caller": str(caller)}
 
 
 @contextlib.contextmanager
@@ -130,7 +123,7 @@ def _started(cases: list[Case], models: dict[str, str]) -> Iterator[None]:
         starts = [threads.submit(RolloutClient, config=config) for config in configs]
         for case, start in zip(cases, starts, strict=True):
             case.client = stack.enter_context(start.result())
-            case.gpus = {whose: _gpus(case, whose) for whose in ("policy", "user")}
+            case.gpus = {whose: gpu_load.gpus_of(f"{case.name}-{whose}") for whose in ("policy", "user")}
         print(f"{len(cases)} services started in {time.monotonic() - begun:.0f} s", flush=True)
         yield
 
@@ -154,66 +147,17 @@ def _config(case: Case, models: dict[str, str]) -> RolloutConfig:
         "user.serve.http_port": PORT,
     }
     for section, gpus in zip(("policy", "user.serve"), GPUS[kind], strict=True):
-        overrides |= _engine(section, gpus, CACHED_TOKENS[kind])
+        overrides |= random_policy.engine(section, gpus, CACHE[kind] if ON_GPU else {})
     return RolloutConfig.load(overrides=overrides, environ={})
-
-
-def _engine(section: str, gpus: float, cached_tokens: int | None) -> dict[str, Any]:
-    variables = {"SPT_NOENV": "1"}  # an engine's processes keep the variables that `_gpus` reads
-    if ON_GPU:
-        cache = {} if cached_tokens is None else {"mem_fraction_static": 0.85, "max_total_tokens": cached_tokens}
-        arguments = cache | json.loads(os.environ.get("BENCHMARK_ENGINE", "{}"))
-    else:
-        from tests.support import sglang
-
-        gpus, arguments, variables = 0.0, sglang.ENGINE_ARGUMENTS, variables | sglang.ENVIRONMENT
-    return {
-        f"{section}.engine_arguments": arguments,
-        f"{section}.env_vars": variables,
-        f"{section}.gpus_per_replica": gpus,
-    }
-
-
-def _gpus(case: Case, whose: str) -> set[str]:
-    """The GPUs of the replicas, as the environment of their engines' processes says."""
-    found: set[str] = set()
-    for process in family():
-        with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{case.name}-{whose}:"):
-                for child in process.children():
-                    found |= set(child.environ().get("CUDA_VISIBLE_DEVICES", "").split(",")) - {""}
-    return found
 
 
 def _measure(case: Case) -> None:
     assert case.client is not None
     case.client.collect(SLOTS // 2, seed=1, progress=False)  # fills the prefix caches, and the pacer finds its limit
-    with _gpu_load() as samples:
+    with gpu_load.measured() as case.busy:
         begun = time.monotonic()
         case.trajectories = list(case.client.collect(EPISODES, seed=2, progress=False))
         case.seconds = time.monotonic() - begun
-    case.busy = {gpu: sum(shares) / len(shares) / 100 for gpu, shares in samples.items()}
-
-
-@contextlib.contextmanager
-def _gpu_load() -> Iterator[dict[str, list[float]]]:
-    """Percent of the time that each GPU was busy, by its number, twice a second; empty without nvidia-smi. It is there
-    after the block."""
-    samples: dict[str, list[float]] = {}
-    if shutil.which("nvidia-smi") is None:
-        yield samples
-        return
-    query = ["nvidia-smi", "--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]
-    process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
-    try:
-        yield samples
-    finally:
-        process.terminate()
-        written, _ = process.communicate()
-        for line in written.splitlines():
-            gpu, _, share = line.partition(",")
-            with contextlib.suppress(ValueError):  # the last line may be cut
-                samples.setdefault(gpu.strip(), []).append(float(share))
 
 
 def _show(cases: list[Case]) -> None:
@@ -243,15 +187,10 @@ def _row(case: Case) -> list[str]:
         str(sum(usage.failed_requests for usage in usages)),
         f"{policy_tokens / seconds:,.0f}",
         f"{sum(usage.completion_tokens or 0 for usage in usages) / seconds:,.0f}",
-        *(_busy(case, case.gpus[whose]) for whose in ("policy", "user")),
+        *(gpu_load.shown(case.busy, case.gpus[whose]) for whose in ("policy", "user")),
         _users_share(case),
         f"{users / (users + turns):.0%}",
     ]
-
-
-def _busy(case: Case, gpus: set[str]) -> str:
-    shares = [case.busy[gpu] for gpu in sorted(gpus) if gpu in case.busy]
-    return " ".join(f"{share:.0%}" for share in shares) or "unknown"
 
 
 def _users_share(case: Case) -> str:
