@@ -79,14 +79,19 @@ def prepared(name: str, folder: Path, context: int, dtype: torch.dtype) -> tuple
     return transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32), tokenizer
 
 
-def start(domain: str, slots: int, context: int, **policy: Any) -> RolloutClient:
+def start(domain: str, actors: int, slots: int, context: int, **policy: Any) -> RolloutClient:
     """Start a service with a scripted user who speaks in its own words."""
     overrides = {
         "tasks": {"domain": domain, "split": "train"},
         "policy": {"sampling": SAMPLING, "context_length": context, **policy},
         "user": {"kind": "scripted", "script": {"own_words": True}},
         "limits": {"max_turns": MAX_TURNS},
-        "service": {"name": f"learn-{domain}-{policy['engine']}", "actors": 1, "slots": slots, "max_staleness": 1},
+        "service": {
+            "name": f"learn-{domain}-{policy['engine']}",
+            "actors": actors,
+            "slots": slots,
+            "max_staleness": 1,
+        },
     }
     return RolloutClient(config=RolloutConfig.load(overrides=overrides))
 
@@ -213,7 +218,8 @@ def learn(
     device: Annotated[str, typer.Option(help="the trainer's")] = "cuda:1",
     tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 16384,
     context: Annotated[int, typer.Option(help="most tokens of an episode")] = 16384,
-    slots: Annotated[int, typer.Option(help="episodes at a time")] = 96,
+    actors: Annotated[int, typer.Option(help="processes that play episodes")] = 4,
+    slots: Annotated[int, typer.Option(help="episodes at a time in each of them")] = 32,
 ) -> None:
     """Teach a pretrained model a domain by imitation, then by GRPO; writes DOMAIN-SEED.json and DOMAIN.png."""
     ends = time.monotonic() + 60 * minutes
@@ -232,12 +238,12 @@ def learn(
     if not ray.is_initialized():
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
 
-    with start(domain, slots, context, engine="scripted", tokenizer=str(folder), script=SCRIPT) as client:
+    with start(domain, actors, slots, context, engine="scripted", tokenizer=str(folder), script=SCRIPT) as client:
         good = demonstrated(client, demonstrations, seed)
 
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
-    with start(domain, slots, context, **policy) as client, weights_through(client, transfer) as group:
+    with start(domain, actors, slots, context, **policy) as client, weights_through(client, transfer) as group:
         run.evaluate(client, PHASES[0])
         run.trainer.imitate(good, epochs, show)
         client.update_weights(own_weights(run.trainer.model), group=group)

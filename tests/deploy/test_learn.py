@@ -96,7 +96,7 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     model.save_pretrained(tmp_path / "model")
     few = {"demonstrations": 1, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
     engine = {"engine": "transformers", "engine_arguments": '{"device": "cpu"}', "device": "cpu", "transfer": "gloo"}
-    retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, context=8192, slots=4)
+    retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, context=8192, actors=1, slots=4)
     said = capsys.readouterr().out
     assert "demonstrations 30, imitated" in said
     result = json.loads((tmp_path / "airline-3.json").read_text())
