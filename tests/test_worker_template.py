@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 
 import psutil
@@ -55,3 +57,35 @@ def test_a_worker_with_variables_of_its_own_starts_in_ray_s_way(cluster):
     assert not has_imported
     assert ray.get(actor.sees.remote("OWN", *SERVE_ENVIRONMENT)) == {"OWN": "1"} | dict.fromkeys(SERVE_ENVIRONMENT)
     ray.kill(actor)
+
+
+SPAWNS = """
+import json, multiprocessing, os, sys
+from tests.support.workers import spare
+
+def tell(to):
+    to.send([os.getpid(), os.getppid(), os.environ["SINCE"], hasattr(sys, "imported")])
+
+if __name__ == "__main__":
+    sys.imported = True
+    spare.keep()
+    os.environ["SINCE"] = "then"
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=tell, args=(theirs,))
+        process.start()
+        pid, parent, since, is_fork = ours.recv()
+        process.join()
+        print(json.dumps([pid == process.pid, parent == os.getpid(), since, process.exitcode, is_fork]))
+"""
+
+
+def test_a_process_in_reserve_is_the_first_one_that_is_spawned_and_like_any_other(tmp_path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWNS)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stderr == ""
+    alike = [True, True, "then", 0]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[*alike, True], [*alike, False]]

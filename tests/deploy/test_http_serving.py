@@ -48,7 +48,7 @@ def server(model, tmp_path_factory):
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     with open(tmp_path_factory.mktemp("log") / "server.log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sglang.launch_server", *flags],
+            [sys.executable, "-m", "tests.support.sglang_server", *flags],
             env=os.environ | sglang.ENVIRONMENT,
             stdout=log,
             stderr=log,

@@ -15,11 +15,14 @@ pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
 START = """
 import asyncio, json, sys
+import sglang.srt.managers.scheduler
+from tests.support.workers import spare
 from deploy.engines.sglang import SglangEngine
 from rollout_service.config import PolicyConfig
 from rollout_service.errors import ServiceError
 
 if __name__ == "__main__":
+    spare.keep()
     policy = PolicyConfig(engine="sglang", **json.loads(sys.argv[1]))
     try:
         asyncio.run(asyncio.to_thread(SglangEngine, policy))  # where a replica starts it: not in the main thread

@@ -20,6 +20,7 @@ import ray
 from ray._private.parameter import RayParams
 
 from rollout_service.cluster import SERVE_ENVIRONMENT
+from tests.support import sglang
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def cluster(**options: Any) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="workers-")
     path = f"{folder}/template"
     ordinary = Path(ray.__file__).parent / "_private" / "workers"
-    asked: dict[str, Any] = {"path": path, "own": [{}, SERVE_ENVIRONMENT]}
+    own = [{}, SERVE_ENVIRONMENT, SERVE_ENVIRONMENT | sglang.ENVIRONMENT]
+    asked: dict[str, Any] = {"path": path, "own": own}
     asked |= {name: str(ordinary / f"{name}.py") for name in ("setup_worker", "default_worker")}
     try:
         with mock.patch.dict(os.environ, {"TESTS_WORKER_TEMPLATE": json.dumps(asked)}), _template(path):

@@ -25,6 +25,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from tests.support.workers import spare
+
 FIRST = ("pyarrow", "pandas", "litellm", "torch", "transformers.models.auto.tokenization_auto",
          "transformers.models.qwen3.modeling_qwen3", "fastapi", "rollout_service.tau2.episode")  # fmt: skip
 """Imported once, without Ray."""
@@ -33,6 +35,9 @@ SECOND = ("ray.serve._private.controller", "ray.serve._private.replica", "ray.se
           "actors.coordinator", "actors.fleet", "actors.environment", "rollout_service.policy.serve", "deploy.replica",
           "deploy.engines.transformers", "tests.support.services")  # fmt: skip
 """Imported by each second template."""
+
+SGLANG = ("deploy.engines.launch", "sglang.srt.entrypoints.engine", "sglang.srt.managers.scheduler")
+"""Imported besides by one whose workers run SGLang, see `tests.support.sglang`."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -57,6 +62,19 @@ def main() -> None:
 def _load(modules: tuple[str, ...]) -> None:
     for name in modules:
         importlib.import_module(name)
+
+
+def _runs_sglang(own: dict[str, str]) -> bool:
+    return "SGLANG_USE_CPU_ENGINE" in own
+
+
+def _load_sglang(folders: list[str]) -> None:
+    import ray._raylet
+    import setproctitle
+
+    setproctitle.setproctitle = ray._raylet.setproctitle  # of two that write a process's title only one finds the place
+    sys.path[:0] = folders
+    _load(("sitecustomize", *SGLANG))
 
 
 class _First:
@@ -94,6 +112,8 @@ class _First:
                 os.environ.clear()
                 os.environ.update(variables)
                 _load(SECOND)
+                if _runs_sglang(known["own"]):
+                    _load_sglang(known["own"]["PYTHONPATH"].split(os.pathsep))
                 gc.freeze()
                 _Second(theirs).run()
             theirs.close()
@@ -163,6 +183,8 @@ def _become(standard: list[int], request: dict[str, object]) -> NoReturn:
     sys.path[0] = str(Path(sys.argv[0]).parent)
     np.random.seed()
     gc.enable()
+    if _runs_sglang(request["own"]):  # type: ignore[arg-type]
+        spare.keep()  # it becomes the scheduler
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
 
