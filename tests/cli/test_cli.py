@@ -235,13 +235,23 @@ def test_a_full_disk_keeps_what_was_written_and_says_where(client, tmp_path, mon
     assert f"{len(kept)} trajectories" in failed.stderr
 
 
-def test_an_interrupted_collection_keeps_what_was_written_and_says_where(tmp_path):
+WITH_FORKS = """
+from rollout_service.cli import main
+from tests.support.workers.cluster import worker_scripts
+
+with worker_scripts():
+    main()
+"""
+
+
+def test_an_interrupted_collection_keeps_what_was_written_and_says_where(forks, tmp_path):
     path = tmp_path / "part.jsonl"
-    program = [sys.executable, "-m", "rollout_service", "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
+    program = [sys.executable, "-c", WITH_FORKS, "collect", "-n", "2000", "--domain", "mock", "-o", str(path)]
     slow = {"ROLLOUT_POLICY__SCRIPT__LATENCY__MEAN": "0.1", "ROLLOUT_SERVICE__ACTORS": "1"}
     # A shell that started this in the background has SIGINT ignored, which children inherit: a terminal has not.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    collecting = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | slow, preexec_fn=heard)
+    seen = ENVIRONMENT | slow | forks
+    collecting = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=seen, preexec_fn=heard)
     while not (path.exists() and path.stat().st_size):
         assert collecting.poll() is None, collecting.communicate()
         time.sleep(0.05)

@@ -21,6 +21,7 @@ _PROGRAM = """
 import asyncio, json, sys
 from rollout_service import RolloutClient
 from tests.support.episodes import settings
+from tests.support.workers.cluster import worker_scripts
 
 def visit(url):
     with RolloutClient(url, token_var="GATEWAY_TOKEN") as outside:
@@ -44,12 +45,13 @@ async def main(url, overrides):
         await asyncio.to_thread(visit, url)
     ticker.cancel()
 
-asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
+with worker_scripts():
+    asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
 """
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> subprocess.CompletedProcess[str]:
+def ended(forks, tmp_path_factory) -> subprocess.CompletedProcess[str]:
     """The program."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = self_signed(folder)
@@ -65,14 +67,11 @@ def ended(tmp_path_factory) -> subprocess.CompletedProcess[str]:
         "gateway__tls_key": str(key),
     }
     asked = [f"https://127.0.0.1:{port}", json.dumps(overrides)]
-    known = environment() | {
-        "GATEWAY_TOKEN": TOKENS["all"],
-        "SSL_CERT_FILE": str(certificate),
-        "PYTHONPATH": os.getcwd(),
-    }
-    known = {
-        name: value for name, value in known.items() if not name.startswith("RAY_AUTH")
-    }  # those of another cluster
+    own = {
+        name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")
+    }  # of another cluster
+    known = own | forks | {"GATEWAY_TOKEN": TOKENS["all"], "SSL_CERT_FILE": str(certificate)}
+    known["PYTHONPATH"] = os.getcwd()
     command = [sys.executable, "-c", _PROGRAM, *asked]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=known)
     assert done.returncode == 0, done.stderr

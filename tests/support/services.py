@@ -29,10 +29,18 @@ HTTP_PORT = free_port()
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def forks() -> Iterator[dict[str, str]]:
+    """What a program has in its environment that starts a cluster of its own, see `worker_scripts`."""
+    with workers.forks() as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def cluster(forks: dict[str, str]) -> Iterator[None]:
     """This process is connected to a Ray cluster of its own, with more CPUs on paper than the machine has: several
     services share it. Serve runs with HTTP there, for the one service that asks for it."""
-    with workers.cluster(num_cpus=16, namespace="rollout_service", include_dashboard=False, log_to_driver=False):
+    options = {"num_cpus": 16, "namespace": "rollout_service", "include_dashboard": False, "log_to_driver": False}
+    with workers.cluster(forks, **options):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})
         yield

@@ -1,4 +1,4 @@
-"""A Ray cluster of this process whose workers begin as forks of a template."""
+"""Ray clusters whose workers begin as forks of a template: that of the tests, and those that programs start."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support import sglang
 
 
 @contextlib.contextmanager
-def cluster(**options: Any) -> Iterator[None]:
-    """Starts Ray with these options of `ray.init`, and ends it."""
+def forks() -> Iterator[dict[str, str]]:
+    """Runs a template. Gives what a program must have in its environment for `worker_scripts`."""
     folder = tempfile.mkdtemp(prefix="workers-")
     path = f"{folder}/template"
     ordinary = Path(ray.__file__).parent / "_private" / "workers"
@@ -33,13 +33,23 @@ def cluster(**options: Any) -> Iterator[None]:
     asked: dict[str, Any] = {"path": path, "own": own}
     asked |= {name: str(ordinary / f"{name}.py") for name in ("setup_worker", "default_worker")}
     try:
-        with mock.patch.dict(os.environ, {"TESTS_WORKER_TEMPLATE": json.dumps(asked)}), _template(path):
-            with _worker_scripts(str(Path(__file__).with_name("start_worker.py"))):
-                _start_ray(options)
-            yield
-            ray.shutdown()
+        with _template(path):
+            yield {"TESTS_WORKER_TEMPLATE": json.dumps(asked)}
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def cluster(variables: dict[str, str], **options: Any) -> Iterator[None]:
+    """Starts Ray with these options of `ray.init`, and ends it.
+
+    Args:
+        variables: as `forks` gives them.
+    """
+    with mock.patch.dict(os.environ, variables), worker_scripts():
+        _start_ray(options)
+    yield
+    ray.shutdown()
 
 
 def _start_ray(options: dict[str, Any]) -> None:
@@ -55,9 +65,9 @@ def _start_ray(options: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _worker_scripts(path: str) -> Iterator[None]:
-    """A cluster that is started now starts its workers with this script."""
-    ordinary = RayParams.update_if_absent
+def worker_scripts() -> Iterator[None]:
+    """The workers of a cluster that this process starts now begin as forks."""
+    ordinary, path = RayParams.update_if_absent, str(Path(__file__).with_name("start_worker.py"))
 
     def update_if_absent(self: Any, **options: Any) -> None:
         ordinary(self, **options | {name: path for name in ("worker_path", "setup_worker_path") if name in options})

@@ -3,8 +3,8 @@ argument.
 
 Invariant: a fork has the arguments, the environment, the folder and the output of the process that asked for it. Ray
 and what imports it read the environment at their import, so they are imported by a second template, which is a fork of
-the first one and serves workers of one job and of one environment. Fork and asker end together, whichever ends first.
-All end with the input of this program.
+the first one and serves workers of one cluster, one job and one environment. Fork and asker end together, whichever
+ends first. All end with the input of this program.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class _First:
     def _template(self, request: bytes) -> socket.socket:
         known = json.loads(request)
         variables: dict[str, str] = known["variables"]
-        kind = json.dumps([variables.get("RAY_JOB_ID"), known["own"]], sort_keys=True)
+        cluster_and_job = [variables.get(name) for name in ("RAY_RAYLET_PID", "RAY_JOB_ID")]
+        kind = json.dumps([*cluster_and_job, known["own"]], sort_keys=True)
         if kind not in self._second:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if os.fork() == 0:
