@@ -233,7 +233,7 @@ def test_retry_after_is_kept_to_the_limit() -> None:
 def test_persistent_failure_is_the_user_simulators_fault_and_no_reward(behaviour: server.Behaviour) -> None:
     never_answers = behaviour in (server.hang, server.drip)
     with gold_server(always(behaviour)) as api:
-        trajectory = run(api, user__retries=2, user__timeout_seconds=0.7 if never_answers else 60.0)
+        trajectory = run(api, user__retries=2, user__timeout_seconds=0.3 if never_answers else 60.0)
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "fault")
     assert (trajectory.reward, trajectory.reward_info) == (None, None)
     assert trajectory.fault is not None
@@ -531,7 +531,7 @@ def test_a_user_that_stops_after_one_turn_of_the_policy_is_scored() -> None:
 def test_wall_time_ends_an_episode_that_waits_for_its_user(behaviour: server.Behaviour) -> None:
     start = time.monotonic()
     with gold_server(at({2}, behaviour)) as api:
-        trajectory = run(api, limits__wall_seconds=1.5, user__timeout_seconds=300.0)
+        trajectory = run(api, limits__wall_seconds=0.7, user__timeout_seconds=300.0)
     assert time.monotonic() - start < 200, "not the 300 s of the request"
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.TRUNCATED, "wall_time")
     assert (trajectory.reward, trajectory.fault) == (None, None)
@@ -557,10 +557,14 @@ def test_an_episode_whose_time_ends_before_a_request_that_failed_is_repeated_is_
 
 def test_cancelling_ends_an_episode_whose_user_hangs() -> None:
     clock = Deadline(600.0)
-    threading.Timer(0.5, clock.cancelled.set).start()
     start = time.monotonic()
-    with gold_server(always(server.hang)) as api:
-        trajectory = run(api, clock=clock, user__timeout_seconds=300.0)
+    with gold_server(always(server.hang)) as api, ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(run, api, clock=clock, user__timeout_seconds=300.0)
+        while not api.requests:
+            assert not hanging.done()
+            time.sleep(0.01)
+        clock.cancelled.set()
+        trajectory = hanging.result()
     assert time.monotonic() - start < 200, "not the 300 s of the request"
     assert (trajectory.outcome, trajectory.termination_reason) == (Outcome.ABORTED, "cancelled")
 
@@ -763,7 +767,7 @@ def test_judge_that_is_down_leaves_the_episode_unscored(judge_settings: dict[str
 def test_judge_that_fails_leaves_the_episode_unscored(
     judge_settings: dict[str, Any], behaviour: server.Behaviour
 ) -> None:
-    judge_settings["evaluation__judge__arguments"] |= {"timeout": 0.5}
+    judge_settings["evaluation__judge__arguments"] |= {"timeout": 0.3 if behaviour is server.hang else 60.0}
     with OpenAIServer(server.judge(), always(behaviour)) as api:
         assert_unscored(run(None, JUDGED, evaluation__judge__base_url=api.base_url, **judge_settings))
 
