@@ -6,6 +6,7 @@ Invariant: imports inside functions count like all others; only those for the ty
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -31,7 +32,11 @@ FILES = {
 }
 """Path of each module."""
 
-TREES = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Each module's syntax. A test asks for it, because every worker of the suite imports this file."""
+    return {module: ast.parse(path.read_text()) for module, path in FILES.items()}
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -43,14 +48,17 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield from nodes(node)
 
 
-def imports(module: str) -> Iterator[str]:
+@functools.cache
+def imports(module: str) -> list[str]:
     """Dotted names that the module imports: modules, or names in them."""
-    for node in nodes(TREES[module]):
+    found: list[str] = []
+    for node in nodes(trees()[module]):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} has a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def module_of(name: str) -> str | None:
@@ -58,11 +66,13 @@ def module_of(name: str) -> str | None:
     return name if name in FILES else next((m for m in [name.rpartition(".")[0]] if m in FILES), None)
 
 
-GRAPH = {
-    module: {found for name in imports(module) if (found := module_of(name)) is not None and found != module}
-    for module in FILES
-}
-"""Modules of ours that each module imports."""
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Modules of ours that each module imports."""
+    return {
+        module: {found for name in imports(module) if (found := module_of(name)) is not None and found != module}
+        for module in FILES
+    }
 
 
 def is_below(module: str, parent: str) -> bool:
@@ -81,7 +91,7 @@ def rooms() -> list[str]:
 def test_packages_import_one_way():
     against = [
         (module, imported)
-        for module, found in GRAPH.items()
+        for module, found in graph().items()
         for imported in found
         if PACKAGES.index(imported.split(".")[0]) > PACKAGES.index(module.split(".")[0])
     ]
@@ -101,14 +111,14 @@ def test_a_room_imports_only_rooms_before_it():
     assert [
         f"{module} imports {imported}"
         for module in sorted(library - exporting)
-        for imported in sorted(GRAPH[module] & library)
+        for imported in sorted(graph()[module] & library)
         if imported in exporting or (position(imported) or 0) > (position(module) or 0)
     ] == []
 
 
 def test_no_modules_import_each_other_in_a_circle():
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph()).prepare()
     except CycleError as error:
         raise AssertionError(f"import circle: {' -> '.join(error.args[1])}") from None
 
@@ -127,17 +137,17 @@ def test_files_and_functions_are_short_and_every_module_says_what_it_is():
     assert {module: length for module, length in lengths.items() if length > MOST_LINES} == {}
     assert [
         f"{module}.{node.name}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
     ] == []
-    assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
+    assert [module for module, tree in trees().items() if not ast.get_docstring(tree)] == []
     assert [module for module in FILES if SAYS_NOTHING & set(module.split("."))] == []
 
 
 def test_no_function_is_a_stub():
-    assert [f"{module}.{name}" for module, tree in TREES.items() for name in stubs(tree)] == []
+    assert [f"{module}.{name}" for module, tree in trees().items() for name in stubs(tree)] == []
 
 
 def stubs(tree: ast.AST, protocol: bool = False) -> Iterator[str]:
