@@ -8,7 +8,7 @@ On a GPU the weights and the log-softmax are in float32, and what is between the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,8 @@ class Trainer:
         return max(worst, default=None)
 
     def _to_imitate(self, demonstrations: Sequence[Trajectory]) -> Tensors:
-        tensors = collated(demonstrations)
+        # Each is a group of its own, as a batch holds some of a group only.
+        tensors = collated([replace(each, group_id=each.trajectory_id, sample_index=0) for each in demonstrations])
         segments = [segment for trajectory in demonstrations for segment in trajectory.segments]
         for row, segment in zip(tensors["loss_mask"], segments, strict=True):
             for turn in segment.turns:

@@ -94,11 +94,11 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     monkeypatch.setattr(retail, "MAX_TURNS", 2)
     model = learn.random_model(32, 1, tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
-    few = {"demonstrations": 1, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
+    few = {"demonstrations": 2, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
     engine = {"engine": "transformers", "engine_arguments": '{"device": "cpu"}', "device": "cpu", "transfer": "gloo"}
     retail.learn(tmp_path, str(tmp_path / "model"), "airline", **few, **engine, seed=3, context=8192, actors=1, slots=4)
     said = capsys.readouterr().out
-    assert "demonstrations 30, imitated" in said
+    assert "demonstrations 60, imitated" in said
     result = json.loads((tmp_path / "airline-3.json").read_text())
     assert [*result["evaluations"]] == ["before", "imitation", "grpo"]
     assert {found["tasks"] for found in result["evaluations"].values()} == {1}
