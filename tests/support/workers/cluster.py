@@ -46,10 +46,11 @@ def cluster(variables: dict[str, str], **options: Any) -> Iterator[None]:
     Args:
         variables: as `forks` gives them.
     """
-    with mock.patch.dict(os.environ, variables), worker_scripts():
-        _start_ray(options)
-    yield
-    ray.shutdown()
+    with mock.patch.dict(os.environ, variables):  # to the end: Ray adds what programs need that join the cluster
+        with worker_scripts():
+            _start_ray(options)
+        yield
+        ray.shutdown()
 
 
 def _start_ray(options: dict[str, Any]) -> None:
