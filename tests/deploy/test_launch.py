@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
 START = """
 import asyncio, json, sys
-import sglang.srt.managers.scheduler
+import sglang.srt.managers.scheduler  # so that the process in reserve has it
 from tests.support.workers import spare
 from deploy.engines.sglang import SglangEngine
 from rollout_service.config import PolicyConfig
