@@ -7,6 +7,9 @@ On a GPU the weights and the log-softmax are in float32, and what is between the
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +21,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.data import DataLoader
 
+from deploy.examples.renaming import Digits, renamed
 from rollout_service.adapters.torch import collate_padded
 from rollout_service.collecting.judging import informative
 from rollout_service.record.trajectory import Trajectory
@@ -29,11 +33,13 @@ CLIP = 0.2
 """Largest distance from 1 of the ratio up to which a token is still pushed in the direction of its advantage."""
 
 DEMONSTRATIONS_PER_STEP = 16
+TOLD_EVERY = 10
+"""Steps of the imitation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Learning rates of Adam. That of the imitation falls linearly to a twentieth."""
+    """Learning rates of Adam. That of the imitation falls linearly to a twentieth, by its steps or by its time."""
 
     imitation: float
     grpo: float
@@ -50,12 +56,23 @@ def causal_attention(
         key, value: [rows, key heads, keys, size]. Query i attends to the first keys - queries + i + 1 keys.
     """
     mask = causal_lower_right(query.shape[2], key.shape[2])
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave float32
+    query = query.to(value.dtype)  # under autocast, rotary embeddings leave float32
     mixed = functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
     return mixed.transpose(1, 2).contiguous(), None
 
 
 transformers.AttentionInterface.register(causal_attention.__name__, causal_attention)
+
+
+class OneTypeCache(transformers.DynamicCache):  # type: ignore[misc]  # mypy does not read transformers
+    """Keeps the keys in the type of the values. Under autocast the keys are float32, and the values would become it:
+    FlashAttention takes no float32, and what is taken instead makes the mask."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *others: Any, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `transformers.Cache`."""
+        return super().update(key_states.to(value_states.dtype), value_states, *others, **more)
 
 
 def shared_tokens(tensors: Tensors) -> int:
@@ -73,7 +90,7 @@ def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
     """
     ids, mask = tensors["input_ids"], tensors["loss_mask"]
     shared = shared_tokens(tensors)
-    cache = transformers.DynamicCache(config=model.config)
+    cache = OneTypeCache(config=model.config)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
         model.model(input_ids=ids[:1, :shared], past_key_values=cache)
         cache.batch_repeat_interleave(len(ids))
@@ -98,35 +115,45 @@ class Trainer:
         self._rates = rates
         self._tokens = tokens
         self._optimizer = torch.optim.Adam(model.parameters(), lr=rates.grpo)
+        self._random = np.random.default_rng(torch.initial_seed())
+        if device.startswith("cuda"):
+            # cuDNN makes a plan for each new shape, on the CPU, and nearly every part has a shape of its own.
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     def imitate(
         self,
         demonstrations: Iterable[Trajectory],
         epochs: int,
         tell: Callable[[dict[str, Any]], None],
+        digits: Digits | None = None,
+        seconds: float = math.inf,
     ) -> None:
         """Imitate the demonstrations, good and bad ones alike. A turn with a call that nobody could read is not
         imitated; what came after it is.
 
         Args:
-            tell: told the mean loss of each epoch.
+            tell: told the mean loss of each epoch, and now and then that of a step.
+            digits: with them, a demonstration has other numbers each time, see `renaming`.
+            seconds: no step begins after so many.
         """
-        batches: Any = DataLoader(
-            list(demonstrations), DEMONSTRATIONS_PER_STEP, shuffle=True, collate_fn=self._to_imitate
-        )
+        collate = functools.partial(self._to_imitate, digits=digits)
+        batches: Any = DataLoader(list(demonstrations), DEMONSTRATIONS_PER_STEP, shuffle=True, collate_fn=collate)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.imitation)
-        decay = torch.optim.lr_scheduler.LinearLR(self._optimizer, 1.0, 0.05, total_iters=epochs * len(batches))
+        began, step, steps = time.monotonic(), 0, epochs * len(batches)
         for epoch in range(1, epochs + 1):
-            losses = []
+            losses: list[float] = []
             for tensors in batches:
-                total = int(tensors["loss_mask"].sum())
-                loss = 0.0
-                for part in self._parts(tensors):
-                    loss += self._backward(-token_logprobs(self.model, part).sum() / total)
-                self._descend()
-                decay.step()
-                losses.append(loss)
-            tell({"imitation": epoch, "loss": float(np.mean(losses))})
+                passed = time.monotonic() - began
+                if passed >= seconds:
+                    break
+                for group in self._optimizer.param_groups:
+                    group["lr"] = self._rates.imitation * (1.0 - 0.95 * max(step / steps, passed / seconds))
+                losses.append(self._imitation_step(tensors))
+                step += 1
+                if step % TOLD_EVERY == 0:
+                    tell({"imitation step": step, "of": steps, "loss": losses[-1], "seconds": time.monotonic() - began})
+            if losses:
+                tell({"imitation": epoch, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began})
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.grpo)
 
     def improve(self, groups: Groups) -> dict[str, float]:
@@ -164,7 +191,15 @@ class Trainer:
                 worst.append(float(error[newest].max()))
         return max(worst, default=None)
 
-    def _to_imitate(self, demonstrations: Sequence[Trajectory]) -> Tensors:
+    def _imitation_step(self, tensors: Tensors) -> float:
+        total = int(tensors["loss_mask"].sum())
+        loss = 0.0
+        for part in self._parts(tensors):
+            loss += self._backward(-token_logprobs(self.model, part).sum() / total)
+        self._descend()
+        return loss
+
+    def _to_imitate(self, demonstrations: Sequence[Trajectory], digits: Digits | None) -> Tensors:
         # Each is a group of its own, as a batch holds some of a group only.
         tensors = collated([replace(each, group_id=each.trajectory_id, sample_index=0) for each in demonstrations])
         segments = [segment for trajectory in demonstrations for segment in trajectory.segments]
@@ -172,7 +207,16 @@ class Trainer:
             for turn in segment.turns:
                 if any(status != "ok" for status in turn.tool_calls):
                     row[turn.start - 1 : turn.end - 1] = False  # the mask stands where the logits predict the token
+        if digits is not None:
+            self._rename(tensors, digits)
         return tensors
+
+    def _rename(self, tensors: Tensors, digits: Digits) -> None:
+        shared = shared_tokens(tensors)
+        for ids, targets, length in zip(tensors["input_ids"], tensors["target_ids"], tensors["lengths"], strict=True):
+            row = torch.from_numpy(renamed(ids[:length].numpy(), shared, digits, self._random))
+            ids[:length] = row
+            targets[: length - 1] = row[1:]
 
     def _parts(self, tensors: Tensors) -> Iterator[Tensors]:
         """The rows that go through the model at a time, on its device: rows of similar lengths, the longest first,

@@ -1,19 +1,22 @@
-"""A pretrained model that learns retail: imitation of scripted episodes, then asynchronous GRPO on a GPU beside SGLang.
+"""A pretrained model that learns retail: imitation of scripted episodes, then asynchronous GRPO on a GPU beside
+SGLang.
 
     python -m deploy.examples.retail --output learned --model HuggingFaceTB/SmolLM2-135M-Instruct
 
-The model first imitates scripted episodes of the train split, in which the user words every task differently, the agent
-sometimes chats, and sometimes writes a call that nobody can read and then the right one. After that it plays the tasks
-itself and improves by GRPO on the train split, with episodes whose weights are at most one version old. The weights go
-to the replicas through a process group. Before, between and after it plays the test split: pass^1 with a 95% interval
-over the tasks. Only τ²'s official reward scores anything. With `--trainer trl`, TRL's GRPOTrainer does the GRPO, and
-episodes and training take turns; see `deploy.examples.grpo_trl`.
+The model first imitates scripted episodes of the train split. In them the user words every task differently, the agent
+looks up what it names (`deploy.examples.lookups`), sometimes chats, and sometimes writes a call that nobody can read
+and then the right one. Each time an episode is imitated its ids have other digits (`deploy.examples.renaming`), so the
+model has to copy them. After that it plays the tasks itself and improves by GRPO on groups whose rewards differ, with
+episodes whose weights are at most one version old. The weights go to the replicas through a process group. Before,
+between and after it plays the test split: pass^1 with a 95% interval over the tasks. Only τ²'s official reward scores
+anything. With `--trainer trl`, TRL's GRPOTrainer does the GRPO, and episodes and training take turns; see
+`deploy.examples.grpo_trl`.
 
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
 seeds.
 
-Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names. Everything also runs on a
-CPU, with `--engine transformers --device cpu --transfer tensors`.
+Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names. Everything also runs on
+a CPU, with `--engine transformers --device cpu --transfer tensors`.
 """
 
 from __future__ import annotations
@@ -35,14 +38,14 @@ import transformers
 import typer
 from torch.utils.data import DataLoader
 
-from deploy.examples import results
+from deploy.examples import lookups, results
 from deploy.examples.grpo import Rates, Trainer, own_weights
+from deploy.examples.renaming import Digits
 from deploy.examples.results import mean_reward, show
 from deploy.examples.retail_report import PHASES, report
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
-from rollout_service.collecting.judging import informative
-from rollout_service.errors import BudgetReached
+from rollout_service.errors import BudgetReached, TooFewKept
 from rollout_service.policy.weight_group import WeightGroup
 from rollout_service.record.trajectory import Trajectory
 
@@ -79,10 +82,16 @@ def prepared(name: str, folder: Path, context: int, dtype: torch.dtype) -> tuple
     return transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32), tokenizer
 
 
-def start(domain: str, actors: int, slots: int, context: int, **policy: Any) -> RolloutClient:
-    """Start a service with a scripted user who speaks in its own words."""
+def start(
+    domain: str, actors: int, slots: int, context: int, tasks: Path | None = None, **policy: Any
+) -> RolloutClient:
+    """Start a service with a scripted user who speaks in its own words.
+
+    Args:
+        tasks: a file of tasks to play; None: the train split.
+    """
     overrides = {
-        "tasks": {"domain": domain, "split": "train"},
+        "tasks": {"domain": domain, **({"path": str(tasks)} if tasks else {"split": "train"})},
         "policy": {"sampling": SAMPLING, "context_length": context, **policy},
         "user": {"kind": "scripted", "script": {"own_words": True}},
         "limits": {"max_turns": MAX_TURNS},
@@ -106,8 +115,7 @@ def demonstrated(client: RolloutClient, number: int, seed: int) -> list[Trajecto
 
 
 def grounded(trajectory: Trajectory) -> bool:
-    """Whether each id and number in the agent's calls was read before. The gold actions of many of retail's tasks
-    leave out look-ups, so who plays them names orders and items that nobody has told it."""
+    """Whether each id and number in the agent's calls was read before. Who imitates other calls learns to guess."""
     read = ""
     for message in trajectory.messages:
         called = [call["arguments"] for call in message.get("tool_calls") or [] if call["requestor"] == "assistant"]
@@ -142,19 +150,27 @@ class Run:
         self._write()
 
     def improve(self, client: RolloutClient, group: WeightGroup | None, ends: float, groups: int, **asked: Any) -> None:
-        """Take steps of so many groups each, until all that is asked for was played. No group begins after `ends`, a
-        time of `time.monotonic`."""
+        """Take steps of so many groups each, whose rewards differ, until all that is asked for was played. No group
+        begins after `ends`, a time of `time.monotonic`, nor if too few groups teach anything."""
         if ends < math.inf:
             asked["budget"] = {"wall_seconds": max(1.0, ends - time.monotonic())}
-        dataset = TrajectoryDataset(client, groups_per_update=groups, **asked)
+        alike: list[Any] = []
+        dataset = TrajectoryDataset(
+            client, groups_per_update=groups, keep="informative", on_dropped=alike.append, **asked
+        )
         try:
             for taken in DataLoader(dataset, groups, collate_fn=list):
-                self.step(client, taken, group)
-        except BudgetReached as reached:
+                self.step(client, taken, alike, group)
+                alike.clear()
+        except (BudgetReached, TooFewKept) as reached:
             print(reached)
 
-    def step(self, client: RolloutClient, groups: list[Any], group: WeightGroup | None) -> None:
-        """One step of GRPO; its weights go to the service."""
+    def step(self, client: RolloutClient, groups: list[Any], alike: list[Any], group: WeightGroup | None) -> None:
+        """One step of GRPO on these groups; its weights go to the service.
+
+        Args:
+            alike: groups that were played meanwhile, in which all rewards are the same. They only count.
+        """
         version = client.weight_version()
         batch = list(itertools.chain.from_iterable(groups))
         error = self.trainer.logprob_error(groups[0], version)
@@ -165,8 +181,8 @@ class Run:
         figures = {
             "version": version,
             "staleness": version - min(t.oldest_version for t in batch if t.oldest_version is not None),
-            "reward": mean_reward(batch),
-            "informative": sum(map(informative, groups)),
+            "reward": mean_reward(itertools.chain(batch, *alike)),
+            "informative": len(groups) / (len(groups) + len(alike)),
             **learned,
             "logprob_error": error,
             "training_seconds": trained - began,
@@ -201,12 +217,13 @@ def learn(
     model: Annotated[str, typer.Option(help="folder or hub name")] = "HuggingFaceTB/SmolLM2-135M-Instruct",
     domain: Annotated[str, typer.Option(help="of τ²-bench")] = "retail",
     demonstrations: Annotated[int, typer.Option(help="scripted episodes of each train task")] = 16,
-    epochs: Annotated[int, typer.Option(help="over the demonstrations")] = 4,
+    epochs: Annotated[int, typer.Option(help="over the demonstrations, at most")] = 8,
+    imitation_minutes: Annotated[float, typer.Option(help="the imitation takes, at most")] = math.inf,
     steps: Annotated[int, typer.Option(help="weight updates, at most")] = 60,
     minutes: Annotated[
         float, typer.Option(help="after the start, GRPO ends and the last evaluation begins")
     ] = math.inf,
-    groups: Annotated[int, typer.Option(help="of each step")] = 16,
+    groups: Annotated[int, typer.Option(help="of each step")] = 8,
     group_size: Annotated[int, typer.Option(help="episodes of a group: of one task")] = 8,
     trials: Annotated[int, typer.Option(help="episodes of each test task in an evaluation")] = 4,
     tasks: Annotated[int | None, typer.Option(help="only so many test tasks; all of them without it")] = None,
@@ -216,7 +233,7 @@ def learn(
     engine_arguments: Annotated[str, typer.Option(help="more of the engine's, as JSON")] = "{}",
     transfer: Annotated[Literal["nccl", "gloo", "tensors"], typer.Option(help="of new weights")] = "nccl",
     device: Annotated[str, typer.Option(help="the trainer's")] = "cuda:1",
-    tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 16384,
+    tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 32768,
     context: Annotated[int, typer.Option(help="most tokens of an episode")] = 16384,
     actors: Annotated[int, typer.Option(help="processes that play episodes")] = 4,
     slots: Annotated[int, typer.Option(help="episodes at a time in each of them")] = 32,
@@ -230,7 +247,8 @@ def learn(
         from deploy.examples import grpo_trl  # TRL is not needed otherwise, and takes seconds to import
 
         same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
-        settings = grpo_trl.settings(folder, device, steps, groups, group_size, tokens // context, **same, seed=seed)
+        rows = 2 * tokens // context  # its passes keep less of each token: it checkpoints
+        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
     pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
@@ -238,14 +256,16 @@ def learn(
     if not ray.is_initialized():
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
 
-    with start(domain, actors, slots, context, engine="scripted", tokenizer=str(folder), script=SCRIPT) as client:
+    scripted = {"engine": "scripted", "tokenizer": str(folder), "script": SCRIPT}
+    tasks_to_show = lookups.write(folder / "tasks.json", "train") if domain == "retail" else None
+    with start(domain, actors, slots, context, tasks_to_show, **scripted) as client:
         good = demonstrated(client, demonstrations, seed)
 
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
     with start(domain, actors, slots, context, **policy) as client, weights_through(client, transfer) as group:
         run.evaluate(client, PHASES[0])
-        run.trainer.imitate(good, epochs, show)
+        run.trainer.imitate(good, epochs, show, Digits.of(tokenizer), 60 * imitation_minutes)
         client.update_weights(own_weights(run.trainer.model), group=group)
         run.evaluate(client, PHASES[1])
         if trainer == "trl":

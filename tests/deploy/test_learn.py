@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -10,9 +11,14 @@ import pytest
 import torch
 import transformers
 
-from deploy.examples import learn, retail
-from deploy.examples.grpo import CLIP, Rates, Trainer, collated
-from rollout_service.errors import BudgetReached
+from deploy.examples import learn, lookups, retail
+from deploy.examples.grpo import CLIP, OneTypeCache, Rates, Trainer, collated
+from deploy.examples.renaming import Digits
+from rollout_service.chat.tokenizer_files import load_tokenizer
+from rollout_service.collecting import judging
+from rollout_service.errors import BudgetReached, TooFewKept
+from rollout_service.tau2 import tasks
+from rollout_service.tau2.tasks import references
 from tests.support import episodes
 from tests.support.trajectories import make_member, make_segment
 
@@ -69,7 +75,7 @@ def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, th
     monkeypatch.setattr(learn, "EVALUATION_EPISODES", 8)
     learn.learn(tmp_path, steps=4, groups=3, group_size=8, epochs=8, seed=5, hidden=64, layers=1)
     said = capsys.readouterr().out
-    losses = [float(text) for text in re.findall(r"imitation \d+, loss (\S+)", said)]
+    losses = [float(text) for text in re.findall(r"imitation \d+, loss (\S+),", said)]
     assert len(losses) == 8
     assert losses[-1] < losses[0] / 5, "it learns from the trajectories' own masks"
     assert "reward before" in said, "the table"
@@ -92,6 +98,7 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
 ):
     """In miniature: a random model stands for the pretrained one, and a few turns for an episode."""
     monkeypatch.setattr(retail, "MAX_TURNS", 2)
+    monkeypatch.setattr(judging, "informative", lambda group: True)  # the model solves nothing
     model = learn.random_model(32, 1, tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
     few = {"demonstrations": 2, "epochs": 1, "steps": 2, "groups": 1, "group_size": 2, "trials": 1, "tasks": 1}
@@ -108,27 +115,128 @@ def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_befo
     assert max(errors) < 1e-3, "the service samples with the weights that came through the group, YaRN included"
 
 
-def test_a_demonstration_that_names_an_order_which_nobody_told_it_is_not_grounded():
-    scripts = {"user__script": {"own_words": True}, "policy__script": retail.SCRIPT}
-    looked_up, guessed = (episodes.run("retail", place, **scripts) for place in (0, 73))
-    assert (looked_up.reward, guessed.reward) == (1.0, 1.0)
-    assert retail.grounded(looked_up)
+def test_imitated_rows_have_other_numbers_each_time_and_targets_that_follow_the_inputs(tmp_path):
+    tokenizer, _ = load_tokenizer(None)
+    trainer = Trainer(learn.random_model(32, 1, tmp_path), "cpu", Rates(1e-3, 1e-3))
+    played = [
+        dataclasses.replace(episodes.run("retail", place, user__script={"own_words": True}), trajectory_id=str(place))
+        for place in (0, 5)
+    ]
+    first, again = (trainer._to_imitate(played, Digits.of(tokenizer)) for _ in range(2))
+    plain = trainer._to_imitate(played, None)
+    for tensors in first, again:
+        assert torch.equal(tensors["input_ids"][:, 1:], tensors["target_ids"][:, :-1])
+        assert torch.equal(tensors["loss_mask"], plain["loss_mask"])
+    texts = [tokenizer.decode(tensors["input_ids"][0]) for tensors in (plain, first, again)]
+    orders = [re.findall(r"#W\d{7}", text) for text in texts]
+    assert orders[0].count("#W2378156") == orders[1].count(orders[1][-1]) == orders[2].count(orders[2][-1]) > 2
+    assert len({found[-1] for found in orders}) == 3
+
+
+def test_a_cache_that_is_given_keys_in_float32_keeps_the_type_of_the_values():
+    cache = OneTypeCache()
+    for _ in range(2):
+        key, value = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16)
+        assert {each.dtype for each in cache.update(key, value, 0)} == {torch.bfloat16}
+
+
+@pytest.fixture
+def retail_with_lookups(tmp_path):
+    """Plays the train task at a position, with look-ups."""
+    path = str(lookups.write(tmp_path / "tasks.json", "train"))
+
+    def play(place):
+        config = episodes.settings(
+            tasks__path=path, tasks__domain="retail", user__script={"own_words": True}, policy__script=retail.SCRIPT
+        )
+        return episodes.runner(config).run(episodes.request(references("retail", path)[place]))
+
+    return play
+
+
+def test_a_task_that_names_an_order_which_nobody_told_it_looks_it_up_and_then_does_the_same(retail_with_lookups):
+    guessed = episodes.run("retail", 73, user__script={"own_words": True}, policy__script=retail.SCRIPT)
+    place = next(i for i, ref in enumerate(references("retail", "train")) if ref.task_id == guessed.task.task_id)
+    looked_up = retail_with_lookups(place)
+    assert (guessed.reward, looked_up.reward) == (1.0, 1.0)
     assert not retail.grounded(guessed)
+    assert retail.grounded(looked_up)
 
 
-def test_grpo_ends_with_the_time_and_the_report_shows_what_a_run_has_until_then(tmp_path, capsys):
+def test_look_ups_change_no_write_of_any_task(tmp_path):
+    def writes(actions):
+        return [(each["name"], each["arguments"]) for each in actions if not each["name"].startswith(READING)]
+
+    READING = ("find_", "get_", "list_")
+    rewritten = json.loads(lookups.write(tmp_path / "tasks.json", "train").read_text())
+    given = [tasks.get(reference).model_dump(mode="json") for reference in references("retail", "train")]
+    assert len(rewritten) == len(given) == 74
+    for old, new in zip(given, rewritten, strict=True):
+        before, after = (task["evaluation_criteria"]["actions"] for task in (old, new))
+        assert writes(before) == writes(after)
+        read = [action["arguments"] for action in after if action["name"].startswith(READING)]
+        assert len(read) == len({json.dumps(arguments) for arguments in read}), "nothing is read twice"
+
+
+def test_grpo_ends_with_the_time_or_with_nothing_to_learn_and_the_report_shows_what_a_run_has_until_then(
+    tmp_path, capsys
+):
     class Client:
+        def __init__(self, error):
+            self.error = error
+
         def stream(self, **asked):
             assert asked["budget"] == {"wall_seconds": 1.0}
-            raise BudgetReached("budget.wall_seconds: 1 s are over")
+            asked["on_dropped"]([])
+            raise self.error
 
     run = retail.Run(tmp_path, 7, None, "retail", 1, None)
     run.record({"reward": 0.25})
-    run.improve(Client(), None, ends=0.0, groups=2)
+    for error in BudgetReached("budget.wall_seconds: 1 s are over"), TooFewKept("kept 0 groups"):
+        run.improve(Client(error), None, ends=0.0, groups=2)
     retail.report(tmp_path)
     said = capsys.readouterr().out
     assert "1 s are over" in said
+    assert "kept 0 groups" in said
     assert "0.25 → 0.25" in said
+
+
+def test_a_step_s_reward_is_that_of_all_groups_played_also_of_those_that_teach_nothing(tmp_path, monkeypatch):
+    mixed, failed, other = (
+        [make_member(group, i, reward=r) for i, r in enumerate(rewards)]
+        for group, rewards in enumerate([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    )
+
+    class Client:
+        def stream(self, **asked):
+            assert asked["keep"] == "informative"
+            for group in mixed, failed, other:
+                if judging.informative(group):
+                    yield group
+                else:
+                    asked["on_dropped"](group)
+
+        def weight_version(self):
+            return 1
+
+        def update_weights(self, weights, group):
+            assert weights == {}
+
+    class Learner:
+        model = None
+
+        def logprob_error(self, trajectories, version):
+            return None
+
+        def improve(self, groups):
+            return {"loss": 0.0}
+
+    monkeypatch.setattr(retail, "own_weights", lambda model: {})
+    run = retail.Run(tmp_path, 8, Learner(), "retail", 1, None)
+    run.improve(Client(), None, ends=np.inf, groups=2)
+    (step,) = json.loads((tmp_path / "retail-8.json").read_text())["steps"]
+    assert step["reward"] == pytest.approx(2 / 6)
+    assert step["informative"] == pytest.approx(2 / 3)
 
 
 def test_the_trainer_s_model_keeps_its_rotary_frequencies_whatever_the_service_s_is_stored_in(tmp_path):
