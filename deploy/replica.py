@@ -176,6 +176,8 @@ class PolicyReplica:
                 f"mode {update.mode!r} empties the cache, which turns that are paused in place still need.",
                 "Give mode='in_place', or pause in another mode.",
             )
+        if update.mode == "in_place":
+            self._engine.check_freeze()
         return Fit(self.state(), await asyncio.to_thread(self._engine.check, update.source))
 
     async def update_weights(self, update: WeightUpdate) -> ReplicaState:

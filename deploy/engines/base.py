@@ -43,8 +43,12 @@ class Engine(Protocol):
         """Stop the running turns: each `generate` soon returns the tokens that it has."""
         ...
 
+    def check_freeze(self) -> None:
+        """Raise `WeightError` if `freeze` cannot be used: it would leave tokens whose weights nobody could name."""
+        ...
+
     async def freeze(self) -> None:
-        """Sample no further token until `thaw`. Running turns keep their state."""
+        """Sample no further token until `thaw`. Running turns keep their state. Raises as `check_freeze` does."""
         ...
 
     async def thaw(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import rollout_service.garbage as garbage
+from deploy.engines.pending_tokens import count_in_pauses
 from rollout_service.errors import ServiceError, last_cause
 
 
@@ -56,8 +57,9 @@ def launch(arguments: dict[str, Any]) -> Any:
 def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
     """Run a scheduler's process. Its errors also go to a file, which may be deleted once it is open."""
     with garbage.left_alone():
-        from sglang.srt.managers.scheduler import run_scheduler_process
+        from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 
+    count_in_pauses(Scheduler)
     handler = logging.FileHandler(errors)
     handler.setLevel(logging.ERROR)
     logging.getLogger("sglang").addHandler(handler)

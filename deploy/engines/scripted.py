@@ -81,6 +81,9 @@ class ScriptedEngine:
         self._interrupted.set()
         self._interrupted = asyncio.Event()
 
+    def check_freeze(self) -> None:
+        """See `Engine`."""
+
     async def freeze(self) -> None:
         """See `Engine`."""
         self._thawed.clear()

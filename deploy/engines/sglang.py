@@ -29,6 +29,7 @@ import rollout_service.logs as logs
 from deploy.engines import parameters
 from deploy.engines.cache_hits import CacheHits
 from deploy.engines.launch import launch
+from deploy.engines.pending_tokens import reason_against_freezing
 from deploy.engines.prefix_use import PrefixUse, fixed_share
 from deploy.engines.sglang_weights import SglangWeights, Staged
 from rollout_service.config import PolicyConfig
@@ -137,10 +138,21 @@ class SglangEngine:
         """See `Engine`."""
         self._manager.abort_request(abort_all=True)
 
+    def check_freeze(self) -> None:
+        """See `Engine`."""
+        from sglang.srt.managers.scheduler import Scheduler
+
+        if reason := reason_against_freezing(Scheduler, self._manager.server_args):
+            raise WeightError(
+                f"mode 'in_place' would leave tokens whose weights nobody could name: {reason}.",
+                "Update with 'abort_and_resume' or 'drain'. After a pause that was refused, call client.resume().",
+            )
+
     async def freeze(self) -> None:
         """See `Engine`."""
         from sglang.srt.managers.io_struct import PauseGenerationReqInput
 
+        self.check_freeze()
         self._frozen = True
         await self._manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
 

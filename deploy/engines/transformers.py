@@ -135,6 +135,9 @@ class TransformersEngine:
         """See `Engine`."""
         self._post(_Errand(self._batch.interrupt))
 
+    def check_freeze(self) -> None:
+        """See `Engine`."""
+
     async def freeze(self) -> None:
         """See `Engine`."""
         await self._between_steps(functools.partial(setattr, self, "_frozen", True))

@@ -35,7 +35,6 @@ ENGINE_ARGUMENTS: dict[str, Any] = {
     "grammar_backend": "none",
     "dtype": "float32",
     "disable_cuda_graph": True,
-    "disable_overlap_schedule": True,
     "mem_fraction_static": 0.1,
     "max_total_tokens": 65536,
     "log_level": "error",
