@@ -1,4 +1,4 @@
-"""Every token of an update in place has the version that sampled it, in a real SGLang engine with overlapped batches."""
+"""Every token of updates in place has the version that sampled it: a real SGLang engine with overlapped batches."""
 
 from __future__ import annotations
 
