@@ -105,9 +105,18 @@ def start(
     return RolloutClient(config=RolloutConfig.load(overrides=overrides))
 
 
-def demonstrated(client: RolloutClient, number: int, seed: int) -> list[Trajectory]:
-    """Play so many scripted episodes of each task. Returns those that solved theirs without a guess."""
-    played = client.collect(seed=seed, group_size=number, progress=False)
+def demonstrated(domain: str, folder: Path, number: int, seed: int, service: tuple[int, int, int]) -> list[Trajectory]:
+    """Play so many scripted episodes of each train task, retail's with look-ups. Returns those that solved theirs
+    without a guess.
+
+    Args:
+        folder: of the tokenizer; gets the tasks with look-ups.
+        service: actors, slots and context, as `start` takes them.
+    """
+    tasks = lookups.write(folder / "tasks.json", "train") if domain == "retail" else None
+    scripted: dict[str, Any] = {"engine": "scripted", "tokenizer": str(folder), "script": SCRIPT}
+    with start(domain, *service, tasks, **scripted) as client:
+        played = client.collect(seed=seed, group_size=number, progress=False)
     good = [trajectory for trajectory in played if trajectory.reward == 1.0 and grounded(trajectory)]
     tokens = sum(len(segment.token_ids) for trajectory in good for segment in trajectory.segments)
     show({"demonstrations": len(played), "imitated": len(good), "tokens": tokens})
@@ -256,14 +265,11 @@ def learn(
     if not ray.is_initialized():
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
 
-    scripted = {"engine": "scripted", "tokenizer": str(folder), "script": SCRIPT}
-    tasks_to_show = lookups.write(folder / "tasks.json", "train") if domain == "retail" else None
-    with start(domain, actors, slots, context, tasks_to_show, **scripted) as client:
-        good = demonstrated(client, demonstrations, seed)
-
+    service = actors, slots, context
+    good = demonstrated(domain, folder, demonstrations, seed, service)
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
-    with start(domain, actors, slots, context, **policy) as client, weights_through(client, transfer) as group:
+    with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
         run.evaluate(client, PHASES[0])
         run.trainer.imitate(good, epochs, show, Digits.of(tokenizer), 60 * imitation_minutes)
         client.update_weights(own_weights(run.trainer.model), group=group)
