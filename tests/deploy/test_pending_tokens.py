@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 PLAY = """
 import asyncio, json, sys
 import numpy as np
-import sglang.srt.managers.scheduler
+import sglang.srt.managers.scheduler  # so that the process in reserve has it
 from tests.support.workers import spare
 from deploy.engines.sglang import SglangEngine
 from rollout_service.config import PolicyConfig

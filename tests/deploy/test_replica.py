@@ -364,6 +364,17 @@ async def test_turns_that_are_paused_in_place_refuse_an_update_that_would_empty_
     await replica.check_update(WeightUpdate(Checkpoint("new"), 4, "in_place"))
 
 
+async def test_an_engine_that_cannot_be_frozen_refuses_an_update_in_place_before_anything_is_sent(engine, monkeypatch):
+    def refuse() -> None:
+        raise WeightError("cannot be frozen")
+
+    monkeypatch.setattr(engine, "check_freeze", refuse)
+    replica = await started(monkeypatch)
+    with pytest.raises(WeightError, match="cannot be frozen"):
+        await replica.check_update(WeightUpdate(Checkpoint("new"), 4, "in_place"))
+    await replica.check_update(WeightUpdate(Checkpoint("new"), 4, "drain"))
+
+
 @pytest.mark.parametrize("kind", ["folder", "tensors"])
 async def test_newest_weights_that_are_gone_are_said_once_and_touch_nothing(kind, engine, monkeypatch, caplog):
     async def lost() -> None:
