@@ -1,6 +1,6 @@
-"""Reads which parameters a model has from its files, and checks whether new weights belong to that model.
+"""Reads a model's parameters from its files, and checks whether new weights belong to that model.
 
-Invariant: nothing here reads a tensor or changes a model. Only names and shapes decide.
+Invariant: nothing here changes a model, and no check reads a tensor: only names and shapes decide.
 """
 
 from __future__ import annotations
@@ -128,6 +128,21 @@ def shapes(folder: Path) -> dict[str, Shape] | None:
         with safe_open(path, framework="numpy") as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return found if paths else None
+
+
+def tensors(folder: Path) -> list[tuple[str, Any]]:
+    """Name and torch tensor of each tensor in the folder's safetensors. A tensor may be a view of its file.
+
+    Raises:
+        OSError, safetensors.SafetensorError: a file is missing or incomplete.
+    """
+    from safetensors import safe_open
+
+    found = []
+    for path in files(folder):
+        with safe_open(path, framework="pt") as opened:
+            found += [(name, opened.get_tensor(name)) for name in opened.keys()]  # noqa: SIM118
+    return found
 
 
 def check_memory(model: str, memory: int, arguments: Mapping[str, Any]) -> None:

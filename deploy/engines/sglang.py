@@ -2,7 +2,7 @@
 
 Invariant: ids, log-probs and version spans are passed on exactly as SGLang samples them. The engine runs in the
 replica's process and not behind SGLang's HTTP server. So a turn needs one hop less and is never JSON, and weights go
-from the object store to the scheduler through shared memory.
+from the object store to the scheduler through memory that both can open.
 
 In an event loop only the tokenizer manager's coroutines may be used, because the Engine's own methods run another loop.
 """
@@ -32,6 +32,7 @@ from deploy.engines.launch import launch
 from deploy.engines.pending_tokens import reason_against_freezing
 from deploy.engines.prefix_use import PrefixUse, fixed_share
 from deploy.engines.sglang_weights import SglangWeights, Staged
+from deploy.engines.staging import GpuMemory
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, WeightError
@@ -86,7 +87,7 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self.start_seconds = start_seconds(time.monotonic() - begun, self._manager.startup_time)
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
-        self._weights = SglangWeights(self._engine, processes(policy), policy.weight_staging == "gpu")
+        self._weights = SglangWeights(self._engine, processes(policy), _gpu(policy, self._manager.server_args))
         self._hits = CacheHits()
         self._prefixes = PrefixUse(int(self._manager.server_args.page_size or 1))
         self._frozen = False
@@ -264,6 +265,13 @@ def start_seconds(total: float, startup: Mapping[str, Any]) -> dict[str, float]:
     rest = max(0.0, scheduler - sum(parts.values()))
     before = {"imports": total - engine, "processes and their imports": engine - scheduler}
     return before | parts | {"rest of the scheduler": rest}
+
+
+def _gpu(policy: PolicyConfig, arguments: Any) -> GpuMemory | None:
+    """Where new weights may wait for the turns to stop, of the engine with these `ServerArgs`. The tensors of a model
+    that is spread over several GPUs would all be in one of them."""
+    wanted = policy.weight_staging == "auto" and arguments.device == "cuda" and processes(policy) == 1
+    return GpuMemory(arguments.base_gpu_id) if wanted else None
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:

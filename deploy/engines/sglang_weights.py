@@ -1,34 +1,26 @@
 """SglangWeights: how new weights reach SGLang's scheduler.
 
-Invariant: what can be done while turns run is done by `stage`: tensors from the object store lie in memory that the
-scheduler can open, and a checkpoint's files in the page cache, before the turns stop. Tensors of a process group are
-the exception: only the scheduler can receive those, and it samples nothing meanwhile.
+Invariant: what can be done while turns run is done by `stage`: before the turns stop, tensors lie in memory that the
+scheduler can open, and a checkpoint lies there too or in the page cache. Tensors of a process group are the exception:
+only the scheduler can receive those, and it samples nothing meanwhile.
 
 In an event loop only the tokenizer manager's coroutines may be used, because the Engine's own methods run another loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import rollout_service.logs as logs
-from deploy.engines import parameters
+from deploy.engines.staging import Flat, GpuMemory, Staging
 from rollout_service.errors import WeightError
 from rollout_service.policy.weights import (
     BroadcastTensors,
-    Bucket,
     Checkpoint,
     Rendezvous,
     StoredTensors,
     WeightSource,
     single_sources,
-    unpacked,
 )
-
-_log = logs.logger(__name__)
 
 _BEGUN = "Failed to update weights"
 """How SGLang reports a checkpoint that failed half way. It then loads its files again, which may differ from the
@@ -37,39 +29,23 @@ weights that it had."""
 _NOT_BEGUN = "Failed to receive weights"
 """How SGLang reports a broadcast that broke. It receives all tensors before it loads the first."""
 
-_READ_BYTES = 16 << 20
-
-_SPARE_BYTES = 2 << 30
-"""Memory of a GPU that is left free for what the scheduler allocates while it runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Flat:
-    """Several tensors in one stretch of memory that the scheduler can open."""
-
-    memory: Any
-    """torch uint8[n]; must live until the scheduler has loaded it."""
-    metadata: list[Any]
-    """SGLang's `FlattenedTensorMetadata` of each tensor."""
-
-
-Staged = list[Checkpoint | BroadcastTensors | list[_Flat]]
+Staged = list[Checkpoint | BroadcastTensors | Flat]
 """What is loaded, in this order."""
 
 
 class SglangWeights:
     """The weights of one engine."""
 
-    def __init__(self, engine: Any, processes: int, on_gpu: bool) -> None:
+    def __init__(self, engine: Any, processes: int, gpu: GpuMemory | None) -> None:
         """
         Args:
             engine: SGLang's.
             processes: number of its schedulers.
-            on_gpu: whether staged tensors may use the GPU's memory.
+            gpu: where new weights wait, if they fit. None: in the host's memory.
         """
         self._manager = engine.tokenizer_manager
         self._processes = processes
-        self._on_gpu = on_gpu
+        self._staging = Staging(gpu)
         self._groups: set[str] = set()
 
     def check_group(self, source: WeightSource) -> None:
@@ -83,13 +59,19 @@ class SglangWeights:
         staged: Staged = []
         for single in single_sources(source):
             if isinstance(single, StoredTensors):
-                data = await asyncio.gather(*(bucket.data for bucket in single.buckets))
-                staged.append(await asyncio.to_thread(self._flattened, single.buckets, data))
-                continue
-            if isinstance(single, Checkpoint):
-                await asyncio.to_thread(_read_through, Path(single.path))
-            staged.append(single)
+                staged.append(await self._staging.tensors(single))
+            elif isinstance(single, Checkpoint):
+                await self._staging.read(single)
+                staged.append(await self._checkpoint(single))
+            else:
+                staged.append(single)
         return staged
+
+    async def _checkpoint(self, source: Checkpoint) -> Checkpoint | Flat:
+        """Its tensors where they fit into the GPU. SGLang reads files of quantized weights in its own way."""
+        quantized = self._manager.model_config.quantization is not None
+        flat = None if quantized else await self._staging.checkpoint(source)
+        return source if flat is None else flat
 
     async def load(self, staged: Staged, version: int) -> None:
         """Load what was staged, and free its memory. See `Engine` for the errors."""
@@ -97,8 +79,7 @@ class SglangWeights:
             await self._load(staged, version)
         finally:
             staged.clear()
-            if self._on_gpu:
-                await asyncio.to_thread(_give_back_gpu_memory)
+            await self._staging.give_back()
 
     async def _load(self, staged: Staged, version: int) -> None:
         for number, single in enumerate(staged):
@@ -109,39 +90,8 @@ class SglangWeights:
             if isinstance(single, BroadcastTensors):
                 await self._receive(single, str(version))
             else:
-                for flat in single:
-                    await self._load_flat(flat, str(version))
+                await self._load_flat(single, str(version))
             await self._end()
-
-    # Staging, in threads ---------------------------------------------------------------------------------------------
-
-    def _flattened(self, buckets: tuple[Bucket, ...], data: list[Any]) -> list[_Flat]:
-        """Copy the buckets to memory that the scheduler can open: the GPU's if all of them fit, else shared memory."""
-        size = sum(int(memory.nbytes) for each in data for memory in each)
-        if self._on_gpu:
-            _give_back_gpu_memory()  # that of an update that was staged and then not loaded
-        device = "cuda" if self._on_gpu and _free_gpu_bytes() > size + _SPARE_BYTES else "cpu"
-        return [self._flat(bucket, each, device) for bucket, each in zip(buckets, data, strict=True)]
-
-    def _flat(self, bucket: Bucket, data: Any, device: str) -> _Flat:
-        import torch
-        from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
-
-        tensors = sorted(unpacked(bucket, data), key=lambda item: -item[1].dtype.itemsize)  # so that each is aligned
-        size = sum(tensor.nbytes for _, tensor in tensors)
-        if device == "cpu":  # made as shared memory: share_memory_() would copy what is not there yet
-            memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-        else:
-            memory = torch.empty(size, dtype=torch.uint8, device=device)
-        start, metadata = 0, []
-        for name, tensor in tensors:
-            end = start + tensor.nbytes
-            memory[start:end].copy_(tensor.reshape(-1).view(torch.uint8))
-            metadata.append(FlattenedTensorMetadata(name, tensor.shape, tensor.dtype, start, end, tensor.nbytes))
-            start = end
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return _Flat(memory, metadata)
 
     # In the scheduler, while turns are stopped -----------------------------------------------------------------------
 
@@ -189,11 +139,20 @@ class SglangWeights:
             await self._end()
             raise
 
-    async def _load_flat(self, flat: _Flat, version: str) -> None:
+    async def _load_flat(self, flat: Flat, version: str) -> None:
+        import torch
         from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqInput
         from sglang.srt.utils import MultiprocessingSerializer
+        from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorMetadata
 
-        message = {"flattened_tensor": flat.memory, "metadata": flat.metadata}
+        metadata = []
+        for spec, start in flat.starts:
+            dtype = getattr(torch, spec.dtype)
+            size = spec.count * dtype.itemsize
+            metadata.append(
+                FlattenedTensorMetadata(spec.name, torch.Size(spec.shape), dtype, start, start + size, size)
+            )
+        message = {"flattened_tensor": flat.memory, "metadata": metadata}
         packed = [MultiprocessingSerializer.serialize(message) for _ in range(self._processes)]  # one for each to open
         _check_success(
             await self._manager.update_weights_from_tensor(
@@ -234,29 +193,6 @@ class SglangWeights:
 
         self._groups.discard(group)
         await self._manager.destroy_weights_update_group(DestroyWeightsUpdateGroupReqInput(group_name=group), None)
-
-
-def _free_gpu_bytes() -> int:
-    import torch
-
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def _give_back_gpu_memory() -> None:
-    """Free memory that torch keeps in this process, for the scheduler's."""
-    import torch
-
-    torch.cuda.ipc_collect()
-    torch.cuda.empty_cache()
-
-
-def _read_through(folder: Path) -> None:
-    """Read a checkpoint's files, so that they are in the page cache when the scheduler reads them."""
-    buffer = bytearray(_READ_BYTES)
-    for path in parameters.files(folder):
-        with open(path, "rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
 
 
 def check_received(result: tuple[bool, str], processes: int) -> None:

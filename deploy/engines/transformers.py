@@ -30,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from safetensors import safe_open
 
 from deploy.engines import parameters
 from deploy.engines.batch import Batch, Turn
@@ -165,7 +164,7 @@ class TransformersEngine:
                 for bucket, each in zip(single.buckets, data, strict=True):
                     staged += unpacked(bucket, each)
             elif isinstance(single, Checkpoint):
-                staged += await asyncio.to_thread(_read, single)
+                staged += await asyncio.to_thread(parameters.tensors, Path(single.path))
             else:
                 staged += await asyncio.to_thread(self._received, single)
         return staged
@@ -295,14 +294,6 @@ def _stops(model: Any) -> frozenset[int]:
     return frozenset(
         int(token) for ids in named if ids is not None for token in (ids if isinstance(ids, list) else [ids])
     )
-
-
-def _read(source: Checkpoint) -> list[Named]:
-    read = []
-    for path in parameters.files(Path(source.path)):
-        with safe_open(path, framework="pt") as tensors:
-            read += [(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
-    return read
 
 
 def _dtype(spec: TensorSpec) -> torch.dtype:

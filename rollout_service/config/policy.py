@@ -97,10 +97,11 @@ class PolicyConfig(Section):
         "for keys and values, if evicted prefixes would cost more time than larger batches save; slots: a free slot. "
         "With autoscaling it is always slots.",
     )
-    weight_staging: Annotated[Literal["host", "gpu"], _For(("sglang",))] = Field(
-        "host",
-        description="Where tensors from the object store wait until the turns stop. host: shared memory; gpu: free "
-        "memory of the replica's GPU, if they fit with 2 GiB to spare, so that turns stand still for less time.",
+    weight_staging: Annotated[Literal["auto", "host"], _For(("sglang",))] = Field(
+        "auto",
+        description="Where new weights wait until the turns stop. auto: in free memory of the replica's GPU, if it has "
+        "one only and they fit with 2 GiB to spare, so that turns stand still for less time, else as host; host: "
+        "tensors in shared memory, checkpoints in their files.",
     )
     history: Literal["append", "template"] = Field(
         "append",

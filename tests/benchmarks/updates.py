@@ -108,7 +108,7 @@ def _config(model: str, user: str) -> RolloutConfig:
         "policy.sampling.max_new_tokens": TURN_TOKENS,
         "policy.start_seconds": 300.0,
         "policy.retry_seconds": 240.0,  # until a killed replica's successor has started
-        "policy.weight_staging": os.environ.get("BENCHMARK_STAGING", "host"),
+        "policy.weight_staging": os.environ.get("BENCHMARK_STAGING", "auto"),
     }
     arguments, variables = ENGINE, json.loads(os.environ.get("BENCHMARK_ENVIRONMENT", "{}"))
     if not ON_GPU:
