@@ -17,6 +17,9 @@ from typing import Any
 
 from rollout_service.tau2 import domain, tasks
 
+READING = ("find_", "get_", "list_")
+"""What the names of calls that change nothing begin with."""
+
 Call = tuple[str, dict[str, Any]]
 
 
@@ -43,7 +46,7 @@ def _looked_up(given: list[Call], told: str, database: Any) -> list[Call]:
     """The calls, with look-ups before them, and none of these twice."""
     calls: list[Call] = []
     for call in [*_lookups(given, told, database), *given]:
-        if call not in calls or not call[0].startswith(("find_", "get_", "list_")):
+        if call not in calls or not call[0].startswith(READING):
             calls.append(call)
     return calls
 
@@ -64,10 +67,9 @@ def _lookups(given: list[Call], told: str, database: Any) -> Iterator[Call]:
             yield "get_order_details", {"order_id": order}
             missing.discard(order)
     for arguments in named:
-        items = database.orders[arguments["order_id"]].items
-        for changed in arguments.get("item_ids", []) if "new_item_ids" in arguments else []:
-            for product in (item.product_id for item in items if item.item_id == changed):
-                yield "get_product_details", {"product_id": product}
+        products = {item.item_id: item.product_id for item in database.orders[arguments["order_id"]].items}
+        changed = arguments["item_ids"] if "new_item_ids" in arguments else []
+        yield from (("get_product_details", {"product_id": products[item]}) for item in changed if item in products)
 
 
 def _user(given: list[Call], database: Any) -> Any:

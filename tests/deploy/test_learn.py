@@ -165,16 +165,15 @@ def test_a_task_that_names_an_order_which_nobody_told_it_looks_it_up_and_then_do
 
 def test_look_ups_change_no_write_of_any_task(tmp_path):
     def writes(actions):
-        return [(each["name"], each["arguments"]) for each in actions if not each["name"].startswith(READING)]
+        return [(each["name"], each["arguments"]) for each in actions if not each["name"].startswith(lookups.READING)]
 
-    READING = ("find_", "get_", "list_")
     rewritten = json.loads(lookups.write(tmp_path / "tasks.json", "train").read_text())
     given = [tasks.get(reference).model_dump(mode="json") for reference in references("retail", "train")]
     assert len(rewritten) == len(given) == 74
     for old, new in zip(given, rewritten, strict=True):
         before, after = (task["evaluation_criteria"]["actions"] for task in (old, new))
         assert writes(before) == writes(after)
-        read = [action["arguments"] for action in after if action["name"].startswith(READING)]
+        read = [action["arguments"] for action in after if action["name"].startswith(lookups.READING)]
         assert len(read) == len({json.dumps(arguments) for arguments in read}), "nothing is read twice"
 
 
