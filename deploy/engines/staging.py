@@ -57,12 +57,14 @@ class GpuMemory:
             number: the GPU's, as this process counts.
         """
         self._device = f"cuda:{number}"
+        self._used = False
 
     def take(self, size: int) -> Any:
         """torch uint8[size]; None: it does not fit with some memory to spare, or the scheduler could not open it."""
         import torch
 
         self.give_back()  # that of an update that was staged and then not loaded
+        self._used = True
         free = int(torch.cuda.mem_get_info(self._device)[0])
         if free < size + _SPARE_BYTES:
             _log.info(
@@ -75,7 +77,10 @@ class GpuMemory:
         return torch.empty(size, dtype=torch.uint8, device=self._device) if self._is_shared else None
 
     def give_back(self) -> None:
-        """Free memory that torch keeps in this process, for the scheduler's."""
+        """Free memory that torch keeps in this process, for the scheduler's. A process that has taken none does not ask
+        torch: that would begin to use the GPU, in the midst of an update through a process group."""
+        if not self._used:
+            return
         import torch
 
         torch.cuda.ipc_collect()

@@ -168,6 +168,15 @@ def test_a_gpu_whose_memory_no_other_process_opens_is_not_used(monkeypatch: pyte
     assert gpu.take(99) is None
 
 
+def test_a_gpu_of_which_nothing_was_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = driver(monkeypatch, free=0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pytest.fail("the GPU is used"))
+    gpu.give_back()
+    assert gpu.take(1) is None
+    with pytest.raises(pytest.fail.Exception):
+        gpu.give_back()
+
+
 def driver(monkeypatch: pytest.MonkeyPatch, free: int) -> GpuMemory:
     """A GPU with so many bytes free, whose tensors are in the host's memory."""
     for name in ("ipc_collect", "empty_cache"):
