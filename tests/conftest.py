@@ -49,6 +49,7 @@ SLOW = (
     "deploy/test_own_ray",
     "record/test_storage",
     "audit/test_verify_damage",
+    "deploy/test_staging",
     "deploy/test_launch",
     "test_redaction",
     "record/test_batch",
