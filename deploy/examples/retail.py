@@ -256,7 +256,7 @@ def learn(
         from deploy.examples import grpo_trl  # TRL is not needed otherwise, and takes seconds to import
 
         same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
-        rows = 2 * tokens // context  # its passes keep less of each token: it checkpoints
+        rows = max(1, 2 * tokens // context)  # its passes keep less of each token: it checkpoints
         settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
     pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
     if device.startswith("cuda"):
