@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,24 @@ READING = ("find_", "get_", "list_")
 Call = tuple[str, dict[str, Any]]
 
 
-def write(path: Path, split: str) -> Path:
-    """Write the split's tasks with look-ups, for `tasks.path`. Returns the path."""
+def of_split(split: str) -> list[dict[str, Any]]:
+    """Retail's own tasks, as τ² writes them."""
+    return [tasks.get(reference).model_dump(mode="json") for reference in tasks.references("retail", split)]
+
+
+def write(path: Path, given_tasks: Iterable[dict[str, Any]]) -> Path:
+    """Write tasks of retail with look-ups, for `tasks.path`. Returns the path."""
     tools = domain.get("retail").original().tools
     rewritten = []
-    for reference in tasks.references("retail", split):
-        task = tasks.get(reference).model_dump(mode="json")
+    for task in given_tasks:
         told = json.dumps(task["user_scenario"])
         criteria = task["evaluation_criteria"]
         given = [(action["name"], action["arguments"]) for action in criteria["actions"] or []]
-        calls = _looked_up(given, told, tools.db)
-        criteria["actions"] = [
+        calls = [
             {"action_id": f"{task['id']}_{place}", "name": name, "arguments": arguments}
-            for place, (name, arguments) in enumerate(calls)
+            for place, (name, arguments) in enumerate(_looked_up(given, told, tools.db))
         ]
-        rewritten.append(task)
+        rewritten.append({**task, "evaluation_criteria": {**criteria, "actions": calls}})
     path.write_text(json.dumps(rewritten, indent=1))
     return path
 

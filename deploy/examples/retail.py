@@ -38,7 +38,7 @@ import transformers
 import typer
 from torch.utils.data import DataLoader
 
-from deploy.examples import lookups, results
+from deploy.examples import lookups, practice, results
 from deploy.examples.grpo import Rates, Trainer, own_weights
 from deploy.examples.renaming import Digits
 from deploy.examples.results import mean_reward, show
@@ -105,18 +105,27 @@ def start(
     return RolloutClient(config=RolloutConfig.load(overrides=overrides))
 
 
-def demonstrated(domain: str, folder: Path, number: int, seed: int, service: tuple[int, int, int]) -> list[Trajectory]:
-    """Play so many scripted episodes of each train task, retail's with look-ups. Returns those that solved theirs
-    without a guess.
+def demonstrated(
+    domain: str, folder: Path, number: int, practiced: int, seed: int, service: tuple[int, int, int]
+) -> list[Trajectory]:
+    """Play so many scripted episodes of each train task, and one of each practice task, retail's with look-ups. Returns
+    those that solved theirs without a guess.
 
     Args:
-        folder: of the tokenizer; gets the tasks with look-ups.
+        folder: of the tokenizer; gets retail's tasks with look-ups.
+        practiced: practice tasks; other domains have none.
         service: actors, slots and context, as `start` takes them.
     """
-    tasks = lookups.write(folder / "tasks.json", "train") if domain == "retail" else None
+    path, given, made = None, [], []
+    if domain == "retail":
+        given, made = lookups.of_split("train"), practice.made_up(practiced, seed)
+        path = lookups.write(folder / "tasks.json", [*given, *made])
     scripted: dict[str, Any] = {"engine": "scripted", "tokenizer": str(folder), "script": SCRIPT}
-    with start(domain, *service, tasks, **scripted) as client:
-        played = client.collect(seed=seed, group_size=number, progress=False)
+    with start(domain, *service, path, **scripted) as client:
+        asked: dict[str, Any] = {"seed": seed, "progress": False}
+        played = [*client.collect(ids=[task["id"] for task in given] or None, group_size=number, **asked)]
+        if made:
+            played.extend(client.collect(ids=[task["id"] for task in made], group_size=1, **asked))
     good = [trajectory for trajectory in played if trajectory.reward == 1.0 and grounded(trajectory)]
     tokens = sum(len(segment.token_ids) for trajectory in good for segment in trajectory.segments)
     show({"demonstrations": len(played), "imitated": len(good), "tokens": tokens})
@@ -226,6 +235,7 @@ def learn(
     model: Annotated[str, typer.Option(help="folder or hub name")] = "HuggingFaceTB/SmolLM2-135M-Instruct",
     domain: Annotated[str, typer.Option(help="of τ²-bench")] = "retail",
     demonstrations: Annotated[int, typer.Option(help="scripted episodes of each train task")] = 16,
+    practiced: Annotated[int, typer.Option(help="practice tasks, with one scripted episode of each")] = 2000,
     epochs: Annotated[int, typer.Option(help="over the demonstrations, at most")] = 8,
     imitation_minutes: Annotated[float, typer.Option(help="the imitation takes, at most")] = math.inf,
     steps: Annotated[int, typer.Option(help="weight updates, at most")] = 60,
@@ -266,7 +276,7 @@ def learn(
         ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
 
     service = actors, slots, context
-    good = demonstrated(domain, folder, demonstrations, seed, service)
+    good = demonstrated(domain, folder, demonstrations, practiced, seed, service)
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
     with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:

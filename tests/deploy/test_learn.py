@@ -17,7 +17,6 @@ from deploy.examples.renaming import Digits
 from rollout_service.chat.tokenizer_files import load_tokenizer
 from rollout_service.collecting import judging
 from rollout_service.errors import BudgetReached, TooFewKept
-from rollout_service.tau2 import tasks
 from rollout_service.tau2.tasks import references
 from tests.support import episodes
 from tests.support.trajectories import make_member, make_segment
@@ -143,7 +142,7 @@ def test_a_cache_that_is_given_keys_in_float32_keeps_the_type_of_the_values():
 @pytest.fixture
 def retail_with_lookups(tmp_path):
     """Plays the train task at a position, with look-ups."""
-    path = str(lookups.write(tmp_path / "tasks.json", "train"))
+    path = str(lookups.write(tmp_path / "tasks.json", lookups.of_split("train")))
 
     def play(place):
         config = episodes.settings(
@@ -167,8 +166,8 @@ def test_look_ups_change_no_write_of_any_task(tmp_path):
     def writes(actions):
         return [(each["name"], each["arguments"]) for each in actions if not each["name"].startswith(lookups.READING)]
 
-    rewritten = json.loads(lookups.write(tmp_path / "tasks.json", "train").read_text())
-    given = [tasks.get(reference).model_dump(mode="json") for reference in references("retail", "train")]
+    given = lookups.of_split("train")
+    rewritten = json.loads(lookups.write(tmp_path / "tasks.json", given).read_text())
     assert len(rewritten) == len(given) == 74
     for old, new in zip(given, rewritten, strict=True):
         before, after = (task["evaluation_criteria"]["actions"] for task in (old, new))
