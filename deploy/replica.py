@@ -286,7 +286,7 @@ class PolicyReplica:
 
     async def nccl(self) -> NcclSettings:
         """How NCCL is set up in the engine's processes, which have this process's environment."""
-        return NcclSettings.here()
+        return replace(NcclSettings.here(), connects=self._engine.connects)
 
     async def join(self, rendezvous: Rendezvous, ranks: dict[str, int]) -> ReplicaState:
         """Join a process group for weight updates, see `Engine.join`.

@@ -27,6 +27,9 @@ class Engine(Protocol):
     version: int
     """Version of the weights that sample now."""
 
+    connects: bool
+    """Whether `join` connects its processes to the other ranks, see `process_group.connect`."""
+
     async def generate(self, input_ids: npt.NDArray[np.int32], sampling: Sampling, info: TurnInfo) -> Generation:
         """Sample one turn; see `rollout_service.policy.base.Policy`. Cancelling it aborts the request.
 
@@ -92,7 +95,7 @@ class Engine(Protocol):
         ...
 
     async def join(self, rendezvous: Rendezvous, rank: int) -> None:
-        """Join a process group for weight updates. This engine's first process is `rank`.
+        """Join a process group for weight updates, and connect to its ranks. This engine's first process is `rank`.
 
         Raises:
             WeightError: the group could not be formed.

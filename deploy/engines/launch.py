@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import rollout_service.garbage as garbage
+from deploy.engines.connecting import connect_when_joining
 from deploy.engines.pending_tokens import count_in_pauses
 from rollout_service.errors import ServiceError, last_cause
 
@@ -60,6 +61,7 @@ def _run_scheduler(errors: str, *args: Any, **kwargs: Any) -> None:
         from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 
     count_in_pauses(Scheduler)
+    connect_when_joining()
     handler = logging.FileHandler(errors)
     handler.setLevel(logging.ERROR)
     logging.getLogger("sglang").addHandler(handler)

@@ -31,6 +31,8 @@ _REASONING = "The next step of the plan."
 class ScriptedEngine:
     """Answers requests with the tokens of the next gold step."""
 
+    connects = False
+
     def __init__(self, script: Script, codec: ChatCodec, version: int = 0) -> None:
         self.version = version
         self._script = script

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import rollout_service.logs as logs
 from deploy.engines import parameters
 from deploy.engines.cache_hits import CacheHits
+from deploy.engines.connecting import can_connect
 from deploy.engines.launch import launch
 from deploy.engines.pending_tokens import reason_against_freezing
 from deploy.engines.prefix_use import PrefixUse, fixed_share
@@ -87,6 +88,7 @@ class SglangEngine:
         self._manager = self._engine.tokenizer_manager
         self.start_seconds = start_seconds(time.monotonic() - begun, self._manager.startup_time)
         self._ends: set[int] = self._manager.model_config.hf_eos_token_id or set()
+        self.connects = can_connect()
         self._weights = SglangWeights(self._engine, processes(policy), _gpu(policy, self._manager.server_args))
         self._hits = CacheHits()
         self._prefixes = PrefixUse(int(self._manager.server_args.page_size or 1))
@@ -270,7 +272,10 @@ def start_seconds(total: float, startup: Mapping[str, Any]) -> dict[str, float]:
 def _gpu(policy: PolicyConfig, arguments: Any) -> GpuMemory | None:
     """Where new weights may wait for the turns to stop, of the engine with these `ServerArgs`. The tensors of a model
     that is spread over several GPUs would all be in one of them."""
-    wanted = policy.weight_staging == "auto" and arguments.device == "cuda" and processes(policy) == 1
+    import torch
+
+    on_gpu = torch.cuda.is_available() and arguments.device in (None, "cuda")  # None: SGLang takes what there is
+    wanted = policy.weight_staging == "auto" and on_gpu and processes(policy) == 1
     return GpuMemory(arguments.base_gpu_id) if wanted else None
 
 

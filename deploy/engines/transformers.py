@@ -89,6 +89,8 @@ class _Errand:
 class TransformersEngine:
     """One model on one device. Batches continuously: turns join and leave between any two tokens."""
 
+    connects = True
+
     def __init__(self, policy: PolicyConfig) -> None:
         """Load `policy.model`. Blocks until it can sample.
 
@@ -178,6 +180,10 @@ class TransformersEngine:
         """See `Engine`."""
         group = await asyncio.to_thread(process_group.join, rendezvous, rank)
         self._groups[rendezvous.name] = group, rendezvous
+        try:
+            await asyncio.to_thread(process_group.connect, group, self._sent_to(rendezvous))
+        except RuntimeError as error:
+            raise WeightError(f"The ranks of {rendezvous.name} did not connect: {error}", "Make a new one.") from error
 
     async def leave(self, group: str) -> None:
         """See `Engine`."""
@@ -246,12 +252,14 @@ class TransformersEngine:
         for name, tensor in tensors:
             self._weights[name].copy_(tensor)
 
+    def _sent_to(self, rendezvous: Rendezvous) -> torch.device:
+        return self._device if rendezvous.backend == "nccl" else torch.device("cpu")
+
     def _received(self, source: BroadcastTensors) -> list[Named]:
         group, rendezvous = self._groups[source.group]
-        device = self._device if rendezvous.backend == "nccl" else torch.device("cpu")
         received = []
         for spec in source.specs:
-            tensor = torch.empty(spec.shape, dtype=_dtype(spec), device=device)
+            tensor = torch.empty(spec.shape, dtype=_dtype(spec), device=self._sent_to(rendezvous))
             with process_group.beside(tensor):
                 process_group.broadcast(group, tensor)
             received.append((spec.name, tensor))

@@ -82,6 +82,12 @@ def prepared(name: str, folder: Path, context: int, dtype: torch.dtype) -> tuple
     return transformers.AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32), tokenizer
 
 
+def start_ray() -> None:
+    """Connect to the cluster that `RAY_ADDRESS` names, or start one on this machine."""
+    if not ray.is_initialized():
+        ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
+
+
 def start(
     domain: str, actors: int, slots: int, context: int, tasks: Path | None = None, **policy: Any
 ) -> RolloutClient:
@@ -272,8 +278,7 @@ def learn(
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     run = Run(output, seed, Trainer(pretrained, device, RATES, tokens), domain, trials, tasks)
-    if not ray.is_initialized():
-        ray.init(os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
+    start_ray()
 
     service = actors, slots, context
     good = demonstrated(domain, folder, demonstrations, practiced, seed, service)

@@ -36,6 +36,9 @@ class NcclSettings:
     """Those of the variables above that are set."""
     version: str | None = None
     """Version of torch's NCCL; None: torch is not imported there, or has none."""
+    connects: bool = True
+    """Whether the rank connects when it joins a group, see `process_group.connect`. Otherwise its first collective
+    does."""
 
     @classmethod
     def here(cls) -> Self:

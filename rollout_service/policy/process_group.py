@@ -73,6 +73,23 @@ def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
     return group
 
 
+def connect(group: ProcessGroup, device: Any) -> None:
+    """Connect the ranks of a group that all have joined. Each of them calls this once. Ranks of NCCL connect in their
+    first collective, which takes a second; in a weight update, turns would stand still for it.
+
+    Args:
+        device: torch device that this rank's tensors will be on.
+
+    Raises:
+        RuntimeError: a rank is gone, or the timeout has passed.
+    """
+    import torch
+
+    first = torch.zeros(1, device=device)
+    with beside(first):
+        broadcast(group, first)
+
+
 def broadcast(group: ProcessGroup, tensor: Any) -> None:
     """Rank 0 sends the tensor, the others receive it in place. Returns when the tensor's device is done.
 

@@ -69,11 +69,16 @@ class WeightGroup:
         rendezvous = Rendezvous(name, address, _free_port(), backend, terms.world_size, timeout_seconds)
         answer = fleet.join_group.remote(rendezvous)
         watch = _Watch(rendezvous, fleet, answer)
+        group = None
         try:
             group = watch.until(_in_thread(process_group.join, rendezvous, 0))
+            if all(settings.connects for settings in terms.nccl):
+                watch.until(_in_thread(process_group.connect, group, _device(backend)))
             watch.answered()
         except BaseException:
             fleet.leave_group.remote(name)
+            if group is not None:
+                _in_thread(process_group.abort, group)
             raise
         return cls(rendezvous, group, fleet)
 
@@ -122,10 +127,9 @@ class WeightGroup:
         """The tensor on the device that it is sent from, with its values computed."""
         import torch
 
-        nccl = self._rendezvous.backend == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        device = _device(self._rendezvous.backend)
         ready = torch.as_tensor(tensor).detach().to(device).contiguous()
-        if nccl:
+        if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the sending thread uses another stream
         return ready
 
@@ -246,6 +250,13 @@ class _Watch:
             f"The process group {self._rendezvous.name} is closed: {why}.",
             "Make another with client.weight_group() when the replicas are back; client.replicas() shows them.",
         )
+
+
+def _device(backend: str) -> Any:
+    """The torch device that this thread's tensors are sent from."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
 
 def _send(group: Any, queue: SimpleQueue[tuple[Future[None], Any] | None]) -> None:

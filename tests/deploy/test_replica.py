@@ -38,6 +38,8 @@ PROMPT = np.asarray([1, 2], dtype=np.int32)
 class Engine:
     """Samples one token at once; loading fails with `error`."""
 
+    connects = False
+
     def __init__(self) -> None:
         self.version = 3
         self.error: Exception | None = None

@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from deploy.engines import staging
+from deploy.engines.sglang import _gpu
 from deploy.engines.sglang_weights import SglangWeights
 from deploy.engines.staging import Flat, GpuMemory, Staging
+from rollout_service.config import PolicyConfig
 from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, stored
 from tests.support import sglang, tiny_model
 
@@ -168,6 +170,25 @@ def test_a_gpu_whose_memory_no_other_process_opens_is_not_used(monkeypatch: pyte
     assert gpu.take(99) is None
 
 
+@pytest.mark.parametrize(
+    ("staging", "device", "there", "used"),
+    [
+        ("auto", None, True, True),  # SGLang's arguments name no device unless the user does
+        ("auto", "cuda", True, True),
+        ("auto", "cpu", True, False),
+        ("auto", None, False, False),
+        ("host", "cuda", True, False),
+    ],
+)
+def test_weights_wait_in_the_gpu_that_the_engine_uses_unless_the_user_wants_the_host(
+    monkeypatch: pytest.MonkeyPatch, staging: Any, device: str | None, there: bool, used: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    policy = PolicyConfig(engine="sglang", model="any", weight_staging=staging)
+    gpu = _gpu(policy, SimpleNamespace(device=device, base_gpu_id=3))
+    assert (gpu._device if gpu else None) == ("cuda:3" if used else None)
+
+
 def test_a_gpu_of_which_nothing_was_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = driver(monkeypatch, free=0)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pytest.fail("the GPU is used"))
@@ -219,6 +240,7 @@ from deploy.engines.sglang import SglangEngine
 from deploy.engines.sglang_weights import SglangWeights
 from deploy.engines.staging import Flat
 from pathlib import Path
+from types import SimpleNamespace
 from rollout_service.config import PolicyConfig
 from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, stored
 from sglang.srt.managers.io_struct import CheckWeightsReqInput

@@ -432,16 +432,19 @@ def rendezvous(world_size: int = 2) -> Rendezvous:
 
 
 class Trainer(threading.Thread):
-    """Rank 0: joins, sends each tensor once it is told to, and leaves."""
+    """Rank 0: joins, connects, sends each tensor once it is told to, and leaves."""
 
-    def __init__(self, meeting: Rendezvous, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, meeting: Rendezvous, tensors: list[torch.Tensor], *, connects: bool = True) -> None:
         super().__init__(daemon=True)
+        self._connects = connects
         self._meeting, self._tensors = meeting, tensors
         self.send = threading.Event()
         self.start()
 
     def run(self) -> None:
         group = process_group.join(self._meeting, 0)
+        if self._connects:
+            process_group.connect(group, "cpu")
         self.send.wait(120)
         for tensor in self._tensors:
             process_group.broadcast(group, tensor)
@@ -494,6 +497,16 @@ async def test_turns_run_until_all_tensors_of_a_trainer_have_come_and_none_is_ch
         await staging
     await engine.leave("weights")
     await assert_serves(engine, old, 0, seed=1)
+
+
+async def test_a_trainer_that_is_gone_before_it_connects_is_an_error_when_the_engine_joins(engine, old):
+    meeting = rendezvous()
+    trainer = Trainer(meeting, [], connects=False)
+    trainer.send.set()
+    with pytest.raises(WeightError, match="ranks of weights did not connect"):
+        await engine.join(meeting, 1)
+    await engine.leave("weights")
+    await assert_serves(engine, old, 0)
 
 
 async def test_what_an_update_leaves_out_stays(engine, old, new, tmp_path):
@@ -593,7 +606,7 @@ def test_a_process_group_is_what_torch_itself_would_make():
     from torch.distributed import distributed_c10d
 
     meeting = rendezvous(world_size=3)
-    trainer = Trainer(meeting, [torch.arange(5.0)])
+    trainer = Trainer(meeting, [torch.arange(5.0)], connects=False)
     trainer.send.set()
     got = []
 
