@@ -17,17 +17,38 @@ from typing import Any
 from deploy.examples import lookups
 from rollout_service.tau2 import domain
 
-Wish = tuple[str, str, dict[str, Any]]
-"""What the user says, and the name and arguments of the call that does it."""
+Call = tuple[str, dict[str, Any]]
+Wish = tuple[str, list[Call]]
+"""What the user says, and the calls that do it."""
 
 MOST_WISHES = 3
 STREETS = ("Oak Street", "Lake Avenue", "Hill Road", "Cedar Lane", "Park Drive", "Maple Drive", "Elm Avenue")
 CITIES = (("Austin", "TX"), ("Seattle", "WA"), ("Boston", "MA"), ("Denver", "CO"), ("Chicago", "IL"), ("Miami", "FL"))
-REASONS = (
-    ("no longer needed", "because you no longer need it"),
-    ("no longer needed", "since your plans have changed and you don't need it any more"),
-    ("ordered by mistake", "because you ordered it by mistake"),
+CANCELLING = (
+    ("no longer needed", "You want to cancel {order} because you no longer need {it}."),
+    ("no longer needed", "You no longer need {order} and want to cancel {it}."),
+    ("no longer needed", "Your plans have changed: you don't need {order} any more, so cancel {it}."),
+    ("ordered by mistake", "You want to cancel {order} because you ordered {it} by mistake."),
+    ("ordered by mistake", "You made {order} by mistake and want to cancel {it}."),
 )
+RETURNING = ("You want to return {}{}.", "You'd like to send back {}{}.", "You changed your mind and return {}{}.")
+SENDING = (
+    "You want {} to be sent to {}.",
+    "You want to change the address of {} to {}.",
+    "You have moved, so {} should go to {}.",
+)
+INTRODUCING = (
+    "You are {name} in zip code {zip}.",
+    "You are {name}, and you live in {city}, {state}, {zip}.",
+    "You are {name} from {city} {zip}.",
+    "You are {user_id} living in {city}, {zip}.",
+    "Your name is {name} and your zip code is {zip}.",
+    "You name is {name} and your zip code is {zip}.",
+    "Your name is {name} and your email is {email}.",
+    "You name is {name} and your email is {email}.",
+    "You are {user_id} with email {email}.",
+)
+"""The slip is in many of retail's own scenarios."""
 
 
 def made_up(number: int, seed: int) -> list[dict[str, Any]]:
@@ -59,12 +80,13 @@ def _full_name(user: Any) -> str:
 
 
 def _task(task_id: str, introduction: str, wishes: Sequence[Wish], rng: random.Random) -> dict[str, Any]:
-    first, *more = (text for text, *_ in wishes)
-    said = [first, *(rng.choice(["Also, you", "You also"]) + text.removeprefix("You") for text in more)]
+    first, *more = (text for text, _ in wishes)
+    said = [first, *(rng.choice(["Also, y", "Y", "And y"]) + text[1:] for text in more)]
     told = {"domain": "retail", "reason_for_call": " ".join(said), "known_info": introduction, "task_instructions": "."}
+    given = [call for _, calls in wishes for call in calls]
     calls = [
         {"action_id": f"{task_id}_{place}", "name": name, "arguments": arguments}
-        for place, (_, name, arguments) in enumerate(wishes)
+        for place, (name, arguments) in enumerate(given)
     ]
     criteria = {"actions": calls, "reward_basis": ["DB"]}
     return {"id": task_id, "user_scenario": {"instructions": told}, "evaluation_criteria": criteria}
@@ -82,15 +104,10 @@ class Customer:
 
     def introduction(self) -> str:
         """Who the user is, with the zip code or the e-mail address by which retail finds it."""
-        name, home = _full_name(self._user), self._user.address
-        return self._rng.choice(
-            [
-                f"You are {name} in zip code {home.zip}.",
-                f"You are {name}, living in {home.city} {home.zip}.",
-                f"Your name is {name} and your zip code is {home.zip}.",
-                f"Your name is {name} and your email is {self._user.email}.",
-            ]
-        )
+        home = self._user.address
+        where = {"city": home.city, "state": home.state, "zip": home.zip}
+        who = {"name": _full_name(self._user), "user_id": self._user.user_id, "email": self._user.email}
+        return self._rng.choice(INTRODUCING).format(**who, **where)
 
     def wishes(self) -> list[Wish]:
         """Wishes for some of the orders, and now and then one for the user's own address. There may be none."""
@@ -99,18 +116,26 @@ class Customer:
             "delivered": [self._returned, self._other_items],
         }
         orders = [order for order in self._orders if order.status in kinds]
+        pending = [order for order in orders if order.status == "pending"]
+        if len(pending) > 1 and self._rng.random() < 0.1:
+            return [self._all_cancelled(pending)]
         drawn = [self._rng.choice(kinds[order.status])(order) for order in self._rng.sample(orders, len(orders))]
         found = [wish for wish in drawn if wish is not None][: self._rng.randint(1, MOST_WISHES)]
         if self._rng.random() < 0.1:
             text, address = self._address()
-            arguments = {"user_id": self._user.user_id, **address}
-            found.append((f"You want your profile's address to be {text}.", "modify_user_address", arguments))
+            call = "modify_user_address", {"user_id": self._user.user_id, **address}
+            found.append((f"You want your profile's address to be {text}.", [call]))
         return found
 
+    def _all_cancelled(self, pending: Sequence[Any]) -> Wish:
+        reason, text = self._rng.choice(CANCELLING)
+        calls = [("cancel_pending_order", {"order_id": order.order_id, "reason": reason}) for order in pending]
+        return text.format(order="all your pending orders", it="them"), calls
+
     def _cancelled(self, order: Any) -> Wish:
-        reason, said = self._rng.choice(REASONS)
-        text = f"You want to cancel {self._name(order, order.items)} {said}."
-        return text, "cancel_pending_order", {"order_id": order.order_id, "reason": reason}
+        reason, text = self._rng.choice(CANCELLING)
+        call = "cancel_pending_order", {"order_id": order.order_id, "reason": reason}
+        return text.format(order=self._name(order, order.items), it="it"), [call]
 
     def _returned(self, order: Any) -> Wish | None:
         if not _differ(order.items):
@@ -129,7 +154,8 @@ class Customer:
             "item_ids": [item.item_id for item in order.items if item in chosen],
             "payment_method_id": payment,
         }
-        return f"You want to return {self._rng.choice(said)}{how}.", "return_delivered_order_items", arguments
+        text = self._rng.choice(RETURNING).format(self._rng.choice(said), how)
+        return text, [("return_delivered_order_items", arguments)]
 
     def _other_items(self, order: Any) -> Wish | None:
         """Other variants of one or two items. Those that have come are exchanged, others are modified."""
@@ -146,22 +172,20 @@ class Customer:
             "new_item_ids": [variant.item_id for _, variant in wanted],
             "payment_method_id": payment,
         }
-        if order.status == "pending":
-            where = self._where("in", order, chosen)
-            return f"You want to change{where} {said}{how}.", "modify_pending_order_items", arguments
-        where = self._where("from", order, chosen)
-        return f"You want to exchange{where} {said}{how}.", "exchange_delivered_order_items", arguments
+        came = order.status == "delivered"
+        what = "exchange" if came else self._rng.choice(["change", "modify"])
+        where = self._where("from" if came else "in", order, chosen)
+        texts = [f"You want to {what}{where} {said}{how}.", f"You want to {what} {said}{where}{how}."]
+        texts.append(f"For order {order.order_id}, you want to {what} {said}{how}.")
+        call = "exchange_delivered_order_items" if came else "modify_pending_order_items"
+        return self._rng.choice(texts), [(call, arguments)]
 
     def _sent_elsewhere(self, order: Any) -> Wish:
         text, address = self._address()
         if self._user.address != order.address and self._rng.random() < 0.5:
             text, address = "the address in your profile", self._user.address.model_dump()
-        arguments = {"order_id": order.order_id, **address}
-        return (
-            f"You want {self._name(order, order.items)} to be sent to {text}.",
-            "modify_pending_order_address",
-            arguments,
-        )
+        call = "modify_pending_order_address", {"order_id": order.order_id, **address}
+        return self._rng.choice(SENDING).format(self._name(order, order.items), text), [call]
 
     def _spelt(self, name: str) -> str:
         return name.lower() if self._lower else name
@@ -192,14 +216,14 @@ class Customer:
             return "", None
         variant = self._rng.choice(others)
         changed = [f"{name} {value}" for name, value in variant.options.items() if value != item.options.get(name)]
-        said = [f"for one with {_listed(changed)} and all else the same", f"to one with {_listed(changed)}"]
+        said = [
+            f"for one with {_listed(changed)} and all else the same",
+            f"to one with {_listed(changed)}, otherwise alike",
+        ]
         said.append(f"{item.options} to {variant.options}")
         cheapest = min(variants, key=lambda each: each.price)
-        if (
-            cheapest in others
-            and sum(each.price == cheapest.price for each in variants) == 1
-            and self._rng.random() < 0.2
-        ):
+        alone = cheapest in others and sum(each.price == cheapest.price for each in variants) == 1
+        if alone and self._rng.random() < 0.2:
             return "for the cheapest one that is available", cheapest
         return self._rng.choice(said), variant
 
