@@ -7,10 +7,10 @@ The model first imitates scripted episodes of the train split, and of practice t
 own orders (`deploy.examples.practice`). In them the user words every task differently, the agent looks up what it names
 (`deploy.examples.lookups`), sometimes chats, and sometimes writes a call that nobody can read and then the right one.
 Each time an episode is imitated its ids have other digits (`deploy.examples.renaming`), so the model has to copy them.
-After that it plays the tasks itself and improves by GRPO on groups whose rewards differ, with episodes whose weights are
-at most one version old. The weights go to the replicas through a process group. Before, between and after it plays the
-test split: pass^1 with a 95% interval over the tasks. Only τ²'s official reward scores anything. With `--trainer trl`,
-TRL's GRPOTrainer does the GRPO, and episodes and training take turns; see `deploy.examples.grpo_trl`.
+After that it plays the tasks itself and improves by GRPO on groups whose rewards differ, with episodes whose weights
+are at most one version old. The weights go to the replicas through a process group. Before, between and after it plays
+the test split: pass^1 with a 95% interval over the tasks. Only τ²'s official reward scores anything. With
+`--trainer trl`, TRL's GRPOTrainer does the GRPO, and episodes and training take turns; see `deploy.examples.grpo_trl`.
 
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
 seeds.
