@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
-import gc
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +25,7 @@ from rich.table import Table
 import rollout_service.services as services
 from rollout_service.client import RolloutClient
 from tests.benchmarks.measure import family
+from tests.chaos.heap import Heap
 from tests.chaos.schedule import DOMAINS
 from tests.support.episodes import settings
 
@@ -58,39 +56,6 @@ class Sample:
     """Bytes that are not shared with the object store: resident, less shared."""
 
 
-_MALLINFO = (
-    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-)
-
-
-class _MallInfo(ctypes.Structure):
-    """`struct mallinfo2` of glibc 2.33 or later."""
-
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
-
-
-@dataclass(frozen=True, slots=True)
-class Heap:
-    """What the allocators of a process hold."""
-
-    used: int
-    """Bytes that malloc gave out, to C, C++ and for Python's large objects."""
-    free: int
-    """Bytes that malloc keeps, free, between them."""
-    blocks: int
-    """Python's small objects."""
-
-    @classmethod
-    def of(cls, actor: object) -> Heap:
-        """That of the process which calls this."""
-        gc.collect()
-        glibc = ctypes.CDLL("libc.so.6")
-        glibc.mallinfo2.restype = _MallInfo
-        found = glibc.mallinfo2()
-        return cls(found.uordblks + found.hblkhd, found.fordblks, sys.getallocatedblocks())
-
-
 def main() -> None:
     """Run for so many minutes and show the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description="Memory at full rate.")
@@ -105,7 +70,7 @@ def main() -> None:
     overrides = {"service__actors": arguments.actors, "service__max_buffered_groups": 256}
     with RolloutClient(config=settings(**overrides)) as client:
         begun = time.monotonic()
-        watcher = threading.Thread(target=_watch, args=(samples, done, begun, arguments.every))
+        watcher = threading.Thread(target=_watch, args=(samples, done, begun, arguments.every), daemon=True)
         watcher.start()
         episodes, rewards, heaps = 0, set(), []
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.chaos.soak import Heap, slope
+from tests.chaos.heap import Heap
+from tests.chaos.soak import slope
 
 
 def test_the_slope_is_that_of_the_trend_whatever_a_few_samples_do():
