@@ -31,7 +31,11 @@ CANCELLING = (
     ("ordered by mistake", "You want to cancel {order} because you ordered {it} by mistake."),
     ("ordered by mistake", "You made {order} by mistake and want to cancel {it}."),
 )
-RETURNING = ("You want to return {}{}.", "You'd like to send back {}{}.", "You changed your mind and return {}{}.")
+RETURNING = (
+    "You want to return {}{}.",
+    "You'd like to send back {}{}.",
+    "You changed your mind and want to return {}{}.",
+)
 SENDING = (
     "You want {} to be sent to {}.",
     "You want to change the address of {} to {}.",
@@ -52,7 +56,8 @@ INTRODUCING = (
 
 
 def made_up(number: int, seed: int) -> list[dict[str, Any]]:
-    """So many tasks, as τ² writes them, with ids from `practice_0`. Their gold actions are the calls that write."""
+    """So many tasks, as τ² writes them, with ids from `practice_0`. Their gold actions are the calls that write,
+    after those that read all orders where all pending ones are meant."""
     database = domain.get("retail").original().tools.db
     rng = random.Random(seed)
     users = [*_not_tested(database)]
@@ -81,7 +86,7 @@ def _full_name(user: Any) -> str:
 
 def _task(task_id: str, introduction: str, wishes: Sequence[Wish], rng: random.Random) -> dict[str, Any]:
     first, *more = (text for text, _ in wishes)
-    said = [first, *(rng.choice(["Also, y", "Y", "And y"]) + text[1:] for text in more)]
+    said = [first, *(_further(text, rng) for text in more)]
     told = {"domain": "retail", "reason_for_call": " ".join(said), "known_info": introduction, "task_instructions": "."}
     given = [call for _, calls in wishes for call in calls]
     calls = [
@@ -101,6 +106,10 @@ class Customer:
         self._products = database.products
         self._rng = rng
         self._lower = rng.random() < 0.5
+        self._moves = rng.random() < 0.1
+        """Whether the profile gets a new address; then no order is sent to the one that it has."""
+        self._left = {name: float(getattr(each, "balance", "inf")) for name, each in user.payment_methods.items()}
+        """What each payment method can still pay, whichever wish comes first."""
 
     def introduction(self) -> str:
         """Who the user is, with the zip code or the e-mail address by which retail finds it."""
@@ -121,16 +130,18 @@ class Customer:
             return [self._all_cancelled(pending)]
         drawn = [self._rng.choice(kinds[order.status])(order) for order in self._rng.sample(orders, len(orders))]
         found = [wish for wish in drawn if wish is not None][: self._rng.randint(1, MOST_WISHES)]
-        if self._rng.random() < 0.1:
+        if self._moves:
             text, address = self._address()
             call = "modify_user_address", {"user_id": self._user.user_id, **address}
             found.append((f"You want your profile's address to be {text}.", [call]))
         return found
 
     def _all_cancelled(self, pending: Sequence[Any]) -> Wish:
+        """All of the user's orders are read: otherwise nobody knows that no other one is pending."""
         reason, text = self._rng.choice(CANCELLING)
+        read = [("get_order_details", {"order_id": order.order_id}) for order in self._orders]
         calls = [("cancel_pending_order", {"order_id": order.order_id, "reason": reason}) for order in pending]
-        return text.format(order="all your pending orders", it="them"), calls
+        return text.format(order="all your pending orders", it="them"), [*read, *calls]
 
     def _cancelled(self, order: Any) -> Wish:
         reason, text = self._rng.choice(CANCELLING)
@@ -175,14 +186,15 @@ class Customer:
         came = order.status == "delivered"
         what = "exchange" if came else self._rng.choice(["change", "modify"])
         where = self._where("from" if came else "in", order, chosen)
-        texts = [f"You want to {what}{where} {said}{how}.", f"You want to {what} {said}{where}{how}."]
-        texts.append(f"For order {order.order_id}, you want to {what} {said}{how}.")
+        text = f"You want to {what} {said}{where}{how}."
+        if self._rng.random() < 0.3:
+            text = f"For order {order.order_id}, you want to {what} {said}{how}."
         call = "exchange_delivered_order_items" if came else "modify_pending_order_items"
-        return self._rng.choice(texts), [(call, arguments)]
+        return text, [(call, arguments)]
 
     def _sent_elsewhere(self, order: Any) -> Wish:
         text, address = self._address()
-        if self._user.address != order.address and self._rng.random() < 0.5:
+        if not self._moves and self._user.address != order.address and self._rng.random() < 0.5:
             text, address = "the address in your profile", self._user.address.model_dump()
         call = "modify_pending_order_address", {"order_id": order.order_id, **address}
         return self._rng.choice(SENDING).format(self._name(order, order.items), text), [call]
@@ -232,15 +244,14 @@ class Customer:
         if any(variant is None for _, variant in wanted):
             return None
         price = sum(variant.price - item.price for item, (_, variant) in zip(chosen, wanted, strict=True))
-        able = [each for each in self._methods() if self._balance(each) >= price]
+        able = [each for each in self._methods() if self._left[each] >= price]
         original = order.payment_history[0].payment_method_id
-        if original in able and self._rng.random() < 0.4:
-            return original, ""
-        named = {method: name for method, name in self._methods().items() if method in able}
-        if not named:
+        if not able:
             return None
-        method, name = self._rng.choice([*named.items()])
-        return method, f", with {name} for the difference"
+        silent = original in able and self._rng.random() < 0.4
+        method = original if silent else self._rng.choice(able)
+        self._left[method] -= max(price, 0.0)
+        return method, "" if silent else f", with {self._methods()[method]} for the difference"
 
     def _refund(self, order: Any) -> tuple[str, str]:
         """The payment method that gets the money, and what the user says of it."""
@@ -257,9 +268,6 @@ class Customer:
         names = {"paypal": "PayPal", "gift_card": "your gift card", "credit_card": "your credit card"}
         return {name: names[method.source] for name, method in methods.items() if kinds.count(method.source) == 1}
 
-    def _balance(self, method: str) -> float:
-        return float(getattr(self._user.payment_methods[method], "balance", "inf"))
-
     def _address(self) -> tuple[str, dict[str, str]]:
         """A new address, as the user says it and as the tools take it."""
         city, state = self._rng.choice(CITIES)
@@ -273,6 +281,12 @@ class Customer:
 def _differ(items: Sequence[Any]) -> bool:
     """Whether no two of them have the same name."""
     return len({item.name for item in items}) == len(items)
+
+
+def _further(text: str, rng: random.Random) -> str:
+    """The text as one more wish."""
+    small = text[0].lower() + text[1:]
+    return rng.choice([f"Also, {small}", text, f"And {small}"])
 
 
 def _listed(texts: Sequence[str]) -> str:
