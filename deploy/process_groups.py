@@ -44,6 +44,9 @@ class ProcessGroups:
                 f"Replica {replica} could not join the group {rendezvous.name!r} in {seconds:g} s: a rank never came.",
                 "Check that every node can reach the trainer's address, and make another group.",
             ) from None
+        except Exception as error:  # the trainer hears of it at once, while other replicas still wait
+            self.lost = rendezvous.name, first_line(error)
+            raise
 
     async def during(self, source: WeightSource, work: Coroutine[Any, Any, T]) -> T:
         """The result of work that brings weights from this source, perhaps through a group.

@@ -83,6 +83,27 @@ def check_alike(replicas: Sequence[NcclSettings]) -> None:
             )
 
 
+def connect_alike(replicas: Sequence[NcclSettings]) -> bool:
+    """Whether the replicas connect when they join a group.
+
+    Raises:
+        WeightError: only some do, which would wait for the others.
+    """
+    connecting = {each.host for each in replicas if each.connects}
+    others = {each.host for each in replicas if not each.connects}
+    if connecting and others:
+        raise WeightError(
+            f"Replicas connect when they join on {_listed(connecting)}, and in their first update on "
+            f"{_listed(others)}: they would wait for each other.",
+            "Install the same engine on all nodes.",
+        )
+    return not others
+
+
+def _listed(hosts: Iterable[str]) -> str:
+    return ", ".join(sorted(hosts))
+
+
 def _differences(one: NcclSettings, other: NcclSettings) -> Iterable[str]:
     for name in _UNSET:
         matters = one.host != other.host or name not in _BETWEEN_HOSTS

@@ -73,7 +73,8 @@ class ReplicaState:
     stopped_seconds: float = 0.0
     """For how long no turn ran in its last weight update, counted from when the last one had stopped."""
     lost_group: tuple[str, str] | None = None
-    """Name of the last process group that it can no longer use because an update through it failed, and why."""
+    """Name of the last process group that it could not join, or can no longer use because an update through it failed,
+    and why."""
 
 
 @dataclass(frozen=True, slots=True)

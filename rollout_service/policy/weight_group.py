@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from rollout_service.cluster import Reference, call
 from rollout_service.errors import RolloutError, ServiceError, WeightError, first_line
-from rollout_service.policy import process_group
+from rollout_service.policy import nccl, process_group
 from rollout_service.policy.fleet import FleetHandle
 from rollout_service.policy.replicas import UpdateReport
 from rollout_service.policy.weights import GroupTerms, Rendezvous, WeightUpdate
@@ -61,8 +61,9 @@ class WeightGroup:
         `timeout_seconds`.
 
         Raises:
-            WeightError: the replicas could not join, or NCCL could not work with them.
+            WeightError: the replicas could not join, or not in the same way, or NCCL could not work with them.
         """
+        connects = nccl.connect_alike(terms.nccl)
         if backend == "nccl":
             process_group.match_nccl(terms.nccl)
         name = f"weights-{uuid.uuid4().hex[:8]}"
@@ -72,13 +73,14 @@ class WeightGroup:
         group = None
         try:
             group = watch.until(_in_thread(process_group.join, rendezvous, 0))
-            if all(settings.connects for settings in terms.nccl):
+            if connects:
                 watch.until(_in_thread(process_group.connect, group, _device(backend)))
             watch.answered()
         except BaseException:
             fleet.leave_group.remote(name)
             if group is not None:
                 _in_thread(process_group.abort, group)
+                group = None  # the traceback would keep it, and ranks that connect wait for as long as it is there
             raise
         return cls(rendezvous, group, fleet)
 
@@ -280,7 +282,7 @@ def _in_thread(action: Callable[..., Any], *arguments: Any) -> Future[Any]:
         try:
             future.set_result(action(*arguments))
         except BaseException as error:
-            future.set_exception(error)
+            future.set_exception(error.with_traceback(None))  # as in `_send`
 
     threading.Thread(target=settle, daemon=True).start()
     return future

@@ -277,6 +277,17 @@ async def test_a_group_whose_other_ranks_never_come_is_an_error_in_time_that_nam
     await asyncio.wait_for(ended.wait(), 60)  # an engine that does not even leave can sample nothing
 
 
+async def test_a_replica_that_cannot_join_says_so_while_others_may_still_wait_for_it(engine, monkeypatch):
+    async def refused(rendezvous, rank) -> None:
+        raise WeightError("The ranks did not connect.")
+
+    engine.join = refused
+    replica = await started(monkeypatch)
+    with pytest.raises(WeightError, match="did not connect"):
+        await replica.join(group(600.0), {"r1": 1})
+    assert replica.state().lost_group == ("group", "The ranks did not connect.")
+
+
 async def lost_update(engine: Engine, monkeypatch, end: str) -> tuple[PolicyReplica, asyncio.Task[Any]]:
     """A replica that waits for tensors when its group is lost in this way, and the task of its update."""
     monkeypatch.setattr(membership, "_GRACE_SECONDS", 0.01)

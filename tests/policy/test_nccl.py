@@ -128,6 +128,13 @@ def test_replicas_whose_nccl_is_not_set_up_alike_make_no_group(cumem):
         WeightGroup.meet("127.0.0.1", "nccl", terms, fleet=None, timeout_seconds=1.0)
 
 
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_replicas_of_which_only_some_connect_when_they_join_make_no_group(backend):
+    terms = GroupTerms(3, (NcclSettings("one", {}), NcclSettings("other", {}, connects=False)))
+    with pytest.raises(WeightError, match="when they join on one, and in their first update on other"):
+        WeightGroup.meet("127.0.0.1", backend, terms, fleet=None, timeout_seconds=1.0)
+
+
 def test_groups_of_other_backends_do_not_bring_nccl_up(tmp_path):
     from torch import distributed
 
