@@ -70,8 +70,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """From now on garbage is collected, but what the imports made is not looked through each time."""
+    """From now on garbage is collected, but what the imports made is not looked through each time. It is collected more
+    rarely than by default, as in environment actors: half of the time that it takes is saved."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     gc.enable()
 
 
