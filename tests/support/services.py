@@ -38,8 +38,10 @@ def forks() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def cluster(forks: dict[str, str]) -> Iterator[None]:
     """This process is connected to a Ray cluster of its own, with more CPUs on paper than the machine has: several
-    services share it. Serve runs with HTTP there, for the one service that asks for it."""
+    services share it. Serve runs with HTTP there, for the one service that asks for it. As in a service's own Ray, no
+    process reports its tasks to the head."""
     options = {"num_cpus": 16, "namespace": "rollout_service", "include_dashboard": False, "log_to_driver": False}
+    options |= {"_system_config": {"task_events_report_interval_ms": 0}}
     with workers.cluster(forks, **options):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})

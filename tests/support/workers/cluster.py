@@ -67,11 +67,13 @@ def _start_ray(options: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def worker_scripts() -> Iterator[None]:
-    """The workers of a cluster that this process starts now begin as forks."""
+    """The workers of a cluster that this process starts now begin as forks. Two of its processes are left out: the one
+    that reads all logs again and again, to print them in a driver, and the autoscaler's, which has nothing to scale."""
     ordinary, path = RayParams.update_if_absent, str(Path(__file__).with_name("start_worker.py"))
 
     def update_if_absent(self: Any, **options: Any) -> None:
         ordinary(self, **options | {name: path for name in ("worker_path", "setup_worker_path") if name in options})
+        self.include_log_monitor, self.no_monitor = False, True
 
     with mock.patch.object(RayParams, "update_if_absent", update_if_absent):
         yield
