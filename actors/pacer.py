@@ -47,6 +47,11 @@ class Pacer:
         """
         return self._shares[endpoint].report(name, report, time.monotonic())
 
+    async def gone(self, name: str) -> None:
+        """Give the places of the environment actor of this name, which has ended, to the others."""
+        for shares in self._shares.values():
+            shares.forget(name)
+
     async def status(self) -> dict[Side, dict[str, Any]]:
         """The numbers of each side's endpoint, see `Shares.status`."""
         now = time.monotonic()
@@ -57,6 +62,7 @@ class PacerHandle(Protocol):
     """Handle of a `Pacer`. Each method is described there."""
 
     report: RemoteMethod[[Side, str, Report], Grant]
+    gone: RemoteMethod[[str], None]
     status: RemoteMethod[[], dict[Side, dict[str, Any]]]
 
 
@@ -90,8 +96,14 @@ class Reporter:
 async def numbers(config: RolloutConfig) -> dict[str, Any]:
     """What the service's pacer says of `user_endpoint`, `judge_endpoint` and `review_endpoint`, see `Shares.status`.
     None: the side asks no language model, or there is no answer."""
-    found = await _found(config) if endpoints.of(config) else {}
+    found = await _asked(config, "status") or {}
     return {f"{side}_endpoint": found.get(side) for side in get_args(Side)}
+
+
+async def forget(config: RolloutConfig, name: str) -> None:
+    """Tell the service's pacer that the environment actor of this name has ended. A pacer that does not hear of it
+    notices the actor's silence, which takes `SILENCE_SECONDS`."""
+    await _asked(config, "gone", name)
 
 
 _known: dict[tuple[str, str], PacerHandle] = {}
@@ -99,20 +111,23 @@ _known: dict[tuple[str, str], PacerHandle] = {}
 and every few seconds somebody asks."""
 
 
-async def _found(config: RolloutConfig) -> dict[Side, dict[str, Any]]:
+async def _asked(config: RolloutConfig, method: str, *arguments: Any) -> Any:
+    """What the service's pacer answers. None: it has none, or there is no answer."""
+    if not endpoints.of(config):
+        return None
     place = cluster.pacer_name(config.service.name), config.service.namespace
     try:
         async with asyncio.timeout(_EXCHANGE_SECONDS):
             pacer: PacerHandle | None = _known.get(place) or await asyncio.to_thread(cluster.find, *place)
             if pacer is None:
-                return {}
-            found = await pacer.status.remote()
+                return None
+            answer = await getattr(pacer, method).remote(*arguments)
     except (RayError, TimeoutError) as error:
         if isinstance(error, RayActorError):
             _known.pop(place, None)
-        return {}
+        return None
     _known[place] = pacer
-    return found
+    return answer
 
 
 def gates(config: RolloutConfig, name: str) -> Mapping[Side, Gate]:

@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 import rollout_service.cluster as cluster
 import rollout_service.logs as logs
 import rollout_service.services as services
+from actors import pacer
 from actors.environment import EnvironmentActor, EnvironmentHandle, EpisodeReferences, check_same_data, set_up
 from rollout_service.background import BackgroundTasks
 from rollout_service.cluster import SERVE_ENVIRONMENT
@@ -340,6 +341,8 @@ class ActorPool:
         if actor is None:
             return False
         ray.kill(actor)  # an actor that is merely out of reach must not keep its CPU
+        if self._config is not None:
+            self._tasks.start(pacer.forget(self._config, name), "giving an actor's requests to the others")
         if self._retired.pop(name, None) is None:
             self._user.actor_left(name)
         return True

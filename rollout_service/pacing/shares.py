@@ -86,6 +86,10 @@ class Shares:
             pause = max(pause, controller.refills_in(now))
         return Grant(process.places, starts, pause)
 
+    def forget(self, name: str) -> None:
+        """Take back the places of a process that has ended."""
+        self._processes.pop(name, None)
+
     def _in_flight(self) -> int:
         return sum(process.in_flight for process in self._processes.values())
 

@@ -17,6 +17,7 @@ from rollout_service.config import RolloutConfig
 from rollout_service.pacing.controller import Result
 from rollout_service.pacing.endpoints import Side
 from rollout_service.pacing.gate import Gate
+from rollout_service.pacing.shares import SILENCE_SECONDS, Report
 from rollout_service.tau2.deadline import Deadline
 from tests.support.episodes import settings
 
@@ -81,6 +82,18 @@ def test_the_judge_s_requests_are_shared_apart_from_the_user_s(actor, config):
     ask(pacer.gates(config, "a")["judge"], 3)
     wait_until_answered(actor, "judge", 3)
     assert ray.get(actor.status.remote())["user"]["answered"] == 0
+
+
+async def test_the_places_of_an_environment_actor_that_has_ended_are_the_others_at_once(actor, config):
+    async def asks_for_all(name: str) -> int:
+        return (await actor.report.remote("user", name, Report(0, 1000))).places
+
+    assert await asks_for_all("ended") > 0
+    assert await asks_for_all("other") == 0
+    deadline = time.monotonic() + SILENCE_SECONDS / 2
+    while not await asks_for_all("other"):  # a busy machine may take longer than `forget` waits
+        assert time.monotonic() < deadline, "the pacer was not told"
+        await pacer.forget(config, "ended")
 
 
 def test_nobody_paces_a_scripted_user():

@@ -106,6 +106,20 @@ async def test_a_lost_actor_is_killed_and_replaced_once_however_many_of_its_epis
     assert (len(pool), pool.lost, len(killed)) == (2, 1, 1)
 
 
+async def test_the_pacer_is_told_of_an_actor_that_has_gone(monkeypatch):
+    told = []
+
+    async def forget(config, name):
+        told.append(name)
+
+    monkeypatch.setattr(module.pacer, "forget", forget)
+    pool = Pool(DATA)
+    await pool.begin(1)
+    pool.replace("s-environment-0", "its node is gone")
+    await settled()
+    assert told == ["s-environment-0"]
+
+
 async def test_a_start_that_fails_is_tried_again():
     pool = Pool(OSError("no memory"), DATA)
     await pool.begin(1)

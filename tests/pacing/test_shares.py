@@ -64,6 +64,14 @@ def test_a_process_that_falls_silent_gives_its_places_back():
     assert shared.status(20.0)["in_flight"] == 0
 
 
+def test_a_process_that_has_ended_gives_its_places_back_at_once():
+    shared = shares(8)
+    shared.report("ended", Report(8, 0), 1.0)
+    shared.forget("ended")
+    shared.forget("never there")
+    assert shared.report("alive", Report(0, 8), 1.1).places == 8
+
+
 def test_a_process_that_comes_back_is_known_by_its_report():
     shared = shares(8)
     shared.report("alive", Report(5, 0), 1.0)
