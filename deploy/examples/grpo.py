@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 from torch.utils.data import DataLoader
 
 from deploy.examples.renaming import Digits, renamed
@@ -32,7 +31,6 @@ Groups = Sequence[list[Trajectory]]
 CLIP = 0.2
 """Largest distance from 1 of the ratio up to which a token is still pushed in the direction of its advantage."""
 
-DEMONSTRATIONS_PER_STEP = 16
 TOLD_EVERY = 10
 """Steps of the imitation."""
 
@@ -55,6 +53,8 @@ def causal_attention(
         query: [rows, heads, queries, size].
         key, value: [rows, key heads, keys, size]. Query i attends to the first keys - queries + i + 1 keys.
     """
+    from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler, which takes seconds to import
+
     mask = causal_lower_right(query.shape[2], key.shape[2])
     query = query.to(value.dtype)  # under autocast, rotary embeddings leave float32
     mixed = functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
@@ -124,6 +124,7 @@ class Trainer:
         self,
         demonstrations: Iterable[Trajectory],
         epochs: int,
+        per_step: int,
         tell: Callable[[dict[str, Any]], None],
         digits: Digits | None = None,
         seconds: float = math.inf,
@@ -132,12 +133,13 @@ class Trainer:
         imitated; what came after it is.
 
         Args:
+            per_step: demonstrations in a step of the optimizer.
             tell: told the mean loss of each epoch, and now and then that of a step.
             digits: with them, a demonstration has other numbers each time, see `renaming`.
             seconds: no step begins after so many.
         """
         collate = functools.partial(self._to_imitate, digits=digits)
-        batches: Any = DataLoader(list(demonstrations), DEMONSTRATIONS_PER_STEP, shuffle=True, collate_fn=collate)
+        batches: Any = DataLoader(list(demonstrations), per_step, shuffle=True, collate_fn=collate)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.imitation)
         began, step, steps = time.monotonic(), 0, epochs * len(batches)
         for epoch in range(1, epochs + 1):

@@ -45,6 +45,7 @@ TASKS = {
 middle of a conversation, and in one the evaluator raises, instead of scoring 0, when the policy fails."""
 
 DEMONSTRATIONS = 240
+DEMONSTRATIONS_PER_STEP = 16
 MISTAKES = {"wrong_argument": 0.4, "early_stop": 0.4}
 """Probabilities of mistakes in the demonstrations, per action; see `policy.script`."""
 
@@ -146,7 +147,7 @@ def learn(
     with start(domain, engine="scripted", script=MISTAKES) as client:
         demonstrations = client.collect(DEMONSTRATIONS, seed=seed, progress=False)
     show({"demonstrations": len(demonstrations), "reward": mean_reward(demonstrations)})
-    trainer.imitate(demonstrations, epochs, show)
+    trainer.imitate(demonstrations, epochs, DEMONSTRATIONS_PER_STEP, show)
     trainer.model.save_pretrained(folder)
 
     arguments = ({"device": device} if engine == "transformers" else SGLANG) | json.loads(engine_arguments)

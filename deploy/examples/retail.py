@@ -57,6 +57,7 @@ SCRIPT = {"chatter": 0.1, "malformed_call": 0.05}
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=5e-4, grpo=2e-5)
+DEMONSTRATIONS_PER_STEP = 8
 EVALUATION_SEED = 12345
 MAX_TURNS = 30
 
@@ -286,7 +287,7 @@ def learn(
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
     with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
         run.evaluate(client, PHASES[0])
-        run.trainer.imitate(good, epochs, show, Digits.of(tokenizer), 60 * imitation_minutes)
+        run.trainer.imitate(good, epochs, DEMONSTRATIONS_PER_STEP, show, Digits.of(tokenizer), 60 * imitation_minutes)
         client.update_weights(own_weights(run.trainer.model), group=group)
         run.evaluate(client, PHASES[1])
         if trainer == "trl":

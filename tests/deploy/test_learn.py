@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from deploy.examples import grpo, learn, lookups, retail
+from deploy.examples import learn, lookups, retail
 from deploy.examples.grpo import CLIP, OneTypeCache, Rates, Trainer, collated
 from deploy.examples.renaming import Digits
 from rollout_service.chat.tokenizer_files import load_tokenizer
@@ -73,7 +73,7 @@ def _grpo_loss(model, group):
 def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, threads, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(learn, "EVALUATION_EPISODES", 8)
     monkeypatch.setattr(learn, "DEMONSTRATIONS", 64)
-    monkeypatch.setattr(grpo, "DEMONSTRATIONS_PER_STEP", 4)  # small steps learn as much from fewer tokens
+    monkeypatch.setattr(learn, "DEMONSTRATIONS_PER_STEP", 4)  # small steps learn as much from fewer tokens
     learn.learn(tmp_path, steps=4, groups=3, group_size=8, epochs=8, seed=5, hidden=64, layers=1)
     said = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"imitation \d+, loss (\S+),", said)]
