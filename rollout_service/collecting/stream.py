@@ -194,7 +194,11 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
 
     async def _drop(self, number: int) -> None:
         """Have another group in the place of this one, which the judge dropped."""
-        await repeated(lambda: self._coordinator.drop.remote(self.collection_id, (number,), self._client))
+        try:
+            await repeated(lambda: self._coordinator.drop.remote(self.collection_id, (number,), self._client))
+        except ServiceError:
+            if not self._finished:  # another thread closed the stream meanwhile
+                raise
         self.dropped += number not in self._dropped
         self._dropped.add(number)
         self._pending = None
@@ -218,6 +222,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 await self._after(error)
                 self._pending = None
             except ServiceError:
+                if self._finished:  # another thread closed the stream meanwhile
+                    return None
                 if self._interruptions and self._came == self.episodes:  # it had all acknowledged, and forgot it
                     return None
                 raise
@@ -280,10 +286,10 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         return left if self.tell is None else min(left, _TELL_SECONDS)
 
     def close(self) -> None:
-        """Cancel what has not finished yet. Returns at once."""
-        if not self._finished and reachable(self._submission):
+        """Cancel what has not finished yet. Returns at once. A reader in another thread comes to the stream's end."""
+        was_finished, self._finished = self._finished, True
+        if not was_finished and reachable(self._submission):
             self._coordinator.cancel_submitted.remote(as_argument(self._submission), self._client)
-        self._finished = True
 
     async def aclose(self) -> None:
         """Cancel what has not finished yet. Returns when nothing of the collection reaches the policy any more."""

@@ -483,10 +483,14 @@ def test_an_update_ends_the_episodes_in_flight_that_can_no_longer_be_in_time_and
 
     late, before = scripted.status()["late"], turns()
     stream = scripted.stream(8, domain="retail", split="base", ids=["2", "3", "4"], max_staleness=0, seed=0)
+    updated = time.monotonic()
 
     def cuts(status: dict[str, Any]) -> bool:
-        if status["late"] == late and status["collections"][stream.collection_id]["running"]:
+        nonlocal updated
+        is_time = time.monotonic() - updated > 0.3  # an update ends the turns that run: some must have ended before
+        if is_time and status["late"] == late and status["collections"][stream.collection_id]["running"]:
             scripted.update_weights("/any/folder")
+            updated = time.monotonic()
         return status["late"] > late  # nobody takes a group, so what is late was in flight
 
     wait_for_status(scripted, cuts)
@@ -536,7 +540,7 @@ def test_a_stream_that_stands_still_says_why_and_what_to_do(scripted):
         ended = reader.submit(list, stream)
         until_it_says(stream.collection_id, "a group that keep keeps: it kept 0 of ")
         stream.close()
-    assert ended.exception() is None or "cancelled" in str(ended.exception())
+    assert ended.result() == []
 
 
 def test_serve_run_builds_the_application_from_a_file_and_dotted_settings(tmp_path):
