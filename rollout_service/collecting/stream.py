@@ -197,8 +197,9 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
         try:
             await repeated(lambda: self._coordinator.drop.remote(self.collection_id, (number,), self._client))
         except ServiceError:
-            if not self._finished:  # another thread closed the stream meanwhile
-                raise
+            if self._finished:  # another thread closed the stream meanwhile
+                return
+            raise
         self.dropped += number not in self._dropped
         self._dropped.add(number)
         self._pending = None
@@ -222,9 +223,8 @@ class GroupStream(Iterator[list[Trajectory]], AsyncIterator[list[Trajectory]]):
                 await self._after(error)
                 self._pending = None
             except ServiceError:
-                if self._finished:  # another thread closed the stream meanwhile
-                    return None
-                if self._interruptions and self._came == self.episodes:  # it had all acknowledged, and forgot it
+                forgotten = self._interruptions and self._came == self.episodes  # as it had all acknowledged
+                if self._finished or forgotten:  # or another thread closed the stream meanwhile
                     return None
                 raise
             else:
