@@ -240,7 +240,6 @@ from deploy.engines.sglang import SglangEngine
 from deploy.engines.sglang_weights import SglangWeights
 from deploy.engines.staging import Flat
 from pathlib import Path
-from types import SimpleNamespace
 from rollout_service.config import PolicyConfig
 from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, stored
 from sglang.srt.managers.io_struct import CheckWeightsReqInput
