@@ -9,11 +9,11 @@ own orders (`deploy.examples.practice`). In them the user words every task diffe
 Each time an episode is imitated its ids have other digits (`deploy.examples.renaming`), so the model has to copy them.
 After that it plays the tasks itself and improves by GRPO on groups whose rewards differ, with episodes whose weights
 are at most one version old. The weights go to the replicas through a process group. Before, between and after it plays
-the test split: pass^1 with a 95% interval over the tasks. Only τ²'s official reward scores anything. With
+both splits: pass^1 with a 95% interval over the tasks. Only τ²'s official reward scores anything. With
 `--trainer trl`, TRL's GRPOTrainer does the GRPO, and episodes and training take turns; see `deploy.examples.grpo_trl`.
 
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
-seeds.
+seeds, and the policy always writes the likeliest token. While it learns it samples.
 
 Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names. Everything also runs on
 a CPU, with `--engine transformers --device cpu --transfer tensors`.
@@ -29,6 +29,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ from deploy.examples import lookups, practice, results
 from deploy.examples.grpo import Rates, Trainer, own_weights
 from deploy.examples.renaming import Digits
 from deploy.examples.results import mean_reward, show
-from deploy.examples.retail_report import PHASES, report
+from deploy.examples.retail_report import PHASES, SPLITS, report
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
 from rollout_service.errors import BudgetReached, TooFewKept
@@ -59,6 +60,9 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=5e-4, grpo=2e-5)
 DEMONSTRATIONS_PER_STEP = 8
 EVALUATION_SEED = 12345
+GREEDY = {**SAMPLING, "temperature": 0.0}
+"""How the policy is evaluated; τ²-bench's own default."""
+
 MAX_TURNS = 30
 
 
@@ -157,22 +161,24 @@ class Run:
         self.trainer = trainer
         self._path = output / f"{domain}-{seed}.json"
         self._began = time.monotonic()
-        self._test: dict[str, Any] = {
+        self._played: dict[str, Any] = {
             "domain": domain,
-            "split": "test",
             "trials": trials,
             "tasks": tasks,
             "seed": EVALUATION_SEED,
+            "sampling": GREEDY,
+            "max_turns": MAX_TURNS,
         }
         self._result: dict[str, Any] = {"seed": seed, "domain": domain, "evaluations": {}, "steps": []}
 
     def evaluate(self, client: RolloutClient, phase: str) -> None:
-        """Play the test split with the weights that are served."""
-        report = client.evaluate(**self._test, max_turns=MAX_TURNS, progress=False)
-        rate = report.pass_rates[0]
-        self._result["evaluations"][phase] = {"pass_1": rate.value, "interval": rate.interval, "tasks": rate.tasks}
-        show({"evaluation": phase, "pass^1": rate.value, "interval": rate.interval, "tasks": rate.tasks})
-        self._write()
+        """Play both splits with the weights that are served."""
+        for split in SPLITS:
+            rate = client.evaluate(**self._played, split=split, progress=False).pass_rates[0]
+            found = {"pass_1": rate.value, "interval": rate.interval, "tasks": rate.tasks}
+            self._result["evaluations"].setdefault(phase, {})[split] = found
+            show({"evaluation": phase, "split": split, **found})
+            self._write()
 
     def improve(self, client: RolloutClient, group: WeightGroup | None, ends: float, groups: int, **asked: Any) -> None:
         """Take steps of so many groups each, whose rewards differ, until all that is asked for was played. No group
@@ -251,8 +257,8 @@ def learn(
     ] = math.inf,
     groups: Annotated[int, typer.Option(help="of each step")] = 8,
     group_size: Annotated[int, typer.Option(help="episodes of a group: of one task")] = 8,
-    trials: Annotated[int, typer.Option(help="episodes of each test task in an evaluation")] = 4,
-    tasks: Annotated[int | None, typer.Option(help="only so many test tasks; all of them without it")] = None,
+    trials: Annotated[int, typer.Option(help="episodes of each task in an evaluation")] = 4,
+    tasks: Annotated[int | None, typer.Option(help="only so many tasks of each split; all without it")] = None,
     seed: Annotated[int, typer.Option(help="of the demonstrations and of the tasks' order")] = 0,
     trainer: Annotated[Literal["plain", "trl"], typer.Option(help="whose GRPO: ours, or TRL's")] = "plain",
     engine: Annotated[Literal["sglang", "transformers"], typer.Option(help="who samples")] = "sglang",
@@ -282,12 +288,18 @@ def learn(
     start_ray()
 
     service = actors, slots, context
-    good = demonstrated(domain, folder, demonstrations, practiced, seed, service)
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
     asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
-    with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
-        run.evaluate(client, PHASES[0])
+    with contextlib.ExitStack() as stack:
+        # The demonstrations are played while the engine starts, and the model plays while its copy here imitates.
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        demonstrating = beside.submit(demonstrated, domain, folder, demonstrations, practiced, seed, service)
+        client = stack.enter_context(start(domain, *service, **policy))
+        group = stack.enter_context(weights_through(client, transfer))
+        evaluating = beside.submit(run.evaluate, client, PHASES[0])
+        good = demonstrating.result()
         run.trainer.imitate(good, epochs, DEMONSTRATIONS_PER_STEP, show, Digits.of(tokenizer), 60 * imitation_minutes)
+        evaluating.result()
         client.update_weights(own_weights(run.trainer.model), group=group)
         run.evaluate(client, PHASES[1])
         if trainer == "trl":

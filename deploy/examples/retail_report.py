@@ -17,26 +17,28 @@ from rich.table import Table
 from deploy.examples import results
 
 PHASES = ("before", "imitation", "grpo")
-"""What the test split is played after."""
+"""What both splits are played after."""
+
+SPLITS = {"test": "o", "train": "x"}
+"""What is played, with its marks in the figure."""
 
 
 def report(output: Path, domain: str = "retail") -> None:
-    """Print a row for each seed in the folder, and draw DOMAIN.png: the train tasks' mean reward at each step, and
-    pass^1 on the test tasks with its interval. Of a run that is not finished, what it has so far."""
+    """Print two rows for each seed in the folder, one for each split, and draw DOMAIN.png: the mean reward of each
+    step's episodes, and pass^1 with its interval. Of a run that is not finished, what it has so far."""
     runs = results.read(output, f"{domain}-*.json")
-    title = "pass^1 on the test split; the train tasks' mean reward in the first and the last quarter"
-    table = Table("seed", *PHASES, "train reward", "updates", "seconds", title=title)
+    title = "pass^1; the mean reward of GRPO's episodes in the first and the last quarter of the updates"
+    table = Table("seed", "split", *PHASES, "reward", "updates", title=title)
     for run in runs:
         rewards = [step["reward"] for step in run["steps"]]
         quarter = max(1, len(rewards) // 4)
         first, last = (sum(part) / quarter for part in (rewards[:quarter], rewards[-quarter:]))
-        table.add_row(
-            str(run["seed"]),
-            *(_rate(run["evaluations"].get(phase)) for phase in PHASES),
-            f"{first:.2f} → {last:.2f}" if rewards else "–",
-            str(len(rewards)),
-            f"{run['seconds']:.0f}",
-        )
+        reward = f"{first:.2f} → {last:.2f}" if rewards else "–"
+        of_run = [reward, str(len(rewards))]
+        for split in SPLITS:
+            rates = [_rate(run["evaluations"].get(phase, {}).get(split)) for phase in PHASES]
+            table.add_row(str(run["seed"]), split, *rates, *of_run)
+            of_run = []
     Console().print(table)
     axes = results.axes(7, 4)
     if axes is None:
@@ -45,11 +47,11 @@ def report(output: Path, domain: str = "retail") -> None:
         numbers = range(1, len(run["steps"]) + 1)
         (drawn,) = axes.plot(numbers, [step["reward"] for step in run["steps"]], alpha=0.6, label=f"seed {run['seed']}")
         for place, phase in zip((-1, 0, len(run["steps"]) + 1), PHASES, strict=True):
-            if (found := run["evaluations"].get(phase)) is not None:
+            for split, found in run["evaluations"].get(phase, {}).items():
                 value, (low, high) = found["pass_1"], found["interval"]
                 bars = [[value - low], [high - value]]
-                axes.errorbar([place], [value], bars, fmt="o", capsize=3, color=drawn.get_color())
-    axes.set(xlabel="weight update", ylabel="train reward (line), test pass^1 (points)", ylim=(-0.02, 1.02))
+                axes.errorbar([place], [value], bars, fmt=SPLITS[split], capsize=3, color=drawn.get_color())
+    axes.set(xlabel="weight update", ylabel="reward (line), pass^1: test o, train x", ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
     axes.figure.savefig(output / f"{domain}.png", dpi=80)
 
