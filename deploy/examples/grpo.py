@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from deploy.examples.renaming import Digits, renamed
 from rollout_service.adapters.torch import collate_padded
@@ -128,6 +129,7 @@ class Trainer:
         tell: Callable[[dict[str, Any]], None],
         digits: Digits | None = None,
         seconds: float = math.inf,
+        steps_sorted: int = 1,
     ) -> None:
         """Imitate the demonstrations, good and bad ones alike. A turn with a call that nobody could read is not
         imitated; what came after it is.
@@ -137,13 +139,17 @@ class Trainer:
             tell: told the mean loss of each epoch, and now and then that of a step.
             digits: with them, a demonstration has other numbers each time, see `renaming`.
             seconds: no step begins after so many.
+            steps_sorted: the demonstrations of so many steps are sorted by length, so that a step has less padding.
         """
         collate = functools.partial(self._to_imitate, digits=digits)
-        batches: Any = DataLoader(list(demonstrations), per_step, shuffle=True, collate_fn=collate)
+        given = list(demonstrations)
+        lengths = [sum(len(segment.token_ids) for segment in each.segments) for each in given]
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.imitation)
-        began, step, steps = time.monotonic(), 0, epochs * len(batches)
+        began, step, steps = time.monotonic(), 0, epochs * math.ceil(len(given) / per_step)
         for epoch in range(1, epochs + 1):
             losses: list[float] = []
+            order = get_length_grouped_indices(lengths, per_step, mega_batch_mult=steps_sorted)
+            batches: Any = DataLoader(given, per_step, sampler=order, collate_fn=collate)
             for tensors in batches:
                 passed = time.monotonic() - began
                 if passed >= seconds:

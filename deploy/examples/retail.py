@@ -59,6 +59,15 @@ SCRIPT = {"chatter": 0.1, "malformed_call": 0.05}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=5e-4, grpo=2e-5)
 DEMONSTRATIONS_PER_STEP = 8
+STEPS_SORTED = 8
+"""Of what a step's rows hold after the opening prompt, 40% is padding if these are 1, and 12% if they are 8."""
+
+SHARED_WITH_TRL: dict[str, Any] = {
+    **{name: SAMPLING[name] for name in ("temperature", "top_p")},
+    "learning_rate": RATES.grpo,
+}
+"""Settings of GRPO that are the same with both trainers, in TRL's names."""
+
 EVALUATION_SEED = 12345
 GREEDY = {**SAMPLING, "temperature": 0.0}
 """How the policy is evaluated; τ²-bench's own default."""
@@ -180,6 +189,10 @@ class Run:
             show({"evaluation": phase, "split": split, **found})
             self._write()
 
+    def imitate(self, demonstrations: list[Trajectory], epochs: int, seconds: float, digits: Digits | None) -> None:
+        """See `Trainer.imitate`."""
+        self.trainer.imitate(demonstrations, epochs, DEMONSTRATIONS_PER_STEP, show, digits, seconds, STEPS_SORTED)
+
     def improve(self, client: RolloutClient, group: WeightGroup | None, ends: float, groups: int, **asked: Any) -> None:
         """Take steps of so many groups each, whose rewards differ, until all that is asked for was played. No group
         begins after `ends`, a time of `time.monotonic`, nor if too few groups teach anything."""
@@ -252,9 +265,7 @@ def learn(
     epochs: Annotated[int, typer.Option(help="over the demonstrations, at most")] = 8,
     imitation_minutes: Annotated[float, typer.Option(help="the imitation takes, at most")] = math.inf,
     steps: Annotated[int, typer.Option(help="weight updates, at most")] = 60,
-    minutes: Annotated[
-        float, typer.Option(help="after the start, GRPO ends and the last evaluation begins")
-    ] = math.inf,
+    minutes: Annotated[float, typer.Option(help="from the start to the end of GRPO, at most")] = math.inf,
     groups: Annotated[int, typer.Option(help="of each step")] = 8,
     group_size: Annotated[int, typer.Option(help="episodes of a group: of one task")] = 8,
     trials: Annotated[int, typer.Option(help="episodes of each task in an evaluation")] = 4,
@@ -278,35 +289,30 @@ def learn(
     if trainer == "trl":
         from deploy.examples import grpo_trl  # TRL is not needed otherwise, and takes seconds to import
 
-        same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
         rows = max(1, 2 * tokens // context)  # its passes keep less of each token: it checkpoints
-        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
+        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **SHARED_WITH_TRL, seed=seed)
     pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     run = Run(output, seed, Trainer(pretrained, device, RATES, tokens), domain, trials, tasks)
     start_ray()
-
     service = actors, slots, context
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}
-    asked = {"n": steps * groups * group_size, "group_size": group_size, "groups": groups, "seed": seed}
-    with contextlib.ExitStack() as stack:
+    played = {"n": steps * groups * group_size, "group_size": group_size, "seed": seed}
+    with ThreadPoolExecutor(1) as beside:
         # The demonstrations are played while the engine starts, and the model plays while its copy here imitates.
-        beside = stack.enter_context(ThreadPoolExecutor(1))
         demonstrating = beside.submit(demonstrated, domain, folder, demonstrations, practiced, seed, service)
-        client = stack.enter_context(start(domain, *service, **policy))
-        group = stack.enter_context(weights_through(client, transfer))
-        evaluating = beside.submit(run.evaluate, client, PHASES[0])
-        good = demonstrating.result()
-        run.trainer.imitate(good, epochs, DEMONSTRATIONS_PER_STEP, show, Digits.of(tokenizer), 60 * imitation_minutes)
-        evaluating.result()
-        client.update_weights(own_weights(run.trainer.model), group=group)
-        run.evaluate(client, PHASES[1])
-        if trainer == "trl":
-            grpo_trl.improve(run.trainer.model, tokenizer, settings, client, domain, group, run.record, ends)
-        else:
-            run.improve(client, group, ends, **asked)
-        run.evaluate(client, PHASES[2])
+        with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
+            evaluating = beside.submit(run.evaluate, client, PHASES[0])
+            run.imitate(demonstrating.result(), epochs, 60 * imitation_minutes, Digits.of(tokenizer))
+            evaluating.result()
+            client.update_weights(own_weights(run.trainer.model), group=group)
+            run.evaluate(client, PHASES[1])
+            if trainer == "trl":
+                grpo_trl.improve(run.trainer.model, tokenizer, settings, client, domain, group, run.record, ends)
+            else:
+                run.improve(client, group, ends, groups, **played)
+            run.evaluate(client, PHASES[2])
     run.trainer.model.save_pretrained(folder)
     report(output, domain)
 
