@@ -7,6 +7,7 @@ decides.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 
+from rollout_service.cluster import SERVE_CONTROLLER_ENVIRONMENT
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError, last_cause
 from rollout_service.redaction import safe_cause
@@ -40,6 +42,8 @@ def start(config: RolloutConfig) -> None:
 
 
 def _start(**asked: Any) -> None:
+    if not os.environ.keys() >= SERVE_CONTROLLER_ENVIRONMENT.keys():  # else Ray was started with it, which is faster
+        asked["controller_options"] = {"runtime_env": {"env_vars": SERVE_CONTROLLER_ENVIRONMENT}}
     try:
         serve.start(**asked)
     except ActorAlreadyExistsError:  # another client started Serve at the same moment, so that this one finds it

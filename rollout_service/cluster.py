@@ -7,18 +7,17 @@ were raised, not wrapped by Ray.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import rollout_service.served_user as served_user
+import rollout_service.threads as threads
 import rollout_service.twins as twins
 from rollout_service.calls import Call as Call
 from rollout_service.calls import NoAnswerYet as NoAnswerYet
@@ -47,6 +46,9 @@ SERVE_ENVIRONMENT = {
 """Environment variables of replicas and of the actors that call them: most of what `RAY_SERVE_THROUGHPUT_OPTIMIZED`
 sets. Each side of a call saves a hop between threads and its share of Ray's task machinery, so a call takes half of the
 CPU time. In return, nothing may block the event loops."""
+
+SERVE_CONTROLLER_ENVIRONMENT = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+"""With it a replica that hangs is killed, and its turns are sent again. Serve would first wait for these turns."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds until a call that an actor's death cut off is made again; the time doubles."""
@@ -326,13 +328,15 @@ def connect(address: str | None, namespace: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray advises; else each process warns
-    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")  # one that hangs would keep its GPU
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
+            os.environ |= SERVE_CONTROLLER_ENVIRONMENT | os.environ  # all that Ray starts has it
             started = {"include_dashboard": False, "_system_config": _OWN_RAY}
-            _in_a_thread_that_stays(lambda: ray.init("local", **started, **quiet))
+            threads.run_in_one_that_stays(lambda: ray.init("local", **started, **quiet))
         else:
+            for name in SERVE_CONTROLLER_ENVIRONMENT:  # this process may have had a Ray of its own before
+                os.environ.pop(name, None)
             host, _, port = address.rpartition(":")
             if host and port.isdigit():  # Ray itself would try for minutes, then end the process
                 check_listening(address)
@@ -355,27 +359,6 @@ def _no_cluster(address: str | None, said: str) -> ServiceError:
         "~/.ray/auth_token or RAY_AUTH_TOKEN: `ray get-auth-token` on its head prints it. "
         "Leave the address out for an embedded service.",
     )
-
-
-def _in_a_thread_that_stays(work: Callable[[], object]) -> None:
-    """Do it in this thread if it is the main one, else in one that stays until the process ends: on Linux the processes
-    of a cluster that Ray starts are killed with the thread that started them."""
-    if threading.current_thread() is threading.main_thread():
-        work()
-        return
-    done: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            work()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-            return
-        threading.Event().wait()
-
-    threading.Thread(target=run, name="rollout-client-ray", daemon=True).start()
-    done.result()
 
 
 def gpus() -> float:

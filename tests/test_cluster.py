@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 import ray
@@ -67,6 +68,19 @@ def test_a_node_that_starts_too_slowly_is_a_clear_error(monkeypatch):
     monkeypatch.setattr(ray, "init", slow)
     with pytest.raises(ServiceError, match=r"Cannot start Ray on this machine: The current node timed out.*memory"):
         cluster.connect(None, "rollout_service")
+
+
+def test_only_in_a_ray_of_its_own_serve_s_controller_has_its_environment_from_this_process(monkeypatch):
+    (name,) = cluster.SERVE_CONTROLLER_ENVIRONMENT
+    seen = []
+    monkeypatch.setattr(ray, "init", lambda *_, **__: seen.append(os.environ.get(name)))
+    monkeypatch.delenv(name, raising=False)
+    for address, own in ((None, None), ("auto", None), (None, "0")):
+        if own is not None:
+            monkeypatch.setenv(name, own)
+        cluster.connect(address, "rollout_service")
+    assert seen == ["1", None, "0"], "a value that the user chose stays"
+    monkeypatch.delenv(name)
 
 
 def test_a_process_that_leaves_a_cluster_does_not_ask_that_one_s_serve_again(monkeypatch):

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from deploy import serve_http
 from deploy.grafana.dashboard import queries
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.audit.verify import verify
+from rollout_service.cluster import SERVE_CONTROLLER_ENVIRONMENT
 from rollout_service.config.sampling import Sampling
 from rollout_service.errors import ConfigError, EpisodeFault, FaultKind, ServiceError, WeightError, boundary
 from rollout_service.policy.base import Generation, TurnInfo
@@ -332,6 +334,49 @@ def test_serve_that_another_client_started_at_the_same_moment_is_used(
     monkeypatch.setattr(serve, "start", late)
     serve_http.start(service.config)
     assert len(calls) == 2
+
+
+def test_a_serve_that_this_service_starts_on_a_foreign_cluster_kills_replicas_that_hang(service, monkeypatch):
+    started = []
+    monkeypatch.setattr(serve, "start", lambda **options: started.append(options))
+    for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
+        monkeypatch.delenv(name, raising=False)
+        serve_http.start(service.config)
+        monkeypatch.setenv(name, value)
+        serve_http.start(service.config)
+    on_foreign_cluster, in_own_ray = started
+    assert "controller_options" not in in_own_ray, "its processes have it from this one"
+    assert on_foreign_cluster["controller_options"]["runtime_env"]["env_vars"] == SERVE_CONTROLLER_ENVIRONMENT
+
+
+def halting(log: str) -> type:
+    """Replicas of which the first that gets a turn halts for good, as one does whose GPU hangs."""
+
+    class Halting:
+        async def generate(self, input_ids, sampling, info) -> Generation:
+            with open(log, "a") as file:  # noqa: ASYNC230 - it must be there before the process halts
+                file.write("asked\n")
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(f"{log}.halted", os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return Generation(np.array([1], np.int32), np.zeros(1, np.float32), np.zeros(1, np.int32), "stop")
+
+    return Halting
+
+
+async def test_turns_of_a_replica_that_hangs_are_sent_again_as_soon_as_serve_gives_it_up(cluster, tmp_path):
+    log = tmp_path / "asked"
+    options = {"graceful_shutdown_timeout_s": 900.0, "health_check_period_s": 0.2, "health_check_timeout_s": 0.5}
+    options |= {"ray_actor_options": {"num_cpus": 0}}
+    deployment = serve.deployment(name="policy", num_replicas=2, **options)(halting(str(log)))
+    serve.run(deployment.bind(), name="halting", route_prefix=None)
+    try:
+        policy = ServePolicy("halting", retry_seconds=120)
+        turn = policy.generate(np.array([5], np.int32), Sampling(), "session", TurnInfo())
+        assert (await asyncio.wait_for(turn, 100)).token_ids.tolist() == [1]
+    finally:
+        serve.delete("halting")
+    assert log.read_text().split() == ["asked", "asked"]
 
 
 def fatal(log: str) -> type:

@@ -15,6 +15,7 @@ from ray import serve
 import tests.support.workers.cluster as workers
 from deploy.replica import PolicyReplica
 from rollout_service.client import RolloutClient
+from rollout_service.cluster import SERVE_CONTROLLER_ENVIRONMENT
 from tests.support.episodes import settings
 
 
@@ -42,6 +43,7 @@ def cluster(forks: dict[str, str]) -> Iterator[None]:
     process reports its tasks to the head."""
     options = {"num_cpus": 16, "namespace": "rollout_service", "include_dashboard": False, "log_to_driver": False}
     options |= {"_system_config": {"task_events_report_interval_ms": 0}}
+    os.environ |= SERVE_CONTROLLER_ENVIRONMENT
     with workers.cluster(forks, **options):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": HTTP_PORT})
