@@ -36,7 +36,7 @@ from tests.support.episodes import run as play
 
 _DOMAIN = "retail"
 _FORMS: tuple[Form, ...] = ("sqlite", "log")
-_ROUNDS, _EPISODES = 10, 60
+_ROUNDS, _EPISODES = 10, 240
 _TRIES, _ALONE = 5, 100
 _STARVING_ROUNDS, _STARVING_EPISODES, _STARVING_WARM_UP = 2, 160, 3.0
 
