@@ -335,8 +335,9 @@ def connect(address: str | None, namespace: str) -> None:
             started = {"include_dashboard": False, "_system_config": _OWN_RAY}
             threads.run_in_one_that_stays(lambda: ray.init("local", **started, **quiet))
         else:
-            for name in SERVE_CONTROLLER_ENVIRONMENT:  # this process may have had a Ray of its own before
-                os.environ.pop(name, None)
+            for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
+                if os.environ.get(name) == value:  # from a Ray that this process started before
+                    del os.environ[name]
             host, _, port = address.rpartition(":")
             if host and port.isdigit():  # Ray itself would try for minutes, then end the process
                 check_listening(address)

@@ -75,12 +75,12 @@ def test_only_in_a_ray_of_its_own_serve_s_controller_has_its_environment_from_th
     seen = []
     monkeypatch.setattr(ray, "init", lambda *_, **__: seen.append(os.environ.get(name)))
     monkeypatch.delenv(name, raising=False)
-    for address, own in ((None, None), ("auto", None), (None, "0")):
-        if own is not None:
-            monkeypatch.setenv(name, own)
+    for address in (None, "auto"):
         cluster.connect(address, "rollout_service")
-    assert seen == ["1", None, "0"], "a value that the user chose stays"
-    monkeypatch.delenv(name)
+    monkeypatch.setenv(name, "0")
+    for address in (None, "auto"):
+        cluster.connect(address, "rollout_service")
+    assert seen == ["1", None, "0", "0"], "a value that the user chose stays"
 
 
 def test_a_process_that_leaves_a_cluster_does_not_ask_that_one_s_serve_again(monkeypatch):

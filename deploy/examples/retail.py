@@ -260,7 +260,7 @@ def learn(
     output: Annotated[Path, typer.Option(help="folder of the results; those of other seeds stay there")],
     model: Annotated[str, typer.Option(help="folder or hub name")] = "HuggingFaceTB/SmolLM2-135M-Instruct",
     domain: Annotated[str, typer.Option(help="of τ²-bench")] = "retail",
-    demonstrations: Annotated[int, typer.Option(help="scripted episodes of each train task")] = 16,
+    demonstrations: Annotated[int, typer.Option(min=1, help="scripted episodes of each train task")] = 16,
     practiced: Annotated[int, typer.Option(help="practice tasks, with one scripted episode of each")] = 2000,
     epochs: Annotated[int, typer.Option(help="over the demonstrations, at most")] = 8,
     imitation_minutes: Annotated[float, typer.Option(help="the imitation takes, at most")] = math.inf,
