@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import time
 from pathlib import Path
@@ -60,21 +61,26 @@ def service(cluster, models):
             tasks__ids=["create_task_1", "update_task_1", "impossible_task_1"],
             user__model="openai/talker",
             user__base_url=user.base_url,
+            service__slots=8,
             service__max_attempts=1,  # whatever happens to a replica, an episode needs one
         ) as client,
     ):
         yield client
 
 
-def collect_while(client: RolloutClient, act, n: int = 12):
-    """Trajectories of a collection in the midst of which `act` is called: turns are being sampled then."""
-    stream = client.stream(n)
-    deadline = time.monotonic() + 120
-    while sum(state.running for state in client.replicas()) < 4:
-        assert time.monotonic() < deadline, "no turn was sampled"
-        time.sleep(0.02)
-    result = act()
-    return result, [group[0] for group in stream]
+def collect_while(client: RolloutClient, act, least: int = 8):
+    """Trajectories of a collection in the midst of which `act` is called: turns are being sampled then, however long it
+    takes. Those that ran when it returned are among them."""
+    before = client.status()["finished"]
+    with contextlib.closing(client.stream(1000)) as stream:
+        deadline = time.monotonic() + 120
+        while sum(state.running for state in client.replicas()) < 4:
+            assert time.monotonic() < deadline, "no turn was sampled"
+            time.sleep(0.02)
+        result = act()
+        status = client.status()
+        number = max(least, status["finished"] - before + status["slots"])
+        return result, [group[0] for group in itertools.islice(stream, number)]
 
 
 def engine_processes() -> list[tuple[psutil.Process, str]]:
@@ -286,7 +292,7 @@ def test_updates_that_follow_one_another_lose_no_replica_and_no_turn(service, mo
     def update() -> list:
         return [service.update_weights(folders[i % 2], version=version + i) for i in range(1, 5)]
 
-    reports, trajectories = collect_while(service, update, n=16)
+    reports, trajectories = collect_while(service, update, least=16)
     assert [report.lost for report in reports] == [[]] * 4
     see_that_all_is_exact(trajectories, served)
 
