@@ -16,7 +16,7 @@ from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 
-from rollout_service.cluster import SERVE_CONTROLLER_ENVIRONMENT
+import rollout_service.cluster as cluster
 from rollout_service.config import RolloutConfig
 from rollout_service.errors import ServiceError, last_cause
 from rollout_service.redaction import safe_cause
@@ -42,8 +42,9 @@ def start(config: RolloutConfig) -> None:
 
 
 def _start(**asked: Any) -> None:
-    if not os.environ.keys() >= SERVE_CONTROLLER_ENVIRONMENT.keys():  # else Ray was started with it, which is faster
-        asked["controller_options"] = {"runtime_env": {"env_vars": SERVE_CONTROLLER_ENVIRONMENT}}
+    if not cluster.started_here():  # else all processes have it, and the controller need not wait for one of its own
+        wanted = {name: os.environ.get(name, value) for name, value in cluster.SERVE_CONTROLLER_ENVIRONMENT.items()}
+        asked["controller_options"] = {"runtime_env": {"env_vars": wanted}}
     try:
         serve.start(**asked)
     except ActorAlreadyExistsError:  # another client started Serve at the same moment, so that this one finds it

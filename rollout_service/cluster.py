@@ -50,6 +50,9 @@ CPU time. In return, nothing may block the event loops."""
 SERVE_CONTROLLER_ENVIRONMENT = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """With it a replica that hangs is killed, and its turns are sent again. Serve would first wait for these turns."""
 
+_own_rays: set[str] = set()
+"""Addresses of the GCS of each Ray that this process started."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds until a call that an actor's death cut off is made again; the time doubles."""
 
@@ -267,6 +270,13 @@ def has_working_dir() -> bool:
     return ray.is_initialized() and "working_dir" in ray.get_runtime_context().runtime_env
 
 
+def started_here() -> bool:
+    """Whether this process started the Ray that it is connected to."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address in _own_rays
+
+
 def disconnect() -> None:
     """Leave the cluster. One that this process started ends with it."""
     import ray
@@ -331,13 +341,12 @@ def connect(address: str | None, namespace: str) -> None:
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            os.environ |= SERVE_CONTROLLER_ENVIRONMENT | os.environ  # all that Ray starts has it
+            for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)  # all that Ray starts has it
             started = {"include_dashboard": False, "_system_config": _OWN_RAY}
             threads.run_in_one_that_stays(lambda: ray.init("local", **started, **quiet))
+            _own_rays.add(ray.get_runtime_context().gcs_address)
         else:
-            for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
-                if os.environ.get(name) == value:  # from a Ray that this process started before
-                    del os.environ[name]
             host, _, port = address.rpartition(":")
             if host and port.isdigit():  # Ray itself would try for minutes, then end the process
                 check_listening(address)

@@ -1,4 +1,4 @@
-"""Work in a thread that lives as long as the process.
+"""The thread that starts a Ray, which must live as long as the process.
 
 Invariant: the caller waits for the work, and gets what it raises.
 """

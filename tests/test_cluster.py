@@ -70,17 +70,19 @@ def test_a_node_that_starts_too_slowly_is_a_clear_error(monkeypatch):
         cluster.connect(None, "rollout_service")
 
 
-def test_only_in_a_ray_of_its_own_serve_s_controller_has_its_environment_from_this_process(monkeypatch):
+def test_all_processes_of_a_ray_of_its_own_have_what_serve_s_controller_needs(gate, monkeypatch):
     (name,) = cluster.SERVE_CONTROLLER_ENVIRONMENT
     seen = []
+    monkeypatch.setattr(cluster, "_own_rays", set())
     monkeypatch.setattr(ray, "init", lambda *_, **__: seen.append(os.environ.get(name)))
     monkeypatch.delenv(name, raising=False)
-    for address in (None, "auto"):
-        cluster.connect(address, "rollout_service")
+    cluster.connect("auto", "rollout_service")
+    assert not cluster.started_here()
+    cluster.connect(None, "rollout_service")
+    assert cluster.started_here()
     monkeypatch.setenv(name, "0")
-    for address in (None, "auto"):
-        cluster.connect(address, "rollout_service")
-    assert seen == ["1", None, "0", "0"], "a value that the user chose stays"
+    cluster.connect(None, "rollout_service")
+    assert seen == [None, "1", "0"], "a value that the user chose stays"
 
 
 def test_a_process_that_leaves_a_cluster_does_not_ask_that_one_s_serve_again(monkeypatch):

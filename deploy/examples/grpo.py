@@ -139,7 +139,7 @@ class Trainer:
             tell: told the mean loss of each epoch, and now and then that of a step.
             digits: with them, a demonstration has other numbers each time, see `renaming`.
             seconds: no step begins after so many.
-            steps_sorted: the demonstrations of so many steps are sorted by length, so that a step has less padding.
+            steps_sorted: the demonstrations of so many consecutive steps are sorted by length, which saves padding.
         """
         collate = functools.partial(self._to_imitate, digits=digits)
         given = list(demonstrations)

@@ -13,7 +13,7 @@ both splits: pass^1 with a 95% interval over the tasks. Only τ²'s official rew
 `--trainer trl`, TRL's GRPOTrainer does the GRPO, and episodes and training take turns; see `deploy.examples.grpo_trl`.
 
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
-seeds, and the policy always writes the likeliest token. While it learns it samples.
+seeds. There the policy writes the likeliest token; in GRPO it samples.
 
 Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names. Everything also runs on
 a CPU, with `--engine transformers --device cpu --transfer tensors`.
@@ -29,7 +29,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +46,7 @@ from deploy.examples.results import mean_reward, show
 from deploy.examples.retail_report import PHASES, SPLITS, report
 from rollout_service import RolloutClient, RolloutConfig
 from rollout_service.adapters.torch import TrajectoryDataset
-from rollout_service.errors import BudgetReached, TooFewKept
+from rollout_service.errors import BudgetReached, TaskError, TooFewKept
 from rollout_service.policy.weight_group import WeightGroup
 from rollout_service.record.trajectory import Trajectory
 
@@ -60,13 +60,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=5e-4, grpo=2e-5)
 DEMONSTRATIONS_PER_STEP = 8
 STEPS_SORTED = 8
-"""Of what a step's rows hold after the opening prompt, 40% is padding if these are 1, and 12% if they are 8."""
-
-SHARED_WITH_TRL: dict[str, Any] = {
-    **{name: SAMPLING[name] for name in ("temperature", "top_p")},
-    "learning_rate": RATES.grpo,
-}
-"""Settings of GRPO that are the same with both trainers, in TRL's names."""
+"""With 1, 40% of what a step's rows hold after the opening prompt is padding, and 12% with 8."""
 
 EVALUATION_SEED = 12345
 GREEDY = {**SAMPLING, "temperature": 0.0}
@@ -149,6 +143,8 @@ def demonstrated(
     good = [trajectory for trajectory in played if trajectory.reward == 1.0 and grounded(trajectory)]
     tokens = sum(len(segment.token_ids) for trajectory in good for segment in trajectory.segments)
     show({"demonstrations": len(played), "imitated": len(good), "tokens": tokens})
+    if not good:
+        raise TaskError(f"None of {len(played)} demonstrations of {domain} solved its task.", "Play more of them.")
     return good
 
 
@@ -189,9 +185,18 @@ class Run:
             show({"evaluation": phase, "split": split, **found})
             self._write()
 
-    def imitate(self, demonstrations: list[Trajectory], epochs: int, seconds: float, digits: Digits | None) -> None:
-        """See `Trainer.imitate`."""
-        self.trainer.imitate(demonstrations, epochs, DEMONSTRATIONS_PER_STEP, show, digits, seconds, STEPS_SORTED)
+    def imitate(self, good: list[Trajectory], epochs: int, seconds: float, beside: Future[None], **how: Any) -> None:
+        """Imitate the demonstrations, see `Trainer.imitate`. If what runs beside it fails, that is raised at once."""
+
+        def tell(figures: dict[str, Any]) -> None:
+            show(figures)
+            if beside.done():
+                beside.result()
+
+        self.trainer.imitate(
+            good, epochs, DEMONSTRATIONS_PER_STEP, tell, seconds=seconds, steps_sorted=STEPS_SORTED, **how
+        )
+        beside.result()
 
     def improve(self, client: RolloutClient, group: WeightGroup | None, ends: float, groups: int, **asked: Any) -> None:
         """Take steps of so many groups each, whose rewards differ, until all that is asked for was played. No group
@@ -265,7 +270,7 @@ def learn(
     epochs: Annotated[int, typer.Option(help="over the demonstrations, at most")] = 8,
     imitation_minutes: Annotated[float, typer.Option(help="the imitation takes, at most")] = math.inf,
     steps: Annotated[int, typer.Option(help="weight updates, at most")] = 60,
-    minutes: Annotated[float, typer.Option(help="from the start to the end of GRPO, at most")] = math.inf,
+    minutes: Annotated[float, typer.Option(help="after the start; later no group of GRPO begins")] = math.inf,
     groups: Annotated[int, typer.Option(help="of each step")] = 8,
     group_size: Annotated[int, typer.Option(help="episodes of a group: of one task")] = 8,
     trials: Annotated[int, typer.Option(help="episodes of each task in an evaluation")] = 4,
@@ -278,7 +283,7 @@ def learn(
     device: Annotated[str, typer.Option(help="the trainer's")] = "cuda:1",
     tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 32768,
     context: Annotated[int, typer.Option(help="most tokens of an episode")] = 16384,
-    actors: Annotated[int, typer.Option(help="processes that play episodes")] = 4,
+    actors: Annotated[int, typer.Option(help="that play episodes, with a CPU each; at first twice as many")] = 4,
     slots: Annotated[int, typer.Option(help="episodes at a time in each of them")] = 32,
 ) -> None:
     """Teach a pretrained model a domain by imitation, then by GRPO; writes DOMAIN-SEED.json and DOMAIN.png."""
@@ -290,7 +295,8 @@ def learn(
         from deploy.examples import grpo_trl  # TRL is not needed otherwise, and takes seconds to import
 
         rows = max(1, 2 * tokens // context)  # its passes keep less of each token: it checkpoints
-        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **SHARED_WITH_TRL, seed=seed)
+        same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
+        settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
     pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
@@ -304,8 +310,8 @@ def learn(
         demonstrating = beside.submit(demonstrated, domain, folder, demonstrations, practiced, seed, service)
         with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
             evaluating = beside.submit(run.evaluate, client, PHASES[0])
-            run.imitate(demonstrating.result(), epochs, 60 * imitation_minutes, Digits.of(tokenizer))
-            evaluating.result()
+            good, digits = demonstrating.result(), Digits.of(tokenizer)
+            run.imitate(good, epochs, 60 * imitation_minutes, evaluating, digits=digits)
             client.update_weights(own_weights(run.trainer.model), group=group)
             run.evaluate(client, PHASES[1])
             if trainer == "trl":

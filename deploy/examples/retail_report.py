@@ -34,11 +34,9 @@ def report(output: Path, domain: str = "retail") -> None:
         quarter = max(1, len(rewards) // 4)
         first, last = (sum(part) / quarter for part in (rewards[:quarter], rewards[-quarter:]))
         reward = f"{first:.2f} → {last:.2f}" if rewards else "–"
-        of_run = [reward, str(len(rewards))]
         for split in SPLITS:
             rates = [_rate(run["evaluations"].get(phase, {}).get(split)) for phase in PHASES]
-            table.add_row(str(run["seed"]), split, *rates, *of_run)
-            of_run = []
+            table.add_row(str(run["seed"]), split, *rates, reward, str(len(rewards)))
     Console().print(table)
     axes = results.axes(7, 4)
     if axes is None:
@@ -47,10 +45,12 @@ def report(output: Path, domain: str = "retail") -> None:
         numbers = range(1, len(run["steps"]) + 1)
         (drawn,) = axes.plot(numbers, [step["reward"] for step in run["steps"]], alpha=0.6, label=f"seed {run['seed']}")
         for place, phase in zip((-1, 0, len(run["steps"]) + 1), PHASES, strict=True):
-            for split, found in run["evaluations"].get(phase, {}).items():
+            for split, mark in SPLITS.items():
+                if (found := run["evaluations"].get(phase, {}).get(split)) is None:
+                    continue
                 value, (low, high) = found["pass_1"], found["interval"]
                 bars = [[value - low], [high - value]]
-                axes.errorbar([place], [value], bars, fmt=SPLITS[split], capsize=3, color=drawn.get_color())
+                axes.errorbar([place], [value], bars, fmt=mark, capsize=3, color=drawn.get_color())
     axes.set(xlabel="weight update", ylabel="reward (line), pass^1: test o, train x", ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
     axes.figure.savefig(output / f"{domain}.png", dpi=80)

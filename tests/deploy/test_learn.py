@@ -94,7 +94,7 @@ def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, th
     assert all(0.0 <= line["reward"] <= 1.0 for line in compared)
 
 
-def test_a_pretrained_model_imitates_then_improves_and_plays_the_test_split_before_between_and_after(
+def test_a_pretrained_model_imitates_then_improves_and_plays_both_splits_before_between_and_after(
     cluster, threads, tmp_path, capsys, monkeypatch
 ):
     """In miniature: a random model stands for the pretrained one, and a few turns for an episode."""

@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray import serve
 
+import rollout_service.cluster as cluster
 from deploy import policy as application
 from deploy import serve_http
 from deploy.grafana.dashboard import queries
@@ -337,16 +338,17 @@ def test_serve_that_another_client_started_at_the_same_moment_is_used(
 
 
 def test_a_serve_that_this_service_starts_on_a_foreign_cluster_kills_replicas_that_hang(service, monkeypatch):
+    (name,) = SERVE_CONTROLLER_ENVIRONMENT
     started = []
     monkeypatch.setattr(serve, "start", lambda **options: started.append(options))
-    for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
-        monkeypatch.delenv(name, raising=False)
-        serve_http.start(service.config)
-        monkeypatch.setenv(name, value)
-        serve_http.start(service.config)
-    on_foreign_cluster, in_own_ray = started
-    assert "controller_options" not in in_own_ray, "its processes have it from this one"
-    assert on_foreign_cluster["controller_options"]["runtime_env"]["env_vars"] == SERVE_CONTROLLER_ENVIRONMENT
+    monkeypatch.delenv(name, raising=False)
+    serve_http.start(service.config)
+    monkeypatch.setenv(name, "0")
+    serve_http.start(service.config)
+    assert [options["controller_options"]["runtime_env"]["env_vars"][name] for options in started] == ["1", "0"]
+    monkeypatch.setattr(cluster, "started_here", lambda: True)
+    serve_http.start(service.config)
+    assert "controller_options" not in started[-1], "the controller has it from this process"
 
 
 def halting(log: str) -> type:
