@@ -60,7 +60,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
 RATES = Rates(imitation=5e-4, grpo=2e-5)
 DEMONSTRATIONS_PER_STEP = 8
 STEPS_SORTED = 8
-"""With 1, 40% of what a step's rows hold after the opening prompt is padding, and 12% with 8."""
+"""With 1, 44% of what a step's rows hold after the opening prompt is padding, and 12% with 8."""
 
 EVALUATION_SEED = 12345
 GREEDY = {**SAMPLING, "temperature": 0.0}
@@ -185,18 +185,24 @@ class Run:
             show({"evaluation": phase, "split": split, **found})
             self._write()
 
-    def imitate(self, good: list[Trajectory], epochs: int, seconds: float, beside: Future[None], **how: Any) -> None:
-        """Imitate the demonstrations, see `Trainer.imitate`. If what runs beside it fails, that is raised at once."""
+    def imitate(
+        self,
+        demonstrations: list[Trajectory],
+        epochs: int,
+        digits: Digits | None,
+        seconds: float,
+        evaluating: Future[None],
+    ) -> None:
+        """Imitate, see `Trainer.imitate`, and wait for the evaluation that runs meanwhile. If that fails, its error is
+        raised at the imitation's next line of figures."""
 
         def tell(figures: dict[str, Any]) -> None:
             show(figures)
-            if beside.done():
-                beside.result()
+            if evaluating.done():
+                evaluating.result()
 
-        self.trainer.imitate(
-            good, epochs, DEMONSTRATIONS_PER_STEP, tell, seconds=seconds, steps_sorted=STEPS_SORTED, **how
-        )
-        beside.result()
+        self.trainer.imitate(demonstrations, epochs, DEMONSTRATIONS_PER_STEP, tell, digits, seconds, STEPS_SORTED)
+        evaluating.result()
 
     def improve(self, client: RolloutClient, group: WeightGroup | None, ends: float, groups: int, **asked: Any) -> None:
         """Take steps of so many groups each, whose rewards differ, until all that is asked for was played. No group
@@ -311,7 +317,7 @@ def learn(
         with start(domain, *service, **policy) as client, weights_through(client, transfer) as group:
             evaluating = beside.submit(run.evaluate, client, PHASES[0])
             good, digits = demonstrating.result(), Digits.of(tokenizer)
-            run.imitate(good, epochs, 60 * imitation_minutes, evaluating, digits=digits)
+            run.imitate(good, epochs, digits, 60 * imitation_minutes, evaluating)
             client.update_weights(own_weights(run.trainer.model), group=group)
             run.evaluate(client, PHASES[1])
             if trainer == "trl":

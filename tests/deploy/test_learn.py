@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from deploy.examples.grpo import CLIP, OneTypeCache, Rates, Trainer, collated
 from deploy.examples.renaming import Digits
 from rollout_service.chat.tokenizer_files import load_tokenizer
 from rollout_service.collecting import judging
-from rollout_service.errors import BudgetReached, TooFewKept
+from rollout_service.errors import BudgetReached, ServiceError, TaskError, TooFewKept
 from rollout_service.tau2.tasks import references
 from tests.support import episodes
 from tests.support.trajectories import make_member, make_segment
@@ -132,6 +135,72 @@ def test_imitated_rows_have_other_numbers_each_time_and_targets_that_follow_the_
     orders = [re.findall(r"#W\d{7}", text) for text in texts]
     assert orders[0].count("#W2378156") == orders[1].count(orders[1][-1]) == orders[2].count(orders[2][-1]) > 2
     assert len({found[-1] for found in orders}) == 3
+
+
+def test_each_demonstration_is_imitated_once_an_epoch_and_sorting_saves_most_of_the_padding(tmp_path):
+    given = [make_member(place, 0, segments=[make_segment(turns=1 + place % 8, seed=place)]) for place in range(64)]
+    lengths = sorted(len(each.segments[0].token_ids) for each in given)
+    padding = {}
+    for steps_sorted in 1, 8:
+        torch.manual_seed(0)
+        trainer = Trainer(learn.random_model(32, 1, tmp_path), "cpu", Rates(1e-3, 1e-3))
+        steps: list[list[int]] = []
+        trainer._imitation_step = lambda tensors, to=steps: to.append(tensors["lengths"].tolist()) or 0.0
+        trainer.imitate(given, 2, 4, lambda _: None, steps_sorted=steps_sorted)
+        assert [len(step) for step in steps] == [4] * 32
+        for epoch in steps[:16], steps[16:]:
+            assert sorted(length for step in epoch for length in step) == lengths
+        assert steps[:16] != steps[16:], "each epoch has an order of its own"
+        padding[steps_sorted] = sum(max(step) * len(step) - sum(step) for step in steps)
+    assert padding[8] < padding[1] / 2
+
+
+def test_an_evaluation_that_fails_ends_the_imitation_beside_it_at_once(tmp_path):
+    class Imitating:
+        told = 0
+
+        def imitate(self, demonstrations, epochs, per_step, tell, *_):
+            for _ in range(epochs):
+                self.told += 1
+                tell({"loss": 1.0})
+
+    trainer, failed, played = Imitating(), Future(), Future()
+    run = retail.Run(tmp_path, 9, trainer, "retail", 1, None)
+    failed.set_exception(ServiceError("the service is gone", "Start it again."))
+    with pytest.raises(ServiceError, match="the service is gone"):
+        run.imitate([], 5, None, np.inf, failed)
+    assert trainer.told == 1
+    played.set_result(None)
+    run.imitate([], 5, None, np.inf, played)
+    assert trainer.told == 6
+
+
+def test_both_splits_are_evaluated_greedily_and_the_report_also_reads_runs_that_had_one(tmp_path, capsys):
+    played = []
+
+    class Client:
+        def evaluate(self, **asked):
+            played.append(asked)
+            return SimpleNamespace(pass_rates=[SimpleNamespace(value=0.5, interval=(0.25, 0.75), tasks=4)])
+
+    run = retail.Run(tmp_path, 1, None, "retail", 2, 4)
+    run.evaluate(Client(), "before")
+    assert [asked["split"] for asked in played] == ["test", "train"]
+    assert {asked["sampling"]["temperature"] for asked in played} == {0.0}
+    assert {asked["sampling"]["max_new_tokens"] for asked in played} == {256}
+    older = {"seed": 2, "evaluations": {"before": {"pass_1": 0.1, "interval": [0.0, 0.2]}}, "steps": []}
+    (tmp_path / "retail-2.json").write_text(json.dumps(older))
+    retail.report(tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("0.25–0.75") == 2
+    assert (tmp_path / "retail.png").exists() == (importlib.util.find_spec("matplotlib") is not None)
+
+
+def test_demonstrations_of_which_none_solves_its_task_are_a_clear_error(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(retail, "grounded", lambda trajectory: False)
+    load_tokenizer(None)[0].save_pretrained(tmp_path)
+    with pytest.raises(TaskError, match=r"None of \d+ demonstrations of airline solved its task"):
+        retail.demonstrated("airline", tmp_path, 1, 0, 0, (1, 4, 8192))
 
 
 def test_a_cache_that_is_given_keys_in_float32_keeps_the_type_of_the_values():
