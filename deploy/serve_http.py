@@ -42,7 +42,7 @@ def start(config: RolloutConfig) -> None:
 
 
 def _start(**asked: Any) -> None:
-    if not cluster.started_here():  # else all processes have it, and the controller need not wait for one of its own
+    if not cluster.started_here():  # else every process there has it, and the controller starts sooner without options
         wanted = {name: os.environ.get(name, value) for name, value in cluster.SERVE_CONTROLLER_ENVIRONMENT.items()}
         asked["controller_options"] = {"runtime_env": {"env_vars": wanted}}
     try:

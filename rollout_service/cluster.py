@@ -344,7 +344,7 @@ def connect(address: str | None, namespace: str) -> None:
             for name, value in SERVE_CONTROLLER_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)  # all that Ray starts has it
             started = {"include_dashboard": False, "_system_config": _OWN_RAY}
-            threads.run_in_one_that_stays(lambda: ray.init("local", **started, **quiet))
+            threads.run_in_lasting_thread(lambda: ray.init("local", **started, **quiet))
             _own_rays.add(ray.get_runtime_context().gcs_address)
         else:
             host, _, port = address.rpartition(":")

@@ -1,4 +1,4 @@
-"""The thread that starts a Ray, which must live as long as the process.
+"""Work in a thread that lives as long as the process.
 
 Invariant: the caller waits for the work, and gets what it raises.
 """
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 
-def run_in_one_that_stays(work: Callable[[], object]) -> None:
+def run_in_lasting_thread(work: Callable[[], object]) -> None:
     """Do it in this thread if it is the main one, else in one that stays until the process ends: on Linux the processes
     of a cluster that Ray starts are killed with the thread that started them."""
     if threading.current_thread() is threading.main_thread():

@@ -56,7 +56,7 @@ class Rounds:
 
 
 def run() -> bool:
-    """Measure the writing alone, and collections without and with latency. Takes less than 6 minutes."""
+    """Measure the writing alone, and collections without and with latency. Takes 7 minutes."""
     alone = {form: _median_alone(form) for form in _FORMS}
     ray.init("local", num_cpus=12, include_dashboard=False, log_to_driver=False)
     with _services(None) as services:
