@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import time
@@ -81,6 +82,35 @@ def collect_while(client: RolloutClient, act, least: int = 8):
         status = client.status()
         number = max(least, status["finished"] - before + status["slots"])
         return result, [group[0] for group in itertools.islice(stream, number)]
+
+
+def with_turns(act):
+    """What `act` returns, and the versions of the tokens of turns that follow one another without a pause while it is
+    called. Episodes have pauses between their turns, and all of them may have one at the same time."""
+
+    async def sampled() -> tuple:
+        policy, is_over, turns = ServePolicy("sglang-policy"), asyncio.Event(), []
+
+        async def sample(length: int) -> None:
+            how = Sampling(max_new_tokens=length, ignore_eos=True)
+            ids = np.arange(100, 110, dtype=np.int32)
+            turns.append(await policy.generate(ids, how, f"turns of {length}", TurnInfo()))
+
+        async def follow(length: int) -> None:
+            while not is_over.is_set():
+                await sample(length)
+
+        lengths = 70, 100, 130, 160  # so that they do not begin together
+        await asyncio.gather(*(sample(length) for length in lengths))
+        following = [asyncio.create_task(follow(length)) for length in lengths]
+        try:
+            result = await asyncio.to_thread(act)
+        finally:
+            is_over.set()
+            await asyncio.gather(*following)
+        return result, [turn.weight_versions for turn in turns]
+
+    return asyncio.run(sampled())
 
 
 def engine_processes() -> list[tuple[psutil.Process, str]]:
@@ -192,18 +222,15 @@ def test_a_checkpoint_reaches_every_replica_and_each_token_has_its_own_weights(s
     version = service.weight_version()
     folders = [str(models["first"]), str(models["second"])]
     old, new = folders[version % 2], folders[(version + 1) % 2]
-    report, trajectories = collect_while(service, lambda: service.update_weights(new, mode=mode))
+    update = functools.partial(service.update_weights, new, mode=mode)
+    (report, versions), trajectories = collect_while(service, lambda: with_turns(update))
     assert report.version == version + 1
     assert report.lost == []
     assert [state.version for state in report.replicas] == [version + 1] * 2
     see_that_all_is_exact(trajectories, {version: Reference(old), version + 1: Reference(new)})
     assert [version, version + 1] in [spans(t) for t in trajectories]
-    mixed_turns = [
-        turn
-        for t in trajectories
-        for turn in t.turns
-        if len(set(t.segments[0].weight_versions[turn.start : turn.end].tolist())) > 1
-    ]
+    versions += [t.segments[0].weight_versions[turn.start : turn.end] for t in trajectories for turn in t.turns]
+    mixed_turns = [found for found in versions if len(set(found.tolist())) > 1]
     assert bool(mixed_turns) == (mode == "abort_and_resume"), "drained turns are of one version, resumed ones of two"
 
 
