@@ -237,12 +237,13 @@ def translated(error: RayError, actor: Actor) -> BaseException:
         return error
     if isinstance(error, ActorUnavailableError):
         return Interrupted(f"The service's {actor} was interrupted.", "Call it again: it comes back if it can.")
-    return gone(actor) if isinstance(error, RayActorError) else error
+    return gone(actor, last_cause(str(error))) if isinstance(error, RayActorError) else error
 
 
-def gone(actor: Actor) -> ServiceError:
-    """The error that a caller of an actor that died sees."""
-    return ServiceError(*_GONE[actor])
+def gone(actor: Actor, why: str = "") -> ServiceError:
+    """The error that a caller of an actor that died sees. `why` it died, as Ray says it."""
+    problem, remedy = _GONE[actor]
+    return ServiceError(f"{problem} Ray says: {why}" if why else problem, remedy)
 
 
 # Connecting ----------------------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ def test_a_timeout_that_the_actor_raises_is_its_error_and_no_late_answer(wait, g
         wait(cluster.answer(gate.own_timeout.remote(), seconds=60.0))
 
 
+def test_an_actor_that_died_is_an_error_with_the_reason_that_ray_gives(wait, gate):
+    wait(cluster.answer(gate.open.remote()))
+    ray.kill(gate)
+    reason = r"The service's coordinator is gone\. Ray says: .*killed by `ray\.kill`\. Start the service again"
+    with pytest.raises(ServiceError, match=reason):
+        wait(cluster.repeated(gate.answer.remote))
+
+
 def test_objects_that_are_lost_are_marked_and_the_others_given_in_order(wait, gate):
     gate.open.remote()
     found = wait(cluster.fetched([gate.answer.remote(), gate.own_timeout.remote(), gate.answer.remote()]))

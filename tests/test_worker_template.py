@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import psutil
 import ray
@@ -24,8 +25,14 @@ class Witness:
     def process(self) -> tuple[int, int, bool, str]:
         return os.getpid(), os.getpgid(0), "litellm" in sys.modules, ray.get_runtime_context().get_job_id()
 
-    def random_id(self) -> str:
-        return ray.ObjectRef.from_random().hex()
+    def random_ids(self) -> list[str]:
+        """Some made in this thread, and one in each of many others, one after the other."""
+        found = [ray.ObjectRef.from_random().hex() for _ in range(50)]
+        for _ in range(50):
+            thread = threading.Thread(target=lambda: found.append(ray.ObjectRef.from_random().hex()))
+            thread.start()
+            thread.join()
+        return found
 
 
 def witness(variables: dict[str, str]) -> ray.actor.ActorHandle:
@@ -45,8 +52,8 @@ def test_a_worker_with_the_service_s_variables_is_a_fork_of_this_job_and_sees_th
 
 def test_no_two_forks_make_the_same_random_ids(cluster):
     actors = [witness(SERVE_ENVIRONMENT) for _ in range(4)]
-    ids = ray.get([actor.random_id.remote() for actor in actors for _ in range(50)])
-    assert len(set(ids)) == len(ids)
+    ids = [made for found in ray.get([actor.random_ids.remote() for actor in actors]) for made in found]
+    assert len(set(ids)) == len(ids) == 400
     for actor in actors:
         ray.kill(actor)
 

@@ -17,16 +17,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import transformers.models.auto.tokenization_auto  # noqa: F401  # these three are imported here, once
-
-import deploy.application
-import deploy.service  # noqa: F401
-import rollout_service.assets
-import rollout_service.cluster as cluster
-import rollout_service.tau2.tasks
-from rollout_service.client import RolloutClient
-from tests.support.episodes import settings
 from tests.support.workers import random_ids
+
+with random_ids.unmade():
+    import transformers.models.auto.tokenization_auto  # noqa: F401  # these three are imported here, once
+
+    import deploy.application
+    import deploy.service  # noqa: F401
+    import rollout_service.assets
+    import rollout_service.cluster as cluster
+    import rollout_service.tau2.tasks
+    from rollout_service.client import RolloutClient
+    from tests.support.episodes import settings
 
 _ATTACH_SECONDS = 100.0
 
@@ -97,7 +99,6 @@ def main() -> None:
     pipe, address = sys.argv[1:]
     gc.freeze()
     for job in sys.stdin:
-        random_ids.draw()
         if os.fork() == 0:
             work(int(pipe), address, job.strip())
             return

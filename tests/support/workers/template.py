@@ -112,9 +112,12 @@ class _First:
                     held.close()
                 os.environ.clear()
                 os.environ.update(variables)
-                _load(SECOND)
-                if _runs_sglang(known["own"]):
-                    _load_sglang(known["own"]["PYTHONPATH"].split(os.pathsep))
+                from tests.support.workers import random_ids  # it imports Ray
+
+                with random_ids.unmade():
+                    _load(SECOND)
+                    if _runs_sglang(known["own"]):
+                        _load_sglang(known["own"]["PYTHONPATH"].split(os.pathsep))
                 gc.freeze()
                 _Second(theirs).run()
             theirs.close()
@@ -138,10 +141,7 @@ class _Second:
             key.data()
 
     def _fork(self) -> None:
-        from tests.support.workers import random_ids  # it imports Ray
-
         request, (asker, *standard), _, _ = socket.recv_fds(self._requests, LONGEST, 4)
-        random_ids.draw()
         pid = os.fork()
         if pid == 0:
             for descriptor in (*self._open, asker):
