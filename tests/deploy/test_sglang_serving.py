@@ -24,6 +24,7 @@ from rollout_service.config.sampling import Sampling
 from rollout_service.errors import WeightError
 from rollout_service.policy.base import RequestError, TurnInfo
 from rollout_service.policy.serve import ServePolicy
+from rollout_service.record.trajectory import TokenSegment
 from tests.support import openai_server, sglang, tiny_model
 from tests.support.reference import Reference, error, pure_error
 from tests.support.services import start, wait_until
@@ -85,17 +86,29 @@ def collect_while(client: RolloutClient, act, least: int = 8):
 
 
 def in_long_turns(act):
-    """What `act` returns, and the versions of the tokens of turns that are longer than those of episodes, and that
-    begin when it is called."""
+    """What `act` returns, and turns that are longer than those of episodes, and that begin when it is called: a segment
+    each."""
+    prompt = np.arange(100, 110, dtype=np.int32)
+    before = np.zeros(len(prompt), dtype=np.int32)
 
     async def sampled() -> tuple:
         policy, how = ServePolicy("sglang-policy"), Sampling(max_new_tokens=800, ignore_eos=True)
-        ids = np.arange(100, 110, dtype=np.int32)
-        turns = asyncio.gather(*(policy.generate(ids, how, f"long turn {i}", TurnInfo()) for i in range(6)))
+        turns = asyncio.gather(*(policy.generate(prompt, how, f"long turn {i}", TurnInfo()) for i in range(6)))
         result = await asyncio.to_thread(act)
-        return result, [turn.weight_versions for turn in await turns]
+        return result, await turns
 
-    return asyncio.run(sampled())
+    result, turns = asyncio.run(sampled())
+    return result, [
+        TokenSegment(
+            token_ids=np.concatenate([prompt, turn.token_ids]),
+            loss_mask=np.concatenate([before, np.ones_like(turn.token_ids)]).astype(np.uint8),
+            logprobs=np.concatenate([before.astype(np.float32), turn.logprobs]),
+            weight_versions=np.concatenate([before - 1, turn.weight_versions]),
+            prompt_length=len(prompt),
+            turns=[],
+        )
+        for turn in turns
+    ]
 
 
 def engine_processes() -> list[tuple[psutil.Process, str]]:
@@ -208,12 +221,15 @@ def update_under_turns(service: RolloutClient, folders: list[str], mode: str) ->
     version = service.weight_version()
     old, new = folders[version % 2], folders[(version + 1) % 2]
     update = functools.partial(service.update_weights, new, mode=mode)
-    (report, versions), trajectories = collect_while(service, lambda: in_long_turns(update))
+    (report, long_turns), trajectories = collect_while(service, lambda: in_long_turns(update))
     assert report.version == version + 1
     assert report.lost == []
     assert [state.version for state in report.replicas] == [version + 1] * 2
-    see_that_all_is_exact(trajectories, {version: Reference(old), version + 1: Reference(new)})
+    served = {version: Reference(old), version + 1: Reference(new)}
+    see_that_all_is_exact(trajectories, served)
+    assert max(error(segment, served) for segment in long_turns) < TOLERANCE
     assert [version, version + 1] in [spans(t) for t in trajectories]
+    versions = [segment.weight_versions[segment.loss_mask == 1] for segment in long_turns]
     versions += [t.segments[0].weight_versions[turn.start : turn.end] for t in trajectories for turn in t.turns]
     return [found for found in versions if len(set(found.tolist())) > 1]
 
