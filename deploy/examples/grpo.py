@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from deploy.examples.copies import Copies
 from deploy.examples.renaming import Digits, renamed
 from rollout_service.adapters.torch import collate_padded
 from rollout_service.collecting.judging import informative
@@ -103,21 +104,26 @@ def token_logprobs(model: Any, tensors: Tensors) -> torch.Tensor:
 class Trainer:
     """The model and its optimizer."""
 
-    def __init__(self, model: Any, device: str, rates: Rates, tokens: int = 16_384) -> None:
+    def __init__(self, model: Any, device: str, rates: Rates, tokens: int = 16_384, beside: Sequence[str] = ()) -> None:
         """
         Args:
             model: gets the attention of this module.
             tokens: most that go through the model at a time, padding included, beside those that all rows begin with
                 (see `token_logprobs`). A longer row goes alone.
+            beside: other devices, which share the imitation with `device`.
+
+        Raises:
+            RuntimeError: torch's, for a device that is not there.
         """
         self.model = model.to(device)
         self.model.set_attn_implementation(causal_attention.__name__)
-        self._device = device
+        self._beside = [str(torch.empty(0, device=each).device) for each in beside]
         self._rates = rates
         self._tokens = tokens
         self._optimizer = torch.optim.Adam(model.parameters(), lr=rates.grpo)
         self._random = np.random.default_rng(torch.initial_seed())
         if device.startswith("cuda"):
+            torch.cuda.set_device(device)
             # cuDNN makes a plan for each new shape, on the CPU, and nearly every part has a shape of its own.
             torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -145,6 +151,7 @@ class Trainer:
         given = list(demonstrations)
         lengths = [sum(len(segment.token_ids) for segment in each.segments) for each in given]
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.imitation)
+        copies = Copies(self.model, self._beside)
         began, step, steps = time.monotonic(), 0, epochs * math.ceil(len(given) / per_step)
         for epoch in range(1, epochs + 1):
             losses: list[float] = []
@@ -156,7 +163,7 @@ class Trainer:
                     break
                 for group in self._optimizer.param_groups:
                     group["lr"] = self._rates.imitation * (1.0 - 0.95 * max(step / steps, passed / seconds))
-                losses.append(self._imitation_step(tensors))
+                losses.append(self._imitation_step(tensors, copies))
                 step += 1
                 if step % TOLD_EVERY == 0:
                     tell({"imitation step": step, "of": steps, "loss": losses[-1], "seconds": time.monotonic() - began})
@@ -174,7 +181,7 @@ class Trainer:
             if not total:
                 continue
             loss, cut = 0.0, 0
-            for part in self._parts(tensors):
+            for part in self._parts(tensors, self.model.device):
                 mask = part["loss_mask"]
                 advantages = part["advantages"][:, None].expand(mask.shape)[mask]
                 ratio = (token_logprobs(self.model, part) - part["old_logprobs"][mask]).exp()
@@ -190,7 +197,7 @@ class Trainer:
         """The largest difference between this model's log-probs and the trajectories', over tokens that were sampled
         with this model's weights, `version`. None: there is no such token."""
         worst: list[float] = []
-        for part in self._parts(collated(trajectories)):
+        for part in self._parts(collated(trajectories), self.model.device):
             mask = part["loss_mask"]
             newest = part["weight_versions"][mask] == version
             if newest.any():
@@ -199,12 +206,18 @@ class Trainer:
                 worst.append(float(error[newest].max()))
         return max(worst, default=None)
 
-    def _imitation_step(self, tensors: Tensors) -> float:
+    def _imitation_step(self, tensors: Tensors, copies: Copies) -> float:
         total = int(tensors["loss_mask"].sum())
-        loss = 0.0
-        for part in self._parts(tensors):
-            loss += self._backward(-token_logprobs(self.model, part).sum() / total)
+
+        def backward(model: Any, rows: torch.Tensor) -> float:
+            share = {name: tensor[rows] for name, tensor in tensors.items()}
+            parts = self._parts(share, model.device)
+            return sum(self._backward(-token_logprobs(model, part).sum() / total) for part in parts)
+
+        longest_first = tensors["lengths"].argsort(descending=True)
+        loss = copies.gradients(backward, [longest_first[place :: len(copies)] for place in range(len(copies))])
         self._descend()
+        copies.follow()
         return loss
 
     def _to_imitate(self, demonstrations: Sequence[Trajectory], digits: Digits | None) -> Tensors:
@@ -226,8 +239,8 @@ class Trainer:
             ids[:length] = row
             targets[: length - 1] = row[1:]
 
-    def _parts(self, tensors: Tensors) -> Iterator[Tensors]:
-        """The rows that go through the model at a time, on its device: rows of similar lengths, the longest first,
+    def _parts(self, tensors: Tensors, device: torch.device) -> Iterator[Tensors]:
+        """The rows that go through the model at a time, on this device: rows of similar lengths, the longest first,
         without padding that none of them needs."""
         lengths, order = tensors["lengths"].sort(descending=True)
         start, shared = 0, shared_tokens(tensors) if len(order) else 0
@@ -239,7 +252,7 @@ class Trainer:
             part = {name: tensor[rows] for name, tensor in tensors.items()}
             if part["loss_mask"].any():
                 cut = {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
-                yield {name: tensor.to(self._device) for name, tensor in cut.items()}
+                yield {name: tensor.to(device) for name, tensor in cut.items()}
 
     def _backward(self, loss: torch.Tensor) -> float:
         loss.backward()

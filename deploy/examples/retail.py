@@ -15,8 +15,9 @@ both splits: pass^1 with a 95% interval over the tasks. Only τ²'s official rew
 Invariant: the test split is played, and never learned from. All three evaluations play the same tasks with the same
 seeds. There the policy writes the likeliest token; in GRPO it samples.
 
-Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names. Everything also runs on
-a CPU, with `--engine transformers --device cpu --transfer tensors`.
+Ray gives a replica the machine's first GPUs; the trainer takes the one that `--device` names, and the imitation also
+those of `--imitate-also-on`. Everything also runs on a CPU, with `--engine transformers --device cpu --transfer
+tensors`.
 """
 
 from __future__ import annotations
@@ -287,6 +288,7 @@ def learn(
     engine_arguments: Annotated[str, typer.Option(help="more of the engine's, as JSON")] = "{}",
     transfer: Annotated[Literal["nccl", "gloo", "tensors"], typer.Option(help="of new weights")] = "nccl",
     device: Annotated[str, typer.Option(help="the trainer's")] = "cuda:1",
+    imitate_also_on: Annotated[list[str] | None, typer.Option(help="another that shares the imitation")] = None,
     tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 32768,
     context: Annotated[int, typer.Option(help="most tokens of an episode")] = 16384,
     actors: Annotated[int, typer.Option(help="that play episodes, with a CPU each; at first twice as many")] = 4,
@@ -304,9 +306,7 @@ def learn(
         same = {"temperature": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "learning_rate": RATES.grpo}
         settings = grpo_trl.settings(folder, device, steps, groups, group_size, rows, **same, seed=seed)
     pretrained, tokenizer = prepared(model, folder, context, torch.bfloat16 if engine == "sglang" else torch.float32)
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    run = Run(output, seed, Trainer(pretrained, device, RATES, tokens), domain, trials, tasks)
+    run = Run(output, seed, Trainer(pretrained, device, RATES, tokens, imitate_also_on or ()), domain, trials, tasks)
     start_ray()
     service = actors, slots, context
     policy = {"engine": engine, "model": str(folder), "engine_arguments": json.loads(engine_arguments)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -71,6 +72,31 @@ def _grpo_loss(model, group):
     advantages = tensors["advantages"][:, None]
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
     return -(gain * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_a_step_of_the_imitation_is_the_same_whether_one_device_computes_it_or_three(tmp_path, rows):
+    torch.manual_seed(0)
+    model = learn.random_model(32, 1, tmp_path)
+    given = [_sampled(place, place % 3, 1.0, model.config.vocab_size) for place in range(rows)]
+    told: list[list[float]] = []
+    learned = []
+    for beside in [], ["cpu", "cpu"]:
+        torch.manual_seed(0)
+        trainer = Trainer(copy.deepcopy(model), "cpu", Rates(1e-3, 1e-3), 40, beside)
+        losses: list[float] = []
+        trainer.imitate(given, 3, 4, lambda figures, to=losses: to.append(figures["loss"]))
+        told.append(losses)
+        learned.append(list(trainer.model.parameters()))
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    assert told[0][0] > told[0][-1], "it learns"
+    for one, three in zip(*learned, strict=True):
+        torch.testing.assert_close(one, three, rtol=1e-3, atol=1e-5)
+
+
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_played(tmp_path):
+    with pytest.raises(RuntimeError, match="nowhere"):
+        Trainer(learn.random_model(32, 1, tmp_path), "cpu", Rates(1e-3, 1e-3), beside=["nowhere"])
 
 
 def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, threads, tmp_path, capsys, monkeypatch):
@@ -145,7 +171,7 @@ def test_each_demonstration_is_imitated_once_an_epoch_and_sorting_saves_most_of_
         torch.manual_seed(0)
         trainer = Trainer(learn.random_model(32, 1, tmp_path), "cpu", Rates(1e-3, 1e-3))
         steps: list[list[int]] = []
-        trainer._imitation_step = lambda tensors, to=steps: to.append(tensors["lengths"].tolist()) or 0.0
+        trainer._imitation_step = lambda tensors, _, to=steps: to.append(tensors["lengths"].tolist()) or 0.0
         trainer.imitate(given, 2, 4, lambda _: None, steps_sorted=steps_sorted)
         assert [len(step) for step in steps] == [4] * 32
         for epoch in steps[:16], steps[16:]:
