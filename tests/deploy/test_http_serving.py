@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -26,9 +23,10 @@ from rollout_service.policy.base import TurnInfo
 from rollout_service.policy.endpoint import settled
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
-from tests.support import openai_server, sglang, slime, tiny_model
+from tests.support import openai_server, sglang, sglang_server, slime, tiny_model
 from tests.support.reference import Reference, error
 from tests.support.services import free_port, start
+from tests.support.workers import program
 
 pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
@@ -39,7 +37,7 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def server(forks, model, tmp_path_factory):
     """URL of a bare SGLang server."""
     port = free_port()
     flags = ["--model-path", model, "--port", str(port), "--skip-tokenizer-init"]
@@ -47,20 +45,14 @@ def server(model, tmp_path_factory):
     for name, value in sglang.ENGINE_ARGUMENTS.items():
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     with open(tmp_path_factory.mktemp("log") / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.sglang_server", *flags],
-            env=os.environ | sglang.ENVIRONMENT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        process = program.start(forks, sglang_server.__file__, *flags, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         asyncio.run(until_healthy(url, process))
         yield url
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
 
 async def until_healthy(url: str, process: subprocess.Popen) -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.support import sglang, tiny_model
+from tests.support.workers import program
 
 pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]
 
 START = """
 import asyncio, json, sys
-import sglang.srt.managers.scheduler  # so that the process in reserve has it
-from tests.support.workers import spare
 from deploy.engines.sglang import SglangEngine
 from rollout_service.config import PolicyConfig
 from rollout_service.errors import ServiceError
 
 if __name__ == "__main__":
-    spare.keep()
     policy = PolicyConfig(engine="sglang", **json.loads(sys.argv[1]))
     try:
         asyncio.run(asyncio.to_thread(SglangEngine, policy))  # where a replica starts it: not in the main thread
@@ -31,19 +24,12 @@ if __name__ == "__main__":
 """
 
 
-def test_what_ends_the_scheduler_is_the_error(tmp_path):
-    script = tmp_path / "start.py"
-    script.write_text(START)
+def test_what_ends_the_scheduler_is_the_error(forks, tmp_path):
     settings = {
         "model": str(tiny_model.make(tmp_path / "model")),
         "engine_arguments": sglang.ENGINE_ARGUMENTS | {"attention_backend": "no_such_backend"},
     }
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps(settings)],
-        env={**os.environ, **sglang.ENVIRONMENT},
-        capture_output=True,
-        text=True,
-    )
+    done = program.run(forks, START, settings, tmp_path)
     assert done.stdout.startswith("refused: SGLang does not start: "), done.stderr[-2000:]
     assert "no_such_backend" in done.stdout
     assert done.returncode == 0

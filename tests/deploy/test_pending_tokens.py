@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +13,7 @@ from deploy.engines.pending_tokens import count_in_pauses, reason_against_freezi
 from tests.benchmarks.trainer import make_models
 from tests.support import sglang
 from tests.support.reference import Reference
+from tests.support.workers import program
 
 TOLERANCE = 1e-4
 """Of log-probs against Hugging Face's, both float32."""
@@ -23,8 +21,6 @@ TOLERANCE = 1e-4
 PLAY = """
 import asyncio, json, sys
 import numpy as np
-import sglang.srt.managers.scheduler  # so that the process in reserve has it
-from tests.support.workers import spare
 from deploy.engines.sglang import SglangEngine
 from rollout_service.config import PolicyConfig
 from rollout_service.config.sampling import Sampling
@@ -76,7 +72,6 @@ async def play(models, arguments):
     engine.close()
 
 if __name__ == "__main__":
-    spare.keep()
     asyncio.run(play(*json.loads(sys.argv[1])))
 """
 
@@ -84,19 +79,12 @@ if __name__ == "__main__":
 @pytest.mark.sglang
 @sglang.needed
 @pytest.mark.timeout(300)
-def test_tokens_of_turns_that_go_on_over_updates_have_the_log_probs_of_the_versions_that_they_name(tmp_path):
+def test_tokens_of_turns_that_go_on_over_updates_have_the_log_probs_of_the_versions_that_they_name(forks, tmp_path):
     models = make_models(tmp_path, {})
     arguments = sglang.ENGINE_ARGUMENTS | {"chunked_prefill_size": 64}
     # As if memory was short, some turns are moved out of it every few steps, and lose their pending tokens.
     moving = {"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "3"}
-    script = tmp_path / "play.py"
-    script.write_text(PLAY)
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps([models, arguments])],
-        env={**os.environ, **sglang.ENVIRONMENT, **moving},
-        capture_output=True,
-        text=True,
-    )
+    done = program.run(forks, PLAY, [models, arguments], tmp_path, **moving)
     assert done.stdout, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["recomputed"] > 0, "no turn was moved out of memory"

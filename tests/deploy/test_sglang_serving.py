@@ -59,7 +59,7 @@ def service(cluster, models):
             policy__replicas=2,
             policy__engine_arguments=sglang.ENGINE_ARGUMENTS,
             policy__env_vars=sglang.ENVIRONMENT,
-            policy__sampling={"max_new_tokens": 100},
+            policy__sampling={"max_new_tokens": 40},
             tasks__ids=["create_task_1", "update_task_1", "impossible_task_1"],
             user__model="openai/talker",
             user__base_url=user.base_url,
@@ -92,7 +92,7 @@ def in_long_turns(act):
     before = np.zeros(len(prompt), dtype=np.int32)
 
     async def sampled() -> tuple:
-        policy, how = ServePolicy("sglang-policy"), Sampling(max_new_tokens=800, ignore_eos=True)
+        policy, how = ServePolicy("sglang-policy"), Sampling(max_new_tokens=300, ignore_eos=True)
         turns = asyncio.gather(*(policy.generate(prompt, how, f"long turn {i}", TurnInfo()) for i in range(6)))
         result = await asyncio.to_thread(act)
         return result, await turns

@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +21,7 @@ from deploy.engines.staging import Flat, GpuMemory, Staging
 from rollout_service.config import PolicyConfig
 from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, stored
 from tests.support import sglang, tiny_model
+from tests.support.workers import program
 
 PIECE = 1000
 """Bytes that are copied at a time."""
@@ -234,7 +232,6 @@ LOADED = """
 import asyncio, json, sys
 from types import SimpleNamespace
 
-import sglang.srt.managers.scheduler
 from deploy.engines import parameters, staging
 from deploy.engines.sglang import SglangEngine
 from deploy.engines.sglang_weights import SglangWeights
@@ -243,7 +240,6 @@ from pathlib import Path
 from rollout_service.config import PolicyConfig
 from rollout_service.policy.weights import Bucket, Checkpoint, StoredTensors, stored
 from sglang.srt.managers.io_struct import CheckWeightsReqInput
-from tests.support.workers import spare
 
 first, second, broken, arguments = json.loads(sys.argv[1])
 gpu = SimpleNamespace(take=staging._shared_memory, give_back=lambda: None)  # "GPU" memory that this scheduler can open
@@ -289,7 +285,6 @@ async def played(engine):
 
 
 if __name__ == "__main__":
-    spare.keep()
     engine = SglangEngine(PolicyConfig(engine="sglang", model=first, engine_arguments=arguments))
     print(json.dumps(asyncio.run(played(engine))), flush=True)
     engine.close()
@@ -300,7 +295,7 @@ if __name__ == "__main__":
 @pytest.mark.timeout(300)
 @sglang.needed
 def test_sglang_has_the_same_weights_from_tensors_as_from_files_and_its_old_ones_if_they_do_not_come(
-    tmp_path: Any,
+    forks: dict[str, str], tmp_path: Any
 ) -> None:
     """With an output embedding that is tied to the input's, and several files."""
     shape: dict[str, Any] = {"tie_word_embeddings": True, "max_shard_size": "100KB"}
@@ -308,14 +303,7 @@ def test_sglang_has_the_same_weights_from_tensors_as_from_files_and_its_old_ones
     files = sorted(folders[2].glob("*.safetensors"))
     assert len(files) > 2
     files[-1].write_bytes(files[-1].read_bytes()[:-100])
-    script = tmp_path / "loaded.py"
-    script.write_text(LOADED)
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps([*map(str, folders), sglang.ENGINE_ARGUMENTS])],
-        env={**os.environ, **sglang.ENVIRONMENT},
-        capture_output=True,
-        text=True,
-    )
+    done = program.run(forks, LOADED, [*map(str, folders), sglang.ENGINE_ARGUMENTS], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     first, second = found["start"], found["second from files"][1]

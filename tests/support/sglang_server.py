@@ -1,5 +1,4 @@
-"""SGLang's HTTP server, started as `python -m sglang.launch_server` starts it: `python -m tests.support.sglang_server`
-with the same arguments.
+"""SGLang's HTTP server, with the arguments of `python -m sglang.launch_server`, for `tests.support.workers.program`.
 
 Its processes are forks of this one, which has imported what they need.
 """
@@ -11,9 +10,5 @@ import runpy
 from tests.support.workers import spare
 
 if __name__ == "__main__":
-    import sglang.srt.entrypoints.http_server
-    import sglang.srt.managers.detokenizer_manager
-    import sglang.srt.managers.scheduler  # noqa: F401
-
-    spare.keep(2)  # a scheduler and a detokenizer
+    spare.keep()  # the detokenizer, besides the scheduler that any program with SGLang has in reserve
     runpy.run_module("sglang.launch_server", run_name="__main__")

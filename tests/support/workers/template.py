@@ -4,11 +4,12 @@ argument.
 Invariant: a fork has the arguments, the environment, the folder and the output of the process that asked for it. Ray
 and what imports it read the environment at their import, so they are imported by a second template, which is a fork of
 the first one and serves workers of one cluster, one job and one environment. Fork and asker end together, whichever
-ends first. All end with the input of this program.
+ends first, and the asker is told how the fork ended. All end with the input of this program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -95,12 +96,15 @@ class _First:
                 asker, _ = self._listening.accept()
                 request, descriptors, _, _ = socket.recv_fds(asker, LONGEST, 3)
                 if request:
-                    socket.send_fds(self._template(request), [request], [asker.fileno(), *descriptors])
+                    given = [asker.fileno(), *descriptors]
+                    socket.send_fds(self._template(request, given), [request], given)
                 asker.close()
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _template(self, request: bytes) -> socket.socket:
+    def _template(self, request: bytes, given: list[int]) -> socket.socket:
+        """The one for the request. If it is begun now, it leaves alone what was `given` with the request: who reads a
+        program's output waits until nobody can write there."""
         known = json.loads(request)
         variables: dict[str, str] = known["variables"]
         cluster_and_job = [variables.get(name) for name in ("RAY_RAYLET_PID", "RAY_JOB_ID")]
@@ -110,6 +114,8 @@ class _First:
             if os.fork() == 0:
                 for held in (ours, self._listening, self._selector, *self._second.values()):
                     held.close()
+                for descriptor in given:
+                    os.close(descriptor)
                 os.environ.clear()
                 os.environ.update(variables)
                 from tests.support.workers import random_ids  # it imports Ray
@@ -158,9 +164,11 @@ class _Second:
 
         def fork_ended() -> None:
             self._selector.unregister(process)
+            _, status = os.waitpid(pid, 0)
             if asker in self._selector.get_map():
                 self._selector.unregister(asker)
-            os.waitpid(pid, 0)
+                with contextlib.suppress(OSError):  # it may end just now
+                    os.write(asker, bytes([os.waitstatus_to_exitcode(status) % 256]))
             for descriptor in (process, asker):
                 self._open.remove(descriptor)
                 os.close(descriptor)
