@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+from typing import Any
 
 import pytest
 
+from tests.families import second_opinion
 from tests.families.shared import FOLDER, families
 from tests.support import sglang
+from tests.support.workers import program
 
 pytestmark = [
     pytest.mark.sglang,
@@ -19,14 +20,13 @@ pytestmark = [
 ]
 
 
-def test_sglang_reads_the_calls_that_the_codec_writes() -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.families.second_opinion", "kimi-k2", "devstral-2507"]
-    environment = {**os.environ, **sglang.ENVIRONMENT}
-    run = subprocess.run(
-        [*command, "--conversations", "8"], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()]
+def test_sglang_reads_the_calls_that_the_codec_writes(forks: dict[str, str]) -> None:
+    asked = ["kimi-k2", "devstral-2507", "--conversations", "8"]
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with program.start(forks, second_opinion.__file__, *asked, **how) as process:
+        output, said = process.communicate()
+    assert process.returncode == 0, said[-2000:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()]
     assert [row[:2] for row in rows] == [["kimi-k2", "kimi_k2"], ["devstral-2507", "mistral"]]
     for _, _, written, alike, damaged, *others in rows:
         assert int(written) == int(alike) > 5
