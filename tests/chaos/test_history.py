@@ -85,8 +85,8 @@ def carry_out(
 
 @pytest.mark.timeout(400)
 def test_twenty_schedules_of_faults_deliver_each_episode_once_and_as_in_a_calm_run(cluster, tmp_path):
-    overrides = SETTINGS | SCRIPTED | {"service__actors": 1, "policy__replicas": 1, "user__timeout_seconds": 1.0}
-    overrides |= {"service__journal": str(tmp_path / "journal")}
+    overrides = SETTINGS | SCRIPTED | {"service__actors": 1, "policy__replicas": 1, "user__timeout_seconds": 0.7}
+    overrides |= {"user__max_retry_wait_seconds": 0.1, "service__journal": str(tmp_path / "journal")}
     del overrides["service__name"]
     calm: dict[int, list[history.Delivery]] = {}
     failed = placed = missed = 0
