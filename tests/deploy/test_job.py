@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,18 +94,29 @@ def submit(machine: Machine, changes: dict[str, str]) -> subprocess.CompletedPro
     return machine.run(exports + changed(command, {"http://HEAD:8265": machine.dashboard} | changes))
 
 
-def test_the_readme_s_commands_run_the_main_job_on_a_fresh_machine(machine, tmp_path):
-    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\nservice: {actors: 1}\n")
-    done = submit(machine, {"--n 256": "--n 8", "/shared": str(tmp_path)})
+@pytest.fixture(scope="module")
+def ended(machine, tmp_path_factory) -> tuple[Path, list[subprocess.CompletedProcess[str]]]:
+    """Two jobs that were submitted at once, because a job mostly waits for Ray: one writes into the folder, and one has
+    bad input."""
+    folder, other = (tmp_path_factory.mktemp("shared") for _ in range(2))
+    for each in folder, other:
+        (each / "rollout.yaml").write_text("policy: {engine: scripted}\nservice: {actors: 1}\n")
+    good = {"--n 256": "--n 8", "/shared": str(folder)}
+    bad = {"--domain retail": "--domain retial", "/shared": str(other)}
+    with ThreadPoolExecutor() as threads:
+        return folder, list(threads.map(lambda changes: submit(machine, changes), [good, bad]))
+
+
+def test_the_readme_s_commands_run_the_main_job_on_a_fresh_machine(ended):
+    folder, (done, _) = ended
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert "8/8 episodes" in done.stdout
-    assert len(storage.read(tmp_path / "retail.parquet")) == 8
+    assert len(storage.read(folder / "retail.parquet")) == 8
 
 
-def test_a_job_with_bad_input_fails_with_the_reason_in_its_log(machine, tmp_path):
-    (tmp_path / "rollout.yaml").write_text("policy: {engine: scripted}\n")
-    failed = submit(machine, {"--domain retail": "--domain retial", "/shared": str(tmp_path)})
+def test_a_job_with_bad_input_fails_with_the_reason_in_its_log(ended):
+    _, (_, failed) = ended
     assert failed.returncode != 0
     assert "there is no domain 'retial'" in failed.stdout + failed.stderr
 
