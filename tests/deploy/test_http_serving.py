@@ -92,7 +92,7 @@ async def weight_version(url: str) -> str:
 
 
 PROMPT = np.arange(100, 160, dtype=np.int32)
-LONG = Sampling(max_new_tokens=1500, ignore_eos=True)
+LONG = Sampling(max_new_tokens=600, ignore_eos=True)
 
 
 async def test_turns_over_http_are_exact_and_the_second_finds_the_first_cached(server, model):
@@ -200,7 +200,7 @@ async def test_slime_s_generate_is_exact_on_a_real_server_and_goes_on_after_its_
             "user.base_url": user.base_url,
         }
         args = slime.make_args(server, hf_checkpoint=model, rollout_service_set=service)
-        how = slime.SAMPLING | {"temperature": 1.0, "max_new_tokens": 500}
+        how = slime.SAMPLING | {"temperature": 1.0, "max_new_tokens": 250}
         task = tasks.references("mock")[0]
         before = await weight_version(server)
         try:

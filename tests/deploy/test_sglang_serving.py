@@ -59,7 +59,7 @@ def service(cluster, models):
             policy__replicas=2,
             policy__engine_arguments=sglang.ENGINE_ARGUMENTS,
             policy__env_vars=sglang.ENVIRONMENT,
-            policy__sampling={"max_new_tokens": 40},
+            policy__sampling={"max_new_tokens": 100},
             tasks__ids=["create_task_1", "update_task_1", "impossible_task_1"],
             user__model="openai/talker",
             user__base_url=user.base_url,
