@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from rollout_service.audit.verify import verify
 from rollout_service.tau2 import tasks
 from tests.support import smollm2
@@ -12,16 +10,13 @@ from tests.support.services import HTTP_PORT, start
 TASK = tasks.references("telecom", "base")[13].task_id
 """Its agent first asks for `toggle_data`."""
 
-DTYPE = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-"""What the machine multiplies faster: the prompt, with the tools, takes most of the test's time."""
-
 
 @smollm2.needed
 def test_smollm2_answers_the_agent_and_calls_the_tool_that_it_is_asked_for(cluster):
     server = {
         "model": str(smollm2.FOLDER),
         "engine": "transformers",
-        "engine_arguments": {"dtype": DTYPE},
+        "engine_arguments": {"dtype": "float32"},
         "http_port": HTTP_PORT,
         "max_new_tokens": 200,
     }
