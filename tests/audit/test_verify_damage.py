@@ -102,10 +102,11 @@ def retyped(value: Any) -> Any:
 
 
 def changed(record: dict[str, Any], path: Path_, change: Callable[[Any], Any] | None) -> dict[str, Any]:
-    """A copy with the node at `path` changed, or dropped."""
-    copied = copy.deepcopy(record)
-    parent = copied
+    """A copy with the node at `path` changed, or dropped. It shares with the record what does not hold the node: a
+    deep copy for each node of a record takes longer than its audit."""
+    parent = copied = copy.copy(record)
     for key in path[:-1]:
+        parent[key] = copy.copy(parent[key])
         parent = parent[key]
     if change is None:
         del parent[path[-1]]
