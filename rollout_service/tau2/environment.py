@@ -8,7 +8,7 @@ and replay, and all of them answer a call in the same way. They are the official
 * A call has the same arguments as its record, so that the record replays. (JSON has no NaN.)
 * An id that a tool draws follows from the call (`draws`).
 * An assertion that raises during scoring is noted, and counts as not met.
-* A call of the agent that changes a database is noted.
+* A call of the agent that changes a database is noted, except in the environments that τ²'s evaluator makes.
 
 `rollout_service.tau2.domain` makes the same environments at a lower cost.
 """
@@ -61,6 +61,8 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
     """Mixed into a domain's own class of environment."""
 
     draws: Draws
+    notes_writes = True
+    """Whether `wrote` is wanted. To watch a database takes longer than most calls."""
     wrote: set[str]
     """Ids of the agent's calls that changed the contents of a database. Only tools that τ² declares as writing are
     looked at."""
@@ -80,7 +82,7 @@ class EpisodeEnvironment(compat.Environment):  # type: ignore[misc]
 
     def _watches(self, call: compat.ToolCall) -> list[DatabaseWatch]:
         """A watch of each database, if the call is the agent's and may change one."""
-        if call.requestor != "assistant":
+        if call.requestor != "assistant" or not self.notes_writes:
             return []
         kits = [kit for kit in (self.tools, self.user_tools) if kit is not None]
         called = kits if self.solo_mode else kits[:1]
@@ -195,7 +197,13 @@ def make(
 def registered(domain: str) -> str:
     """The name under which τ²'s registry, and so its evaluator, finds the environments that `make` makes."""
     name = f"rollout_service:{domain}"
-    compat.registry.register_domain(lambda solo_mode=False, **others: make(domain, solo=solo_mode, **others), name)
+
+    def made(solo_mode: bool = False, **others: Any) -> compat.Environment:
+        world = make(domain, solo=solo_mode, **others)
+        world.notes_writes = False  # the evaluator compares what the databases end as
+        return world
+
+    compat.registry.register_domain(made, name)
     return name
 
 
