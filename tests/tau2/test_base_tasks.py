@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 
@@ -20,18 +18,11 @@ def audit(trajectories: list[Trajectory], checks: Sequence[str] = CHECKS) -> lis
     return [str(violation) for _, found in verify(trajectories, checks=checks) for violation in found]
 
 
-@pytest.fixture(scope="module")
-def processes():
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        yield pool
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("domain", "count"), [("retail", 114), ("airline", 50), ("telecom", 114)])
-def test_every_base_task_played_by_the_scripted_pair_scores_1_and_passes_the_audit(client, processes, domain, count):
+def test_every_base_task_played_by_the_scripted_pair_scores_1_and_passes_the_audit(client, domain, count):
     batch = client.collect(domain=domain, split="base", seed=0, progress=False)
     assert len({t.task.task_id for t in batch}) == len(batch) == count
     assert Counter((str(t.outcome), t.reward) for t in batch) == {("completed", 1.0): count}
     assert audit(batch.trajectories, [check for check in CHECKS if check != "reward"]) == []
-    replayed = [batch.trajectories[::12], batch.trajectories[6::12]]
-    assert [*processes.map(audit, replayed)] == [[], []]
+    assert audit(batch.trajectories[::6], ["reward"]) == []
