@@ -9,6 +9,7 @@ with the tokenizer's own on every conversation that it is shown.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,10 +42,9 @@ class DirectRendering:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._tool_texts: ToolTexts | None = None
+        compiled = functools.cache(functools.partial(self._made_faster, _compile_jinja_template))  # mostly one for both
         self._compiled = {
-            has_tools: self._made_faster(
-                _compile_jinja_template, tokenizer.get_chat_template(source, [{}] if has_tools else None)
-            )
+            has_tools: compiled(tokenizer.get_chat_template(source, [{}] if has_tools else None))
             for has_tools in (True, False)
         }
         self._arguments = {"documents": None, **tokenizer.special_tokens_map, **arguments}
