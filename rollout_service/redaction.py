@@ -136,13 +136,15 @@ def is_secret_name(name: str) -> bool:
 
 # What is known -------------------------------------------------------------------------------------------------------
 
+_URL_WITH_USER = re.compile(r"[A-Za-z][\w+.-]*://\S+@\S+")
+
 
 def _known() -> Iterator[str]:
     yield from _remembered
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_BY_NAME and is_secret_name(name):
             yield value.strip()
-        elif re.fullmatch(r"[A-Za-z][\w+.-]*://\S+@\S+", value):
+        elif "@" in value and _URL_WITH_USER.fullmatch(value):  # most values have none
             yield from _secrets_of_url(value)
 
 
