@@ -23,7 +23,8 @@ RENAMED = {
 """Settings of earlier releases that have another name now. The old name is refused and the new one shown."""
 
 
-def of_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+@functools.cache
+def of_fields(model: type[BaseModel], prefix: str = "") -> tuple[str, ...]:
     """Every setting below `model`, in order. A section that may be null counts as one setting."""
     names: list[str] = []
     for name, info in model.model_fields.items():
@@ -32,7 +33,7 @@ def of_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
             names.extend(of_fields(below, f"{prefix}{name}."))
         else:
             names.append(f"{prefix}{name}")
-    return names
+    return tuple(names)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -178,7 +178,7 @@ class RolloutConfig(Section):
 
 def field_names() -> list[str]:
     """Dotted names of every setting, in order."""
-    return names.of_fields(RolloutConfig)
+    return list(names.of_fields(RolloutConfig))
 
 
 def _built(tree: Mapping[str, Any], sources: Mapping[str, str]) -> RolloutConfig:
