@@ -13,6 +13,7 @@ import pytest
 
 import rollout_service.logs as logs
 from rollout_service.chat.codec import EMBEDDED_TOKENIZER, ChatCodec
+from tests.support import episodes
 
 pytest_plugins = ["tests.support.services"]
 
@@ -124,7 +125,7 @@ def _forgetful(name: str) -> ChatCodec:
 def _load_codec(name: str) -> ChatCodec:
     if name in FORGETFUL:
         return _forgetful(name)
-    return ChatCodec.load(None if name == "embedded" else str(_shared(f"tokenizers/{name}")))
+    return episodes.codec(None if name == "embedded" else str(_shared(f"tokenizers/{name}")))
 
 
 @pytest.fixture(scope="session")

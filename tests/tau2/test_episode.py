@@ -417,15 +417,16 @@ def test_episodes_with_a_real_tokenizer_are_what_its_own_template_gives(name, hi
     else:
         assert len(trajectory.segments) == 1
     if history == "template" or not codec.rewrites_history:
+        world = environment.make(domain)
+        official = compat.LLMAgent(tools=world.get_tools(), domain_policy=world.get_policy(), llm="x")
         for segment in trajectory.segments:
             for turn in segment.turns:
-                assert _rendered_by_the_template(codec, trajectory, turn) == segment.token_ids[: turn.start].tolist()
+                rendered = _rendered_by_the_template(codec, trajectory, turn, official)
+                assert rendered == segment.token_ids[: turn.start].tolist()
 
 
-def _rendered_by_the_template(codec, trajectory: Trajectory, turn) -> list[int]:
+def _rendered_by_the_template(codec, trajectory: Trajectory, turn, official: compat.LLMAgent) -> list[int]:
     """The tokenizer's own rendering of everything before the turn's message, from the recorded messages."""
-    world = environment.make(trajectory.task.domain)
-    official = compat.LLMAgent(tools=world.get_tools(), domain_policy=world.get_policy(), llm="x")
     history = [{"role": "system", "content": official.system_prompt}]
     spoken = {t.message_index: t for t in trajectory.turns}
     for index, record in enumerate(trajectory.messages[: turn.message_index]):
@@ -438,7 +439,7 @@ def _rendered_by_the_template(codec, trajectory: Trajectory, turn) -> list[int]:
                 chat["reasoning_content"] = "The next step of the plan."
             history.append(chat)
     ids = codec._tokenizer.apply_chat_template(
-        history, tools=[t.openai_schema for t in world.get_tools()], add_generation_prompt=True, return_dict=False
+        history, tools=[t.openai_schema for t in official.tools], add_generation_prompt=True, return_dict=False
     )
     return list(ids)
 
