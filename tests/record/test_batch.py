@@ -26,7 +26,17 @@ def rows_of(batch: Sequence[Trajectory]) -> list[tuple[int, TokenSegment]]:
 
 @given(batches)
 @many
-def test_padded_rows_are_the_segments_and_padding_carries_nothing(batch: TrajectoryBatch) -> None:
+def test_padded_and_packed_rows_are_the_segments_and_know_their_trajectory_reward_and_group(
+    batch: TrajectoryBatch,
+) -> None:
+    """All three are held against the same batches: to draw one takes far longer than to look at it."""
+    _check_padded(batch)
+    _check_packed(batch)
+    _check_rows(batch)
+
+
+def _check_padded(batch: TrajectoryBatch) -> None:
+    """Each row is a segment, and padding carries nothing."""
     padded = batch.padded(pad_token_id=99)
     rows = rows_of(batch)
     longest = max((len(segment.token_ids) for _, segment in rows), default=0)
@@ -48,9 +58,8 @@ def test_padded_rows_are_the_segments_and_padding_carries_nothing(batch: Traject
     assert padded.position_ids.dtype == np.int32
 
 
-@given(batches)
-@many
-def test_packed_rows_are_the_segments_end_to_end(batch: TrajectoryBatch) -> None:
+def _check_packed(batch: TrajectoryBatch) -> None:
+    """The rows are the segments, end to end."""
     packed = batch.packed()
     rows = rows_of(batch)
     assert packed.cu_seqlens.dtype == packed.position_ids.dtype == np.int32
@@ -65,9 +74,8 @@ def test_packed_rows_are_the_segments_end_to_end(batch: TrajectoryBatch) -> None
         assert packed.position_ids[span].tolist() == list(range(len(segment.token_ids)))
 
 
-@given(batches)
-@many
-def test_every_row_knows_its_trajectory_reward_and_group(batch: TrajectoryBatch) -> None:
+def _check_rows(batch: TrajectoryBatch) -> None:
+    """Every row knows its trajectory, reward and group."""
     names = list(batch.groups())
     for arrays in (batch.padded(), batch.packed()):
         assert arrays.trajectory_index.tolist() == [index for index, _ in rows_of(batch)]
