@@ -170,6 +170,8 @@ class Trainer:
             if losses:
                 tell({"imitation": epoch, "loss": float(np.mean(losses)), "seconds": time.monotonic() - began})
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=self._rates.grpo)
+        del copies
+        torch.cuda.empty_cache()  # whoever else uses the other GPUs may need their memory
 
     def improve(self, groups: Groups) -> dict[str, float]:
         """GRPO: one optimizer step for each half of the groups. Returns mean loss and share of clipped tokens."""
