@@ -8,6 +8,7 @@ group is made.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -46,8 +47,18 @@ def _nccl_is_up() -> bool:
     return any("nccl" in distributed.get_backend_config(group) for group in groups)
 
 
-def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
+def listen() -> socket.socket:
+    """A socket for rank 0, at a port of all this machine's addresses, which nobody else can take from now on."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, dualstack_ipv6=both)
+
+
+def join(rendezvous: Rendezvous, rank: int, listening: socket.socket | None = None) -> ProcessGroup:
     """Join the group as `rank`. Blocks until all ranks have joined, at most `rendezvous.timeout_seconds`.
+
+    Args:
+        listening: of rank 0, which the others come to; see `listen`. The group closes it.
 
     Raises:
         WeightError: a rank did not join in time, or the backend is missing.
@@ -57,7 +68,12 @@ def join(rendezvous: Rendezvous, rank: int) -> ProcessGroup:
     timeout = timedelta(seconds=rendezvous.timeout_seconds)
     try:
         store = distributed.TCPStore(
-            rendezvous.address, rendezvous.port, rendezvous.world_size, is_master=rank == 0, timeout=timeout
+            rendezvous.address,
+            rendezvous.port,
+            rendezvous.world_size,
+            is_master=listening is not None,
+            timeout=timeout,
+            master_listen_fd=None if listening is None else listening.detach(),
         )
         # torch prefixes the keys of a named group, and of a device's backend in it, like this. Ranks with other
         # prefixes would wait for each other.

@@ -8,7 +8,6 @@ joins is an error here in time, and then both the trainer and the replicas leave
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 import uuid
@@ -67,12 +66,14 @@ class WeightGroup:
         if backend == "nccl":
             process_group.match_nccl(terms.nccl)
         name = f"weights-{uuid.uuid4().hex[:8]}"
-        rendezvous = Rendezvous(name, address, _free_port(), backend, terms.world_size, timeout_seconds)
+        listening = process_group.listen()
+        port = listening.getsockname()[1]
+        rendezvous = Rendezvous(name, address, port, backend, terms.world_size, timeout_seconds)
         answer = fleet.join_group.remote(rendezvous)
         watch = _Watch(rendezvous, fleet, answer)
         group = None
         try:
-            group = watch.until(_in_thread(process_group.join, rendezvous, 0))
+            group = watch.until(_in_thread(process_group.join, rendezvous, 0, listening))
             if connects:
                 watch.until(_in_thread(process_group.connect, group, _device(backend)))
             watch.answered()
@@ -286,9 +287,3 @@ def _in_thread(action: Callable[..., Any], *arguments: Any) -> Future[Any]:
 
     threading.Thread(target=settle, daemon=True).start()
     return future
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.policy.weights import Checkpoint, WeightUpdate, stored
 from tests.benchmarks import traffic
 from tests.benchmarks.measure import QWEN3_4B, Row, show
+from tests.support.ports import free_port
 
 ON_GPU = torch.cuda.is_available()
 ENGINE: dict[str, Any] = json.loads(os.environ.get("BENCHMARK_ENGINE", "{}"))
@@ -177,7 +177,7 @@ def _bare(model: str, folder: Path) -> Iterator[Policy]:
     for name, value in ENGINE.items():
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, str(value)]
-    log_file, port = folder / "bare.log", _free_port()
+    log_file, port = folder / "bare.log", free_port()
     with open(log_file, "ab") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--port", str(port), *flags],
@@ -194,12 +194,6 @@ def _bare(model: str, folder: Path) -> Iterator[Policy]:
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         time.sleep(5)  # for the driver to have its memory back
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

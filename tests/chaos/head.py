@@ -32,6 +32,7 @@ from tests.chaos.checker import Violation, check
 from tests.chaos.process import Process
 from tests.chaos.schedule import Schedule
 from tests.chaos.service import SCRIPTED
+from tests.support.ports import free_port
 
 _SETTINGS = SCRIPTED | {"service__name": "head", "service__slots": 4, "service__log_level": "INFO"}
 _START_SECONDS, _PATIENCE_SECONDS = 240.0, 240.0
@@ -117,7 +118,7 @@ def main() -> None:
 @contextlib.contextmanager
 def _nodes(kept: Path | None, cpus: int) -> Iterator[Nodes]:
     with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as made:
-        nodes = Nodes(Path(made) if kept is None else kept.resolve(), *_free_ports(2), cpus)
+        nodes = Nodes(Path(made) if kept is None else kept.resolve(), free_port(), free_port(), cpus)
         nodes.folder.mkdir(exist_ok=True)
         os.environ["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{nodes.redis}"
         try:
@@ -188,14 +189,6 @@ def _ended(client: Process) -> str:
         return str(client.answer(_PATIENCE_SECONDS)["ended"])
     except RuntimeError as error:
         return f"nothing was heard of the client: {error}"
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in bound:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in bound]
 
 
 def _wait_for(port: int) -> None:

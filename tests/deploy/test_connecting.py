@@ -5,7 +5,6 @@ The class that joins is a stand-in here, and the groups are real. `test_sglang_s
 
 from __future__ import annotations
 
-import socket
 import threading
 from dataclasses import dataclass, field
 
@@ -42,17 +41,21 @@ def updater(monkeypatch):
 
 
 @pytest.fixture
-def meeting():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Rendezvous("weights", "127.0.0.1", probe.getsockname()[1], "gloo", 2, timeout_seconds=20)
+def listening():
+    with process_group.listen() as socket:
+        yield socket
 
 
-def test_the_first_weights_come_after_the_ranks_have_connected(updater, meeting):
+@pytest.fixture
+def meeting(listening):
+    return Rendezvous("weights", "127.0.0.1", listening.getsockname()[1], "gloo", 2, timeout_seconds=20)
+
+
+def test_the_first_weights_come_after_the_ranks_have_connected(updater, meeting, listening):
     sent = torch.arange(3.0)
 
     def trainer():
-        group = process_group.join(meeting, 0)
+        group = process_group.join(meeting, 0, listening)
         process_group.connect(group, "cpu")
         process_group.broadcast(group, sent)
         process_group.leave(group)
@@ -66,9 +69,9 @@ def test_the_first_weights_come_after_the_ranks_have_connected(updater, meeting)
     thread.join(20)
 
 
-def test_a_trainer_that_is_gone_before_it_connects_is_said_and_the_group_is_left(updater, meeting):
+def test_a_trainer_that_is_gone_before_it_connects_is_said_and_the_group_is_left(updater, meeting, listening):
     def trainer():
-        process_group.leave(process_group.join(meeting, 0))
+        process_group.leave(process_group.join(meeting, 0, listening))
 
     threading.Thread(target=trainer, daemon=True).start()
     success, message = updater.init_weights_update_group(meeting)

@@ -24,8 +24,9 @@ from rollout_service.policy.endpoint import settled
 from rollout_service.policy.sglang_http import SglangHttpPolicy
 from rollout_service.tau2 import tasks
 from tests.support import openai_server, sglang, sglang_server, slime, tiny_model
+from tests.support.ports import free_port
 from tests.support.reference import Reference, error
-from tests.support.services import free_port, start
+from tests.support.services import start
 from tests.support.workers import program
 
 pytestmark = [pytest.mark.sglang, sglang.needed, pytest.mark.timeout(300)]

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from rollout_service.record import storage
+from tests.support.ports import free_port
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -38,12 +39,6 @@ def changed(text: str, changes: dict[str, str]) -> str:
         assert old in text, f"the README's command has no {old!r}"
         text = text.replace(old, new)
     return text
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True)

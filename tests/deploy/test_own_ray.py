@@ -15,7 +15,7 @@ import pytest
 from rollout_service.gateway.tokens import digest_of
 from tests.support.commands import environment
 from tests.support.gateway import TOKENS, self_signed
-from tests.support.services import free_port
+from tests.support.ports import free_port
 
 _PROGRAM = """
 import asyncio, json, sys

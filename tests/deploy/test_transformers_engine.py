@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
@@ -425,24 +424,20 @@ async def test_a_prompt_that_is_half_computed_when_the_weights_change_is_of_the_
     assert (made.prefix_version, made.weight_versions.tolist()) == (0, [1, 1])
 
 
-def rendezvous(world_size: int = 2) -> Rendezvous:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return Rendezvous("weights", "127.0.0.1", s.getsockname()[1], "gloo", world_size, timeout_seconds=20)
-
-
 class Trainer(threading.Thread):
     """Rank 0: joins, connects, sends each tensor once it is told to, and leaves."""
 
-    def __init__(self, meeting: Rendezvous, tensors: list[torch.Tensor], *, connects: bool = True) -> None:
+    def __init__(self, tensors: list[torch.Tensor], world_size: int = 2, *, connects: bool = True) -> None:
         super().__init__(daemon=True)
         self._connects = connects
-        self._meeting, self._tensors = meeting, tensors
+        self._listening, self._tensors = process_group.listen(), tensors
+        port = self._listening.getsockname()[1]
+        self.meeting = Rendezvous("weights", "127.0.0.1", port, "gloo", world_size, timeout_seconds=20)
         self.send = threading.Event()
         self.start()
 
     def run(self) -> None:
-        group = process_group.join(self._meeting, 0)
+        group = process_group.join(self.meeting, 0, self._listening)
         if self._connects:
             process_group.connect(group, "cpu")
         self.send.wait(120)
@@ -467,13 +462,12 @@ async def test_weights_load_from_a_checkpoint_an_object_store_and_a_trainer(engi
     await load(engine, stored(weights(old), Put), 4, keep_cache=False)
     await assert_serves(engine, old, 4)
 
-    meeting = rendezvous()
     tensors = weights(new)
     source = BroadcastTensors("weights", tuple(spec(*item) for item in tensors.items()))
     with pytest.raises(WeightError, match="not in a process group weights"):
         engine.check(source)
-    trainer = Trainer(meeting, list(tensors.values()))
-    await engine.join(meeting, 1)
+    trainer = Trainer(list(tensors.values()))
+    await engine.join(trainer.meeting, 1)
     engine.check(source)
     trainer.send.set()
     await load(engine, source, 5, keep_cache=False)
@@ -484,10 +478,9 @@ async def test_weights_load_from_a_checkpoint_an_object_store_and_a_trainer(engi
 
 
 async def test_turns_run_until_all_tensors_of_a_trainer_have_come_and_none_is_changed_if_it_dies(engine, old, new):
-    meeting = rendezvous()
     tensors = weights(new)
-    trainer = Trainer(meeting, list(tensors.values())[:5])
-    await engine.join(meeting, 1)
+    trainer = Trainer(list(tensors.values())[:5])
+    await engine.join(trainer.meeting, 1)
     source = BroadcastTensors("weights", tuple(spec(*item) for item in tensors.items()))
     staging = asyncio.ensure_future(engine.stage(source))
     await assert_serves(engine, old, 0)
@@ -500,11 +493,10 @@ async def test_turns_run_until_all_tensors_of_a_trainer_have_come_and_none_is_ch
 
 
 async def test_a_trainer_that_is_gone_before_it_connects_is_an_error_when_the_engine_joins(engine, old):
-    meeting = rendezvous()
-    trainer = Trainer(meeting, [], connects=False)
+    trainer = Trainer([], connects=False)
     trainer.send.set()
     with pytest.raises(WeightError, match="ranks of weights did not connect"):
-        await engine.join(meeting, 1)
+        await engine.join(trainer.meeting, 1)
     await engine.leave("weights")
     await assert_serves(engine, old, 0)
 
@@ -605,10 +597,9 @@ def test_a_process_group_is_what_torch_itself_would_make():
     """SGLang makes its side by the function that `init_process_group` uses."""
     from torch.distributed import distributed_c10d
 
-    meeting = rendezvous(world_size=3)
-    trainer = Trainer(meeting, [torch.arange(5.0)], connects=False)
+    trainer = Trainer([torch.arange(5.0)], world_size=3, connects=False)
     trainer.send.set()
-    got = []
+    meeting, got = trainer.meeting, []
 
     def as_here() -> None:
         group = process_group.join(meeting, 1)
@@ -644,9 +635,10 @@ def test_a_process_group_is_what_torch_itself_would_make():
 
 
 async def test_a_group_that_does_not_come_about_is_an_error(engine):
-    meeting = rendezvous()
-    late = Rendezvous(meeting.name, meeting.address, meeting.port, "gloo", 2, timeout_seconds=0.5)
-    with pytest.raises(WeightError, match=rf"group weights could not be joined at 127.0.0.1:{meeting.port} as rank 1"):
+    with process_group.listen() as closed_before_anyone_comes:
+        port = closed_before_anyone_comes.getsockname()[1]
+    late = Rendezvous("weights", "127.0.0.1", port, "gloo", 2, timeout_seconds=0.5)
+    with pytest.raises(WeightError, match=rf"group weights could not be joined at 127.0.0.1:{port} as rank 1"):
         await engine.join(late, 1)
 
 

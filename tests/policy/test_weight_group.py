@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -61,3 +62,16 @@ def test_a_rank_that_connects_waits_no_longer_once_the_trainer_could_not(monkeyp
         WeightGroup.meet("127.0.0.1", "gloo", terms, ranks, timeout_seconds=600)
     assert len(ranks.left) == 1
     assert ranks.ended.wait(60), f"it waits for as long as somebody has the error {kept.value}"
+
+
+def test_nobody_else_can_take_the_port_that_the_replicas_are_told():
+    class Told(Exception): ...
+
+    def join(rendezvous):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("", rendezvous.port))
+        raise Told
+
+    fleet = SimpleNamespace(join_group=SimpleNamespace(remote=join))
+    with pytest.raises(Told):
+        WeightGroup.meet("127.0.0.1", "gloo", GroupTerms(2, (NcclSettings("host", {}),)), fleet, timeout_seconds=600)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.support.services import free_port
+from tests.support.ports import free_port
 
 BINARY = shutil.which("prometheus")
 

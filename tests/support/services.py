@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +16,7 @@ from deploy.replica import PolicyReplica
 from rollout_service.client import RolloutClient
 from rollout_service.cluster import SERVE_CONTROLLER_ENVIRONMENT
 from tests.support.episodes import settings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
+from tests.support.ports import free_port
 
 HTTP_PORT = free_port()
 """Where Serve listens on the shared cluster."""
