@@ -96,15 +96,15 @@ class _First:
                 asker, _ = self._listening.accept()
                 request, descriptors, _, _ = socket.recv_fds(asker, LONGEST, 3)
                 if request:
-                    given = [asker.fileno(), *descriptors]
-                    socket.send_fds(self._template(request, given), [request], given)
+                    template = self._template(request, asker, descriptors)
+                    socket.send_fds(template, [request], [asker.fileno(), *descriptors])
                 asker.close()
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _template(self, request: bytes, given: list[int]) -> socket.socket:
-        """The one for the request. If it is begun now, it leaves alone what was `given` with the request: who reads a
-        program's output waits until nobody can write there."""
+    def _template(self, request: bytes, asker: socket.socket, descriptors: list[int]) -> socket.socket:
+        """The one for the request. If it is begun now, it closes what came with the request: who reads a program's
+        output waits until nobody can write there."""
         known = json.loads(request)
         variables: dict[str, str] = known["variables"]
         cluster_and_job = [variables.get(name) for name in ("RAY_RAYLET_PID", "RAY_JOB_ID")]
@@ -112,9 +112,9 @@ class _First:
         if kind not in self._second:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if os.fork() == 0:
-                for held in (ours, self._listening, self._selector, *self._second.values()):
+                for held in (ours, asker, self._listening, self._selector, *self._second.values()):
                     held.close()
-                for descriptor in given:
+                for descriptor in descriptors:
                     os.close(descriptor)
                 os.environ.clear()
                 os.environ.update(variables)
@@ -138,8 +138,8 @@ class _Second:
         self._requests = requests
         self._selector = selectors.DefaultSelector()
         self._selector.register(requests, selectors.EVENT_READ, self._fork)
-        self._open: set[int] = {requests.fileno(), self._selector.fileno()}
-        """Descriptors that are no fork's."""
+        self._open: set[int] = set()
+        """Further descriptors that are no fork's."""
 
     def run(self) -> NoReturn:
         while True:
@@ -150,6 +150,10 @@ class _Second:
         request, (asker, *standard), _, _ = socket.recv_fds(self._requests, LONGEST, 4)
         pid = os.fork()
         if pid == 0:
+            # Not by their numbers: as a fork exits, Python closes what it takes for open, and by then the numbers are
+            # those of Ray's own descriptors. Ray's threads would wait for nothing, without end.
+            self._requests.close()
+            self._selector.close()
             for descriptor in (*self._open, asker):
                 os.close(descriptor)
             _become(standard, json.loads(request))
