@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import psutil
 import ray
@@ -56,6 +57,17 @@ def test_no_two_forks_make_the_same_random_ids(cluster):
     assert len(set(ids)) == len(ids) == 400
     for actor in actors:
         ray.kill(actor)
+
+
+def test_a_fork_that_exits_leaves_ray_s_own_descriptors_open_so_that_its_threads_find_them(cluster):
+    actors = [witness(SERVE_ENVIRONMENT) for _ in range(4)]
+    pids = [process[0] for process in ray.get([actor.process.remote() for actor in actors])]
+    actors.clear()  # without a handle, they exit in the ordinary way
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)))
+    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs")
+    said = [path.read_text() for pid in pids for path in logs.glob(f"worker-*-{pid}.err")]
+    assert len(said) == 4
+    assert not [text[:300] for text in said if "Bad file descriptor" in text]
 
 
 def test_a_worker_with_variables_of_its_own_starts_in_ray_s_way(cluster):
