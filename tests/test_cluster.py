@@ -54,8 +54,9 @@ def test_a_timeout_that_the_actor_raises_is_its_error_and_no_late_answer(wait, g
 
 
 def test_an_actor_that_died_is_an_error_with_the_reason_that_ray_gives(wait, gate):
-    wait(cluster.answer(gate.open.remote()))
-    ray.kill(gate)
+    with pytest.raises(TimeoutError):  # so it has started
+        wait(cluster.answer(gate.own_timeout.remote(), seconds=60.0))
+    ray.kill(gate)  # which takes a moment: nothing opens the gate, so no answer can come before
     reason = r"The service's coordinator is gone\. Ray says: .*killed by `ray\.kill`\. Start the service again"
     with pytest.raises(ServiceError, match=reason):
         wait(cluster.repeated(gate.answer.remote))

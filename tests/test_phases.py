@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from deploy.engines.sglang import start_seconds
@@ -11,7 +13,8 @@ from rollout_service.phases import Phases
 
 def test_phases_follow_each_other_and_name_their_steps(monkeypatch):
     times = iter([100.0, 102.0, 143.5, 150.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    clock = SimpleNamespace(monotonic=lambda: next(times))  # this module's alone: other threads here have the real one
+    monkeypatch.setattr(module, "time", clock)
     phases = Phases()
     phases.end("Ray")
     phases.end("replicas", {"imports": 6.0, "weights": 3.24})

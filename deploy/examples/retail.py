@@ -288,7 +288,7 @@ def learn(
     engine_arguments: Annotated[str, typer.Option(help="more of the engine's, as JSON")] = "{}",
     transfer: Annotated[Literal["nccl", "gloo", "tensors"], typer.Option(help="of new weights")] = "nccl",
     device: Annotated[str, typer.Option(help="the trainer's")] = "cuda:1",
-    imitate_also_on: Annotated[list[str] | None, typer.Option(help="another that shares the imitation")] = None,
+    imitate_also_on: Annotated[list[str] | None, typer.Option(help="another device that shares the imitation")] = None,
     tokens: Annotated[int, typer.Option(help="that the trainer's model takes at a time")] = 32768,
     context: Annotated[int, typer.Option(help="most tokens of an episode")] = 16384,
     actors: Annotated[int, typer.Option(help="that play episodes, with a CPU each; at first twice as many")] = 4,

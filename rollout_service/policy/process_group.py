@@ -58,13 +58,16 @@ def join(rendezvous: Rendezvous, rank: int, listening: socket.socket | None = No
     """Join the group as `rank`. Blocks until all ranks have joined, at most `rendezvous.timeout_seconds`.
 
     Args:
-        listening: of rank 0, which the others come to; see `listen`. The group closes it.
+        listening: the socket from `listen`. Rank 0 must pass it, and no other rank may. The group closes it.
 
     Raises:
+        ValueError: rank 0 without a socket, or another rank with one.
         WeightError: a rank did not join in time, or the backend is missing.
     """
     from torch import distributed
 
+    if (rank == 0) != (listening is not None):
+        raise ValueError(f"Rank 0 listens, and only rank 0. This is rank {rank}, and listening is {listening}.")
     timeout = timedelta(seconds=rendezvous.timeout_seconds)
     try:
         store = distributed.TCPStore(

@@ -69,8 +69,12 @@ class WeightGroup:
         listening = process_group.listen()
         port = listening.getsockname()[1]
         rendezvous = Rendezvous(name, address, port, backend, terms.world_size, timeout_seconds)
-        answer = fleet.join_group.remote(rendezvous)
-        watch = _Watch(rendezvous, fleet, answer)
+        try:
+            answer = fleet.join_group.remote(rendezvous)
+            watch = _Watch(rendezvous, fleet, answer)
+        except BaseException:
+            listening.close()
+            raise
         group = None
         try:
             group = watch.until(_in_thread(process_group.join, rendezvous, 0, listening))

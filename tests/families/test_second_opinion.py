@@ -24,7 +24,11 @@ def test_sglang_reads_the_calls_that_the_codec_writes(forks: dict[str, str]) -> 
     asked = ["kimi-k2", "devstral-2507", "--conversations", "8"]
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with program.start(forks, second_opinion.__file__, *asked, **how) as process:
-        output, said = process.communicate()
+        try:
+            output, said = process.communicate(timeout=280)
+        except BaseException:
+            process.kill()
+            raise
     assert process.returncode == 0, said[-2000:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()]
     assert [row[:2] for row in rows] == [["kimi-k2", "kimi_k2"], ["devstral-2507", "mistral"]]

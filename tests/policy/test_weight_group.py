@@ -68,10 +68,14 @@ def test_nobody_else_can_take_the_port_that_the_replicas_are_told():
     class Told(Exception): ...
 
     def join(rendezvous):
+        told.append(rendezvous.port)
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("", rendezvous.port))
         raise Told
 
+    told: list[int] = []
     fleet = SimpleNamespace(join_group=SimpleNamespace(remote=join))
     with pytest.raises(Told):
         WeightGroup.meet("127.0.0.1", "gloo", GroupTerms(2, (NcclSettings("host", {}),)), fleet, timeout_seconds=600)
+    with socket.socket() as other:
+        other.bind(("", told[0]))  # it is free again, because there is no group

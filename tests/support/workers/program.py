@@ -44,5 +44,9 @@ def run(forks: Mapping[str, str], code: str, asked: Any, folder: Path, **own: st
     script.write_text(code)
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with start(forks, script, json.dumps(asked), own=own, **how) as process:
-        output, said = process.communicate()
+        try:
+            output, said = process.communicate()
+        except BaseException:  # a test's time is over
+            process.kill()
+            raise
     return subprocess.CompletedProcess(process.args, process.returncode, output, said)
