@@ -1,8 +1,7 @@
 """Copies: a model on several devices, each of which computes the gradients of a share of a step.
 
-Invariant: after `gradients`, the model has the sum of all shares' gradients, as if it had computed each of them
-itself; after `follow`, all copies have the model's weights. The model is one of the devices' copies and the only one
-that an optimizer needs to know.
+Invariant: after `gradients`, the model has the sum of all shares' gradients, up to rounding those that it would have
+computed itself. After `follow`, all copies have the model's weights. An optimizer needs to know the model alone.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ Share = TypeVar("Share")
 
 
 class Copies:
-    """A model and its copies on other devices."""
+    """A model and its copies on other devices. Its length counts the model too."""
 
     def __init__(self, model: Any, devices: Sequence[str]) -> None:
         self._models = [model, *(copy.deepcopy(model).to(device) for device in devices)]
-        # One thread for each: a device's work is started from Python, and waited for outside its lock.
+        # Threads are enough, because Python's lock is free while one of them waits for its device.
         self._threads = ThreadPoolExecutor(len(self._models))
 
     def __len__(self) -> int:
@@ -33,12 +32,14 @@ class Copies:
 
         Args:
             backward: given a model and a share, adds the gradients to the model's and returns the loss.
-            shares: one for each copy.
+            shares: as many as `len(self)`; the first is the model's own, which this thread computes.
 
         Returns:
             The sum of the losses.
         """
-        losses = [*self._threads.map(backward, self._models, shares)]
+        own, *pairs = zip(self._models, shares, strict=True)
+        pending = [self._threads.submit(backward, *pair) for pair in pairs]
+        losses = [backward(*own), *(each.result() for each in pending)]
         first, *others = (list(model.parameters()) for model in self._models)
         for weights in others:
             for weight, other in zip(first, weights, strict=True):

@@ -113,10 +113,11 @@ class Trainer:
             beside: other devices, which share the imitation with `device`.
 
         Raises:
-            RuntimeError: torch's, for a device that is not there.
+            RuntimeError, AssertionError: torch's, for a device that is not there.
         """
         self.model = model.to(device)
         self.model.set_attn_implementation(causal_attention.__name__)
+        # This fails now if a device is not there, and not after the demonstrations have been played.
         self._beside = [str(torch.empty(0, device=each).device) for each in beside]
         self._rates = rates
         self._tokens = tokens

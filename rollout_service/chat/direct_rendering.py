@@ -42,7 +42,7 @@ class DirectRendering:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self._tool_texts: ToolTexts | None = None
-        compiled = functools.cache(functools.partial(self._made_faster, _compile_jinja_template))  # mostly one for both
+        compiled = functools.cache(functools.partial(self._made_faster, _compile_jinja_template))  # mostly one template
         self._compiled = {
             has_tools: compiled(tokenizer.get_chat_template(source, [{}] if has_tools else None))
             for has_tools in (True, False)

@@ -200,7 +200,7 @@ def registered(domain: str) -> str:
 
     def made(solo_mode: bool = False, **others: Any) -> compat.Environment:
         world = make(domain, solo=solo_mode, **others)
-        world.notes_writes = False  # the evaluator compares what the databases end as
+        world.notes_writes = False  # the evaluator only compares the databases' final contents
         return world
 
     compat.registry.register_domain(made, name)

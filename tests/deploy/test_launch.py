@@ -29,7 +29,7 @@ def test_what_ends_the_scheduler_is_the_error(forks, tmp_path):
         "model": str(tiny_model.make(tmp_path / "model")),
         "engine_arguments": sglang.ENGINE_ARGUMENTS | {"attention_backend": "no_such_backend"},
     }
-    done = program.run(forks, START, settings, tmp_path)
+    done = program.run_code(forks, START, settings, tmp_path)
     assert done.stdout.startswith("refused: SGLang does not start: "), done.stderr[-2000:]
     assert "no_such_backend" in done.stdout
     assert done.returncode == 0

@@ -127,8 +127,8 @@ def test_imitation_then_grpo_with_each_step_s_weights_in_the_service(cluster, th
 def test_a_pretrained_model_imitates_then_improves_and_plays_both_splits_before_between_and_after(
     cluster, threads, tmp_path, capsys, monkeypatch
 ):
-    """In miniature: a random model stands for the pretrained one, and a few turns for an episode. A few demonstrations
-    are imitated, because all of them take long and change the weights no more surely."""
+    """In miniature: a random model stands for the pretrained one, and a few turns for an episode. Twelve
+    demonstrations are imitated: they are enough to change the weights."""
     grounded, place = retail.grounded, itertools.count()
     monkeypatch.setattr(retail, "grounded", lambda trajectory: grounded(trajectory) and next(place) < 12)
     monkeypatch.setattr(retail, "MAX_TURNS", 2)

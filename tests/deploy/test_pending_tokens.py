@@ -84,7 +84,7 @@ def test_tokens_of_turns_that_go_on_over_updates_have_the_log_probs_of_the_versi
     arguments = sglang.ENGINE_ARGUMENTS | {"chunked_prefill_size": 64}
     # As if memory was short, some turns are moved out of it every few steps, and lose their pending tokens.
     moving = {"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": "3"}
-    done = program.run(forks, PLAY, [models, arguments], tmp_path, **moving)
+    done = program.run_code(forks, PLAY, [models, arguments], tmp_path, **moving)
     assert done.stdout, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["recomputed"] > 0, "no turn was moved out of memory"

@@ -303,7 +303,7 @@ def test_sglang_has_the_same_weights_from_tensors_as_from_files_and_its_old_ones
     files = sorted(folders[2].glob("*.safetensors"))
     assert len(files) > 2
     files[-1].write_bytes(files[-1].read_bytes()[:-100])
-    done = program.run(forks, LOADED, [*map(str, folders), sglang.ENGINE_ARGUMENTS], tmp_path)
+    done = program.run_code(forks, LOADED, [*map(str, folders), sglang.ENGINE_ARGUMENTS], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     first, second = found["start"], found["second from files"][1]

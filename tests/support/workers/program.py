@@ -23,7 +23,7 @@ def start(
 
     Args:
         forks: as `tests.support.workers.cluster.forks` gives them.
-        own: environment variables besides those that SGLang needs.
+        own: environment variables besides those that SGLang needs. Programs with other ones have another template.
         how: as `subprocess.Popen` takes it.
     """
     variables = json.dumps(sglang.ENVIRONMENT | dict(own or {}))
@@ -32,18 +32,26 @@ def start(
     return subprocess.Popen(command, env={**os.environ, **forks}, **how)
 
 
-def run(forks: Mapping[str, str], code: str, asked: Any, folder: Path, **own: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with this code to its end, and give what it printed.
+def run_code(
+    forks: Mapping[str, str], code: str, asked: Any, folder: Path, **own: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with this code to its end, see `run`.
 
     Args:
         asked: its argument, as JSON.
         folder: where the program's file goes.
-        own: environment variables besides those that SGLang needs.
     """
     script = folder / "program.py"
     script.write_text(code)
+    return run(forks, script, json.dumps(asked), own=own)
+
+
+def run(
+    forks: Mapping[str, str], script: str | Path, *arguments: str, own: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and give what it printed. For the arguments see `start`."""
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with start(forks, script, json.dumps(asked), own=own, **how) as process:
+    with start(forks, script, *arguments, own=own, **how) as process:
         try:
             output, said = process.communicate()
         except BaseException:  # a test's time is over
